@@ -1,0 +1,365 @@
+// What Python sees of the core: declarations, and the conversions that they need.
+// Everything that may take long runs without the GIL, after its arguments were converted.
+
+#include "error.h"
+#include "generation.h"
+#include "gguf_file.h"
+#include "log.h"
+#include "model.h"
+
+#include <ggml-backend.h>
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <sstream>
+
+namespace py = pybind11;
+using namespace py::literals;
+using namespace overspill;
+
+namespace {
+
+// --- llama.cpp's log ---------------------------------------------------------------------
+
+// With the GIL. Logging must not replace an exception that is on its way.
+void drain_log_to_python() {
+    if (!log_pending()) {
+        return;
+    }
+    const py::error_scope keep;
+    try {
+        static constexpr std::array<int, 4> levels{10, 20, 30, 40};  // logging.DEBUG to logging.ERROR
+        const py::object logger = py::module_::import("logging").attr("getLogger")("overspill.llama");
+        for (const auto &line : drain_log()) {
+            const int level = levels[static_cast<size_t>(line.level)];
+            if (logger.attr("isEnabledFor")(level).cast<bool>()) {
+                logger.attr("log")(level, "%s", py::str(py::bytes(line.text).attr("decode")("utf-8", "replace")));
+            }
+        }
+    } catch (py::error_already_set &error) {
+        error.discard_as_unraisable("overspill.llama");
+    }
+}
+
+// The process ends right after this, so it says why where it can be seen.
+void report_abort(const char *message, const char *activity) {
+    if (!Py_IsInitialized()) {
+        return;
+    }
+    const py::gil_scoped_acquire gil;
+    PySys_WriteStderr("overspill: llama.cpp gave up while %s and ends the process: %s\n", activity, message);
+    drain_log_to_python();
+}
+
+// --- calls into the core -------------------------------------------------------------------
+
+long main_thread() {
+    return py::module_::import("threading").attr("main_thread")().attr("ident").cast<long>();
+}
+
+// Lets Ctrl-C, or another signal whose handler raises, end a native call: its exception is
+// kept while the core unwinds. Signals are handled by the main thread only, so others do not ask.
+class Signals {
+  public:
+    Signals() {
+        static const long main = main_thread();
+        if (static_cast<long>(PyThread_get_thread_ident()) == main) {
+            poll_ = [this] {
+                const py::gil_scoped_acquire gil;
+                if (PyErr_CheckSignals() == 0) {
+                    return false;
+                }
+                raised_ = std::make_exception_ptr(py::error_already_set());
+                return true;
+            };
+        }
+    }
+    const Interrupt::Poll &poll() const { return poll_; }
+    void rethrow() const {
+        if (raised_) {
+            std::rethrow_exception(raised_);
+        }
+    }
+
+  private:
+    Interrupt::Poll poll_;
+    std::exception_ptr raised_;
+};
+
+// Runs native work without the GIL, and passes its log on whether it succeeds or not.
+template <typename Work>
+auto without_gil(Work &&work) {
+    struct Drain {
+        ~Drain() { drain_log_to_python(); }
+    } const drain;
+    const py::gil_scoped_release release;
+    return work();
+}
+
+std::shared_ptr<Model> load_model(const std::string &path, bool cpu_only, int32_t n_gpu_layers, uint32_t n_ctx,
+                                  uint32_t n_batch, int32_t n_threads, const std::string &load_mode, bool vocab_only,
+                                  bool check_tensors, const py::object &progress) {
+    const Signals signals;
+    std::exception_ptr raised;
+    ModelOptions options{cpu_only, n_gpu_layers, n_ctx, n_batch, n_threads, load_mode, vocab_only, check_tensors, {}};
+    options.progress = [&](float share) {
+        if (signals.poll() && signals.poll()()) {
+            return false;
+        }
+        if (progress.is_none()) {
+            return true;
+        }
+        const py::gil_scoped_acquire gil;
+        try {
+            drain_log_to_python();
+            return !progress(share).is(py::bool_(false));
+        } catch (py::error_already_set &) {
+            raised = std::current_exception();
+            return false;
+        }
+    };
+    try {
+        return without_gil([&] { return std::make_shared<Model>(path, std::move(options)); });
+    } catch (const CancelledError &) {
+        signals.rethrow();
+        if (raised) {
+            std::rethrow_exception(raised);
+        }
+        throw;
+    }
+}
+
+std::shared_ptr<Generation> open_stream(const std::shared_ptr<Model> &model, std::vector<int32_t> prompt,
+                                        int64_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p,
+                                        float repeat_penalty, float frequency_penalty, float presence_penalty,
+                                        int32_t repeat_last_n, std::optional<uint32_t> seed,
+                                        std::vector<std::string> stop, bool logprobs) {
+    GenerationOptions options{
+        {temperature, top_k, top_p, min_p, repeat_penalty, frequency_penalty, presence_penalty, repeat_last_n, seed},
+        max_tokens,
+        std::move(stop),
+        logprobs};
+    return without_gil([&] { return Generation::start(model, std::move(prompt), std::move(options)); });
+}
+
+Token next_token(Generation &generation) {
+    const Signals signals;
+    std::optional<Token> token;
+    try {
+        token = without_gil([&] { return generation.next(signals.poll()); });
+    } catch (const CancelledError &) {
+        signals.rethrow();
+        throw;
+    }
+    if (!token) {
+        throw py::stop_iteration();
+    }
+    return std::move(*token);
+}
+
+py::tuple stats_of(const Generation &generation) {
+    const GenerationStats stats = generation.stats();
+    const py::object reason =
+        stats.stop_reason == StopReason::none ? py::none() : py::object(py::str(stop_reason_name(stats.stop_reason)));
+    return py::make_tuple(stats.n_prompt_tokens, stats.n_tokens, stats.prefill_s, stats.decode_s,
+                          stats.time_to_first_token_s, reason);
+}
+
+std::string repr_of(const Token &token) {
+    std::ostringstream text;
+    text << "Token(id=" << token.id << ", text=" << py::repr(py::str(token.text)).cast<std::string>();
+    if (token.logprob) {
+        text << ", logprob=" << *token.logprob;
+    }
+    text << ")";
+    return text.str();
+}
+
+// --- files and devices -----------------------------------------------------------------------
+
+py::str lenient_str(const std::string &text) {
+    return py::bytes(text).attr("decode")("utf-8", "replace");
+}
+
+py::dict gguf_dict(const std::string &path) {
+    const GgufFile file = without_gil([&] { return read_gguf(path); });
+    py::dict metadata;
+    for (const auto &[key, value] : file.metadata) {
+        py::object converted;
+        if (const auto *text = std::get_if<std::string>(&value)) {
+            converted = lenient_str(*text);
+        } else if (const auto *array = std::get_if<GgufArray>(&value)) {
+            converted = py::dict("array"_a = array->element_type, "length"_a = array->length);
+        } else if (const auto *number = std::get_if<double>(&value)) {
+            converted = py::float_(*number);
+        } else if (const auto *flag = std::get_if<bool>(&value)) {
+            converted = py::bool_(*flag);
+        } else if (const auto *natural = std::get_if<uint64_t>(&value)) {
+            converted = py::int_(*natural);
+        } else {
+            converted = py::int_(std::get<int64_t>(value));
+        }
+        metadata[lenient_str(key)] = converted;
+    }
+    py::list tensors;
+    for (const auto &tensor : file.tensors) {
+        tensors.append(
+            py::make_tuple(lenient_str(tensor.name), tensor.type, py::tuple(py::cast(tensor.shape)), tensor.n_bytes));
+    }
+    return py::dict("metadata"_a = metadata, "tensors"_a = tensors, "files"_a = file.files,
+                    "file_bytes"_a = file.n_bytes);
+}
+
+const char *kind_of(ggml_backend_dev_t device) {
+    switch (ggml_backend_dev_type(device)) {
+        case GGML_BACKEND_DEVICE_TYPE_GPU: return "gpu";
+        case GGML_BACKEND_DEVICE_TYPE_IGPU: return "integrated_gpu";
+        case GGML_BACKEND_DEVICE_TYPE_CPU: return "cpu";
+        default: return "accelerator";
+    }
+}
+
+py::list device_list() {
+    py::list devices;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        size_t free_bytes = 0;
+        size_t total_bytes = 0;
+        without_gil([&] { ggml_backend_dev_memory(device, &free_bytes, &total_bytes); });
+        devices.append(py::dict("name"_a = ggml_backend_dev_name(device),
+                                "description"_a = lenient_str(ggml_backend_dev_description(device)),
+                                "kind"_a = kind_of(device),
+                                "backend"_a = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)),
+                                "free_bytes"_a = free_bytes, "total_bytes"_a = total_bytes));
+    }
+    return devices;
+}
+
+void add_rpc_server(const std::string &endpoint) {
+    using AddServer = ggml_backend_reg_t (*)(const char *);
+    without_gil([&] {
+        const ErrorCapture errors;
+        ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+        if (rpc == nullptr) {
+            throw Error("this build has no RPC backend");
+        }
+        const auto add =
+            reinterpret_cast<AddServer>(ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"));
+        ggml_backend_reg_t server = add(endpoint.c_str());
+        if (server == nullptr) {
+            throw Error("no RPC server answers at " + endpoint + ": " + errors.reason("no device there"));
+        }
+        ggml_backend_register(server);
+    });
+}
+
+void load_backends([[maybe_unused]] const std::string &folder) {
+#ifdef OVERSPILL_BACKENDS_ARE_PLUGINS
+    without_gil([&] { ggml_backend_load_all_from_path(folder.c_str()); });
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "The native core of overspill. Use the package's own names instead.";
+
+    const auto describe = [](auto &type, const char *doc) {
+        type.attr("__module__") = "overspill";
+        type.attr("__doc__") = doc;
+    };
+    auto &error = py::register_exception<Error>(m, "Error");
+    describe(error, "Something that the library or llama.cpp could not do; the base of the others.");
+    describe(py::register_exception<ModelLoadError>(m, "ModelLoadError", error),
+             "The file is missing, damaged, or not a model that can be loaded.");
+    describe(py::register_exception<ContextFullError>(m, "ContextFullError", error),
+             "Prompt and reply do not fit into the context (``n_ctx``).");
+    describe(py::register_exception<ClosedError>(m, "ClosedError", error), "The model was closed.");
+    describe(py::register_exception<CancelledError>(m, "CancelledError", error),
+             "The progress callback returned False.");
+
+    capture_log(report_abort);
+    llama_backend_init();
+
+    m.attr("LLAMA_CPP_COMMIT") = OVERSPILL_LLAMA_CPP_COMMIT;
+    py::list gpu_backends;
+    for (const char *backend : std::vector<const char *>{OVERSPILL_GPU_BACKENDS}) {
+        gpu_backends.append(backend);
+    }
+    m.attr("GPU_BACKENDS") = gpu_backends;
+
+    py::class_<Token>(m, "Token", py::is_final(), "One token of a reply; ``str()`` gives its text.")
+        .def_readonly("id", &Token::id, "Its number in the vocabulary.")
+        .def_readonly("text", &Token::text,
+                      "The text that it completes, in whole characters; empty if a character or a possible stop "
+                      "string is not complete yet, and for special tokens.")
+        .def_readonly("logprob", &Token::logprob,
+                      "Natural logarithm of its probability before temperature and truncation; None unless asked for.")
+        .def("__str__", [](const Token &token) { return token.text; })
+        .def("__repr__", &repr_of)
+        .def("__eq__",
+             [](const Token &token, const py::object &other) -> py::object {
+                 if (!py::isinstance<Token>(other)) {
+                     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+                 }
+                 const auto &another = other.cast<const Token &>();
+                 return py::bool_(token.id == another.id && token.text == another.text &&
+                                  token.logprob == another.logprob);
+             })
+        .def("__hash__", [](const Token &token) { return py::hash(py::make_tuple(token.id, token.text)); });
+
+    // Both may be destroyed by Python while another thread is in the middle of a step.
+    py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), py::release_gil_before_calling_cpp_dtor())
+        .def(py::init(&load_model), "path"_a, py::kw_only(), "cpu_only"_a, "n_gpu_layers"_a, "n_ctx"_a, "n_batch"_a,
+             "n_threads"_a, "load_mode"_a, "vocab_only"_a, "check_tensors"_a, "progress"_a)
+        .def("open_stream", &open_stream, "prompt"_a, py::kw_only(), "max_tokens"_a, "temperature"_a, "top_k"_a,
+             "top_p"_a, "min_p"_a, "repeat_penalty"_a, "frequency_penalty"_a, "presence_penalty"_a, "repeat_last_n"_a,
+             "seed"_a, "stop"_a, "logprobs"_a)
+        .def(
+            "tokenize",
+            [](const Model &model, const py::bytes &text, bool add_special, bool parse_special) {
+                const std::string_view view = text;  // Python's own memory, which the argument keeps alive
+                return without_gil([&] { return model.tokenize(view, add_special, parse_special); });
+            },
+            "text"_a, "add_special"_a, "parse_special"_a)
+        .def(
+            "detokenize",
+            [](const Model &model, const std::vector<int32_t> &tokens, bool skip_special) {
+                return py::bytes(without_gil([&] { return model.detokenize(tokens, skip_special); }));
+            },
+            "tokens"_a, "skip_special"_a)
+        .def(
+            "token_bytes",
+            [](const Model &model, int32_t token, bool special) {
+                return py::bytes(model.token_bytes(token, special));
+            },
+            "token"_a, "special"_a)
+        .def("special_tokens", &Model::special_tokens)
+        .def("is_end_of_generation", &Model::is_end_of_generation, "token"_a)
+        .def("close", [](Model &model) { without_gil([&] { model.close(); }); })
+        .def_property_readonly("closed", &Model::closed)
+        .def_property_readonly("n_vocab", &Model::n_vocab)
+        .def_property_readonly("n_ctx", &Model::n_ctx)
+        .def_property_readonly("n_ctx_train", &Model::n_ctx_train)
+        .def_property_readonly("n_threads", &Model::n_threads);
+
+    py::class_<Generation, std::shared_ptr<Generation>>(m, "Generation", py::is_final(),
+                                                        py::release_gil_before_calling_cpp_dtor())
+        .def("__iter__", [](const py::object &self) { return self; })
+        .def("__next__", &next_token)
+        .def(
+            "close",
+            [](Generation &generation, const std::string &reason) {
+                const StopReason why = stop_reason_of(reason);
+                without_gil([&] { generation.close(why); });
+            },
+            "reason"_a)
+        .def("stats", &stats_of);
+
+    m.def("read_gguf", &gguf_dict, "path"_a);
+    m.def("devices", &device_list);
+    m.def("add_rpc_server", &add_rpc_server, "endpoint"_a);
+    m.def("load_backends", &load_backends, "folder"_a);
+}

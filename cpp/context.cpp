@@ -1,0 +1,99 @@
+#include "context.h"
+
+#include "error.h"
+#include "log.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+namespace overspill {
+
+bool Interrupt::should_stop(const Poll &poll) {
+    // Reading the clock before each of a small model's operations would cost a percent.
+    constexpr unsigned asks_per_reading = 8;
+    constexpr auto interval = std::chrono::milliseconds(50);
+    if (cancelled()) {
+        return true;
+    }
+    if (!poll || ++n_asked_ % asks_per_reading != 0) {
+        return false;
+    }
+    const auto now = std::chrono::steady_clock::now();
+    if (now - asked_at_ < interval) {
+        return false;
+    }
+    asked_at_ = now;
+    return poll();
+}
+
+Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_threadpool> threadpool,
+                 const ContextOptions &options)
+    : model_(std::move(model)),
+      threadpool_(std::move(threadpool)),
+      n_ctx_(options.n_ctx),
+      n_batch_(std::min(options.n_batch, options.n_ctx)) {
+    const Activity activity("creating a context");
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = options.n_ctx;
+    params.n_batch = n_batch_;
+    params.n_ubatch = n_batch_;
+    params.n_seq_max = 1;
+    params.n_outputs_max = 1;  // n_batch rows of logits would be reserved otherwise
+    params.n_threads = options.n_threads;
+    params.n_threads_batch = options.n_threads;
+    params.swa_full = false;
+    params.no_perf = true;
+    params.abort_callback_data = this;
+    params.abort_callback = [](void *data) {
+        const auto *self = static_cast<const Context *>(data);
+        return self->interrupt_ != nullptr && self->interrupt_->should_stop(*self->poll_);
+    };
+    const ErrorCapture errors;
+    context_.reset(llama_init_from_model(model_.get(), params));
+    if (!context_) {
+        throw Error("no context of " + std::to_string(options.n_ctx) +
+                    " tokens could be made: " + errors.reason("too little memory?") + " (a smaller n_ctx needs less)");
+    }
+    llama_attach_threadpool(context_.get(), threadpool_.get(), threadpool_.get());
+}
+
+bool Context::can_continue_text() const {
+    return llama_get_memory(context_.get()) != nullptr;
+}
+
+void Context::clear() {
+    // Not the data: cells without a position are never looked at.
+    llama_memory_clear(llama_get_memory(context_.get()), /*data =*/false);
+    n_decoded_ = 0;
+}
+
+const float *Context::decode(const int32_t *tokens, uint32_t n, Interrupt &interrupt, const Interrupt::Poll &poll) {
+    if (n_decoded_ + n > n_ctx_) {
+        throw ContextFullError("the context of " + std::to_string(n_ctx_) + " tokens is full");
+    }
+    interrupt_ = &interrupt;
+    poll_ = &poll;
+    const Activity activity("decoding");
+    const ErrorCapture errors;
+    // Upstream declares the tokens mutable, and does not change them.
+    const int32_t status =
+        llama_decode(context_.get(), llama_batch_get_one(const_cast<llama_token *>(tokens), static_cast<int32_t>(n)));
+    // A GPU may still be working: this waits for it, so the step ends here and not in the sampler.
+    const float *logits = status == 0 ? llama_get_logits_ith(context_.get(), -1) : nullptr;
+    interrupt_ = nullptr;
+    poll_ = nullptr;
+    if (status == 2) {
+        throw CancelledError("interrupted");
+    }
+    if (status == 1) {
+        throw ContextFullError("the KV cache has no room for " + std::to_string(n) + " more tokens");
+    }
+    if (status != 0 || logits == nullptr) {
+        throw Error("decoding failed: " + errors.reason("llama_decode returned " + std::to_string(status)));
+    }
+    n_decoded_ += n;
+    return logits;
+}
+
+}  // namespace overspill

@@ -1,0 +1,34 @@
+// What the core throws. A caller's mistake is std::invalid_argument, naming the argument and
+// the range; everything else is an Error, whose text is one line for the user.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace overspill {
+
+struct Error : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// The file is missing, damaged, or not a model that can be loaded.
+struct ModelLoadError : Error {
+    using Error::Error;
+};
+
+// Prompt and reply do not fit into the context.
+struct ContextFullError : Error {
+    using Error::Error;
+};
+
+// The model was closed.
+struct ClosedError : Error {
+    using Error::Error;
+};
+
+// The caller stopped a load or a step: by a progress callback, or by a signal.
+struct CancelledError : Error {
+    using Error::Error;
+};
+
+}  // namespace overspill

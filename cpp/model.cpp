@@ -1,0 +1,334 @@
+#include "model.h"
+
+#include "error.h"
+#include "generation.h"
+#include "gguf_file.h"
+#include "log.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <utility>
+
+namespace overspill {
+
+namespace {
+
+llama_load_mode load_mode_of(const std::string &name) {
+    static const std::map<std::string, llama_load_mode> modes = {
+        {"mmap", LLAMA_LOAD_MODE_MMAP},           {"read", LLAMA_LOAD_MODE_NONE},
+        {"mlock", LLAMA_LOAD_MODE_MLOCK},         {"mmap+mlock", LLAMA_LOAD_MODE_MMAP_MLOCK},
+        {"direct-io", LLAMA_LOAD_MODE_DIRECT_IO},
+    };
+    const auto found = modes.find(name);
+    if (found == modes.end()) {
+        throw std::invalid_argument("load_mode must be one of mmap, read, mlock, mmap+mlock, direct-io, not " + name);
+    }
+    return found->second;
+}
+
+std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads) {
+    // Asked for by name, since the CPU backend may be a plugin.
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    if (cpu == nullptr) {
+        throw Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew");
+    }
+    ggml_backend_reg_t backend = ggml_backend_dev_backend_reg(cpu);
+    const auto create = reinterpret_cast<decltype(&ggml_threadpool_new)>(
+        ggml_backend_reg_get_proc_address(backend, "ggml_threadpool_new"));
+    const auto destroy = reinterpret_cast<decltype(&ggml_threadpool_free)>(
+        ggml_backend_reg_get_proc_address(backend, "ggml_threadpool_free"));
+    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    return {create(&params), destroy};
+}
+
+template <typename T>
+void check_range(const char *name, T value, T low, T high) {
+    if (value < low || value > high) {
+        throw std::invalid_argument(std::string(name) + " must be " + std::to_string(low) + " to " +
+                                    std::to_string(high) + ", not " + std::to_string(value));
+    }
+}
+
+}  // namespace
+
+void Turns::lock() {
+    if (held_here()) {
+        throw Error(
+            "the model is busy with a step on this very thread: a signal handler or a callback "
+            "that runs during a step cannot use the model");
+    }
+    std::unique_lock lock(mutex_);
+    const uint64_t ticket = n_asked_++;
+    next_.wait(lock, [&] { return n_served_ == ticket; });
+    owner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+}
+
+void Turns::unlock() {
+    {
+        const std::lock_guard lock(mutex_);
+        owner_.store({}, std::memory_order_relaxed);
+        ++n_served_;
+    }
+    next_.notify_all();
+}
+
+void append_token_bytes(const llama_vocab &vocab, int32_t token, bool special, std::string &bytes) {
+    if (llama_vocab_type(&vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        return;
+    }
+    std::array<char, 256> piece;
+    const int32_t length = llama_token_to_piece(&vocab, token, piece.data(), piece.size(), 0, special);
+    if (length >= 0) {
+        bytes.append(piece.data(), static_cast<size_t>(length));
+        return;
+    }
+    const size_t start = bytes.size();
+    bytes.resize(start + static_cast<size_t>(-length));
+    llama_token_to_piece(&vocab, token, bytes.data() + start, -length, 0, special);
+}
+
+Model::Model(const std::string &path, ModelOptions options) : name_(path), options_(std::move(options)) {
+    check_range("n_batch", options_.n_batch, uint32_t{1}, uint32_t{65536});
+    check_range("n_threads", options_.n_threads, int32_t{1}, int32_t{GGML_MAX_N_THREADS});
+    check_range("n_gpu_layers", options_.n_gpu_layers, int32_t{-1}, std::numeric_limits<int32_t>::max());
+    const llama_load_mode load_mode = load_mode_of(options_.load_mode);
+    check_gguf(path, options_.vocab_only);
+
+    struct Progress {
+        const std::function<bool(float)> &report;
+        bool cancelled;
+    } progress{options_.progress, false};
+
+    llama_model_params params = llama_model_default_params();
+    ggml_backend_dev_t no_devices[] = {nullptr};
+    if (options_.cpu_only) {
+        params.devices = no_devices;
+    }
+    params.n_gpu_layers = options_.n_gpu_layers;
+    params.load_mode = load_mode;
+    params.vocab_only = options_.vocab_only;
+    params.check_tensors = options_.check_tensors;
+    params.progress_callback_user_data = &progress;
+    params.progress_callback = [](float share, void *data) {
+        auto &self = *static_cast<Progress *>(data);
+        self.cancelled = self.cancelled || (self.report && !self.report(share));
+        return !self.cancelled;
+    };
+    const Activity activity("loading a model");
+    const ErrorCapture errors;
+    model_.reset(llama_model_load_from_file(path.c_str(), params), llama_model_free);
+    options_.progress = {};
+    if (!model_) {
+        if (progress.cancelled) {
+            throw CancelledError(path + ": loading was cancelled");
+        }
+        throw ModelLoadError(path + ": " + errors.reason("llama.cpp could not load it"));
+    }
+    n_vocab_ = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
+    n_ctx_train_ = static_cast<uint32_t>(std::max(0, llama_model_n_ctx_train(model_.get())));
+    prepare_to_generate();
+}
+
+void Model::prepare_to_generate() {
+    if (options_.vocab_only) {
+        cannot_generate_ = "was loaded with vocab_only, without its weights";
+    } else if (llama_model_has_encoder(model_.get())) {
+        cannot_generate_ = "is an encoder-decoder model; only decoder models can stream";
+    } else {
+        if (options_.n_ctx == 0) {
+            constexpr uint32_t largest_default = 8192;
+            options_.n_ctx = n_ctx_train_ == 0 ? largest_default : std::min(n_ctx_train_, largest_default);
+        }
+        threadpool_ = make_threadpool(options_.n_threads);
+        idle_ = std::make_unique<Context>(model_, threadpool_,
+                                          ContextOptions{options_.n_ctx, options_.n_batch, options_.n_threads});
+        if (!idle_->can_continue_text()) {
+            cannot_generate_ = "does not continue text: it is an encoder (for embeddings) or a diffusion model";
+            idle_.reset();
+            threadpool_.reset();
+        }
+    }
+    if (!cannot_generate_.empty()) {
+        options_.n_ctx = 0;
+    }
+}
+
+Model::~Model() {
+    // Streams hold the model, so none is open here.
+    const std::lock_guard lock(mutex_);
+    idle_.reset();
+}
+
+void Model::close() {
+    if (turns_.held_here()) {
+        throw Error("the model cannot be closed from within one of its own steps; close the stream instead");
+    }
+    std::vector<std::weak_ptr<Generation>> generations;
+    std::shared_ptr<llama_model> model;
+    std::shared_ptr<ggml_threadpool> threadpool;
+    std::unique_ptr<Context> idle;
+    {
+        const std::lock_guard lock(mutex_);
+        generations.swap(generations_);
+        model.swap(model_);
+        threadpool.swap(threadpool_);
+        idle.swap(idle_);
+    }
+    for (const auto &open : generations) {
+        if (const auto generation = open.lock()) {
+            generation->close(StopReason::closed);
+        }
+    }
+    // Whoever is in the middle of making a context goes first.
+    const std::lock_guard turn(turns_);
+    idle.reset();
+    threadpool.reset();
+    model.reset();
+}
+
+bool Model::closed() const {
+    const std::lock_guard lock(mutex_);
+    return !model_;
+}
+
+std::shared_ptr<llama_model> Model::loaded() const {
+    const std::lock_guard lock(mutex_);
+    if (!model_) {
+        throw ClosedError("the model " + name_ + " is closed");
+    }
+    return model_;
+}
+
+const llama_vocab &Model::tokenizer(const llama_model &model) const {
+    const llama_vocab *vocab = llama_model_get_vocab(&model);
+    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        throw Error("the model " + name_ + " has no tokenizer; give token ids in place of text");
+    }
+    return *vocab;
+}
+
+std::vector<int32_t> Model::tokenize(std::string_view text, bool add_special, bool parse_special) const {
+    const auto model = loaded();
+    const llama_vocab &vocab = tokenizer(*model);
+    if (text.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max() / 2)) {
+        throw std::invalid_argument("text must be shorter than 1 GiB, not " + std::to_string(text.size()) + " bytes");
+    }
+    const Activity activity("tokenizing a text");
+    const auto length = static_cast<int32_t>(text.size());
+    std::vector<int32_t> tokens(text.size() / 2 + 16);
+    const auto tokenize = [&] {
+        return llama_tokenize(&vocab, text.data(), length, tokens.data(), static_cast<int32_t>(tokens.size()),
+                              add_special, parse_special);
+    };
+    int32_t n = tokenize();
+    if (n < 0) {
+        tokens.resize(static_cast<size_t>(-static_cast<int64_t>(n)));
+        n = tokenize();
+    }
+    tokens.resize(static_cast<size_t>(std::max(n, 0)));
+    return tokens;
+}
+
+std::string Model::detokenize(const std::vector<int32_t> &tokens, bool skip_special) const {
+    const auto model = loaded();
+    const llama_vocab &vocab = tokenizer(*model);
+    for (const int32_t token : tokens) {
+        check_token("tokens", token);
+    }
+    std::string text(tokens.size() * 8 + 16, '\0');
+    const auto detokenize = [&] {
+        return llama_detokenize(&vocab, tokens.data(), static_cast<int32_t>(tokens.size()), text.data(),
+                                static_cast<int32_t>(text.size()), /*remove_special =*/skip_special,
+                                /*unparse_special =*/!skip_special);
+    };
+    int32_t n = detokenize();
+    if (n < 0) {
+        text.resize(static_cast<size_t>(-static_cast<int64_t>(n)));
+        n = detokenize();
+    }
+    text.resize(static_cast<size_t>(std::max(n, 0)));
+    return text;
+}
+
+std::string Model::token_bytes(int32_t token, bool special) const {
+    const auto model = loaded();
+    const llama_vocab &vocab = tokenizer(*model);
+    check_token("token", token);
+    std::string bytes;
+    append_token_bytes(vocab, token, special, bytes);
+    return bytes;
+}
+
+std::map<std::string, int32_t> Model::special_tokens() const {
+    const auto model = loaded();
+    const llama_vocab *vocab = llama_model_get_vocab(model.get());
+    std::map<std::string, int32_t> tokens = {
+        {"bos", llama_vocab_bos(vocab)},   {"eos", llama_vocab_eos(vocab)}, {"eot", llama_vocab_eot(vocab)},
+        {"sep", llama_vocab_sep(vocab)},   {"nl", llama_vocab_nl(vocab)},   {"pad", llama_vocab_pad(vocab)},
+        {"mask", llama_vocab_mask(vocab)},
+    };
+    for (auto token = tokens.begin(); token != tokens.end();) {
+        token = token->second == LLAMA_TOKEN_NULL ? tokens.erase(token) : std::next(token);
+    }
+    return tokens;
+}
+
+bool Model::is_end_of_generation(int32_t token) const {
+    const auto model = loaded();
+    check_token("token", token);
+    return llama_vocab_is_eog(llama_model_get_vocab(model.get()), token);
+}
+
+void Model::check_token(const std::string &argument, int32_t token) const {
+    if (token < 0 || token >= n_vocab_) {
+        throw std::invalid_argument(argument + ": " + std::to_string(token) + " is not in the vocabulary (0 to " +
+                                    std::to_string(n_vocab_ - 1) + ")");
+    }
+}
+
+std::unique_ptr<Context> Model::take_context() {
+    if (!cannot_generate_.empty()) {
+        throw Error("the model " + name_ + " " + cannot_generate_);
+    }
+    std::shared_ptr<llama_model> model;
+    std::shared_ptr<ggml_threadpool> threadpool;
+    std::unique_ptr<Context> context;
+    {
+        const std::lock_guard lock(mutex_);
+        model = model_;
+        threadpool = threadpool_;
+        context.swap(idle_);
+    }
+    if (!model) {
+        throw ClosedError("the model " + name_ + " is closed");
+    }
+    if (!context) {
+        const std::lock_guard turn(turns_);
+        context = std::make_unique<Context>(model, threadpool,
+                                            ContextOptions{options_.n_ctx, options_.n_batch, options_.n_threads});
+    }
+    context->clear();
+    return context;
+}
+
+void Model::give_back(std::unique_ptr<Context> context) {
+    const std::lock_guard lock(mutex_);
+    if (model_ && !idle_) {
+        idle_ = std::move(context);
+    }
+    // Otherwise it goes here, with what it keeps alive.
+}
+
+void Model::add(const std::shared_ptr<Generation> &generation) {
+    const std::lock_guard lock(mutex_);
+    if (!model_) {
+        throw ClosedError("the model " + name_ + " is closed");
+    }
+    generations_.erase(
+        std::remove_if(generations_.begin(), generations_.end(), [](const auto &open) { return open.expired(); }),
+        generations_.end());
+    generations_.push_back(generation);
+}
+
+}  // namespace overspill

@@ -1,0 +1,116 @@
+// A loaded model: its vocabulary, and the contexts that streams decode with.
+#pragma once
+
+#include "context.h"
+
+#include <llama.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+namespace overspill {
+
+class Generation;
+
+struct ModelOptions {
+    bool cpu_only = false;           // do not touch a GPU at all
+    int32_t n_gpu_layers = 0;        // as llama.cpp counts them; -1: all
+    uint32_t n_ctx = 0;              // tokens; 0: what the model was trained for, at most 8192
+    uint32_t n_batch = 512;          // 1 to 65536
+    int32_t n_threads = 1;           // 1 to 512
+    std::string load_mode = "mmap";  // mmap, read, mlock, mmap+mlock, direct-io
+    bool vocab_only = false;
+    bool check_tensors = false;
+    // Given the share that is loaded, 0 to 1; false cancels. Called on the loading thread, must not throw.
+    std::function<bool(float)> progress = {};
+};
+
+// A lock that is served in the order of asking, so that a stream in a tight loop does not
+// starve the others. Asking twice on one thread throws Error, where a mutex would wait for
+// ever: a signal handler may run in the middle of a step.
+class Turns {
+  public:
+    void lock();
+    void unlock();
+    bool held_here() const { return owner_.load(std::memory_order_relaxed) == std::this_thread::get_id(); }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable next_;
+    uint64_t n_asked_ = 0;
+    uint64_t n_served_ = 0;
+    std::atomic<std::thread::id> owner_{};
+};
+
+// Appends a token's bytes, which need not be whole characters. Special tokens have none unless
+// `special` is set, which gives their name. `token` must be in the vocabulary.
+void append_token_bytes(const llama_vocab &vocab, int32_t token, bool special, std::string &bytes);
+
+class Model {
+  public:
+    // Throws ModelLoadError, CancelledError, Error, or std::invalid_argument.
+    Model(const std::string &path, ModelOptions options);
+    ~Model();
+    Model(const Model &) = delete;
+    Model &operator=(const Model &) = delete;
+
+    // Ends the open streams and frees the memory. Afterwards everything but close() and
+    // closed() throws ClosedError.
+    void close();
+    bool closed() const;
+
+    // --- vocabulary: from any thread -----------------------------------------------------
+
+    std::vector<int32_t> tokenize(std::string_view text, bool add_special, bool parse_special) const;
+    std::string detokenize(const std::vector<int32_t> &tokens, bool skip_special) const;
+    std::string token_bytes(int32_t token, bool special) const;
+    std::map<std::string, int32_t> special_tokens() const;
+    bool is_end_of_generation(int32_t token) const;
+    int32_t n_vocab() const { return n_vocab_; }
+    uint32_t n_ctx() const { return options_.n_ctx; }  // 0 if it cannot generate
+    uint32_t n_ctx_train() const { return n_ctx_train_; }
+    int32_t n_threads() const { return options_.n_threads; }
+
+    // Throws std::invalid_argument, naming `argument`.
+    void check_token(const std::string &argument, int32_t token) const;
+
+    // --- for Generation ------------------------------------------------------------------
+
+    // Held for every step: contexts share the thread pool and the devices.
+    Turns &turns() { return turns_; }
+    // A cleared context for one stream. Throws Error if the model cannot generate text.
+    std::unique_ptr<Context> take_context();
+    void give_back(std::unique_ptr<Context> context);
+    void add(const std::shared_ptr<Generation> &generation);
+
+  private:
+    std::shared_ptr<llama_model> loaded() const;                   // throws ClosedError
+    const llama_vocab &tokenizer(const llama_model &model) const;  // throws Error if there is none
+    void prepare_to_generate();
+
+    std::string name_;
+    ModelOptions options_;
+    int32_t n_vocab_ = 0;
+    uint32_t n_ctx_train_ = 0;
+    std::string cannot_generate_;  // why not; empty if it can
+
+    mutable std::mutex mutex_;  // guards what follows; not held during native work
+    std::shared_ptr<llama_model> model_;
+    std::shared_ptr<ggml_threadpool> threadpool_;
+    // One is kept for the next stream, since making one takes long for a large model.
+    std::unique_ptr<Context> idle_;
+    std::vector<std::weak_ptr<Generation>> generations_;
+
+    Turns turns_;
+};
+
+}  // namespace overspill

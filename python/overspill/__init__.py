@@ -1,0 +1,45 @@
+"""Run language models bigger than your GPU, at the speed the hardware allows.
+
+>>> import overspill
+>>> model = overspill.Model("model.gguf")
+>>> for token in model.stream("Why is the sky blue?", max_tokens=64):
+...     print(token, end="", flush=True)
+
+llama.cpp's log goes to ``logging.getLogger("overspill.llama")``, our own to ``"overspill"``.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+
+from overspill import _core
+from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError
+from overspill.device import add_rpc_server, devices
+from overspill.info import ModelInfo
+from overspill.model import Model, Stream
+from overspill.types import Completion, Device, Stats, StopReason, Token
+
+__all__ = [
+    "CancelledError",
+    "ClosedError",
+    "Completion",
+    "ContextFullError",
+    "Device",
+    "Error",
+    "Model",
+    "ModelInfo",
+    "ModelLoadError",
+    "Stats",
+    "StopReason",
+    "Stream",
+    "Token",
+    "add_rpc_server",
+    "devices",
+]
+
+__version__ = version("overspill")
+
+logging.getLogger("overspill").addHandler(logging.NullHandler())
+_core.load_backends(str(Path(_core.__file__).parent / "lib"))
