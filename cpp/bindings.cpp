@@ -35,7 +35,7 @@ void drain_log_to_python() {
         for (const auto &line : drain_log()) {
             const int level = levels[static_cast<size_t>(line.level)];
             if (logger.attr("isEnabledFor")(level).cast<bool>()) {
-                logger.attr("log")(level, "%s", py::str(py::bytes(line.text).attr("decode")("utf-8", "replace")));
+                logger.attr("log")(level, "%s", valid_utf8(line.text));
             }
         }
     } catch (py::error_already_set &error) {

@@ -2,13 +2,16 @@
 // the range; everything else is an Error, whose text is one line for the user.
 #pragma once
 
+#include "utf8_buffer.h"
+
 #include <stdexcept>
 #include <string>
 
 namespace overspill {
 
 struct Error : std::runtime_error {
-    using std::runtime_error::runtime_error;
+    // The text may quote a damaged file, or a file's name, which may be any bytes.
+    explicit Error(const std::string & text) : std::runtime_error(valid_utf8(text)) {}
 };
 
 // The file is missing, damaged, or not a model that can be loaded.

@@ -87,4 +87,12 @@ class Utf8Buffer {
     std::string waiting_;
 };
 
+inline std::string valid_utf8(std::string_view bytes) {
+    std::string text;
+    Utf8Buffer buffer;
+    buffer.push(bytes, text);
+    buffer.flush(text);
+    return text;
+}
+
 }  // namespace overspill

@@ -41,5 +41,6 @@ __all__ = [
 
 __version__ = version("overspill")
 
-logging.getLogger("overspill").addHandler(logging.NullHandler())
+# Without a handler of the program's own, Python shows our warnings; llama.cpp's are too many.
+logging.getLogger("overspill.llama").addHandler(logging.NullHandler())
 _core.load_backends(str(Path(_core.__file__).parent / "lib"))

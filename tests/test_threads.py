@@ -1,0 +1,119 @@
+"""One model, several threads; models and streams that outlive each other."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import overspill
+from overspill import Model, StopReason
+
+PROMPTS = ["Once upon a time", "The capital of France is", "def main():", "1, 2, 3,"]
+
+
+def greedy(model: Model, prompt: str) -> str:
+    """Return a reply that is the same each time."""
+    return model.generate(prompt, temperature=0, max_tokens=32).text
+
+
+def test_streams_in_threads_do_not_mix(gemma: Model) -> None:
+    """Each stream has a context of its own: what each thread gets is what it gets alone."""
+    alone = [greedy(gemma, prompt) for prompt in PROMPTS]
+    with ThreadPoolExecutor(len(PROMPTS)) as threads:
+        assert list(threads.map(lambda prompt: greedy(gemma, prompt), PROMPTS)) == alone
+
+
+def test_streams_interleave_in_one_thread(gemma: Model) -> None:
+    """Two open streams take turns, step by step."""
+    alone = [greedy(gemma, prompt) for prompt in PROMPTS[:2]]
+    streams = [gemma.stream(prompt, temperature=0, max_tokens=32) for prompt in PROMPTS[:2]]
+    texts = ["", ""]
+    for tokens in zip(*streams, strict=True):
+        texts = [text + token.text for text, token in zip(texts, tokens, strict=True)]
+    assert texts == alone
+
+
+def test_streams_take_turns(gemma: Model) -> None:
+    """A stream in a tight loop does not starve another."""
+    order: list[int] = []
+    barrier = threading.Barrier(2)
+
+    def pull(number: int) -> None:
+        stream = gemma.stream(PROMPTS[number], temperature=0, max_tokens=64)
+        next(stream)
+        barrier.wait()
+        for _ in stream:
+            order.append(number)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(pull, range(2)))
+    # While both run, neither is more than a few steps ahead.
+    lead = [order[: i + 1].count(0) - order[: i + 1].count(1) for i in range(len(order))]
+    assert max(map(abs, lead)) <= 8
+
+
+def test_next_in_two_threads_on_one_stream(gemma: Model) -> None:
+    """Each token goes to one of the threads, and none is lost."""
+    expected = [token.id for token in gemma.generate(PROMPTS[0], temperature=0, max_tokens=40).tokens]
+    stream = gemma.stream(PROMPTS[0], temperature=0, max_tokens=40)
+    with ThreadPoolExecutor(2) as threads:
+        parts = list(threads.map(lambda _: [token.id for token in stream], range(2)))
+    assert sorted(parts[0] + parts[1]) == sorted(expected)
+
+
+@pytest.mark.parametrize("what", ["stream", "model"])
+def test_close_from_another_thread(gemma_path: Path, what: str) -> None:
+    """Closing ends the step that runs, in its middle, and the loop ends without an exception."""
+    model = Model(gemma_path, n_ctx=8192, n_batch=4096, n_threads=2)
+    stream = model.stream("word " * 4000)
+    timer = threading.Timer(0.2, stream.close if what == "stream" else model.close)
+    timer.start()
+    assert list(stream) == []
+    timer.join()
+    assert stream.stats.stop_reason is StopReason.CLOSED
+    if what == "stream":
+        assert greedy(model, PROMPTS[0]) == greedy(model, PROMPTS[0])
+    model.close()
+
+
+def test_a_stream_outlives_its_model(gemma_path: Path) -> None:
+    """Deleting the model while a stream is open takes nothing away from the stream."""
+    model = Model(gemma_path, n_ctx=256, n_threads=2)
+    expected = greedy(model, PROMPTS[1])
+    stream = model.stream(PROMPTS[1], temperature=0, max_tokens=32)
+    text = next(stream).text
+    del model
+    gc.collect()
+    assert text + "".join(map(str, stream)) == expected
+
+
+def test_close(gemma_path: Path) -> None:
+    """Closing ends open streams; it may be repeated; later use is an error that says so."""
+    with Model(gemma_path, n_ctx=256, n_threads=2) as model:
+        streams = [model.stream(prompt) for prompt in PROMPTS]
+        for stream in streams[:2]:
+            next(stream)
+        assert not model.closed
+    assert model.closed
+    assert "closed" in repr(model)
+    model.close()
+    for stream in streams:
+        assert list(stream) == []
+        assert stream.stats.stop_reason is StopReason.CLOSED
+    uses = [
+        lambda: model.stream("x"),
+        lambda: model.stream([1]),
+        lambda: model.generate("x"),
+        lambda: model.tokenize("x"),
+        lambda: model.detokenize([1]),
+        lambda: model.token_bytes(1),
+        lambda: model.special_tokens,
+        lambda: model.is_end_of_generation(1),
+    ]
+    for use in uses:
+        with pytest.raises(overspill.ClosedError, match="closed"):
+            use()
