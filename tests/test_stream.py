@@ -99,7 +99,7 @@ def test_context_full(gemma_path: Path) -> None:
         # The last token is drawn from the logits after the 40th, and need not be decoded itself.
         assert reply.stats.tokens == 40 - 30 + 1
         assert model.generate(prompt[:40], temperature=0).stats.tokens == 1
-        with pytest.raises(overspill.ContextFullError, match="41 tokens.* holds 40"):
+        with pytest.raises(overspill.ContextFullError, match=r"41 tokens.* holds 40"):
             model.stream(prompt[:41])
 
 

@@ -25,7 +25,8 @@ def byte_level(smollm2: Model) -> Model:
     return smollm2
 
 
-@given(text=st.text(max_size=60))
+# SmolLM2's vocabulary has no tokens for the bytes F1 to F4, with which later planes begin.
+@given(text=st.text(st.characters(max_codepoint=0x3FFFF), max_size=60))
 def test_any_text_comes_back(byte_level: Model, text: str) -> None:
     """Whatever text, special tokens' names included, is text when it is not parsed."""
     tokens = byte_level.tokenize(text, add_special=False, parse_special=False)

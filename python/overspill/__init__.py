@@ -11,8 +11,14 @@ llama.cpp's log goes to ``logging.getLogger("overspill.llama")``, our own to ``"
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
+
+if sys.platform == "win32":
+    # Windows has no search path within a library, so it is told where llama.cpp's lie.
+    os.add_dll_directory(str(Path(__file__).parent / "lib"))
 
 from overspill import _core
 from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError

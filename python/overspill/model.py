@@ -24,14 +24,17 @@ logger = logging.getLogger("overspill")
 _GPU_MARGIN_BYTES = 1 << 30
 
 
+_LARGEST = (2**31 - 1, 2**63 - 1)
+
+
 def _integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, not {value!r}") from None
     if not low <= number <= high:
-        # The largest numbers are only what the core can hold, no range that anyone would look for.
-        expected = f"at least {low}" if low > number and high >= 2**31 - 1 else f"{low} to {high}"
+        # The largest integers are only what the core can hold, no range that anyone would look for.
+        expected = f"at least {low}" if low > number and high in _LARGEST else f"{low} to {high}"
         raise ValueError(f"{name} must be {expected}, not {number}")
     return number
 
@@ -45,9 +48,13 @@ def _real(name: str, value: float) -> float:
 
 def _tokens(name: str, values: Iterable[SupportsIndex]) -> list[int]:
     try:
-        return [operator.index(value) for value in values]
+        tokens = [operator.index(value) for value in values]
     except TypeError:
         raise TypeError(f"{name} must be a string or a sequence of token ids, not {values!r:.80}") from None
+    for extreme in (min(tokens, default=0), max(tokens, default=0)):
+        if abs(extreme) >= 2**31:
+            raise ValueError(f"{name}: {extreme} is not in the vocabulary")
+    return tokens
 
 
 class Stream:

@@ -202,6 +202,7 @@ void test_model(const std::string &path) {
     };
     const auto model = std::make_shared<Model>(path, options);
     check(last_share == 1.0F, "progress ends at 1");
+    options.progress = {};
     const std::string alone = text_of(model, 20);
     check(!alone.empty(), "a model generates tokens");
 
