@@ -54,7 +54,8 @@ def test_tokens_are_those_that_upstream_expects(vocabularies: Path, name: str) -
     texts = file.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
     expected = [list(map(int, line.split())) for line in file.with_suffix(".gguf.out").read_text().splitlines()]
     with Model(file, vocab_only=True) as model:
-        # The last separator ends the file, and the last line of tokens with it.
-        assert len(texts) >= 40
+        # Some files end with a separator, after which comes no text.
+        assert len(expected) >= 40
+        assert len(texts) - len(expected) in (0, 1)
         for text, tokens in zip(texts, expected, strict=False):
             assert model.tokenize(text, add_special=False, parse_special=False) == tokens, repr(text)
