@@ -191,7 +191,7 @@ py::dict gguf_dict(const std::string &path) {
         if (const auto *text = std::get_if<std::string>(&value)) {
             converted = lenient_str(*text);
         } else if (const auto *array = std::get_if<GgufArray>(&value)) {
-            converted = py::dict("array"_a = array->element_type, "length"_a = array->length);
+            converted = py::dict("element"_a = array->element_type, "length"_a = array->length);
         } else if (const auto *number = std::get_if<double>(&value)) {
             converted = py::float_(*number);
         } else if (const auto *flag = std::get_if<bool>(&value)) {
@@ -359,6 +359,8 @@ PYBIND11_MODULE(_core, m) {
         .def("stats", &stats_of);
 
     m.def("read_gguf", &gguf_dict, "path"_a);
+    m.def(
+        "file_type_name", [](int32_t type) { return llama_ftype_name(static_cast<llama_ftype>(type)); }, "type"_a);
     m.def("devices", &device_list);
     m.def("add_rpc_server", &add_rpc_server, "endpoint"_a);
     m.def("load_backends", &load_backends, "folder"_a);

@@ -1,0 +1,204 @@
+"""What a model file says about itself, from its header alone."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, Literal, TypeAlias
+
+from overspill import _core
+
+__all__ = ["ModelInfo", "Part"]
+
+Part: TypeAlias = Literal["attention", "dense", "experts", "output", "embedding", "other"]
+
+# llama.cpp's names (src/llama-arch.cpp). Whatever mixes tokens counts as attention, recurrent
+# layers too; routers and shared experts are read for every token, so they are dense.
+_PARTS: list[tuple[str, Part]] = [
+    (r"blk\.\d+\.ffn_\w+_(ch)?exps\b|blk\.\d+\.ffn_(gate|up|down)\.\d+\.", "experts"),
+    (r"blk\.\d+\.(ffn_|post_ffw|pre_ffw|channel_mix|exp_probs)", "dense"),
+    (r"blk\.\d+\.", "attention"),
+    (r"output(_norm)?\b|cls\b|cls\.", "output"),
+    (r"token_embd|token_types|position_embd|per_layer_token_embd", "embedding"),
+]
+_LAYER = re.compile(r"blk\.(\d+)\.")
+
+
+def _part_of(tensor: str) -> Part:
+    return next((part for pattern, part in _PARTS if re.match(pattern, tensor)), "other")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The header of a GGUF file, read without its weights.
+
+    Bytes are those of the file; a device may need a little more, for alignment.
+    """
+
+    metadata: dict[str, Any]
+    """Every key of the header; an array is a dict with its ``element`` type and its ``length``."""
+    tensors: list[tuple[str, str, tuple[int, ...], int]]
+    """Name, type, shape (the fastest dimension first) and bytes of each tensor, of all files."""
+    files: list[str]
+    """More than one if the model is split."""
+    file_bytes: int
+    """Size of all files."""
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> ModelInfo:
+        """Read the header of ``path``, of a split model its first file.
+
+        Raises
+        ------
+        ModelLoadError
+            The file is missing, is not a GGUF, or is damaged.
+        """
+        return cls(**_core.read_gguf(os.fsencode(path)))
+
+    def _key(self, name: str, default: Any = None) -> Any:
+        """Return a key of the architecture's own."""
+        return self.metadata.get(f"{self.architecture}.{name}", default)
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name for it, such as ``gpt-oss``."""
+        return str(self.metadata.get("general.architecture", "unknown"))
+
+    @property
+    def name(self) -> str | None:
+        """The name that its authors gave it."""
+        return self.metadata.get("general.name")
+
+    @property
+    def licence(self) -> str | None:
+        """The licence that the file states."""
+        return self.metadata.get("general.license")
+
+    @property
+    def n_layers(self) -> int:
+        """Number of repeating layers."""
+        return int(self._key("block_count", 0))
+
+    @property
+    def n_experts(self) -> int:
+        """Experts in each layer; 0 for a dense model."""
+        return int(self._key("expert_count", 0))
+
+    @property
+    def n_experts_used(self) -> int:
+        """Experts that each token passes through in each layer."""
+        return int(self._key("expert_used_count", 0))
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of context that it was trained for."""
+        return int(self._key("context_length", 0))
+
+    @property
+    def n_embd(self) -> int:
+        """Width of the model."""
+        return int(self._key("embedding_length", 0))
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens in its vocabulary."""
+        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        return int(tokens["length"] if tokens else self._key("vocab_size", 0))
+
+    @property
+    def quantisation(self) -> str:
+        """How it was quantised, as far as the file says, such as ``Q4_K_M``."""
+        if "general.file_type" not in self.metadata:
+            return "unknown"
+        name = _core.file_type_name(self.metadata["general.file_type"])
+        # As files are named: Q4_K_M, where llama.cpp prints "Q4_K - Medium".
+        return re.sub(r" - (\w)\w+$", r"_\1", name)
+
+    @cached_property
+    def n_parameters(self) -> int:
+        """Number of weights."""
+        return sum(prod(shape) for _, _, shape, _ in self.tensors)
+
+    @cached_property
+    def bytes_by_type(self) -> dict[str, int]:
+        """Bytes of each tensor type, the largest first."""
+        sizes: Counter[str] = Counter()
+        for _, kind, _, n_bytes in self.tensors:
+            sizes[kind] += n_bytes
+        return dict(sizes.most_common())
+
+    @cached_property
+    def layers(self) -> list[dict[Part, int]]:
+        """Bytes of each part of each repeating layer."""
+        layers: list[Counter[Part]] = [Counter() for _ in range(self.n_layers)]
+        for name, _, _, n_bytes in self.tensors:
+            layer = _LAYER.match(name)
+            if layer and int(layer[1]) < len(layers):
+                layers[int(layer[1])][_part_of(name)] += n_bytes
+        return [dict(layer) for layer in layers]
+
+    @cached_property
+    def bytes_by_part(self) -> dict[Part, int]:
+        """Bytes of each part; 0 for parts that it lacks.
+
+        Without an output matrix of its own, a model uses its embedding once more as such.
+        """
+        sizes: dict[Part, int] = dict.fromkeys(("attention", "dense", "experts", "output", "embedding", "other"), 0)
+        for name, _, _, n_bytes in self.tensors:
+            sizes[_part_of(name)] += n_bytes
+        return sizes
+
+    @property
+    def tied_embedding(self) -> bool:
+        """Whether the embedding serves as the output matrix too."""
+        return not any(name == "output.weight" for name, *_ in self.tensors)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that decoding one token reads: of the experts only those used, of the embedding one row.
+
+        An embedding that is the output matrix too is read in full.
+        """
+        sizes = self.bytes_by_part
+        experts = sizes["experts"] * self.n_experts_used // self.n_experts if self.n_experts else sizes["experts"]
+        embedding = sizes["embedding"] if self.tied_embedding else sizes["embedding"] // max(self.n_vocab, 1)
+        return sizes["attention"] + sizes["dense"] + experts + sizes["output"] + embedding + sizes["other"]
+
+    def layers_that_fit(self, free_bytes: int, n_ctx: int | None = None) -> int:
+        """Return how many layers fit into ``free_bytes`` of a GPU with their KV cache.
+
+        Counted as llama.cpp's ``n_gpu_layers``: the output head is the first, the last layers come
+        next. The KV cache is taken as F16 for all of ``n_ctx`` (default as :class:`Model`'s), which is
+        more than sliding-window layers need.
+        """
+        n_ctx = n_ctx or min(self.n_ctx_train or 8192, 8192)
+        head = self._key("embedding_length", 0) // max(self._number("attention.head_count", 1), 1)
+        width = self._key("attention.key_length", head) + self._key("attention.value_length", head)
+        heads = self._number("attention.head_count_kv", self._number("attention.head_count", 1))
+        cache_bytes = 2 * n_ctx * heads * width
+        output_bytes = self.bytes_by_part["output"] + (self.bytes_by_part["embedding"] if self.tied_embedding else 0)
+        needed = [output_bytes, *(sum(layer.values()) + cache_bytes for layer in reversed(self.layers))]
+        n_fitting = 0
+        for n_bytes in needed:
+            free_bytes -= n_bytes
+            if free_bytes < 0:
+                break
+            n_fitting += 1
+        return n_fitting
+
+    def _number(self, key: str, default: int) -> int:
+        """Return a key that some models give per layer, which is not read: then ``default``."""
+        value = self._key(key, default)
+        return value if isinstance(value, int) else default
+
+    def __str__(self) -> str:
+        """Return one line."""
+        experts = f", {self.n_experts} experts ({self.n_experts_used} used)" if self.n_experts else ""
+        return (
+            f"{self.name or self.architecture}: {self.architecture}, {self.n_layers} layers{experts}, "
+            f"{self.n_parameters / 1e9:.2f} B parameters, {self.quantisation}, {self.file_bytes / 2**30:.2f} GiB"
+        )
