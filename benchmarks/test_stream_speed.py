@@ -57,7 +57,7 @@ def test_greedy_stream_against_llama_bench(
         ours.append(stream_rate(path, n))
         theirs.append(decode_rate(upstream_tools, path, n, N_THREADS))
 
-    benchmark.pedantic(both, rounds=rounds, warmup_rounds=1)
+    benchmark.pedantic(both, rounds=rounds, warmup_rounds=1)  # type: ignore[no-untyped-call]
     ratio = max(ours) / max(theirs)
     benchmark.extra_info.update(
         {"stream_tokens_per_s": max(ours), "llama_bench_tokens_per_s": max(theirs), "ratio": ratio}

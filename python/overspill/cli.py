@@ -1,0 +1,290 @@
+"""The command line. Text goes to standard output; everything about it to standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any, NoReturn, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import overspill
+from overspill import _core
+from overspill.hub import demo_model, resolve
+from overspill.types import LoadMode, Offload
+
+__all__ = ["main"]
+
+EXIT_CODES = "Exit codes: 0 done, 1 an error, 2 a wrong command line, 130 interrupted, 141 nobody reads the output."
+ERROR, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
+
+app = typer.Typer(
+    help="Run language models bigger than your GPU.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+# Width and colours are those of the terminal; without one there are no colours.
+errors = Console(stderr=True, highlight=False)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    errors.print(f"error: {message}", markup=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn what a user can cause into one line and an exit code."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone, as `head` does; without this Python would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(PIPE_CLOSED) from None
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+    except (ValueError, TypeError) as error:
+        _fail(str(error), USAGE)
+    except (overspill.Error, OSError) as error:
+        _fail(str(error), ERROR)
+
+
+def _set_up(verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger = logging.getLogger("overspill")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    if not verbose:
+        # llama.cpp's warnings are many and seldom a user's business; its errors are in ours.
+        logging.getLogger("overspill.llama").setLevel(logging.CRITICAL)
+    for stream in (sys.stdout, sys.stderr, sys.stdin):
+        # Text is UTF-8 whatever the locale says; what is not text is replaced.
+        cast(Any, stream).reconfigure(encoding="utf-8", errors="replace")
+
+
+def _offload(value: str) -> Offload:
+    return int(value) if value.isdecimal() else cast(Offload, value)
+
+
+@app.command(epilog=EXIT_CODES)
+def run(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] PROMPT",
+            help="MODEL is a GGUF file or hf:OWNER/REPOSITORY/FILE.gguf; without it, Gemma 3 270M of the demo extra "
+            "(a small base model, under the Gemma Terms of Use). PROMPT - is read from standard input.",
+            show_default=False,
+        ),
+    ],
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="0: until the model or the context ends.")
+    ] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0: always the most likely token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Keep so many of the most likely tokens; 0: all.")] = 40,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability; 1: all.")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest; 0: none.")] = 0.05,
+    repeat_penalty: Annotated[float, typer.Option(help="Divide the logits of the last 64 tokens; 1: off.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the reply; may be repeated.")] = None,
+    n_ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of prompt and reply together.")] = None,
+    n_threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default: physical cores.")] = None,
+    n_batch: Annotated[int, typer.Option("--batch", help="Tokens of the prompt processed at once.")] = 512,
+    offload: Annotated[str, typer.Option(help="auto, cpu, gpu, or a number of layers for the GPU.")] = "auto",
+    load_mode: Annotated[str, typer.Option(help="mmap, read, mlock, mmap+mlock or direct-io.")] = "mmap",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")] = False,
+) -> None:
+    """Continue PROMPT: text as it is made on standard output, then one line of stats on standard error."""
+    _set_up(verbose)
+    if len(arguments) > 2:
+        _fail(f"expected [MODEL] PROMPT, but got {len(arguments)} arguments; put the prompt in quotes", USAGE)
+    *given, prompt = arguments
+    with _one_line_errors():
+        if prompt == "-":
+            prompt = sys.stdin.read()
+        if given:
+            path = resolve(given[0])
+        else:
+            path = demo_model()
+            errors.print("Gemma 3 270M, a small base model, under the Gemma Terms of Use", style="dim")
+        with (
+            _load(
+                path,
+                n_ctx=n_ctx,
+                n_threads=n_threads,
+                n_batch=n_batch,
+                offload=_offload(offload),
+                load_mode=cast(LoadMode, load_mode),
+            ) as model,
+            model.stream(
+                prompt,
+                max_tokens=max_tokens or None,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                repeat_penalty=repeat_penalty,
+                seed=seed,
+                stop=stop or (),
+            ) as stream,
+        ):
+            code = _print_stream(stream)
+    raise typer.Exit(code)
+
+
+def _load(path: os.PathLike[str], **options: Any) -> overspill.Model:
+    columns = (TextColumn("loading"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("loading", total=1.0)
+        return overspill.Model(path, progress=lambda share: bar.update(task, completed=share), **options)
+
+
+def _print_stream(stream: overspill.Stream) -> int:
+    code = 0
+    try:
+        with stream:
+            for token in stream:
+                sys.stdout.write(token.text)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    errors.print(str(stream.stats), style="dim", markup=False)
+    return code
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"
+
+
+def _table(*headings: str) -> Table:
+    # Columns for reading, without a box, so that a pipe gets plain text.
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        right = heading in ("free", "total", "size", "share")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return table
+
+
+def _output() -> Console:
+    # A pipe has no width: nothing is cut or wrapped there.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command(epilog=EXIT_CODES)
+def devices(as_json: Json = False) -> None:
+    """List the devices that models can run on."""
+    _set_up(verbose=False)
+    with _one_line_errors():
+        found = overspill.devices()
+        if as_json:
+            print(json.dumps([asdict(device) for device in found], indent=2))
+            return
+        table = _table("name", "kind", "backend", "free", "total", "description")
+        for device in found:
+            row = (device.name, device.kind.replace("_", " "), device.backend)
+            table.add_row(*row, _size(device.free_bytes), _size(device.total_bytes), device.description)
+        _output().print(table)
+
+
+@app.command(epilog=EXIT_CODES)
+def info(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or hf:OWNER/REPOSITORY/FILE.gguf.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a model is made of, from its file's header."""
+    _set_up(verbose=False)
+    with _one_line_errors():
+        header = overspill.ModelInfo.from_file(resolve(model))
+        experts = f"{header.n_experts}, {header.n_experts_used} used per token" if header.n_experts else "none"
+        facts: dict[str, object] = {
+            "name": header.name or "unknown",
+            "architecture": header.architecture,
+            "licence": header.licence or "not stated",
+            "parameters": f"{header.n_parameters:,}",
+            "quantisation": f"{header.quantisation} ({', '.join(header.bytes_by_type)})",
+            "layers": header.n_layers,
+            "experts": experts,
+            "width": header.n_embd,
+            "vocabulary": f"{header.n_vocab:,}",
+            "context": f"{header.n_ctx_train:,} tokens",
+            "files": f"{len(header.files)}, {_size(header.file_bytes)}",
+            "read per token": _size(header.bytes_per_token),
+        }
+        if as_json:
+            print(
+                json.dumps(
+                    {
+                        "name": header.name,
+                        "architecture": header.architecture,
+                        "licence": header.licence,
+                        "n_parameters": header.n_parameters,
+                        "quantisation": header.quantisation,
+                        "n_layers": header.n_layers,
+                        "n_experts": header.n_experts,
+                        "n_experts_used": header.n_experts_used,
+                        "n_embd": header.n_embd,
+                        "n_vocab": header.n_vocab,
+                        "n_ctx_train": header.n_ctx_train,
+                        "files": header.files,
+                        "file_bytes": header.file_bytes,
+                        "bytes_per_token": header.bytes_per_token,
+                        "bytes_by_part": header.bytes_by_part,
+                        "bytes_by_type": header.bytes_by_type,
+                    },
+                    indent=2,
+                )
+            )
+            return
+        summary = _table("", "")
+        summary.show_header = False
+        for label, value in facts.items():
+            summary.add_row(label, str(value))
+        sizes = _table("part", "size", "share")
+        total = sum(header.bytes_by_part.values()) or 1
+        for part, n_bytes in header.bytes_by_part.items():
+            if n_bytes:
+                label = "embedding, output too" if part == "embedding" and header.tied_embedding else part
+                sizes.add_row(label, _size(n_bytes), f"{n_bytes / total:.1%}")
+        output = _output()
+        output.print(summary, markup=False)
+        output.print()
+        output.print(sizes)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        backends = ", ".join(["CPU", "RPC", *_core.GPU_BACKENDS])
+        print(f"overspill {overspill.__version__}, llama.cpp {_core.LLAMA_CPP_COMMIT}, backends: {backends}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

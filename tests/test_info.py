@@ -1,0 +1,92 @@
+"""What a header says, against what was written into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import pytest
+
+from model_files import (
+    EXPERT_WIDTH,
+    EXPERTS,
+    EXPERTS_USED,
+    HEAD_WIDTH,
+    HEADS_KV,
+    LAYERS,
+    VOCABULARY,
+    WIDTH,
+    write_tiny_gpt_oss,
+)
+from overspill import Model, ModelInfo
+
+
+@pytest.fixture(scope="module")
+def info(tiny_gpt_oss_path: Path) -> ModelInfo:
+    """Return the header of the tiny gpt-oss."""
+    return ModelInfo.from_file(tiny_gpt_oss_path)
+
+
+def test_figures(info: ModelInfo) -> None:
+    """They are the ones that were written."""
+    assert info.architecture == "gpt-oss"
+    assert (info.n_layers, info.n_experts, info.n_experts_used) == (LAYERS, EXPERTS, EXPERTS_USED)
+    assert (info.n_embd, info.n_vocab, info.n_ctx_train) == (WIDTH, VOCABULARY, 131072)
+    assert "MXFP4" in info.quantisation
+    assert "4 layers, 8 experts (4 used)" in str(info)
+
+
+def test_bytes_by_part(info: ModelInfo) -> None:
+    """An MXFP4 block has 17 bytes for 32 weights, Q8_0 34, F32 4 for one."""
+    experts = 3 * EXPERTS * (EXPERT_WIDTH * WIDTH * 17 // 32 + EXPERT_WIDTH * 4)
+    assert info.layers[0]["experts"] == experts
+    assert info.bytes_by_part["experts"] == LAYERS * experts
+    assert info.layers[0]["dense"] == 4 * (EXPERTS * WIDTH + EXPERTS)
+    matrix = VOCABULARY * WIDTH * 34 // 32
+    assert info.bytes_by_part["embedding"] == matrix
+    assert info.bytes_by_part["output"] == matrix + 4 * WIDTH
+    assert info.bytes_by_part["other"] == 0
+    assert not info.tied_embedding
+    parts = info.bytes_by_part
+    assert info.bytes_per_token == parts["attention"] + parts["dense"] + parts["experts"] // 2 + parts["output"] + (
+        matrix // VOCABULARY
+    )
+
+
+def test_everything_is_counted_once(gemma_path: Path) -> None:
+    """Parts, layers and types add up to what another reader of the file finds."""
+    info = ModelInfo.from_file(gemma_path)
+    reader = gguf.GGUFReader(gemma_path)
+    expected = sum(int(tensor.n_bytes) for tensor in reader.tensors)
+    assert sum(info.bytes_by_part.values()) == sum(info.bytes_by_type.values()) == expected
+    assert info.n_parameters == sum(int(tensor.n_elements) for tensor in reader.tensors)
+    assert info.bytes_by_part["other"] == 0
+    assert info.tied_embedding
+    assert info.quantisation == "Q4_K_M"
+    assert info.file_bytes == gemma_path.stat().st_size
+    assert info.metadata["tokenizer.ggml.tokens"] == {"element": "str", "length": 262144}
+
+
+def test_split_models_are_read_whole(tmp_path: Path, info: ModelInfo) -> None:
+    """Three files tell the same as one."""
+    first = write_tiny_gpt_oss(tmp_path / "model.gguf", n_files=3)
+    split = ModelInfo.from_file(first)
+    assert len(split.files) == 3
+    assert split.bytes_by_part == info.bytes_by_part
+    assert split.file_bytes == sum(Path(file).stat().st_size for file in split.files)
+
+
+def test_layers_that_fit(info: ModelInfo) -> None:
+    """The output comes first, then whole layers with their KV cache (F16, K and V)."""
+    output = info.bytes_by_part["output"]
+    layer = sum(info.layers[0].values()) + 2 * 2 * 100 * HEADS_KV * HEAD_WIDTH
+    assert info.layers_that_fit(output - 1, 100) == 0
+    assert info.layers_that_fit(output, 100) == 1
+    assert info.layers_that_fit(output + 2 * layer - 1, 100) == 2
+    assert info.layers_that_fit(output + 2 * layer, 100) == 3
+    assert info.layers_that_fit(2**40, 100) == LAYERS + 1
+
+
+def test_a_model_has_its_info(tiny_gpt_oss: Model, info: ModelInfo) -> None:
+    """It is the header of the file that was loaded."""
+    assert tiny_gpt_oss.info == info
