@@ -9,7 +9,7 @@
 
 #include <immintrin.h>
 
-static inline void overspill_tile_loadconfig(const void *config) {
+static inline void overspill_tile_loadconfig(const void * config) {
     using Config = const unsigned char[64];
     __asm__ volatile("ldtilecfg\t%X0" : : "m"(*static_cast<Config *>(config)));
 }

@@ -32,19 +32,24 @@ void drain_log_to_python() {
     try {
         static constexpr std::array<int, 4> levels{10, 20, 30, 40};  // logging.DEBUG to logging.ERROR
         const py::object logger = py::module_::import("logging").attr("getLogger")("overspill.llama");
-        for (const auto &line : drain_log()) {
+        for (const auto & line : drain_log()) {
             const int level = levels[static_cast<size_t>(line.level)];
             if (logger.attr("isEnabledFor")(level).cast<bool>()) {
                 logger.attr("log")(level, "%s", valid_utf8(line.text));
             }
         }
-    } catch (py::error_already_set &error) {
-        error.discard_as_unraisable("overspill.llama");
+    } catch (py::error_already_set & error) {
+        if (error.matches(PyExc_KeyboardInterrupt)) {
+            // Ctrl-C came while Python code ran here, where it cannot be raised; it comes again after this.
+            PyErr_SetInterrupt();
+        } else {
+            error.discard_as_unraisable("overspill.llama");
+        }
     }
 }
 
 // The process ends right after this, so it says why where it can be seen.
-void report_abort(const char *message, const char *activity) {
+void report_abort(const char * message, const char * activity) {
     if (!Py_IsInitialized()) {
         return;
     }
@@ -76,7 +81,7 @@ class Signals {
             };
         }
     }
-    const Interrupt::Poll &poll() const { return poll_; }
+    const Interrupt::Poll & poll() const { return poll_; }
     void rethrow() const {
         if (raised_) {
             std::rethrow_exception(raised_);
@@ -90,7 +95,7 @@ class Signals {
 
 // Runs native work without the GIL, and passes its log on whether it succeeds or not.
 template <typename Work>
-auto without_gil(Work &&work) {
+auto without_gil(Work && work) {
     struct Drain {
         ~Drain() { drain_log_to_python(); }
     } const drain;
@@ -98,9 +103,9 @@ auto without_gil(Work &&work) {
     return work();
 }
 
-std::shared_ptr<Model> load_model(const std::string &path, bool cpu_only, int32_t n_gpu_layers, uint32_t n_ctx,
-                                  uint32_t n_batch, int32_t n_threads, const std::string &load_mode, bool vocab_only,
-                                  bool check_tensors, const py::object &progress) {
+std::shared_ptr<Model> load_model(const std::string & path, bool cpu_only, int32_t n_gpu_layers, uint32_t n_ctx,
+                                  uint32_t n_batch, int32_t n_threads, const std::string & load_mode, bool vocab_only,
+                                  bool check_tensors, const py::object & progress) {
     const Signals signals;
     std::exception_ptr raised;
     ModelOptions options{cpu_only, n_gpu_layers, n_ctx, n_batch, n_threads, load_mode, vocab_only, check_tensors, {}};
@@ -131,7 +136,7 @@ std::shared_ptr<Model> load_model(const std::string &path, bool cpu_only, int32_
     }
 }
 
-std::shared_ptr<Generation> open_stream(const std::shared_ptr<Model> &model, std::vector<int32_t> prompt,
+std::shared_ptr<Generation> open_stream(const std::shared_ptr<Model> & model, std::vector<int32_t> prompt,
                                         int64_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p,
                                         float repeat_penalty, float frequency_penalty, float presence_penalty,
                                         int32_t repeat_last_n, std::optional<uint32_t> seed,
@@ -144,7 +149,7 @@ std::shared_ptr<Generation> open_stream(const std::shared_ptr<Model> &model, std
     return without_gil([&] { return Generation::start(model, std::move(prompt), std::move(options)); });
 }
 
-Token next_token(Generation &generation) {
+Token next_token(Generation & generation) {
     const Signals signals;
     std::optional<Token> token;
     try {
@@ -159,7 +164,7 @@ Token next_token(Generation &generation) {
     return std::move(*token);
 }
 
-py::tuple stats_of(const Generation &generation) {
+py::tuple stats_of(const Generation & generation) {
     const GenerationStats stats = generation.stats();
     const py::object reason =
         stats.stop_reason == StopReason::none ? py::none() : py::object(py::str(stop_reason_name(stats.stop_reason)));
@@ -167,7 +172,7 @@ py::tuple stats_of(const Generation &generation) {
                           stats.time_to_first_token_s, reason);
 }
 
-std::string repr_of(const Token &token) {
+std::string repr_of(const Token & token) {
     std::ostringstream text;
     text << "Token(id=" << token.id << ", text=" << py::repr(py::str(token.text)).cast<std::string>();
     if (token.logprob) {
@@ -179,24 +184,24 @@ std::string repr_of(const Token &token) {
 
 // --- files and devices -----------------------------------------------------------------------
 
-py::str lenient_str(const std::string &text) {
+py::str lenient_str(const std::string & text) {
     return py::bytes(text).attr("decode")("utf-8", "replace");
 }
 
-py::dict gguf_dict(const std::string &path) {
+py::dict gguf_dict(const std::string & path) {
     const GgufFile file = without_gil([&] { return read_gguf(path); });
     py::dict metadata;
-    for (const auto &[key, value] : file.metadata) {
+    for (const auto & [key, value] : file.metadata) {
         py::object converted;
-        if (const auto *text = std::get_if<std::string>(&value)) {
+        if (const auto * text = std::get_if<std::string>(&value)) {
             converted = lenient_str(*text);
-        } else if (const auto *array = std::get_if<GgufArray>(&value)) {
+        } else if (const auto * array = std::get_if<GgufArray>(&value)) {
             converted = py::dict("element"_a = array->element_type, "length"_a = array->length);
-        } else if (const auto *number = std::get_if<double>(&value)) {
+        } else if (const auto * number = std::get_if<double>(&value)) {
             converted = py::float_(*number);
-        } else if (const auto *flag = std::get_if<bool>(&value)) {
+        } else if (const auto * flag = std::get_if<bool>(&value)) {
             converted = py::bool_(*flag);
-        } else if (const auto *natural = std::get_if<uint64_t>(&value)) {
+        } else if (const auto * natural = std::get_if<uint64_t>(&value)) {
             converted = py::int_(*natural);
         } else {
             converted = py::int_(std::get<int64_t>(value));
@@ -204,7 +209,7 @@ py::dict gguf_dict(const std::string &path) {
         metadata[lenient_str(key)] = converted;
     }
     py::list tensors;
-    for (const auto &tensor : file.tensors) {
+    for (const auto & tensor : file.tensors) {
         tensors.append(
             py::make_tuple(lenient_str(tensor.name), tensor.type, py::tuple(py::cast(tensor.shape)), tensor.n_bytes));
     }
@@ -212,7 +217,7 @@ py::dict gguf_dict(const std::string &path) {
                     "file_bytes"_a = file.n_bytes);
 }
 
-const char *kind_of(ggml_backend_dev_t device) {
+const char * kind_of(ggml_backend_dev_t device) {
     switch (ggml_backend_dev_type(device)) {
         case GGML_BACKEND_DEVICE_TYPE_GPU: return "gpu";
         case GGML_BACKEND_DEVICE_TYPE_IGPU: return "integrated_gpu";
@@ -237,7 +242,7 @@ py::list device_list() {
     return devices;
 }
 
-void add_rpc_server(const std::string &endpoint) {
+void add_rpc_server(const std::string & endpoint) {
     using AddServer = ggml_backend_reg_t (*)(const char *);
     without_gil([&] {
         const ErrorCapture errors;
@@ -255,7 +260,7 @@ void add_rpc_server(const std::string &endpoint) {
     });
 }
 
-void load_backends([[maybe_unused]] const std::string &folder) {
+void load_backends([[maybe_unused]] const std::string & folder) {
 #ifdef OVERSPILL_BACKENDS_ARE_PLUGINS
     without_gil([&] { ggml_backend_load_all_from_path(folder.c_str()); });
 #endif
@@ -266,11 +271,11 @@ void load_backends([[maybe_unused]] const std::string &folder) {
 PYBIND11_MODULE(_core, m) {
     m.doc() = "The native core of overspill. Use the package's own names instead.";
 
-    const auto describe = [](auto &type, const char *doc) {
+    const auto describe = [](auto & type, const char * doc) {
         type.attr("__module__") = "overspill";
         type.attr("__doc__") = doc;
     };
-    auto &error = py::register_exception<Error>(m, "Error");
+    auto & error = py::register_exception<Error>(m, "Error");
     describe(error, "Something that the library or llama.cpp could not do; the base of the others.");
     describe(py::register_exception<ModelLoadError>(m, "ModelLoadError", error),
              "The file is missing, damaged, or not a model that can be loaded.");
@@ -285,7 +290,7 @@ PYBIND11_MODULE(_core, m) {
 
     m.attr("LLAMA_CPP_COMMIT") = OVERSPILL_LLAMA_CPP_COMMIT;
     py::list gpu_backends;
-    for (const char *backend : std::vector<const char *>{OVERSPILL_GPU_BACKENDS}) {
+    for (const char * backend : std::vector<const char *>{OVERSPILL_GPU_BACKENDS}) {
         gpu_backends.append(backend);
     }
     m.attr("GPU_BACKENDS") = gpu_backends;
@@ -297,18 +302,18 @@ PYBIND11_MODULE(_core, m) {
                       "string is not complete yet, and for special tokens.")
         .def_readonly("logprob", &Token::logprob,
                       "Natural logarithm of its probability before temperature and truncation; None unless asked for.")
-        .def("__str__", [](const Token &token) { return token.text; })
+        .def("__str__", [](const Token & token) { return token.text; })
         .def("__repr__", &repr_of)
         .def("__eq__",
-             [](const Token &token, const py::object &other) -> py::object {
+             [](const Token & token, const py::object & other) -> py::object {
                  if (!py::isinstance<Token>(other)) {
                      return py::reinterpret_borrow<py::object>(Py_NotImplemented);
                  }
-                 const auto &another = other.cast<const Token &>();
+                 const auto & another = other.cast<const Token &>();
                  return py::bool_(token.id == another.id && token.text == another.text &&
                                   token.logprob == another.logprob);
              })
-        .def("__hash__", [](const Token &token) { return py::hash(py::make_tuple(token.id, token.text)); });
+        .def("__hash__", [](const Token & token) { return py::hash(py::make_tuple(token.id, token.text)); });
 
     // Both may be destroyed by Python while another thread is in the middle of a step.
     py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), py::release_gil_before_calling_cpp_dtor())
@@ -319,26 +324,26 @@ PYBIND11_MODULE(_core, m) {
              "seed"_a, "stop"_a, "logprobs"_a)
         .def(
             "tokenize",
-            [](const Model &model, const py::bytes &text, bool add_special, bool parse_special) {
+            [](const Model & model, const py::bytes & text, bool add_special, bool parse_special) {
                 const std::string_view view = text;  // Python's own memory, which the argument keeps alive
                 return without_gil([&] { return model.tokenize(view, add_special, parse_special); });
             },
             "text"_a, "add_special"_a, "parse_special"_a)
         .def(
             "detokenize",
-            [](const Model &model, const std::vector<int32_t> &tokens, bool skip_special) {
+            [](const Model & model, const std::vector<int32_t> & tokens, bool skip_special) {
                 return py::bytes(without_gil([&] { return model.detokenize(tokens, skip_special); }));
             },
             "tokens"_a, "skip_special"_a)
         .def(
             "token_bytes",
-            [](const Model &model, int32_t token, bool special) {
+            [](const Model & model, int32_t token, bool special) {
                 return py::bytes(model.token_bytes(token, special));
             },
             "token"_a, "special"_a)
         .def("special_tokens", &Model::special_tokens)
         .def("is_end_of_generation", &Model::is_end_of_generation, "token"_a)
-        .def("close", [](Model &model) { without_gil([&] { model.close(); }); })
+        .def("close", [](Model & model) { without_gil([&] { model.close(); }); })
         .def_property_readonly("closed", &Model::closed)
         .def_property_readonly("n_vocab", &Model::n_vocab)
         .def_property_readonly("n_ctx", &Model::n_ctx)
@@ -347,11 +352,11 @@ PYBIND11_MODULE(_core, m) {
 
     py::class_<Generation, std::shared_ptr<Generation>>(m, "Generation", py::is_final(),
                                                         py::release_gil_before_calling_cpp_dtor())
-        .def("__iter__", [](const py::object &self) { return self; })
+        .def("__iter__", [](const py::object & self) { return self; })
         .def("__next__", &next_token)
         .def(
             "close",
-            [](Generation &generation, const std::string &reason) {
+            [](Generation & generation, const std::string & reason) {
                 const StopReason why = stop_reason_of(reason);
                 without_gil([&] { generation.close(why); });
             },

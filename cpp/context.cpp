@@ -9,7 +9,7 @@
 
 namespace overspill {
 
-bool Interrupt::should_stop(const Poll &poll) {
+bool Interrupt::should_stop(const Poll & poll) {
     // Reading the clock before each of a small model's operations would cost a percent.
     constexpr unsigned asks_per_reading = 8;
     constexpr auto interval = std::chrono::milliseconds(50);
@@ -28,7 +28,7 @@ bool Interrupt::should_stop(const Poll &poll) {
 }
 
 Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_threadpool> threadpool,
-                 const ContextOptions &options)
+                 const ContextOptions & options)
     : model_(std::move(model)),
       threadpool_(std::move(threadpool)),
       n_ctx_(options.n_ctx),
@@ -45,8 +45,8 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
     params.swa_full = false;
     params.no_perf = true;
     params.abort_callback_data = this;
-    params.abort_callback = [](void *data) {
-        const auto *self = static_cast<const Context *>(data);
+    params.abort_callback = [](void * data) {
+        const auto * self = static_cast<const Context *>(data);
         return self->interrupt_ != nullptr && self->interrupt_->should_stop(*self->poll_);
     };
     const ErrorCapture errors;
@@ -68,7 +68,7 @@ void Context::clear() {
     n_decoded_ = 0;
 }
 
-const float *Context::decode(const int32_t *tokens, uint32_t n, Interrupt &interrupt, const Interrupt::Poll &poll) {
+const float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll) {
     if (n_decoded_ + n > n_ctx_) {
         throw ContextFullError("the context of " + std::to_string(n_ctx_) + " tokens is full");
     }
@@ -80,7 +80,7 @@ const float *Context::decode(const int32_t *tokens, uint32_t n, Interrupt &inter
     const int32_t status =
         llama_decode(context_.get(), llama_batch_get_one(const_cast<llama_token *>(tokens), static_cast<int32_t>(n)));
     // A GPU may still be working: this waits for it, so the step ends here and not in the sampler.
-    const float *logits = status == 0 ? llama_get_logits_ith(context_.get(), -1) : nullptr;
+    const float * logits = status == 0 ? llama_get_logits_ith(context_.get(), -1) : nullptr;
     interrupt_ = nullptr;
     poll_ = nullptr;
     if (status == 2) {

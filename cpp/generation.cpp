@@ -33,8 +33,8 @@ class Stopwatch {
 
 }  // namespace
 
-const char *stop_reason_name(StopReason reason) {
-    for (const auto &[known, name] : reason_names) {
+const char * stop_reason_name(StopReason reason) {
+    for (const auto & [known, name] : reason_names) {
         if (known == reason) {
             return name;
         }
@@ -42,8 +42,8 @@ const char *stop_reason_name(StopReason reason) {
     return "none";
 }
 
-StopReason stop_reason_of(const std::string &name) {
-    for (const auto &[reason, known] : reason_names) {
+StopReason stop_reason_of(const std::string & name) {
+    for (const auto & [reason, known] : reason_names) {
         if (known == name) {
             return reason;
         }
@@ -52,19 +52,19 @@ StopReason stop_reason_of(const std::string &name) {
 }
 
 StopStrings::StopStrings(std::vector<std::string> stops) : stops_(std::move(stops)) {
-    if (std::any_of(stops_.begin(), stops_.end(), [](const std::string &stop) { return stop.empty(); })) {
+    if (std::any_of(stops_.begin(), stops_.end(), [](const std::string & stop) { return stop.empty(); })) {
         throw std::invalid_argument("stop must not contain an empty string");
     }
 }
 
-std::string StopStrings::push(std::string text, bool &found) {
+std::string StopStrings::push(std::string text, bool & found) {
     if (stops_.empty()) {
         return text;
     }
     held_ += text;
     size_t first = std::string::npos;
     size_t n_held = 0;
-    for (const auto &stop : stops_) {
+    for (const auto & stop : stops_) {
         first = std::min(first, held_.find(stop));
         // The longest end of the text that is a beginning of the stop string.
         for (size_t n = std::min(stop.size() - 1, held_.size()); n > n_held; --n) {
@@ -121,8 +121,8 @@ Generation::~Generation() {
     }
 }
 
-const float *Generation::prefill(const Interrupt::Poll &poll) {
-    const float *logits = nullptr;
+const float * Generation::prefill(const Interrupt::Poll & poll) {
+    const float * logits = nullptr;
     const auto n_prompt = static_cast<uint32_t>(prompt_.size());
     for (uint32_t done = 0; done < n_prompt;) {
         const uint32_t n = std::min(context_->n_batch(), n_prompt - done);
@@ -141,7 +141,7 @@ const float *Generation::prefill(const Interrupt::Poll &poll) {
     return logits;
 }
 
-std::optional<Token> Generation::next(const Interrupt::Poll &poll) {
+std::optional<Token> Generation::next(const Interrupt::Poll & poll) {
     if (stepping_.load() == std::this_thread::get_id()) {
         throw Error("the stream is in the middle of a step on this very thread");
     }
@@ -151,13 +151,13 @@ std::optional<Token> Generation::next(const Interrupt::Poll &poll) {
     }
     stepping_.store(std::this_thread::get_id());
     struct Stepped {
-        std::atomic<std::thread::id> &thread;
+        std::atomic<std::thread::id> & thread;
         ~Stepped() { thread.store({}); }
     } const stepped{stepping_};
     try {
         const Stopwatch watch;
         const bool first = last_token_ < 0;
-        const float *logits = nullptr;
+        const float * logits = nullptr;
         double prefill_s = 0;
         if (first) {
             logits = prefill(poll);
@@ -189,8 +189,8 @@ std::optional<Token> Generation::next(const Interrupt::Poll &poll) {
     }
 }
 
-Token Generation::take_token(const float *logits) {
-    const auto &vocab = *llama_model_get_vocab(&context_->model());
+Token Generation::take_token(const float * logits) {
+    const auto & vocab = *llama_model_get_vocab(&context_->model());
     Token token{sampler_.sample(logits), {}, {}};
     sampler_.accept(token.id);
     last_token_ = token.id;

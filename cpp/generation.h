@@ -19,8 +19,8 @@ namespace overspill {
 class Model;
 
 enum class StopReason { none, eos, stop_string, max_tokens, context_full, closed, interrupted, error };
-const char *stop_reason_name(StopReason reason);     // "eos", "stop_string", ...
-StopReason stop_reason_of(const std::string &name);  // throws std::invalid_argument
+const char * stop_reason_name(StopReason reason);     // "eos", "stop_string", ...
+StopReason stop_reason_of(const std::string & name);  // throws std::invalid_argument
 
 struct GenerationOptions {
     SamplingOptions sampling;
@@ -51,7 +51,7 @@ class StopStrings {
 
     // Takes new text and returns what may go out; true in `found` if a stop string came up,
     // which cuts the text off there.
-    std::string push(std::string text, bool &found);
+    std::string push(std::string text, bool & found);
     std::string flush();
 
   private:
@@ -66,11 +66,11 @@ class Generation : public std::enable_shared_from_this<Generation> {
                                              GenerationOptions options);
     ~Generation();
     Generation(const Generation &) = delete;
-    Generation &operator=(const Generation &) = delete;
+    Generation & operator=(const Generation &) = delete;
 
     // The next token; none when the generation has ended. Throws CancelledError if `poll`
     // stopped it, or Error; both end it.
-    std::optional<Token> next(const Interrupt::Poll &poll);
+    std::optional<Token> next(const Interrupt::Poll & poll);
 
     // Ends it, after the step that runs in another thread, which is cancelled. Idempotent; but
     // "interrupted" replaces "closed", since who leaves a loop because of a signal closes first.
@@ -80,8 +80,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
   private:
     Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options);
-    const float *prefill(const Interrupt::Poll &poll);
-    Token take_token(const float *logits);
+    const float * prefill(const Interrupt::Poll & poll);
+    Token take_token(const float * logits);
     void finish(StopReason reason);
 
     std::shared_ptr<Model> model_;

@@ -17,15 +17,15 @@ struct Queue {
     std::atomic<bool> pending{false};
 };
 
-Queue &queue() {
+Queue & queue() {
     // Never destroyed: llama.cpp's threads may log until the process is gone.
-    static auto *instance = new Queue;
+    static auto * instance = new Queue;
     return *instance;
 }
 
 // A line may come in pieces, each call with the level "continued".
 thread_local LogLine partial{LogLevel::info, {}};
-thread_local ErrorCapture *capture = nullptr;
+thread_local ErrorCapture * capture = nullptr;
 
 void (*abort_hook)(const char *, const char *) = nullptr;
 
@@ -38,7 +38,7 @@ LogLevel level_of(ggml_log_level level) {
     }
 }
 
-void on_log(ggml_log_level level, const char *text, void * /*user_data*/) {
+void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
     // An exception must not reach upstream's C code; a line lost for want of memory is no loss.
     try {
         if (level != GGML_LOG_LEVEL_CONT) {
@@ -55,7 +55,7 @@ void on_log(ggml_log_level level, const char *text, void * /*user_data*/) {
             if (line.level == LogLevel::error) {
                 ErrorCapture::keep(line.text);
             }
-            Queue &waiting = queue();
+            Queue & waiting = queue();
             const std::lock_guard lock(waiting.mutex);
             if (waiting.lines.size() < max_waiting_lines) {
                 waiting.lines.push_back(std::move(line));
@@ -68,7 +68,7 @@ void on_log(ggml_log_level level, const char *text, void * /*user_data*/) {
     }
 }
 
-void on_abort_message(const char *message) {
+void on_abort_message(const char * message) {
     if (abort_hook != nullptr) {
         abort_hook(message, Activity::current.load());
     }
@@ -89,7 +89,7 @@ bool log_pending() noexcept {
 }
 
 std::vector<LogLine> drain_log() {
-    Queue &waiting = queue();
+    Queue & waiting = queue();
     const std::lock_guard lock(waiting.mutex);
     std::vector<LogLine> lines;
     lines.swap(waiting.lines);
@@ -101,7 +101,7 @@ std::vector<LogLine> drain_log() {
     return lines;
 }
 
-void ErrorCapture::keep(const std::string &line) {
+void ErrorCapture::keep(const std::string & line) {
     if (capture != nullptr) {
         capture->lines_.push_back(line);
     }
@@ -113,20 +113,20 @@ ErrorCapture::~ErrorCapture() {
     capture = outer_;
 }
 
-std::string ErrorCapture::reason(const std::string &otherwise) const {
+std::string ErrorCapture::reason(const std::string & otherwise) const {
     if (lines_.empty()) {
         return otherwise;
     }
     // Upstream reports the cause first and then every function that gave up because of it; a
     // line with this mark holds the text of the exception.
     static const std::string mark = "error loading model: ";
-    for (const auto &line : lines_) {
+    for (const auto & line : lines_) {
         const size_t start = line.find(mark);
         if (start != std::string::npos && line.find("error loading model hyperparameters", start) != start) {
             return line.substr(start + mark.size());
         }
     }
-    const std::string &line = lines_.front();
+    const std::string & line = lines_.front();
     const size_t colon = line.find(": ");
     const bool names_function = colon != std::string::npos && line.find(' ') > colon;
     return names_function ? line.substr(colon + 2) : line;

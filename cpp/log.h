@@ -17,7 +17,7 @@ struct LogLine {
 
 // Routes llama.cpp's log here, and its last words before an abort to `on_abort`, which is
 // given the message and what was being done. Call once, before anything else.
-void capture_log(void (*on_abort)(const char *message, const char *activity));
+void capture_log(void (*on_abort)(const char * message, const char * activity));
 
 // Whether lines wait; cheap enough to ask after every step.
 bool log_pending() noexcept;
@@ -31,31 +31,31 @@ class ErrorCapture {
     ErrorCapture();
     ~ErrorCapture();
     ErrorCapture(const ErrorCapture &) = delete;
-    ErrorCapture &operator=(const ErrorCapture &) = delete;
+    ErrorCapture & operator=(const ErrorCapture &) = delete;
 
     // The cause in one line, without the name of upstream's function; `otherwise` if nothing was logged.
-    std::string reason(const std::string &otherwise) const;
+    std::string reason(const std::string & otherwise) const;
 
     // For the log itself: hands an error to the innermost capture of this thread, if there is one.
-    static void keep(const std::string &line);
+    static void keep(const std::string & line);
 
   private:
     std::vector<std::string> lines_;
-    ErrorCapture *outer_;
+    ErrorCapture * outer_;
 };
 
 // Says what the process is doing, in case llama.cpp ends it. `activity` must outlive the process.
 class Activity {
   public:
-    explicit Activity(const char *activity) noexcept : before_(current.exchange(activity)) {}
+    explicit Activity(const char * activity) noexcept : before_(current.exchange(activity)) {}
     ~Activity() { current.store(before_); }
     Activity(const Activity &) = delete;
-    Activity &operator=(const Activity &) = delete;
+    Activity & operator=(const Activity &) = delete;
 
     static std::atomic<const char *> current;
 
   private:
-    const char *before_;
+    const char * before_;
 };
 
 }  // namespace overspill

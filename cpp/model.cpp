@@ -14,7 +14,7 @@ namespace overspill {
 
 namespace {
 
-llama_load_mode load_mode_of(const std::string &name) {
+llama_load_mode load_mode_of(const std::string & name) {
     static const std::map<std::string, llama_load_mode> modes = {
         {"mmap", LLAMA_LOAD_MODE_MMAP},           {"read", LLAMA_LOAD_MODE_NONE},
         {"mlock", LLAMA_LOAD_MODE_MLOCK},         {"mmap+mlock", LLAMA_LOAD_MODE_MMAP_MLOCK},
@@ -43,7 +43,7 @@ std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads) {
 }
 
 template <typename T>
-void check_range(const char *name, T value, T low, T high) {
+void check_range(const char * name, T value, T low, T high) {
     if (value < low || value > high) {
         throw std::invalid_argument(std::string(name) + " must be " + std::to_string(low) + " to " +
                                     std::to_string(high) + ", not " + std::to_string(value));
@@ -73,7 +73,7 @@ void Turns::unlock() {
     next_.notify_all();
 }
 
-void append_token_bytes(const llama_vocab &vocab, int32_t token, bool special, std::string &bytes) {
+void append_token_bytes(const llama_vocab & vocab, int32_t token, bool special, std::string & bytes) {
     if (llama_vocab_type(&vocab) == LLAMA_VOCAB_TYPE_NONE) {
         return;
     }
@@ -88,7 +88,7 @@ void append_token_bytes(const llama_vocab &vocab, int32_t token, bool special, s
     llama_token_to_piece(&vocab, token, bytes.data() + start, -length, 0, special);
 }
 
-Model::Model(const std::string &path, ModelOptions options) : name_(path), options_(std::move(options)) {
+Model::Model(const std::string & path, ModelOptions options) : name_(path), options_(std::move(options)) {
     check_range("n_batch", options_.n_batch, uint32_t{1}, uint32_t{65536});
     check_range("n_threads", options_.n_threads, int32_t{1}, int32_t{GGML_MAX_N_THREADS});
     check_range("n_gpu_layers", options_.n_gpu_layers, int32_t{-1}, std::numeric_limits<int32_t>::max());
@@ -96,7 +96,7 @@ Model::Model(const std::string &path, ModelOptions options) : name_(path), optio
     check_gguf(path, options_.vocab_only);
 
     struct Progress {
-        const std::function<bool(float)> &report;
+        const std::function<bool(float)> & report;
         bool cancelled;
     } progress{options_.progress, false};
 
@@ -110,8 +110,8 @@ Model::Model(const std::string &path, ModelOptions options) : name_(path), optio
     params.vocab_only = options_.vocab_only;
     params.check_tensors = options_.check_tensors;
     params.progress_callback_user_data = &progress;
-    params.progress_callback = [](float share, void *data) {
-        auto &self = *static_cast<Progress *>(data);
+    params.progress_callback = [](float share, void * data) {
+        auto & self = *static_cast<Progress *>(data);
         self.cancelled = self.cancelled || (self.report && !self.report(share));
         return !self.cancelled;
     };
@@ -175,7 +175,7 @@ void Model::close() {
         threadpool.swap(threadpool_);
         idle.swap(idle_);
     }
-    for (const auto &open : generations) {
+    for (const auto & open : generations) {
         if (const auto generation = open.lock()) {
             generation->close(StopReason::closed);
         }
@@ -200,8 +200,8 @@ std::shared_ptr<llama_model> Model::loaded() const {
     return model_;
 }
 
-const llama_vocab &Model::tokenizer(const llama_model &model) const {
-    const llama_vocab *vocab = llama_model_get_vocab(&model);
+const llama_vocab & Model::tokenizer(const llama_model & model) const {
+    const llama_vocab * vocab = llama_model_get_vocab(&model);
     if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
         throw Error("the model " + name_ + " has no tokenizer; give token ids in place of text");
     }
@@ -210,7 +210,7 @@ const llama_vocab &Model::tokenizer(const llama_model &model) const {
 
 std::vector<int32_t> Model::tokenize(std::string_view text, bool add_special, bool parse_special) const {
     const auto model = loaded();
-    const llama_vocab &vocab = tokenizer(*model);
+    const llama_vocab & vocab = tokenizer(*model);
     if (text.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max() / 2)) {
         throw std::invalid_argument("text must be shorter than 1 GiB, not " + std::to_string(text.size()) + " bytes");
     }
@@ -230,9 +230,9 @@ std::vector<int32_t> Model::tokenize(std::string_view text, bool add_special, bo
     return tokens;
 }
 
-std::string Model::detokenize(const std::vector<int32_t> &tokens, bool skip_special) const {
+std::string Model::detokenize(const std::vector<int32_t> & tokens, bool skip_special) const {
     const auto model = loaded();
-    const llama_vocab &vocab = tokenizer(*model);
+    const llama_vocab & vocab = tokenizer(*model);
     for (const int32_t token : tokens) {
         check_token("tokens", token);
     }
@@ -253,7 +253,7 @@ std::string Model::detokenize(const std::vector<int32_t> &tokens, bool skip_spec
 
 std::string Model::token_bytes(int32_t token, bool special) const {
     const auto model = loaded();
-    const llama_vocab &vocab = tokenizer(*model);
+    const llama_vocab & vocab = tokenizer(*model);
     check_token("token", token);
     std::string bytes;
     append_token_bytes(vocab, token, special, bytes);
@@ -262,7 +262,7 @@ std::string Model::token_bytes(int32_t token, bool special) const {
 
 std::map<std::string, int32_t> Model::special_tokens() const {
     const auto model = loaded();
-    const llama_vocab *vocab = llama_model_get_vocab(model.get());
+    const llama_vocab * vocab = llama_model_get_vocab(model.get());
     std::map<std::string, int32_t> tokens = {
         {"bos", llama_vocab_bos(vocab)},   {"eos", llama_vocab_eos(vocab)}, {"eot", llama_vocab_eot(vocab)},
         {"sep", llama_vocab_sep(vocab)},   {"nl", llama_vocab_nl(vocab)},   {"pad", llama_vocab_pad(vocab)},
@@ -280,7 +280,7 @@ bool Model::is_end_of_generation(int32_t token) const {
     return llama_vocab_is_eog(llama_model_get_vocab(model.get()), token);
 }
 
-void Model::check_token(const std::string &argument, int32_t token) const {
+void Model::check_token(const std::string & argument, int32_t token) const {
     if (token < 0 || token >= n_vocab_) {
         throw std::invalid_argument(argument + ": " + std::to_string(token) + " is not in the vocabulary (0 to " +
                                     std::to_string(n_vocab_ - 1) + ")");
@@ -320,13 +320,13 @@ void Model::give_back(std::unique_ptr<Context> context) {
     // Otherwise it goes here, with what it keeps alive.
 }
 
-void Model::add(const std::shared_ptr<Generation> &generation) {
+void Model::add(const std::shared_ptr<Generation> & generation) {
     const std::lock_guard lock(mutex_);
     if (!model_) {
         throw ClosedError("the model " + name_ + " is closed");
     }
     generations_.erase(
-        std::remove_if(generations_.begin(), generations_.end(), [](const auto &open) { return open.expired(); }),
+        std::remove_if(generations_.begin(), generations_.end(), [](const auto & open) { return open.expired(); }),
         generations_.end());
     generations_.push_back(generation);
 }

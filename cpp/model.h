@@ -53,15 +53,15 @@ class Turns {
 
 // Appends a token's bytes, which need not be whole characters. Special tokens have none unless
 // `special` is set, which gives their name. `token` must be in the vocabulary.
-void append_token_bytes(const llama_vocab &vocab, int32_t token, bool special, std::string &bytes);
+void append_token_bytes(const llama_vocab & vocab, int32_t token, bool special, std::string & bytes);
 
 class Model {
   public:
     // Throws ModelLoadError, CancelledError, Error, or std::invalid_argument.
-    Model(const std::string &path, ModelOptions options);
+    Model(const std::string & path, ModelOptions options);
     ~Model();
     Model(const Model &) = delete;
-    Model &operator=(const Model &) = delete;
+    Model & operator=(const Model &) = delete;
 
     // Ends the open streams and frees the memory. Afterwards everything but close() and
     // closed() throws ClosedError.
@@ -71,7 +71,7 @@ class Model {
     // --- vocabulary: from any thread -----------------------------------------------------
 
     std::vector<int32_t> tokenize(std::string_view text, bool add_special, bool parse_special) const;
-    std::string detokenize(const std::vector<int32_t> &tokens, bool skip_special) const;
+    std::string detokenize(const std::vector<int32_t> & tokens, bool skip_special) const;
     std::string token_bytes(int32_t token, bool special) const;
     std::map<std::string, int32_t> special_tokens() const;
     bool is_end_of_generation(int32_t token) const;
@@ -81,20 +81,20 @@ class Model {
     int32_t n_threads() const { return options_.n_threads; }
 
     // Throws std::invalid_argument, naming `argument`.
-    void check_token(const std::string &argument, int32_t token) const;
+    void check_token(const std::string & argument, int32_t token) const;
 
     // --- for Generation ------------------------------------------------------------------
 
     // Held for every step: contexts share the thread pool and the devices.
-    Turns &turns() { return turns_; }
+    Turns & turns() { return turns_; }
     // A cleared context for one stream. Throws Error if the model cannot generate text.
     std::unique_ptr<Context> take_context();
     void give_back(std::unique_ptr<Context> context);
-    void add(const std::shared_ptr<Generation> &generation);
+    void add(const std::shared_ptr<Generation> & generation);
 
   private:
-    std::shared_ptr<llama_model> loaded() const;                   // throws ClosedError
-    const llama_vocab &tokenizer(const llama_model &model) const;  // throws Error if there is none
+    std::shared_ptr<llama_model> loaded() const;                     // throws ClosedError
+    const llama_vocab & tokenizer(const llama_model & model) const;  // throws Error if there is none
     void prepare_to_generate();
 
     std::string name_;

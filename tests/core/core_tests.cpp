@@ -25,7 +25,7 @@ namespace {
 int n_checks = 0;
 int n_failures = 0;
 
-void check(bool holds, const std::string &what) {
+void check(bool holds, const std::string & what) {
     ++n_checks;
     if (!holds) {
         ++n_failures;
@@ -34,16 +34,16 @@ void check(bool holds, const std::string &what) {
 }
 
 template <typename Expected, typename Work>
-void check_throws(Work &&work, const std::string &text, const std::string &what) {
+void check_throws(Work && work, const std::string & text, const std::string & what) {
     try {
         work();
         check(false, what + ": nothing was thrown");
-    } catch (const Expected &error) {
+    } catch (const Expected & error) {
         check(std::string(error.what()).find(text) != std::string::npos, what + ": " + error.what());
     }
 }
 
-std::string decoded(const std::string &bytes, size_t piece) {
+std::string decoded(const std::string & bytes, size_t piece) {
     Utf8Buffer buffer;
     std::string text;
     for (size_t i = 0; i < bytes.size(); i += piece) {
@@ -63,7 +63,7 @@ void test_utf8_buffer() {
         {"\xE1\x80\xE2\xF0\x91\x92\xF1\xBF\x41", bad + bad + bad + bad + "A"},
         {"\xF0\x9F\x98", bad},
     };
-    for (const auto &[bytes, expected] : cases) {
+    for (const auto & [bytes, expected] : cases) {
         for (size_t piece = 1; piece <= bytes.size(); ++piece) {
             check(decoded(bytes, piece) == expected, "a table of the Unicode standard");
         }
@@ -91,7 +91,7 @@ void test_utf8_buffer() {
 
 void test_stop_strings() {
     const std::string text = "aabaabcabcaabb";
-    for (const std::string &stop : {std::string("aabc"), std::string("caab"), std::string("bb"), std::string("x")}) {
+    for (const std::string & stop : {std::string("aabc"), std::string("caab"), std::string("bb"), std::string("x")}) {
         for (size_t piece = 1; piece <= text.size(); ++piece) {
             StopStrings stops({stop, "never"});
             std::string out;
@@ -118,7 +118,7 @@ void test_argmax() {
         for (int repeat = 0; repeat < 50; ++repeat) {
             std::vector<float> logits(n);
             // Few different values, so that there are ties, of which the first must win.
-            for (auto &logit : logits) {
+            for (auto & logit : logits) {
                 logit = static_cast<float>(random() % (repeat < 25 ? 10U : 1000000U)) - 500.0F;
             }
             logits[random() % n] = -infinity;
@@ -163,12 +163,12 @@ void test_sampler() {
     }
     const float nan = std::numeric_limits<float>::quiet_NaN();
     const std::vector<std::pair<std::string, void (*)(SamplingOptions &, float)>> fields = {
-        {"temperature", [](SamplingOptions &o, float value) { o.temperature = value; }},
-        {"top_p", [](SamplingOptions &o, float value) { o.top_p = value; }},
-        {"min_p", [](SamplingOptions &o, float value) { o.min_p = value; }},
-        {"repeat_penalty", [](SamplingOptions &o, float value) { o.repeat_penalty = value; }},
+        {"temperature", [](SamplingOptions & o, float value) { o.temperature = value; }},
+        {"top_p", [](SamplingOptions & o, float value) { o.top_p = value; }},
+        {"min_p", [](SamplingOptions & o, float value) { o.min_p = value; }},
+        {"repeat_penalty", [](SamplingOptions & o, float value) { o.repeat_penalty = value; }},
     };
-    for (const auto &[name, set] : fields) {
+    for (const auto & [name, set] : fields) {
         for (float value : {nan, -1.0F, std::numeric_limits<float>::infinity()}) {
             SamplingOptions options;
             set(options, value);
@@ -177,7 +177,7 @@ void test_sampler() {
     }
 }
 
-std::string text_of(const std::shared_ptr<Model> &model, int64_t max_tokens) {
+std::string text_of(const std::shared_ptr<Model> & model, int64_t max_tokens) {
     GenerationOptions options;
     options.sampling.temperature = 0;
     options.max_tokens = max_tokens;
@@ -189,7 +189,7 @@ std::string text_of(const std::shared_ptr<Model> &model, int64_t max_tokens) {
     return text;
 }
 
-void test_model(const std::string &path) {
+void test_model(const std::string & path) {
     ModelOptions options;
     options.n_ctx = 128;
     options.n_batch = 16;
@@ -260,10 +260,10 @@ void test_model(const std::string &path) {
     check(!open->next({}), "a stream outlives its model");
 }
 
-void test_damaged_files(const std::string &path, const std::filesystem::path &folder) {
+void test_damaged_files(const std::string & path, const std::filesystem::path & folder) {
     std::ifstream source(path, std::ios::binary);
     const std::string bytes{std::istreambuf_iterator<char>(source), {}};
-    const auto load = [&](const std::string &content) {
+    const auto load = [&](const std::string & content) {
         const std::string damaged = (folder / "damaged.gguf").string();
         std::ofstream(damaged, std::ios::binary) << content;
         try {
@@ -271,7 +271,7 @@ void test_damaged_files(const std::string &path, const std::filesystem::path &fo
             options.n_ctx = 64;
             const Model model(damaged, options);
             return false;
-        } catch (const ModelLoadError &error) {
+        } catch (const ModelLoadError & error) {
             return std::string(error.what()).find(damaged) == 0;
         }
     };
@@ -283,18 +283,18 @@ void test_damaged_files(const std::string &path, const std::filesystem::path &fo
     check_throws<ModelLoadError>([&] { read_gguf((folder / "none").string()); }, "no such file", "a missing file");
     const GgufFile header = read_gguf(path);
     const uint64_t n_bytes = std::accumulate(header.tensors.begin(), header.tensors.end(), uint64_t{0},
-                                             [](uint64_t sum, const GgufTensor &t) { return sum + t.n_bytes; });
+                                             [](uint64_t sum, const GgufTensor & t) { return sum + t.n_bytes; });
     check(n_bytes > 0 && n_bytes < header.n_bytes, "the tensors are smaller than the file");
 }
 
 }  // namespace
 
-int main(int argc, char **argv) {
+int main(int argc, char ** argv) {
     if (argc != 3) {
         std::fprintf(stderr, "usage: %s MODEL.gguf FOLDER\n", argv[0]);
         return 2;
     }
-    capture_log([](const char *message, const char *activity) {
+    capture_log([](const char * message, const char * activity) {
         std::fprintf(stderr, "aborted while %s: %s\n", activity, message);
     });
     test_utf8_buffer();

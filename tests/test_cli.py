@@ -1,0 +1,195 @@
+"""The command line, as a user sees it: in pipes, in a terminal, interrupted, and used wrongly."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "overspill"]
+STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · (\d+\.\d\d s to|no) first token · stop: \w+"
+
+
+def overspill(*arguments: str, stdin: str = "", **options: object) -> subprocess.CompletedProcess[str]:
+    """Run it with pipes."""
+    return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=120)
+
+
+def test_pipes_carry_text_only(tiny_gpt_oss_path: Path) -> None:
+    """Text on standard output, one line of stats on standard error, no colours and no progress bar."""
+    done = overspill("run", str(tiny_gpt_oss_path), "Hello", "-n", "5", "--seed", "1")
+    assert done.returncode == 0
+    assert done.stdout.endswith("\n")
+    assert done.stdout.strip()
+    assert re.fullmatch(STATS + "\n", done.stderr)
+    assert "5 tokens" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    again = overspill("run", str(tiny_gpt_oss_path), "Hello", "-n", "5", "--seed", "1")
+    assert again.stdout == done.stdout
+
+
+def test_prompt_from_standard_input(tiny_gpt_oss_path: Path) -> None:
+    """``-`` reads it, whatever its language."""
+    options = ["-n", "8", "-t", "0"]
+    given = overspill("run", str(tiny_gpt_oss_path), "昔々 [bold]あるところに[/bold]", *options)
+    read = overspill("run", str(tiny_gpt_oss_path), "-", *options, stdin="昔々 [bold]あるところに[/bold]")
+    assert given.returncode == read.returncode == 0
+    assert given.stdout == read.stdout
+
+
+def test_without_a_model_the_demo_runs(gemma_path: Path) -> None:
+    """Its licence is named, and not in the text."""
+    done = overspill("run", "The capital of France is", "-n", "8")
+    assert done.returncode == 0
+    assert "Gemma Terms of Use" in done.stderr
+    assert "Gemma" not in done.stdout
+    assert "8 tokens" in done.stderr
+
+
+def test_a_closed_pipe_ends_quietly(gemma_path: Path) -> None:
+    """When the reader goes away there is nothing to complain about."""
+    process = subprocess.Popen(
+        [*COMMAND, "run", str(gemma_path), "Hello", "-n", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 141
+    assert "Traceback" not in errors
+    assert "Exception" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["run"], 2, "Missing argument"),
+        (["run", "a", "b", "c"], 2, "put the prompt in quotes"),
+        (["run", "x", "--bogus"], 2, "No such option"),
+        (["run", "TINY", "x", "-t", "-1"], 2, "temperature must be 0 or more"),
+        (["run", "TINY", "x", "--ctx", "0"], 2, "n_ctx must be at least 1"),
+        (["run", "TINY", "x", "--offload", "some"], 2, "offload must be"),
+        (["run", "TINY", "x", "--load-mode", "some"], 2, "load_mode must be one of mmap"),
+        (["run", "TINY", "word word word", "--ctx", "1"], 1, "the context holds 1"),
+        (["run", "TINY", "x", "--offload", "gpu"], 1, "there is no GPU here"),
+        (["run", "missing.gguf", "x"], 1, "missing.gguf: no such file"),
+        (["run", "FOLDER", "x"], 1, "is a directory; give the .gguf file in it"),
+        (["run", "THIS", "x"], 1, "is not a GGUF file"),
+        (["run", "VOCAB", "x"], 1, "holds a vocabulary and no weights"),
+        (["info", "missing.gguf"], 1, "no such file"),
+        (["info"], 2, "Missing argument"),
+        (["frobnicate"], 2, "No such command"),
+    ],
+)
+def test_mistakes_get_one_line_and_an_exit_code(
+    tiny_gpt_oss_path: Path, vocab_path: Path, arguments: list[str], code: int, text: str
+) -> None:
+    """The line says what is wrong; nothing comes out on standard output."""
+    names = {"TINY": tiny_gpt_oss_path, "VOCAB": vocab_path, "FOLDER": vocab_path.parent, "THIS": Path(__file__)}
+    done = overspill(*(str(names.get(argument, argument)) for argument in arguments))
+    assert done.returncode == code
+    assert text in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    # A wrong option adds how to get help; everything else is the line alone.
+    assert done.stderr.count("\n") == 1 or "--help" in done.stderr
+
+
+def test_devices() -> None:
+    """The CPU is always among them, with its memory."""
+    text = overspill("devices")
+    assert text.returncode == 0
+    assert re.search(r"^CPU +cpu +CPU +\d+\.\d\d GiB", text.stdout, re.MULTILINE)
+    assert "\x1b" not in text.stdout
+    (cpu,) = [device for device in json.loads(overspill("devices", "--json").stdout) if device["kind"] == "cpu"]
+    assert cpu["total_bytes"] >= cpu["free_bytes"] > 0
+
+
+def test_info(tiny_gpt_oss_path: Path) -> None:
+    """Architecture, layers, experts, quantisation, and bytes by part."""
+    text = overspill("info", str(tiny_gpt_oss_path)).stdout
+    for line in ("architecture +gpt-oss", "layers +4", "experts +8, 4 used per token", "quantisation +MXFP4"):
+        assert re.search(rf"^{line}", text, re.MULTILINE), text
+    facts = json.loads(overspill("info", str(tiny_gpt_oss_path), "--json").stdout)
+    assert (facts["n_layers"], facts["n_experts"], facts["n_experts_used"]) == (4, 8, 4)
+    assert 0 < sum(facts["bytes_by_part"].values()) < facts["file_bytes"]
+
+
+def test_version_and_help() -> None:
+    """They name the version of llama.cpp, and the exit codes."""
+    assert re.fullmatch(r"overspill \d+\.\d+\.\d+, llama.cpp \w+, backends: CPU.*\n", overspill("--version").stdout)
+    for command in ([], ["run"], ["info"], ["devices"]):
+        assert "Exit codes" in overspill(*command, "--help").stdout
+
+
+pexpect = pytest.importorskip("pexpect", reason="a terminal is played by pexpect, which needs a POSIX system")
+
+
+def terminal(*arguments: str) -> pexpect.spawn[str]:
+    """Run it in a terminal of 80 columns."""
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("NO_COLOR", None)
+    return pexpect.spawn(
+        sys.executable,
+        ["-m", "overspill", *arguments],
+        env=environment,
+        encoding="utf-8",
+        dimensions=(24, 80),
+        timeout=60,
+    )
+
+
+def finish(child: pexpect.spawn[str]) -> int | None:
+    """Wait for the end, and return the exit code."""
+    child.expect(pexpect.EOF)
+    child.close()
+    return child.exitstatus
+
+
+def test_a_terminal_shows_progress_and_colours(gemma_path: Path) -> None:
+    """A progress bar while it loads, then the text, then the stats, dimmed."""
+    child = terminal("run", str(gemma_path), "Hello", "-n", "4")
+    child.expect("loading")
+    child.expect(STATS)
+    assert finish(child) == 0
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_ctrl_c_prints_what_there_is_and_the_stats(gemma_path: Path, phase: str) -> None:
+    """The exit code says that it was interrupted."""
+    prompt = "word " * 7000 if phase == "prefill" else "Once upon a time"
+    child = terminal("run", str(gemma_path), prompt, "-n", "0", "--batch", "4096")
+    if phase == "decode":
+        child.expect("[a-z]{2,} [a-z]{2,} [a-z]{2,}")  # text
+    else:
+        child.expect("loading")
+        child.expect(r"\x1b\[2K|\r\n")  # the bar has been taken away
+        time.sleep(0.5)
+    child.sendintr()
+    child.expect(STATS)
+    assert "stop: interrupted" in child.after
+    assert ("no first token" in child.after) == (phase == "prefill")
+    assert finish(child) == 130
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.2, 0.4])
+def test_ctrl_c_at_any_time_leaves_no_traceback(gemma_path: Path, delay_s: float) -> None:
+    """While it loads, before the first token, or in the middle of the text."""
+    process = subprocess.Popen([*COMMAND, "run", "Hello", "-n", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert b"Gemma Terms of Use" in process.stderr.readline()
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert b"Traceback" not in errors, errors
+    assert errors.count(b"\n") == 1, errors
