@@ -1,0 +1,347 @@
+"""Files that are models, and files that are not: an error that names the file, never a dead interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import get_args
+
+import gguf
+import pytest
+
+import overspill
+from model_files import write_tiny_gpt_oss
+from overspill import Model, ModelLoadError
+from overspill.types import LoadMode
+
+PROMPT = "Once upon a time"
+
+
+def greedy(model: Model) -> list[int]:
+    """Return token ids that are the same each time."""
+    return [token.id for token in model.generate(PROMPT, temperature=0, max_tokens=16).tokens]
+
+
+def load(path: Path) -> Model:
+    """Load with little memory."""
+    return Model(path, n_ctx=64, n_threads=2)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_gpt_oss_path: Path) -> bytes:
+    """Return the bytes of a good file."""
+    return tiny_gpt_oss_path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def header_size(tiny_gpt_oss_path: Path) -> int:
+    """Return where the header ends and the weights begin."""
+    return int(gguf.GGUFReader(tiny_gpt_oss_path).data_offset)
+
+
+def refused(path: Path, *texts: str) -> None:
+    """Check that loading raises an error that names the file and holds one of the texts."""
+    with pytest.raises(ModelLoadError) as raised:
+        load(path)
+    message = str(raised.value)
+    assert message.startswith(str(path))
+    assert any(text in message for text in texts), message
+    assert "\n" not in message
+
+
+def test_what_is_no_model_file(tmp_path: Path) -> None:
+    """Missing, a directory, empty, and things that are not regular files."""
+    refused(tmp_path / "missing.gguf", "no such file")
+    refused(tmp_path, "is a directory")
+    empty = tmp_path / "empty.gguf"
+    empty.touch()
+    refused(empty, "is empty")
+    refused(Path("/dev/null"), "is not a regular file")
+
+
+@pytest.mark.parametrize("content", [b"This is a text.\n" * 100, b"GGU", b"ggjt" + bytes(100), bytes(100), b"GGML" * 9])
+def test_what_is_not_gguf(tmp_path: Path, content: bytes) -> None:
+    """Text, another format, zeros."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    refused(file, "is not a GGUF file")
+
+
+@pytest.mark.parametrize("version", [0, 1, 4, 0x03000000, 2**32 - 1])
+def test_versions_that_nobody_reads(tmp_path: Path, whole: bytes, version: int) -> None:
+    """Too old, too new, or of the other byte order."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(whole[:4] + struct.pack("<I", version) + whole[8:])
+    refused(file, "version", "GGUFv1")
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_truncated_in_the_header(tmp_path: Path, whole: bytes, header_size: int, tenth: int) -> None:
+    """At ten places from the magic to the last tensor's entry."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(whole[: 4 + (header_size - 8) * tenth // 10])
+    refused(file, "truncated")
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_truncated_in_the_weights(tmp_path: Path, whole: bytes, header_size: int, tenth: int) -> None:
+    """At ten places from the first weight to the last byte."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(whole[: header_size + (len(whole) - header_size - 1) * tenth // 9])
+    refused(file, "corrupted or incomplete", "truncated")
+
+
+def with_value(whole: bytes, key: str, kind: int, value: bytes) -> bytes:
+    """Replace the type and value of a scalar key of four bytes."""
+    start = whole.index(key.encode()) + len(key)
+    return whole[:start] + struct.pack("<I", kind) + value + whole[start + 8 :]
+
+
+def at(offset: int, value: bytes) -> Callable[[bytes], bytes]:
+    """Return what overwrites a file at ``offset``."""
+    return lambda whole: whole[:offset] + value + whole[offset + len(value) :]
+
+
+def tensor_field(name: str, offset: int, value: bytes) -> Callable[[bytes], bytes]:
+    """Return what overwrites a field of a tensor's entry: dimensions at 4, type and offset after them."""
+
+    def overwrite(whole: bytes) -> bytes:
+        start = whole.index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name) + offset
+        return whole[:start] + value + whole[start + len(value) :]
+
+    return overwrite
+
+
+ABSURD = {
+    f"{what} {n}": at(offset, struct.pack("<Q", n))
+    for what, offset in (("tensors", 8), ("keys", 16), ("key length", 24))
+    for n in (2**63 + 1, 2**62, 2**40, 10**7)
+}
+MATRIX = "blk.0.attn_q.weight"  # two dimensions: entry of 4 + 2 * 8 + 4 + 8 bytes
+EXPERTS = "blk.0.ffn_up_exps.weight"  # three
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    **ABSURD,
+    "no keys": at(16, struct.pack("<Q", 0)),
+    "no tensors": at(8, struct.pack("<Q", 0)),
+    "one tensor less": lambda whole: at(8, struct.pack("<Q", struct.unpack_from("<Q", whole, 8)[0] - 1))(whole),
+    "one tensor more": lambda whole: at(8, struct.pack("<Q", struct.unpack_from("<Q", whole, 8)[0] + 1))(whole),
+    "too many dimensions": tensor_field(MATRIX, 0, struct.pack("<I", 5)),
+    "dimension zero": tensor_field(MATRIX, 4, struct.pack("<q", 0)),
+    "dimension negative": tensor_field(MATRIX, 4, struct.pack("<q", -256)),
+    "dimension 2**62": tensor_field(MATRIX, 4, struct.pack("<q", 2**62)),
+    "dimension no multiple of a block": tensor_field(MATRIX, 4, struct.pack("<q", 257)),
+    "dimension of another size": tensor_field(MATRIX, 12, struct.pack("<q", 256)),
+    "type out of range": tensor_field(MATRIX, 20, struct.pack("<I", 1000)),
+    "type removed": tensor_field(MATRIX, 20, struct.pack("<I", 4)),
+    "type of another size": tensor_field(MATRIX, 20, struct.pack("<I", 0)),
+    "offset not aligned": tensor_field(MATRIX, 24, struct.pack("<Q", 33)),
+    "offset out of the file": tensor_field(MATRIX, 24, struct.pack("<Q", 2**40)),
+    "offset of another tensor": tensor_field(MATRIX, 24, struct.pack("<Q", 0)),
+    "experts of another number": tensor_field(EXPERTS, 20, struct.pack("<q", 9)),
+    "architecture unknown": lambda whole: whole.replace(b"gpt-oss", b"gpt-oops"[:7]),
+    "tensor renamed": lambda whole: whole.replace(MATRIX.encode(), MATRIX.encode()[:-1] + b"X"),
+    "tensor twice": lambda whole: whole.replace(b"blk.1.attn_q.weight", MATRIX.encode()),
+    "key twice": lambda whole: whole.replace(b"gpt-oss.expert_used_count", b"gpt-oss.embedding_length\0"[:25]),
+    "key of another type": lambda whole: with_value(whole, "gpt-oss.block_count", 6, struct.pack("<f", 4)),
+    "layers 0": lambda whole: with_value(whole, "gpt-oss.block_count", 4, struct.pack("<I", 0)),
+    "layers 2**31": lambda whole: with_value(whole, "gpt-oss.block_count", 4, struct.pack("<I", 2**31)),
+    "layers 1000": lambda whole: with_value(whole, "gpt-oss.block_count", 4, struct.pack("<I", 1000)),
+    "heads 0": lambda whole: with_value(whole, "gpt-oss.attention.head_count", 4, struct.pack("<I", 0)),
+    "heads 7": lambda whole: with_value(whole, "gpt-oss.attention.head_count", 4, struct.pack("<I", 7)),
+    "KV heads 0": lambda whole: with_value(whole, "gpt-oss.attention.head_count_kv", 4, struct.pack("<I", 0)),
+    "KV heads 3": lambda whole: with_value(whole, "gpt-oss.attention.head_count_kv", 4, struct.pack("<I", 3)),
+    "width 0": lambda whole: with_value(whole, "gpt-oss.embedding_length", 4, struct.pack("<I", 0)),
+    "width 255": lambda whole: with_value(whole, "gpt-oss.embedding_length", 4, struct.pack("<I", 255)),
+    "head width 0": lambda whole: with_value(whole, "gpt-oss.attention.key_length", 4, struct.pack("<I", 0)),
+    "head width 63": lambda whole: with_value(whole, "gpt-oss.attention.key_length", 4, struct.pack("<I", 63)),
+    "experts 0": lambda whole: with_value(whole, "gpt-oss.expert_count", 4, struct.pack("<I", 0)),
+    "experts 2**30": lambda whole: with_value(whole, "gpt-oss.expert_count", 4, struct.pack("<I", 2**30)),
+    "experts used 9": lambda whole: with_value(whole, "gpt-oss.expert_used_count", 4, struct.pack("<I", 9)),
+    "experts used 0": lambda whole: with_value(whole, "gpt-oss.expert_used_count", 4, struct.pack("<I", 0)),
+    "rope scaling unknown": lambda whole: whole.replace(b"\x04\0\0\0\0\0\0\0yarn", b"\x04\0\0\0\0\0\0\0yarX"),
+    "window 0": lambda whole: with_value(whole, "gpt-oss.attention.sliding_window", 4, struct.pack("<I", 0)),
+    "eos out of range": lambda whole: with_value(whole, "tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 2**31 + 5)),
+    "tokenizer unknown": lambda whole: whole.replace(b"\x04\0\0\0\0\0\0\0gpt2", b"\x04\0\0\0\0\0\0\0gptX"),
+    "pre-tokenizer unknown": lambda whole: whole.replace(b"\x05\0\0\0\0\0\0\0gpt-2", b"\x05\0\0\0\0\0\0\0gpt-X"),
+    "merges of nonsense": lambda whole: whole.replace("Ġ t".encode(), b"xxxx"),
+}
+
+# Overwrites parts of a file, loads it and generates with it: fine, or an Error; anything else is
+# the death that must not be, and the last line says of what.
+TRIAL = """
+import json, sys
+import overspill
+path = sys.argv[1]
+for patches in json.loads(sys.argv[2]):
+    print(patches, flush=True)
+    with open(path, "r+b") as file:
+        before = []
+        for offset, value in patches:
+            file.seek(offset)
+            before.append((offset, file.read(len(value) // 2)))
+            file.seek(offset)
+            file.write(bytes.fromhex(value))
+    try:
+        with overspill.Model(path, n_ctx=64, n_threads=1) as model:
+            model.generate([1, 2, 3], max_tokens=2)
+        print("loaded")
+    except overspill.Error as error:
+        print("refused:", error)
+    with open(path, "r+b") as file:
+        for offset, value in before:
+            file.seek(offset)
+            file.write(value)
+"""
+
+
+def tried(file: Path, patches: list[list[tuple[int, str]]]) -> list[str]:
+    """Load the file with each of the patches, in a process of its own; return what it printed."""
+    command = [sys.executable, "-c", TRIAL, str(file), json.dumps(patches)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.returncode, done.stdout[-500:], done.stderr[-1500:])
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_survived(tmp_path: Path, whole: bytes, name: str) -> None:
+    """Counts that cannot be are refused; of the rest llama.cpp decides; nothing kills the interpreter."""
+    damaged = DAMAGE[name](whole)
+    assert damaged != whole
+    file = tmp_path / "model.gguf"
+    file.write_bytes(damaged)
+    _, outcome = tried(file, [[]])
+    if name in ABSURD:
+        assert outcome.startswith(f"refused: {file}"), outcome
+
+
+def test_flipped_bits_in_the_header_are_survived(tmp_path: Path, whole: bytes, header_size: int) -> None:
+    """Random bits among the keys and the tensors' entries, hundreds of times."""
+    random = Random(1)
+    # Between the keys and the tensors lies the vocabulary, which is large and less interesting.
+    places = [*range(4, 1600), *range(header_size - 6000, header_size)]
+    # A width that contradicts the tensors' shapes is asserted by llama.cpp where it builds its graph.
+    contradictory = whole.index(b"gpt-oss.attention.value_length")
+    places = [place for place in places if not contradictory - 8 <= place < contradictory + 38]
+    patches = []
+    for _ in range(400):
+        offset = random.choice(places)
+        patches.append([(offset, bytes([whole[offset] ^ (1 << random.randrange(8))]).hex())])
+    file = tmp_path / "model.gguf"
+    file.write_bytes(whole)
+    outcomes = tried(file, patches)[1::2]
+    assert len(outcomes) == 400
+    assert sum(outcome.startswith("refused") for outcome in outcomes) > 100
+    assert any(outcome == "loaded" for outcome in outcomes)
+
+
+def test_a_vocabulary_alone(vocab_path: Path) -> None:
+    """It cannot be loaded as a model; loaded as a vocabulary, it cannot generate; both are said."""
+    refused(vocab_path, "holds a vocabulary and no weights")
+    with (
+        Model(vocab_path, vocab_only=True) as model,
+        pytest.raises(overspill.Error, match="was loaded with vocab_only"),
+    ):
+        model.stream("Hello")
+
+
+def test_unknown_architecture(tmp_path: Path) -> None:
+    """The architecture is named."""
+    refused(
+        write_tiny_gpt_oss(tmp_path / "model.gguf", architecture="gpt-next"), "unknown model architecture: 'gpt-next'"
+    )
+
+
+@pytest.mark.parametrize("what", ["blk.2.ffn_down_exps.weight", "output_norm", "block_count", "tokenizer.ggml.model"])
+def test_something_is_missing(tmp_path: Path, what: str) -> None:
+    """A tensor or a key without which there is no model is named."""
+    refused(write_tiny_gpt_oss(tmp_path / "model.gguf", without=what), what)
+
+
+def test_split_models(tmp_path: Path, tiny_gpt_oss: Model) -> None:
+    """The first file loads all; a missing part, or a later one, is an error that says so."""
+    first = write_tiny_gpt_oss(tmp_path / "model.gguf", n_files=3)
+    with load(first) as model:
+        assert greedy(model) == greedy(tiny_gpt_oss)
+    refused(tmp_path / "model-00002-of-00003.gguf", "give the first one")
+    (tmp_path / "model-00003-of-00003.gguf").rename(tmp_path / "elsewhere.gguf")
+    with pytest.raises(ModelLoadError, match=r"model-00003-of-00003\.gguf: no such file"):
+        load(first)
+    renamed = first.rename(tmp_path / "renamed.gguf")
+    refused(renamed, "is not named like it")
+
+
+@pytest.mark.parametrize("load_mode", get_args(LoadMode))
+def test_load_modes(tiny_gpt_oss_path: Path, tiny_gpt_oss: Model, load_mode: LoadMode) -> None:
+    """However the weights get into memory, they are the same."""
+    with Model(tiny_gpt_oss_path, n_ctx=64, n_threads=2, load_mode=load_mode) as model:
+        assert greedy(model) == greedy(tiny_gpt_oss)
+
+
+def test_progress(tiny_gpt_oss_path: Path) -> None:
+    """It grows from 0 to 1; False cancels; an exception reaches the caller; neither leaves anything behind."""
+    shares: list[float] = []
+    Model(tiny_gpt_oss_path, n_ctx=64, progress=shares.append).close()
+    assert shares == sorted(shares)
+    assert shares[0] >= 0
+    assert shares[-1] == 1.0
+    with pytest.raises(overspill.CancelledError, match="cancelled"):
+        Model(tiny_gpt_oss_path, n_ctx=64, progress=lambda share: share < 0.5)
+    with pytest.raises(ZeroDivisionError):
+        Model(tiny_gpt_oss_path, n_ctx=64, progress=lambda share: bool(1 / 0))
+
+
+def test_names_of_files(tmp_path: Path, whole: bytes) -> None:
+    """Any name will do, bytes that are no text included; an error shows those as replaced."""
+    names = [os.fsencode("模型 🙂.gguf")]
+    if sys.platform == "linux":
+        names.append(b"\xff\xfe.gguf")
+    for name in names:
+        file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        file.write_bytes(whole)
+        with load(file) as model:
+            assert len(greedy(model)) == 16
+        file.write_bytes(whole[:5000])
+        with pytest.raises(ModelLoadError, match=r"\.gguf: is damaged or truncated"):
+            load(file)
+
+
+def test_arguments(tiny_gpt_oss_path: Path) -> None:
+    """A value out of range names its argument."""
+    for options, text in (
+        ({"n_ctx": 0}, "n_ctx must be at least 1"),
+        ({"n_batch": 0}, "n_batch must be 1 to 65536"),
+        ({"n_threads": 513}, "n_threads must be 1 to 512"),
+        ({"offload": -1}, "offload must be"),
+        ({"offload": "some"}, "offload must be"),
+        ({"load_mode": "some"}, "load_mode must be one of mmap, read"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            Model(tiny_gpt_oss_path, **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="progress must be callable"):
+        Model(tiny_gpt_oss_path, progress=1)  # type: ignore[arg-type]
+
+
+def test_without_a_gpu(tiny_gpt_oss_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Asking for one is an error or a warning, never silence."""
+    if any(device.kind != "cpu" for device in overspill.devices()):
+        pytest.skip("there is a GPU here")
+    with pytest.raises(overspill.Error, match="there is no GPU here"):
+        Model(tiny_gpt_oss_path, offload="gpu")
+    Model(tiny_gpt_oss_path, n_ctx=64, offload=3).close()
+    assert "offload=3 has no effect" in caplog.text
+
+
+def test_the_log_of_llama_cpp(
+    tiny_gpt_oss_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It goes to the logger, and nothing is printed."""
+    with caplog.at_level("DEBUG", logger="overspill.llama"):
+        load(tiny_gpt_oss_path).close()
+    assert any("gpt-oss" in record.message for record in caplog.records if record.name == "overspill.llama")
+    assert capfd.readouterr() == ("", "")
