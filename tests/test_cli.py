@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ COMMAND = [sys.executable, "-m", "overspill"]
 STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · (\d+\.\d\d s to|no) first token · stop: \w+"
 
 
-def overspill(*arguments: str, stdin: str = "", **options: object) -> subprocess.CompletedProcess[str]:
+def overspill(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run it with pipes."""
     return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=120)
 
@@ -131,10 +132,10 @@ def test_version_and_help() -> None:
         assert "Exit codes" in overspill(*command, "--help").stdout
 
 
-pexpect = pytest.importorskip("pexpect", reason="a terminal is played by pexpect, which needs a POSIX system")
+pexpect: Any = pytest.importorskip("pexpect", reason="a terminal is played by pexpect, which needs a POSIX system")
 
 
-def terminal(*arguments: str) -> pexpect.spawn[str]:
+def terminal(*arguments: str) -> Any:
     """Run it in a terminal of 80 columns."""
     environment = {**os.environ, "TERM": "xterm-256color"}
     environment.pop("NO_COLOR", None)
@@ -148,7 +149,7 @@ def terminal(*arguments: str) -> pexpect.spawn[str]:
     )
 
 
-def finish(child: pexpect.spawn[str]) -> int | None:
+def finish(child: Any) -> object:
     """Wait for the end, and return the exit code."""
     child.expect(pexpect.EOF)
     child.close()
