@@ -1,4 +1,4 @@
-"""How fast is ``for tok in model.stream()``, next to llama-bench's loop over the same libraries?
+"""Measure ``for tok in model.stream()`` next to llama-bench's loop over the same libraries.
 
 llama-bench decodes tokens without sampling or text. Both sides run one after the other, in turn,
 with the same threads and context depth; their best rates are compared, since noise only slows down.
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
-from upstream_tools import decode_rate
 
 from overspill import Model
+from upstream_tools import decode_rate
 
 N_THREADS = 2
 
