@@ -8,6 +8,7 @@
 #include "model.h"
 
 #include <ggml-backend.h>
+#include <ggml-rpc.h>
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -245,6 +246,7 @@ py::list device_list() {
 void add_rpc_server(const std::string & endpoint) {
     using AddServer = ggml_backend_reg_t (*)(const char *);
     without_gil([&] {
+        const Activity activity("adding an RPC server");
         const ErrorCapture errors;
         ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
         if (rpc == nullptr) {
@@ -288,6 +290,7 @@ PYBIND11_MODULE(_core, m) {
     capture_log(report_abort);
     llama_backend_init();
 
+    m.attr("RPC_PROTOCOL_VERSION") = py::make_tuple(RPC_PROTO_MAJOR_VERSION, RPC_PROTO_MINOR_VERSION);
     m.attr("LLAMA_CPP_COMMIT") = OVERSPILL_LLAMA_CPP_COMMIT;
     py::list gpu_backends;
     for (const char * backend : std::vector<const char *>{OVERSPILL_GPU_BACKENDS}) {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,3 +81,34 @@ def test_nobody_listens() -> None:
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(overspill.Error, match=f"no RPC server answers at {endpoint}"):
         overspill.add_rpc_server(endpoint, timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (b"", "is no ggml-rpc-server"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 9, "is no ggml-rpc-server"),
+        (struct.pack("<QBBBx24x", 28, 200, 1, 0), "speaks version 200.1"),
+        (None, "no RPC server answers"),
+    ],
+)
+def test_somebody_else_listens(answer: bytes | None, text: str) -> None:
+    """Who hangs up, speaks something else, or says nothing at all is refused before llama.cpp talks to it."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(33)
+                if answer is None:
+                    client.recv(1)  # until the other side gives up
+                else:
+                    client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(overspill.Error, match=text):
+            overspill.add_rpc_server(f"127.0.0.1:{server.getsockname()[1]}", timeout_s=0.5)
+        thread.join()

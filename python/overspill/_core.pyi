@@ -20,6 +20,7 @@ class CancelledError(Error):
 
 LLAMA_CPP_COMMIT: str
 GPU_BACKENDS: list[str]
+RPC_PROTOCOL_VERSION: tuple[int, int]
 
 @final
 class Token:

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import socket
+import struct
 import sys
 from pathlib import Path
 
@@ -56,14 +57,33 @@ def add_rpc_server(endpoint: str, *, timeout_s: float = 5.0) -> list[Device]:
     host, colon, port = endpoint.rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
         raise ValueError(f'endpoint must be "host:port", not {endpoint!r}')
-    # llama.cpp ends the process if it cannot connect later on, so look first.
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
-    except OSError as error:
-        raise _core.Error(f"no RPC server answers at {endpoint}: {error}") from None
+    _greet_rpc_server(endpoint, host.strip("[]"), int(port), timeout_s)
     before = {device.name for device in devices()}
     _core.add_rpc_server(endpoint)
     return [device for device in devices() if device.name not in before]
+
+
+def _greet_rpc_server(endpoint: str, host: str, port: int, timeout_s: float) -> None:
+    """Say hello as llama.cpp does; it would end the process over an answer that it does not expect."""
+    # ggml-rpc.cpp: command 14, the size of the request, 24 bytes of capabilities; the answer is its
+    # size, three numbers of the version, a byte of padding, and 24 bytes of capabilities.
+    try:
+        with socket.create_connection((host, port), timeout=timeout_s) as connection:
+            connection.sendall(struct.pack("<BQ24x", 14, 24))
+            answer = b""
+            while len(answer) < 36 and (received := connection.recv(36 - len(answer))):
+                answer += received
+    except OSError as error:
+        raise _core.Error(f"no RPC server answers at {endpoint}: {error}") from None
+    size, major, minor = struct.unpack_from("<QBB", answer.ljust(36, b"\0"))
+    if size != 28:
+        raise _core.Error(f"what answers at {endpoint} is no ggml-rpc-server")
+    expected = _core.RPC_PROTOCOL_VERSION
+    if major != expected[0] or minor > expected[1]:
+        raise _core.Error(
+            f"the RPC server at {endpoint} speaks version {major}.{minor} of the protocol, and this build "
+            f"{expected[0]}.{expected[1]}: run the ggml-rpc-server of the same overspill there"
+        )
 
 
 def physical_cores() -> int:
