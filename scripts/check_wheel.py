@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULE = "overspill/_core.*.so"
 CPU = "overspill/lib/libggml-cpu*.so"  # one, or one per variant where they are plugins
 CUDA = "overspill/lib/libggml-cuda.so"
-SERVER = "overspill/bin/ggml-rpc-server"
+SERVER = "overspill/lib/ggml-rpc-server"
 REQUIRED = [MODULE, CPU, SERVER]
 REQUIRED += [f"overspill/lib/lib{name}.so" for name in ("llama", "ggml", "ggml-base", "ggml-rpc")]
 METADATA = ["METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"]
@@ -29,7 +29,6 @@ RUNPATHS = {
     MODULE: "$ORIGIN/lib",
     CUDA: "$ORIGIN:$ORIGIN/../../nvidia/cu13/lib",
     "overspill/lib/*": "$ORIGIN",
-    SERVER: "$ORIGIN/../lib",
 }
 # What every Linux with a C++ program has, and what NVIDIA's own wheels bring.
 SYSTEM = r"lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+)\.so\.\d|ld-linux.*"

@@ -46,7 +46,7 @@ def rpc_server() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     name = "ggml-rpc-server.exe" if sys.platform == "win32" else "ggml-rpc-server"
-    command = [str(Path(_core.__file__).parent / "bin" / name), "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(Path(_core.__file__).parent / "lib" / name), "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:

@@ -20,7 +20,16 @@ if sys.platform == "win32":
     # Windows has no search path within a library, so it is told where llama.cpp's lie.
     os.add_dll_directory(str(Path(__file__).parent / "lib"))
 
-from overspill import _core
+try:
+    from overspill import _core
+except ImportError as error:
+    if "libcu" not in str(error):
+        raise
+    raise ImportError(
+        f"{error}: this CUDA build needs CUDA's libraries: install the toolkit that it was built with, "
+        "or pip install nvidia-cublas nvidia-cuda-runtime of its version"
+    ) from error
+
 from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError
 from overspill.device import add_rpc_server, devices
 from overspill.info import ModelInfo
