@@ -61,17 +61,16 @@ void report_abort(const char * message, const char * activity) {
 
 // --- calls into the core -------------------------------------------------------------------
 
-long main_thread() {
-    return py::module_::import("threading").attr("main_thread")().attr("ident").cast<long>();
-}
+// Set once, when the module is made: asking Python later on, behind a lock of C++, could wait
+// for a thread that waits for the GIL.
+unsigned long main_thread = 0;
 
 // Lets Ctrl-C, or another signal whose handler raises, end a native call: its exception is
 // kept while the core unwinds. Signals are handled by the main thread only, so others do not ask.
 class Signals {
   public:
     Signals() {
-        static const long main = main_thread();
-        if (static_cast<long>(PyThread_get_thread_ident()) == main) {
+        if (PyThread_get_thread_ident() == main_thread) {
             poll_ = [this] {
                 const py::gil_scoped_acquire gil;
                 if (PyErr_CheckSignals() == 0) {
@@ -287,6 +286,7 @@ PYBIND11_MODULE(_core, m) {
     describe(py::register_exception<CancelledError>(m, "CancelledError", error),
              "The progress callback returned False.");
 
+    main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
     capture_log(report_abort);
     llama_backend_init();
 
