@@ -2,6 +2,7 @@
 // Everything that may take long runs without the GIL, after its arguments were converted.
 
 #include "error.h"
+#include "evaluation.h"
 #include "generation.h"
 #include "gguf_file.h"
 #include "log.h"
@@ -10,10 +11,12 @@
 #include <ggml-backend.h>
 #include <ggml-rpc.h>
 #include <pybind11/functional.h>
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
+#include <limits>
 #include <sstream>
 
 namespace py = pybind11;
@@ -21,6 +24,10 @@ using namespace py::literals;
 using namespace overspill;
 
 namespace {
+
+py::str lenient_str(const std::string & text) {
+    return py::bytes(text).attr("decode")("utf-8", "replace");
+}
 
 // --- llama.cpp's log ---------------------------------------------------------------------
 
@@ -136,17 +143,220 @@ std::shared_ptr<Model> load_model(const std::string & path, bool cpu_only, int32
     }
 }
 
+// Python objects that the core holds and lets go of where it does not have the GIL.
+std::shared_ptr<py::object> held(py::object object) {
+    return {new py::object(std::move(object)), [](py::object * owned) {
+                const py::gil_scoped_acquire gil;
+                delete owned;
+            }};
+}
+
+// An array on memory that `owner` keeps alive.
+template <typename T, typename Owner>
+py::array_t<T> view_of(T * data, std::vector<py::ssize_t> shape, const std::shared_ptr<Owner> & owner) {
+    const py::capsule base(new std::shared_ptr<Owner>(owner),
+                           [](void * kept) { delete static_cast<std::shared_ptr<Owner> *>(kept); });
+    return py::array_t<T>(std::move(shape), data, base);
+}
+
+py::array_t<float> logits_view(const LogitsView & view, bool as_rows) {
+    const py::ssize_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(&view.context->model()));
+    const auto n_rows = static_cast<py::ssize_t>(view.n_rows);
+    return view_of(view.logits, as_rows ? std::vector{n_rows, n_vocab} : std::vector{n_vocab}, view.context);
+}
+
+py::array_t<float> token_logits(const Token & token) {
+    if (!token.context) {
+        throw Error("the stream keeps no logits: ask for them with stream(..., logits=True)");
+    }
+    if (token.context->n_decodes() != token.n_decodes) {
+        throw Error(
+            "the stream has gone on, and the logits of this token are overwritten; read them before the next "
+            "token, and keep a copy() if you need them longer");
+    }
+    return logits_view({token.context, token.logits, 1}, /*as_rows =*/false);
+}
+
+// The options by name; python/overspill/sampling.py has made sure of their types.
+SamplingOptions sampling_options(const py::dict & values) {
+    SamplingOptions options;
+    const auto take = [&values](const char * name, auto & to) {
+        if (values.contains(name)) {
+            to = values[name].cast<std::decay_t<decltype(to)>>();
+        }
+    };
+    take("temperature", options.temperature);
+    take("dynamic_temperature_range", options.dynamic_temperature_range);
+    take("dynamic_temperature_exponent", options.dynamic_temperature_exponent);
+    take("top_k", options.top_k);
+    take("top_p", options.top_p);
+    take("min_p", options.min_p);
+    take("typical_p", options.typical_p);
+    take("top_n_sigma", options.top_n_sigma);
+    take("xtc_probability", options.xtc_probability);
+    take("xtc_threshold", options.xtc_threshold);
+    take("repeat_penalty", options.repeat_penalty);
+    take("frequency_penalty", options.frequency_penalty);
+    take("presence_penalty", options.presence_penalty);
+    take("repeat_last_n", options.repeat_last_n);
+    take("dry_multiplier", options.dry_multiplier);
+    take("dry_base", options.dry_base);
+    take("dry_allowed_length", options.dry_allowed_length);
+    take("dry_last_n", options.dry_last_n);
+    take("mirostat", options.mirostat);
+    take("mirostat_tau", options.mirostat_tau);
+    take("mirostat_eta", options.mirostat_eta);
+    take("logit_bias", options.logit_bias);
+    take("dry_breakers", options.dry_breakers);
+    take("seed", options.seed);
+    return options;
+}
+
+// A row of float32 logits as it lies in memory.
+struct Row {
+    const float * logits;
+    size_t n;
+};
+
+Row row_of(const py::array & logits) {
+    if (!py::isinstance<py::array_t<float>>(logits)) {
+        throw py::type_error("logits must be of dtype float32, not " + py::str(logits.dtype()).cast<std::string>());
+    }
+    if (logits.ndim() != 1 || logits.size() == 0 || logits.strides(0) != sizeof(float)) {
+        throw py::value_error("logits must be one contiguous row, of shape (n_vocab,), not of shape " +
+                              py::str(logits.attr("shape")).cast<std::string>());
+    }
+    return {static_cast<const float *>(logits.data()), static_cast<size_t>(logits.size())};
+}
+
+struct Mask {
+    TokenBits bits = nullptr;
+    size_t n_words = 0;
+};
+
+Mask mask_of(const py::object & allowed) {
+    if (allowed.is_none()) {
+        return {};
+    }
+    const auto array = py::array::ensure(allowed);
+    const bool fits = array && array.ndim() == 1 && array.itemsize() == sizeof(uint32_t) && array.size() > 0 &&
+                      (array.dtype().kind() == 'u' || array.dtype().kind() == 'i') &&
+                      array.strides(0) == sizeof(uint32_t);
+    if (!fits || !array.is(allowed)) {
+        throw py::type_error("allowed must be a contiguous array of uint32 or int32, with one bit per token");
+    }
+    return {static_cast<TokenBits>(array.data()), static_cast<size_t>(array.size())};
+}
+
+// The GIL is kept for these: they take microseconds, and nobody may write to the array meanwhile.
+int32_t sample(Sampler & sampler, const py::array & logits, const py::object & allowed) {
+    const Row row = row_of(logits);
+    const Mask mask = mask_of(allowed);
+    return sampler.sample(row.logits, row.n, mask.bits, mask.n_words);
+}
+
+py::tuple distribution(const Sampler & sampler, const py::array & logits, const py::object & allowed) {
+    const Row row = row_of(logits);
+    const Mask mask = mask_of(allowed);
+    const auto survivors = sampler.distribution(row.logits, row.n, mask.bits, mask.n_words);
+    py::array_t<int32_t> ids(static_cast<py::ssize_t>(survivors.size()));
+    py::array_t<float> probabilities(static_cast<py::ssize_t>(survivors.size()));
+    for (size_t i = 0; i < survivors.size(); ++i) {
+        ids.mutable_at(i) = survivors[i].id;
+        probabilities.mutable_at(i) = survivors[i].probability;
+    }
+    return py::make_tuple(ids, probabilities);
+}
+
+// A mask that Python code computes, such as llguidance's.
+class PythonConstraint : public Constraint {
+  public:
+    explicit PythonConstraint(py::object mask) : mask_(held(std::move(mask))) {}
+
+    int32_t sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs) override {
+        const py::gil_scoped_acquire gil;
+        const py::object bits = mask_->attr("allowed")();
+        const Mask mask = mask_of(bits);
+        return sampler.sample(logits, n, mask.bits, mask.n_words, logprobs);
+    }
+    bool allows(int32_t token) override {
+        const py::gil_scoped_acquire gil;
+        const py::object bits = mask_->attr("allowed")();
+        const Mask mask = mask_of(bits);
+        const auto at = static_cast<size_t>(token);
+        return mask.bits == nullptr || (at / 32 < mask.n_words && ((mask.bits[at / 32] >> (at % 32)) & 1U) != 0);
+    }
+    void accept(int32_t token) override {
+        const py::gil_scoped_acquire gil;
+        mask_->attr("accept")(token);
+    }
+    bool is_native() const override { return false; }
+
+  private:
+    std::shared_ptr<py::object> mask_;
+};
+
+Chooser chooser_of(const py::object & callable) {
+    if (callable.is_none()) {
+        return {};
+    }
+    return [kept = held(callable)](const ChooserView & view) -> std::optional<int32_t> {
+        const py::gil_scoped_acquire gil;
+        auto tokens = view_of(view.tokens->data(), {static_cast<py::ssize_t>(view.tokens->size())}, view.tokens);
+        tokens.attr("setflags")("write"_a = false);
+        const py::object answer = (*kept)(logits_view({view.context, view.logits, 1}, /*as_rows =*/false), tokens);
+        if (answer.is_none()) {
+            return std::nullopt;
+        }
+        if (PyIndex_Check(answer.ptr()) == 0 || PyBool_Check(answer.ptr()) != 0) {
+            throw py::type_error("the sampler must return a token id or None, not " +
+                                 py::repr(answer).cast<std::string>());
+        }
+        const auto id = py::reinterpret_steal<py::object>(PyNumber_Index(answer.ptr()));
+        int overflow = 0;
+        const long long value = id ? PyLong_AsLongLongAndOverflow(id.ptr(), &overflow) : -1;
+        if (PyErr_Occurred() != nullptr) {
+            throw py::error_already_set();
+        }
+        constexpr auto largest = std::numeric_limits<int32_t>::max();
+        // What does not fit is not in the vocabulary either, which the core will say.
+        return overflow != 0 || value < -1 || value > largest ? -1 : static_cast<int32_t>(value);
+    };
+}
+
 std::shared_ptr<Generation> open_stream(const std::shared_ptr<Model> & model, std::vector<int32_t> prompt,
-                                        int64_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p,
-                                        float repeat_penalty, float frequency_penalty, float presence_penalty,
-                                        int32_t repeat_last_n, std::optional<uint32_t> seed,
-                                        std::vector<std::string> stop, bool logprobs) {
-    GenerationOptions options{
-        {temperature, top_k, top_p, min_p, repeat_penalty, frequency_penalty, presence_penalty, repeat_last_n, seed},
-        max_tokens,
-        std::move(stop),
-        logprobs};
-    return without_gil([&] { return Generation::start(model, std::move(prompt), std::move(options)); });
+                                        const std::shared_ptr<Sampler> & sampler, int64_t max_tokens,
+                                        std::vector<std::string> stop, int32_t logprobs,
+                                        const std::optional<std::string> & grammar, const py::object & mask,
+                                        const py::object & choose, bool logits, bool look_ahead) {
+    GenerationOptions options;
+    options.sampler = sampler;
+    options.max_tokens = max_tokens;
+    options.stop = std::move(stop);
+    options.n_logprobs = logprobs;
+    options.choose = chooser_of(choose);
+    options.keep_logits = logits;
+    options.look_ahead = look_ahead;
+    if (!mask.is_none()) {
+        options.constraint = std::make_shared<PythonConstraint>(mask);
+    }
+    return without_gil([&] {
+        if (grammar) {
+            options.constraint = model->grammar(*grammar);
+        }
+        return Generation::start(model, std::move(prompt), std::move(options));
+    });
+}
+
+py::array_t<float> evaluate(Evaluation & evaluation, const std::vector<int32_t> & tokens, bool all) {
+    const Signals signals;
+    try {
+        const LogitsView view = without_gil([&] { return evaluation.eval(tokens, all, signals.poll()); });
+        return logits_view(view, all);
+    } catch (const CancelledError &) {
+        signals.rethrow();
+        throw;
+    }
 }
 
 Token next_token(Generation & generation) {
@@ -184,10 +394,6 @@ std::string repr_of(const Token & token) {
 
 // --- files and devices -----------------------------------------------------------------------
 
-py::str lenient_str(const std::string & text) {
-    return py::bytes(text).attr("decode")("utf-8", "replace");
-}
-
 py::dict gguf_dict(const std::string & path) {
     const GgufFile file = without_gil([&] { return read_gguf(path); });
     py::dict metadata;
@@ -213,7 +419,13 @@ py::dict gguf_dict(const std::string & path) {
         tensors.append(
             py::make_tuple(lenient_str(tensor.name), tensor.type, py::tuple(py::cast(tensor.shape)), tensor.n_bytes));
     }
-    return py::dict("metadata"_a = metadata, "tensors"_a = tensors, "files"_a = file.files,
+    py::list files;
+    for (const auto & name : file.files) {
+        // As os.fsdecode() does: a file's name may be any bytes.
+        files.append(py::reinterpret_steal<py::str>(
+            PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size()))));
+    }
+    return py::dict("metadata"_a = metadata, "tensors"_a = tensors, "files"_a = files,
                     "file_bytes"_a = file.n_bytes);
 }
 
@@ -298,6 +510,14 @@ PYBIND11_MODULE(_core, m) {
     }
     m.attr("GPU_BACKENDS") = gpu_backends;
 
+    py::register_exception_translator([](std::exception_ptr thrown) {
+        try {
+            std::rethrow_exception(thrown);
+        } catch (const ViewsInUseError & views) {
+            py::set_error(PyExc_BufferError, views.what());
+        }
+    });
+
     py::class_<Token>(m, "Token", py::is_final(), "One token of a reply; ``str()`` gives its text.")
         .def_readonly("id", &Token::id, "Its number in the vocabulary.")
         .def_readonly("text", &Token::text,
@@ -305,6 +525,14 @@ PYBIND11_MODULE(_core, m) {
                       "string is not complete yet, and for special tokens.")
         .def_readonly("logprob", &Token::logprob,
                       "Natural logarithm of its probability before temperature and truncation; None unless asked for.")
+        .def_property_readonly(
+            "top_logprobs", [](const Token & token) { return py::tuple(py::cast(token.top_logprobs)); },
+            "The most likely tokens and the natural logarithms of their probabilities, best first; empty unless asked "
+            "for.")
+        .def_property_readonly(
+            "logits", &token_logits,
+            "The logits that it was chosen from, float32 of shape (n_vocab,): a view on llama.cpp's own memory, which "
+            "the stream's next token overwrites. Error unless stream(logits=True) was said, or after the next token.")
         .def("__str__", [](const Token & token) { return token.text; })
         .def("__repr__", &repr_of)
         .def("__eq__",
@@ -322,9 +550,14 @@ PYBIND11_MODULE(_core, m) {
     py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), py::release_gil_before_calling_cpp_dtor())
         .def(py::init(&load_model), "path"_a, py::kw_only(), "cpu_only"_a, "n_gpu_layers"_a, "n_ctx"_a, "n_batch"_a,
              "n_threads"_a, "load_mode"_a, "vocab_only"_a, "check_tensors"_a, "progress"_a)
-        .def("open_stream", &open_stream, "prompt"_a, py::kw_only(), "max_tokens"_a, "temperature"_a, "top_k"_a,
-             "top_p"_a, "min_p"_a, "repeat_penalty"_a, "frequency_penalty"_a, "presence_penalty"_a, "repeat_last_n"_a,
-             "seed"_a, "stop"_a, "logprobs"_a)
+        .def("open_stream", &open_stream, "prompt"_a, py::kw_only(), "sampler"_a, "max_tokens"_a, "stop"_a,
+             "logprobs"_a, "grammar"_a, "mask"_a, "choose"_a, "logits"_a, "look_ahead"_a)
+        .def(
+            "dry_breakers",
+            [](const Model & model, const std::vector<std::string> & texts) {
+                return without_gil([&] { return model.dry_breakers(texts); });
+            },
+            "texts"_a)
         .def(
             "tokenize",
             [](const Model & model, const py::bytes & text, bool add_special, bool parse_special) {
@@ -345,6 +578,9 @@ PYBIND11_MODULE(_core, m) {
             },
             "token"_a, "special"_a)
         .def("special_tokens", &Model::special_tokens)
+        .def(
+            "metadata",
+            [](const Model & model, const std::string & key) { return lenient_str(model.metadata(key)); }, "key"_a)
         .def("is_end_of_generation", &Model::is_end_of_generation, "token"_a)
         .def("close", [](Model & model) { without_gil([&] { model.close(); }); })
         .def_property_readonly("closed", &Model::closed)
@@ -366,6 +602,39 @@ PYBIND11_MODULE(_core, m) {
             "reason"_a)
         .def("stats", &stats_of);
 
+    py::class_<Sampler, std::shared_ptr<Sampler>>(m, "Sampler", py::is_final())
+        .def(py::init([](const py::dict & options) { return std::make_shared<Sampler>(sampling_options(options)); }),
+             "options"_a)
+        .def("sample", &sample, "logits"_a, "allowed"_a)
+        .def("distribution", &distribution, "logits"_a, "allowed"_a)
+        .def("accept", &Sampler::accept, "token"_a)
+        .def("reset", &Sampler::reset)
+        .def("clone", [](const Sampler & sampler) { return std::make_shared<Sampler>(sampler); })
+        .def("state",
+             [](const Sampler & sampler) {
+                 const SamplerState state = sampler.state();
+                 return py::make_tuple(state.seed, state.n_draws, state.history, state.mirostat_mu);
+             })
+        .def(
+            "restore",
+            [](Sampler & sampler, uint32_t seed, uint64_t n_draws, std::vector<int32_t> history, float mirostat_mu) {
+                sampler.restore({seed, n_draws, std::move(history), mirostat_mu});
+            },
+            "seed"_a, "n_draws"_a, "history"_a, "mirostat_mu"_a);
+
+    py::class_<Evaluation, std::shared_ptr<Evaluation>>(m, "Evaluation", py::is_final(),
+                                                        py::release_gil_before_calling_cpp_dtor())
+        .def(py::init<std::shared_ptr<Model>>(), "model"_a)
+        .def("eval", &evaluate, "tokens"_a, "all"_a)
+        .def("reset", [](Evaluation & evaluation) { without_gil([&] { evaluation.reset(); }); })
+        .def_property_readonly("n_tokens", &Evaluation::n_tokens);
+
+    m.def("check_sampling", [](const py::dict & options) { check(sampling_options(options)); }, "options"_a);
+    m.def("simd", [] { return kernels().name; });
+    m.def(
+        "grammar_of_json_schema",
+        [](const std::string & schema) { return without_gil([&] { return grammar_of_json_schema(schema); }); },
+        "schema"_a);
     m.def("read_gguf", &gguf_dict, "path"_a);
     m.def(
         "file_type_name", [](int32_t type) { return llama_ftype_name(static_cast<llama_ftype>(type)); }, "file_type"_a);

@@ -32,14 +32,17 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
     : model_(std::move(model)),
       threadpool_(std::move(threadpool)),
       n_ctx_(options.n_ctx),
-      n_batch_(std::min(options.n_batch, options.n_ctx)) {
+      n_batch_(std::min(options.n_batch, options.n_ctx)),
+      n_outputs_(std::min(options.n_outputs, n_batch_)) {
     const Activity activity("creating a context");
     llama_context_params params = llama_context_default_params();
     params.n_ctx = options.n_ctx;
     params.n_batch = n_batch_;
-    params.n_ubatch = n_batch_;
+    // Rows of logits are reserved twice: per batch in the output buffer, per ubatch in the graph.
+    constexpr uint32_t n_ubatch_for_all = 64;
+    params.n_ubatch = n_outputs_ > 1 ? std::min(n_batch_, n_ubatch_for_all) : n_batch_;
     params.n_seq_max = 1;
-    params.n_outputs_max = 1;  // n_batch rows of logits would be reserved otherwise
+    params.n_outputs_max = n_outputs_;  // n_batch of them would be reserved otherwise
     params.n_threads = options.n_threads;
     params.n_threads_batch = options.n_threads;
     params.swa_full = false;
@@ -68,7 +71,8 @@ void Context::clear() {
     n_decoded_ = 0;
 }
 
-const float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll) {
+float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
+                        bool all) {
     if (n_decoded_ + n > n_ctx_) {
         throw ContextFullError("the context of " + std::to_string(n_ctx_) + " tokens is full");
     }
@@ -77,10 +81,18 @@ const float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & in
     const Activity activity("decoding");
     const ErrorCapture errors;
     // Upstream declares the tokens mutable, and does not change them.
-    const int32_t status =
-        llama_decode(context_.get(), llama_batch_get_one(const_cast<llama_token *>(tokens), static_cast<int32_t>(n)));
+    llama_batch batch = llama_batch_get_one(const_cast<llama_token *>(tokens), static_cast<int32_t>(n));
+    if (all) {
+        wanted_.assign(n, 1);
+        batch.logits = wanted_.data();
+    }
+    n_decodes_.fetch_add(1, std::memory_order_relaxed);
+    const int32_t status = llama_decode(context_.get(), batch);
     // A GPU may still be working: this waits for it, so the step ends here and not in the sampler.
-    const float * logits = status == 0 ? llama_get_logits_ith(context_.get(), -1) : nullptr;
+    float * logits = nullptr;
+    if (status == 0) {
+        logits = all ? llama_get_logits(context_.get()) : llama_get_logits_ith(context_.get(), -1);
+    }
     interrupt_ = nullptr;
     poll_ = nullptr;
     if (status == 2) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 namespace overspill {
 
@@ -36,6 +37,7 @@ struct ContextOptions {
     uint32_t n_ctx;    // tokens, over 0
     uint32_t n_batch;  // tokens of a prompt per batch
     int32_t n_threads;
+    uint32_t n_outputs = 1;  // rows of logits that one batch may give, at most n_batch; memory is reserved for all
 };
 
 class Context {
@@ -51,13 +53,19 @@ class Context {
     void clear();
 
     // Decodes at most n_batch tokens after those before, and returns the logits after the last
-    // one: n_vocab floats, valid until the next decode or clear.
+    // one: n_vocab floats; or, if `all` is set, a row after each of at most n_outputs tokens. They
+    // may be written to, and stay where they are as long as the context lives; the next decode
+    // overwrites them.
     // Throws CancelledError if interrupted, ContextFullError, or Error.
-    const float * decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll);
+    float * decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
+                   bool all = false);
+    // How often that was called: logits are those of the latest time.
+    uint64_t n_decodes() const { return n_decodes_.load(std::memory_order_relaxed); }
 
     const llama_model & model() const { return *model_; }
     uint32_t n_ctx() const { return n_ctx_; }
     uint32_t n_batch() const { return n_batch_; }
+    uint32_t n_outputs() const { return n_outputs_; }
     uint32_t n_decoded() const { return n_decoded_; }
 
   private:
@@ -70,7 +78,10 @@ class Context {
     std::unique_ptr<llama_context, Deleter> context_;  // after what it needs, so that it goes first
     uint32_t n_ctx_;
     uint32_t n_batch_;
+    uint32_t n_outputs_;
     uint32_t n_decoded_ = 0;
+    std::atomic<uint64_t> n_decodes_{0};
+    std::vector<int8_t> wanted_;  // kept for its memory
     // Set during a decode only, for the callback.
     Interrupt * interrupt_ = nullptr;
     const Interrupt::Poll * poll_ = nullptr;

@@ -34,4 +34,9 @@ struct CancelledError : Error {
     using Error::Error;
 };
 
+// A buffer would have to move while somebody looks at it. Python's BufferError.
+struct ViewsInUseError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 }  // namespace overspill

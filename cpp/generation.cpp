@@ -85,6 +85,9 @@ std::string StopStrings::flush() {
 
 std::shared_ptr<Generation> Generation::start(std::shared_ptr<Model> model, std::vector<int32_t> prompt,
                                               GenerationOptions options) {
+    // Where Python chooses, or looks at the logits, a step cannot be taken before it is asked for.
+    options.look_ahead = options.look_ahead && !options.choose && !options.keep_logits &&
+                         (!options.constraint || options.constraint->is_native());
     std::shared_ptr<Generation> generation(new Generation(model, std::move(prompt), std::move(options)));
     model->add(generation);
     return generation;
@@ -92,38 +95,48 @@ std::shared_ptr<Generation> Generation::start(std::shared_ptr<Model> model, std:
 
 Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options)
     : model_(std::move(model)),
-      prompt_(std::move(prompt)),
+      tokens_(std::make_shared<std::vector<int32_t>>(std::move(prompt))),
+      n_prompt_(tokens_->size()),
       options_(std::move(options)),
-      sampler_(options_.sampling, model_->n_vocab(), static_cast<int32_t>(model_->n_ctx())),
       stops_(options_.stop) {
-    if (prompt_.empty()) {
+    if (tokens_->empty()) {
         throw std::invalid_argument("prompt must have at least one token");
     }
-    for (size_t i = 0; i < prompt_.size(); ++i) {
-        model_->check_token("prompt[" + std::to_string(i) + "]", prompt_[i]);
+    for (size_t i = 0; i < tokens_->size(); ++i) {
+        model_->check_token("prompt[" + std::to_string(i) + "]", (*tokens_)[i]);
     }
     if (options_.max_tokens == 0 || options_.max_tokens < -1) {
         throw std::invalid_argument("max_tokens must be at least 1, not " + std::to_string(options_.max_tokens));
     }
+    constexpr int32_t most_logprobs = 1000;
+    if (options_.n_logprobs < -1 || options_.n_logprobs > most_logprobs) {
+        throw std::invalid_argument("logprobs must be 0 to 1000, not " + std::to_string(options_.n_logprobs));
+    }
+    for (const auto & [token, bias] : options_.sampler->options().logit_bias) {
+        model_->check_token("logit_bias", token);
+    }
     context_ = model_->take_context();
-    if (prompt_.size() > context_->n_ctx()) {
+    if (tokens_->size() > context_->n_ctx()) {
         const std::string n_ctx = std::to_string(context_->n_ctx());
         model_->give_back(std::move(context_));
-        throw ContextFullError("the prompt has " + std::to_string(prompt_.size()) + " tokens, but the context holds " +
+        throw ContextFullError("the prompt has " + std::to_string(tokens_->size()) + " tokens, but the context holds " +
                                n_ctx + "; load the model with a larger n_ctx, or shorten the prompt");
     }
-    stats_.n_prompt_tokens = prompt_.size();
+    // It never moves, so that a chooser can look at it from Python.
+    tokens_->reserve(size_t{context_->n_ctx()} + 1);
+    stats_.n_prompt_tokens = n_prompt_;
 }
 
 Generation::~Generation() {
+    stop_ahead();
     if (context_) {
         model_->give_back(std::move(context_));
     }
 }
 
-const float * Generation::prefill(const Interrupt::Poll & poll) {
-    const float * logits = nullptr;
-    const auto n_prompt = static_cast<uint32_t>(prompt_.size());
+float * Generation::prefill(const Interrupt::Poll & poll) {
+    float * logits = nullptr;
+    const auto n_prompt = static_cast<uint32_t>(n_prompt_);
     for (uint32_t done = 0; done < n_prompt;) {
         const uint32_t n = std::min(context_->n_batch(), n_prompt - done);
         // Between two batches other streams have their turn, and close() its chance.
@@ -132,20 +145,108 @@ const float * Generation::prefill(const Interrupt::Poll & poll) {
         if (interrupt_.cancelled() || (poll && poll())) {
             throw CancelledError("interrupted");
         }
-        logits = context_->decode(prompt_.data() + done, n, interrupt_, poll);
+        logits = context_->decode(tokens_->data() + done, n, interrupt_, poll);
         done += n;
     }
-    for (const int32_t token : prompt_) {
-        sampler_.accept(token);
+    for (const int32_t token : *tokens_) {
+        options_.sampler->accept(token);
     }
     return logits;
+}
+
+Generation::Step Generation::step(const Interrupt::Poll & poll) {
+    const Stopwatch watch;
+    Step step;
+    float * logits = nullptr;
+    if (first_) {
+        logits = prefill(poll);
+        first_ = false;
+        step.prefill_s = watch.seconds();
+    } else {
+        const std::lock_guard turn(model_->turns());
+        logits = context_->decode(&tokens_->back(), 1, interrupt_, poll);
+    }
+    step.reason = choose(logits, step.token);
+    if (options_.keep_logits) {
+        step.token.context = context_;
+        step.token.logits = logits;
+        step.token.n_decodes = context_->n_decodes();
+    }
+    step.seconds = watch.seconds();
+    return step;
+}
+
+int32_t Generation::choose_id(float * logits, Token & token) {
+    const auto n_vocab = static_cast<size_t>(model_->n_vocab());
+    Logprobs * logprobs = nullptr;
+    if (options_.n_logprobs >= 0) {
+        logprobs_.top.resize(static_cast<size_t>(options_.n_logprobs));
+        logprobs = &logprobs_;
+    }
+    std::optional<int32_t> chosen;
+    if (options_.choose) {
+        chosen = options_.choose({logits, context_, tokens_});
+    }
+    if (chosen) {
+        model_->check_token("the sampler's answer", *chosen);
+        if (options_.constraint && !options_.constraint->allows(*chosen)) {
+            throw std::invalid_argument("the sampler's answer: " + std::to_string(*chosen) +
+                                        " is not a token that the grammar allows here");
+        }
+        if (logprobs != nullptr) {
+            measure_logprobs(logits, n_vocab, *chosen, *logprobs);
+        }
+    } else if (options_.constraint) {
+        chosen = options_.constraint->sample(*options_.sampler, logits, n_vocab, logprobs);
+    } else {
+        chosen = options_.sampler->sample(logits, n_vocab, nullptr, 0, logprobs);
+    }
+    if (logprobs != nullptr) {
+        token.logprob = logprobs->chosen;
+        token.top_logprobs = logprobs->top;
+    }
+    options_.sampler->accept(*chosen);
+    if (options_.constraint) {
+        options_.constraint->accept(*chosen);
+    }
+    return *chosen;
+}
+
+StopReason Generation::choose(float * logits, Token & token) {
+    const auto & vocab = *llama_model_get_vocab(&context_->model());
+    token.id = choose_id(logits, token);
+    tokens_->push_back(token.id);
+    bytes_.clear();
+    append_token_bytes(vocab, token.id, /*special =*/false, bytes_);
+    characters_.push(bytes_, token.text);
+
+    StopReason reason = StopReason::none;
+    if (llama_vocab_is_eog(&vocab, token.id)) {
+        reason = StopReason::eos;
+    } else if (static_cast<int64_t>(tokens_->size() - n_prompt_) == options_.max_tokens) {
+        reason = StopReason::max_tokens;
+    } else if (context_->n_decoded() == context_->n_ctx()) {
+        reason = StopReason::context_full;
+    }
+    if (reason != StopReason::none) {
+        characters_.flush(token.text);
+    }
+    bool found = false;
+    token.text = stops_.push(std::move(token.text), found);
+    if (found) {
+        return StopReason::stop_string;
+    }
+    if (reason != StopReason::none) {
+        token.text += stops_.flush();
+    }
+    return reason;
 }
 
 std::optional<Token> Generation::next(const Interrupt::Poll & poll) {
     if (stepping_.load() == std::this_thread::get_id()) {
         throw Error("the stream is in the middle of a step on this very thread");
     }
-    const std::lock_guard step(step_);
+    const std::lock_guard lock(step_);
     if (!context_) {
         return std::nullopt;
     }
@@ -154,30 +255,19 @@ std::optional<Token> Generation::next(const Interrupt::Poll & poll) {
         std::atomic<std::thread::id> & thread;
         ~Stepped() { thread.store({}); }
     } const stepped{stepping_};
+    // Handing a step to another thread takes some microseconds, so it is done only for callers
+    // that take longer than that between two tokens.
+    constexpr auto worth_it = std::chrono::microseconds(50);
+    const bool busy_caller = !first_ && std::chrono::steady_clock::now() - returned_at_ > worth_it;
     try {
-        const Stopwatch watch;
-        const bool first = last_token_ < 0;
-        const float * logits = nullptr;
-        double prefill_s = 0;
-        if (first) {
-            logits = prefill(poll);
-            prefill_s = watch.seconds();
-        } else {
-            const std::lock_guard turn(model_->turns());
-            logits = context_->decode(&last_token_, 1, interrupt_, poll);
+        Token token = deliver(ahead_ == Ahead::idle ? step(poll) : take_ahead(poll));
+        if (context_ && busy_caller && options_.look_ahead) {
+            start_ahead();
         }
-        Token token = take_token(logits);
-        const double seconds = watch.seconds();
-        const std::lock_guard lock(stats_mutex_);
-        if (first) {
-            stats_.prefill_s = prefill_s;
-            stats_.time_to_first_token_s = seconds;
-        } else {
-            stats_.decode_s += seconds;
-        }
+        returned_at_ = std::chrono::steady_clock::now();
         return token;
     } catch (const CancelledError &) {
-        const bool by_close = interrupt_.cancelled();
+        const bool by_close = closing_.load();
         finish(by_close ? StopReason::closed : StopReason::interrupted);
         if (by_close) {
             return std::nullopt;
@@ -189,69 +279,119 @@ std::optional<Token> Generation::next(const Interrupt::Poll & poll) {
     }
 }
 
-Token Generation::take_token(const float * logits) {
-    const auto & vocab = *llama_model_get_vocab(&context_->model());
-    Token token{sampler_.sample(logits), {}, {}};
-    sampler_.accept(token.id);
-    last_token_ = token.id;
-    if (options_.logprobs) {
-        token.logprob = log_probability(logits, static_cast<size_t>(model_->n_vocab()), token.id);
-    }
-    bytes_.clear();
-    append_token_bytes(vocab, token.id, /*special =*/false, bytes_);
-    characters_.push(bytes_, token.text);
-
-    int64_t n_tokens = 0;
+Token Generation::deliver(Step step) {
     {
         const std::lock_guard lock(stats_mutex_);
-        n_tokens = ++stats_.n_tokens;
+        if (stats_.n_tokens++ == 0) {
+            stats_.prefill_s = step.prefill_s;
+            stats_.time_to_first_token_s = step.seconds;
+        } else {
+            stats_.decode_s += step.seconds;
+        }
     }
-    StopReason reason = StopReason::none;
-    if (llama_vocab_is_eog(&vocab, token.id)) {
-        reason = StopReason::eos;
-    } else if (n_tokens == options_.max_tokens) {
-        reason = StopReason::max_tokens;
-    } else if (context_->n_decoded() == context_->n_ctx()) {
-        reason = StopReason::context_full;
+    if (step.reason != StopReason::none) {
+        finish(step.reason);
     }
-    if (reason != StopReason::none) {
-        characters_.flush(token.text);
-    }
-    bool found = false;
-    token.text = stops_.push(std::move(token.text), found);
-    if (found) {
-        reason = StopReason::stop_string;
-    } else if (reason != StopReason::none) {
-        token.text += stops_.flush();
-    }
-    if (reason != StopReason::none) {
-        finish(reason);
-    }
-    return token;
+    return std::move(step.token);
 }
 
 void Generation::finish(StopReason reason) {
+    stop_ahead();
     {
         const std::lock_guard lock(stats_mutex_);
         stats_.stop_reason = reason;
     }
+    // What was asked of Python is let go of by the thread that came from there.
+    options_.choose = {};
+    options_.constraint = {};
     model_->give_back(std::move(context_));
 }
 
 void Generation::close(StopReason reason) {
+    closing_.store(true);
     interrupt_.cancel();
     if (stepping_.load() == std::this_thread::get_id()) {
         return;  // the step ends by itself
     }
-    const std::lock_guard step(step_);
+    const std::lock_guard lock(step_);
     if (context_) {
         finish(reason);
         return;
     }
-    const std::lock_guard lock(stats_mutex_);
+    const std::lock_guard stats_lock(stats_mutex_);
     if (stats_.stop_reason == StopReason::closed && reason == StopReason::interrupted) {
         stats_.stop_reason = reason;
     }
+}
+
+// --- The step ahead -----------------------------------------------------------------------------
+
+void Generation::start_ahead() {
+    {
+        const std::lock_guard lock(ahead_mutex_);
+        ahead_ = Ahead::wanted;
+    }
+    if (ahead_thread_.joinable()) {
+        ahead_changed_.notify_all();
+    } else {
+        ahead_thread_ = std::thread([this] { work_ahead(); });
+    }
+}
+
+void Generation::work_ahead() {
+    std::unique_lock lock(ahead_mutex_);
+    while (true) {
+        ahead_changed_.wait(lock, [this] { return ahead_ == Ahead::wanted || ahead_ == Ahead::over; });
+        if (ahead_ == Ahead::over) {
+            return;
+        }
+        lock.unlock();
+        Step done;
+        std::exception_ptr error;
+        try {
+            done = step({});
+        } catch (...) {
+            error = std::current_exception();
+        }
+        lock.lock();
+        ahead_step_ = std::move(done);
+        ahead_error_ = error;
+        if (ahead_ == Ahead::wanted) {
+            ahead_ = Ahead::done;
+        }
+        ahead_changed_.notify_all();
+    }
+}
+
+Generation::Step Generation::take_ahead(const Interrupt::Poll & poll) {
+    constexpr auto interval = std::chrono::milliseconds(50);
+    std::unique_lock lock(ahead_mutex_);
+    while (!ahead_changed_.wait_for(lock, interval, [this] { return ahead_ == Ahead::done; })) {
+        lock.unlock();  // the question may take the GIL
+        if (poll && poll()) {
+            interrupt_.cancel();
+        }
+        lock.lock();
+    }
+    ahead_ = Ahead::idle;
+    if (ahead_error_) {
+        std::rethrow_exception(std::exchange(ahead_error_, nullptr));
+    }
+    return std::move(ahead_step_);
+}
+
+void Generation::stop_ahead() {
+    if (!ahead_thread_.joinable()) {
+        return;
+    }
+    interrupt_.cancel();  // what it works on will not be wanted
+    {
+        const std::lock_guard lock(ahead_mutex_);
+        ahead_ = Ahead::over;
+    }
+    ahead_changed_.notify_all();
+    ahead_thread_.join();
+    ahead_ = Ahead::idle;
 }
 
 GenerationStats Generation::stats() const {

@@ -2,16 +2,22 @@
 #pragma once
 
 #include "context.h"
+#include "grammar.h"
 #include "sampler.h"
 #include "utf8_buffer.h"
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
+#include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace overspill {
@@ -22,17 +28,35 @@ enum class StopReason { none, eos, stop_string, max_tokens, context_full, closed
 const char * stop_reason_name(StopReason reason);     // "eos", "stop_string", ...
 StopReason stop_reason_of(const std::string & name);  // throws std::invalid_argument
 
+// What a chooser is shown: the logits of the step, which it may write to, and all tokens so far.
+// Both stay where they are as long as their owner is held.
+struct ChooserView {
+    float * logits;
+    const std::shared_ptr<Context> & context;
+    const std::shared_ptr<std::vector<int32_t>> & tokens;
+};
+// Returns the token to take, or none to leave it to the sampler.
+using Chooser = std::function<std::optional<int32_t>(const ChooserView & view)>;
+
 struct GenerationOptions {
-    SamplingOptions sampling;
+    std::shared_ptr<Sampler> sampler;    // whoever else holds it sees its state move
     int64_t max_tokens = -1;             // -1: until the model or the context ends
     std::vector<std::string> stop = {};  // not empty strings
-    bool logprobs = false;               // fill in Token::logprob
+    int32_t n_logprobs = -1;             // -1: none; 0: fill in Token::logprob; n: and the n most likely, at most 1000
+    std::shared_ptr<Constraint> constraint = {};
+    Chooser choose = {};
+    bool keep_logits = false;  // fill in Token::logits
+    bool look_ahead = true;    // work on the next token while the caller is busy with this one
 };
 
 struct Token {
-    int32_t id;
-    std::string text;  // whole characters; what came before may have waited for this token
-    std::optional<float> logprob;
+    int32_t id = -1;
+    std::string text = {};  // whole characters; what came before may have waited for this token
+    std::optional<float> logprob = {};
+    std::vector<std::pair<int32_t, float>> top_logprobs = {};
+    std::shared_ptr<Context> context = {};  // of the logits, if they are kept
+    float * logits = nullptr;
+    uint64_t n_decodes = 0;  // what the context's is as long as the logits are this token's
 };
 
 struct GenerationStats {
@@ -69,36 +93,64 @@ class Generation : public std::enable_shared_from_this<Generation> {
     Generation & operator=(const Generation &) = delete;
 
     // The next token; none when the generation has ended. Throws CancelledError if `poll`
-    // stopped it, or Error; both end it.
+    // stopped it, Error, or what the chooser threw; each ends it.
     std::optional<Token> next(const Interrupt::Poll & poll);
 
-    // Ends it, after the step that runs in another thread, which is cancelled. Idempotent; but
-    // "interrupted" replaces "closed", since who leaves a loop because of a signal closes first.
+    // Ends it, after the step that runs, which is cancelled. Idempotent; but "interrupted"
+    // replaces "closed", since who leaves a loop because of a signal closes first.
     void close(StopReason reason);
 
     GenerationStats stats() const;
 
   private:
+    // What a step came to. It counts once the caller has it.
+    struct Step {
+        Token token = {};
+        StopReason reason = StopReason::none;
+        double prefill_s = 0;
+        double seconds = 0;
+    };
+
     Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options);
-    const float * prefill(const Interrupt::Poll & poll);
-    Token take_token(const float * logits);
+    Step step(const Interrupt::Poll & poll);
+    float * prefill(const Interrupt::Poll & poll);
+    StopReason choose(float * logits, Token & token);
+    int32_t choose_id(float * logits, Token & token);
+    Token deliver(Step step);
     void finish(StopReason reason);
 
+    void start_ahead();
+    Step take_ahead(const Interrupt::Poll & poll);
+    void work_ahead();
+    void stop_ahead();
+
     std::shared_ptr<Model> model_;
-    std::vector<int32_t> prompt_;
+    std::shared_ptr<std::vector<int32_t>> tokens_;  // prompt and reply
+    size_t n_prompt_;
     GenerationOptions options_;
-    std::unique_ptr<Context> context_;  // empty once it has ended
-    Sampler sampler_;
+    std::shared_ptr<Context> context_;  // empty once it has ended
     Utf8Buffer characters_;
     StopStrings stops_;
-    std::string bytes_;        // of one token, kept for its memory
-    int32_t last_token_ = -1;  // sampled, not decoded yet
+    std::string bytes_;  // of one token, kept for its memory
+    Logprobs logprobs_;  // the same
     Interrupt interrupt_;
+    bool first_ = true;
+    std::chrono::steady_clock::time_point returned_at_{};
 
     std::mutex step_;  // held during a step
     std::atomic<std::thread::id> stepping_{};
+    std::atomic<bool> closing_{false};
     mutable std::mutex stats_mutex_;
     GenerationStats stats_;
+
+    // The step ahead, and the thread that takes it; started when it is first of use.
+    enum class Ahead { idle, wanted, done, over };
+    std::thread ahead_thread_;
+    std::mutex ahead_mutex_;
+    std::condition_variable ahead_changed_;
+    Ahead ahead_ = Ahead::idle;
+    Step ahead_step_;
+    std::exception_ptr ahead_error_;
 };
 
 }  // namespace overspill

@@ -141,7 +141,7 @@ void Model::prepare_to_generate() {
             options_.n_ctx = n_ctx_train_ == 0 ? largest_default : std::min(n_ctx_train_, largest_default);
         }
         threadpool_ = make_threadpool(options_.n_threads);
-        idle_ = std::make_unique<Context>(model_, threadpool_,
+        idle_ = std::make_shared<Context>(model_, threadpool_,
                                           ContextOptions{options_.n_ctx, options_.n_batch, options_.n_threads});
         if (!idle_->can_continue_text()) {
             cannot_generate_ = "does not continue text: it is an encoder (for embeddings) or a diffusion model";
@@ -167,7 +167,7 @@ void Model::close() {
     std::vector<std::weak_ptr<Generation>> generations;
     std::shared_ptr<llama_model> model;
     std::shared_ptr<ggml_threadpool> threadpool;
-    std::unique_ptr<Context> idle;
+    std::shared_ptr<Context> idle;
     {
         const std::lock_guard lock(mutex_);
         generations.swap(generations_);
@@ -274,10 +274,54 @@ std::map<std::string, int32_t> Model::special_tokens() const {
     return tokens;
 }
 
+std::string Model::metadata(const std::string & key) const {
+    const auto model = loaded();
+    std::array<char, 256> value;
+    return llama_model_meta_val_str(model.get(), key.c_str(), value.data(), value.size()) < 0 ? "" : value.data();
+}
+
 bool Model::is_end_of_generation(int32_t token) const {
     const auto model = loaded();
     check_token("token", token);
     return llama_vocab_is_eog(llama_model_get_vocab(model.get()), token);
+}
+
+std::vector<std::vector<int32_t>> Model::dry_breakers(const std::vector<std::string> & texts) const {
+    constexpr size_t longest_text = 40;      // bytes, and
+    constexpr size_t longest_sequence = 21;  // tokens, as in llama.cpp
+    const auto model = loaded();
+    tokenizer(*model);
+    std::vector<std::vector<int32_t>> breakers;
+    for (const std::string & whole : texts) {
+        if (whole.empty()) {
+            throw std::invalid_argument("dry_sequence_breakers must not contain an empty string");
+        }
+        const std::string text = whole.substr(0, longest_text);
+        for (int32_t token = 0; token < n_vocab_; ++token) {
+            const std::string word = detokenize({token}, /*skip_special =*/false);
+            if (word.find(text) != std::string::npos) {
+                breakers.push_back({token});
+                continue;
+            }
+            // The token may end with the beginning of the text.
+            for (size_t at = word.find(text[0]); at != std::string::npos; at = word.find(text[0], at + 1)) {
+                const size_t n = word.size() - at;
+                if (n < text.size() && word.compare(at, n, text, 0, n) == 0) {
+                    std::vector<int32_t> sequence = tokenize(text.substr(n), false, false);
+                    sequence.insert(sequence.begin(), token);
+                    sequence.resize(std::min(sequence.size(), longest_sequence));
+                    breakers.push_back(std::move(sequence));
+                }
+            }
+        }
+    }
+    std::sort(breakers.begin(), breakers.end());
+    breakers.erase(std::unique(breakers.begin(), breakers.end()), breakers.end());
+    return breakers;
+}
+
+std::unique_ptr<Grammar> Model::grammar(const std::string & gbnf) const {
+    return std::make_unique<Grammar>(loaded(), gbnf);
 }
 
 void Model::check_token(const std::string & argument, int32_t token) const {
@@ -287,32 +331,36 @@ void Model::check_token(const std::string & argument, int32_t token) const {
     }
 }
 
-std::unique_ptr<Context> Model::take_context() {
-    if (!cannot_generate_.empty()) {
-        throw Error("the model " + name_ + " " + cannot_generate_);
-    }
-    std::shared_ptr<llama_model> model;
-    std::shared_ptr<ggml_threadpool> threadpool;
-    std::unique_ptr<Context> context;
+std::shared_ptr<Context> Model::take_context() {
+    std::shared_ptr<Context> context;
     {
         const std::lock_guard lock(mutex_);
-        model = model_;
-        threadpool = threadpool_;
         context.swap(idle_);
     }
-    if (!model) {
-        throw ClosedError("the model " + name_ + " is closed");
-    }
     if (!context) {
-        const std::lock_guard turn(turns_);
-        context = std::make_unique<Context>(model, threadpool,
-                                            ContextOptions{options_.n_ctx, options_.n_batch, options_.n_threads});
+        context = make_context(1);
     }
     context->clear();
     return context;
 }
 
-void Model::give_back(std::unique_ptr<Context> context) {
+std::shared_ptr<Context> Model::make_context(uint32_t n_outputs) {
+    if (!cannot_generate_.empty()) {
+        throw Error("the model " + name_ + " " + cannot_generate_);
+    }
+    const auto model = loaded();
+    std::shared_ptr<ggml_threadpool> threadpool;
+    {
+        const std::lock_guard lock(mutex_);
+        threadpool = threadpool_;
+    }
+    const std::lock_guard turn(turns_);
+    return std::make_shared<Context>(
+        model, threadpool,
+        ContextOptions{options_.n_ctx, std::max(options_.n_batch, n_outputs), options_.n_threads, n_outputs});
+}
+
+void Model::give_back(std::shared_ptr<Context> context) {
     const std::lock_guard lock(mutex_);
     if (model_ && !idle_) {
         idle_ = std::move(context);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "context.h"
+#include "grammar.h"
 
 #include <llama.h>
 
@@ -74,11 +75,18 @@ class Model {
     std::string detokenize(const std::vector<int32_t> & tokens, bool skip_special) const;
     std::string token_bytes(int32_t token, bool special) const;
     std::map<std::string, int32_t> special_tokens() const;
+    // What the file's metadata says of a number or string; empty if it has no such key.
+    std::string metadata(const std::string & key) const;
     bool is_end_of_generation(int32_t token) const;
     int32_t n_vocab() const { return n_vocab_; }
     uint32_t n_ctx() const { return options_.n_ctx; }  // 0 if it cannot generate
     uint32_t n_ctx_train() const { return n_ctx_train_; }
     int32_t n_threads() const { return options_.n_threads; }
+
+    // The token sequences that DRY takes for breakers: every way in which a token can end, or begin, with
+    // one of these texts, followed by the tokens of the rest of it. Takes long for large vocabularies.
+    std::vector<std::vector<int32_t>> dry_breakers(const std::vector<std::string> & texts) const;
+    std::unique_ptr<Grammar> grammar(const std::string & gbnf) const;
 
     // Throws std::invalid_argument, naming `argument`.
     void check_token(const std::string & argument, int32_t token) const;
@@ -88,8 +96,10 @@ class Model {
     // Held for every step: contexts share the thread pool and the devices.
     Turns & turns() { return turns_; }
     // A cleared context for one stream. Throws Error if the model cannot generate text.
-    std::unique_ptr<Context> take_context();
-    void give_back(std::unique_ptr<Context> context);
+    std::shared_ptr<Context> take_context();
+    // One that gives so many rows of logits per batch, and is not kept for reuse.
+    std::shared_ptr<Context> make_context(uint32_t n_outputs);
+    void give_back(std::shared_ptr<Context> context);
     void add(const std::shared_ptr<Generation> & generation);
 
   private:
@@ -107,7 +117,7 @@ class Model {
     std::shared_ptr<llama_model> model_;
     std::shared_ptr<ggml_threadpool> threadpool_;
     // One is kept for the next stream, since making one takes long for a large model.
-    std::unique_ptr<Context> idle_;
+    std::shared_ptr<Context> idle_;
     std::vector<std::weak_ptr<Generation>> generations_;
 
     Turns turns_;

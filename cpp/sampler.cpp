@@ -5,13 +5,18 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
+#include <iterator>
 #include <limits>
-#include <random>
 #include <sstream>
 
 namespace overspill {
 
 namespace {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr float lowest = std::numeric_limits<float>::lowest();
+constexpr int32_t any_id = std::numeric_limits<int32_t>::max();
 
 // The conditions below are written as `!(in range)`, so that NaN is out of range too.
 template <typename T>
@@ -21,149 +26,1003 @@ template <typename T>
     throw std::invalid_argument(message.str());
 }
 
-void check(const SamplingOptions & o) {
-    if (!(o.temperature >= 0 && std::isfinite(o.temperature))) {
-        out_of_range("temperature", "0 or more and finite", o.temperature);
-    }
-    if (o.top_k < 0) {
-        out_of_range("top_k", "0 or more", o.top_k);
-    }
-    if (!(o.top_p >= 0 && o.top_p <= 1)) {
-        out_of_range("top_p", "0 to 1", o.top_p);
-    }
-    if (!(o.min_p >= 0 && o.min_p <= 1)) {
-        out_of_range("min_p", "0 to 1", o.min_p);
-    }
-    if (!(o.repeat_penalty > 0 && std::isfinite(o.repeat_penalty))) {
-        out_of_range("repeat_penalty", "over 0 and finite", o.repeat_penalty);
-    }
-    if (!std::isfinite(o.frequency_penalty)) {
-        out_of_range("frequency_penalty", "finite", o.frequency_penalty);
-    }
-    if (!std::isfinite(o.presence_penalty)) {
-        out_of_range("presence_penalty", "finite", o.presence_penalty);
-    }
-    if (o.repeat_last_n < -1) {
-        out_of_range("repeat_last_n", "-1 or more", o.repeat_last_n);
-    }
-    if (o.seed == LLAMA_DEFAULT_SEED) {
-        out_of_range("seed", "0 to 4294967294", *o.seed);
+void check_not_negative(const char * name, float value) {
+    if (!(value >= 0 && std::isfinite(value))) {
+        out_of_range(name, "0 or more and finite", value);
     }
 }
 
-[[noreturn]] void not_numbers() {
-    throw Error(
-        "the model's logits are not numbers (NaN or infinite): the file may be damaged, "
-        "or a value overflowed on this device");
+void check_share(const char * name, float value) {
+    if (!(value >= 0 && value <= 1)) {
+        out_of_range(name, "0 to 1", value);
+    }
+}
+
+void check_finite(const char * name, float value) {
+    if (!std::isfinite(value)) {
+        out_of_range(name, "finite", value);
+    }
+}
+
+void check_at_least(const char * name, int32_t value, int32_t least) {
+    if (value < least) {
+        out_of_range(name, (std::to_string(least) + " or more").c_str(), value);
+    }
+}
+
+size_t window(int32_t last_n) {
+    return last_n < 0 ? std::numeric_limits<size_t>::max() : static_cast<size_t>(last_n);
+}
+
+double total_of(const std::vector<float> & values) {
+    double total = 0;
+    for (const float value : values) {
+        total += static_cast<double>(value);
+    }
+    return total;
 }
 
 }  // namespace
 
-Sampler::Sampler(const SamplingOptions & options, int32_t n_vocab, int32_t n_ctx)
-    : n_vocab_(static_cast<size_t>(n_vocab)) {
-    check(options);
-    const int32_t last_n = options.repeat_last_n < 0 ? n_ctx : options.repeat_last_n;
-    const bool penalties = last_n != 0 && (options.repeat_penalty != 1.0F || options.frequency_penalty != 0.0F ||
-                                           options.presence_penalty != 0.0F);
-    greedy_ = options.temperature == 0.0F && !penalties;
-    if (greedy_) {
-        return;
+void check(const SamplingOptions & o) {
+    check_not_negative("temperature", o.temperature);
+    check_not_negative("dynamic_temperature_range", o.dynamic_temperature_range);
+    check_finite("dynamic_temperature_exponent", o.dynamic_temperature_exponent);
+    check_at_least("top_k", o.top_k, 0);
+    check_share("top_p", o.top_p);
+    check_share("min_p", o.min_p);
+    check_share("typical_p", o.typical_p);
+    check_not_negative("top_n_sigma", o.top_n_sigma);
+    check_share("xtc_probability", o.xtc_probability);
+    check_share("xtc_threshold", o.xtc_threshold);
+    if (!(o.repeat_penalty > 0 && std::isfinite(o.repeat_penalty))) {
+        out_of_range("repeat_penalty", "over 0 and finite", o.repeat_penalty);
     }
-    candidates_.resize(n_vocab_);
-    chain_.reset(llama_sampler_chain_init({/*no_perf =*/true}));
-    const auto add = [this](llama_sampler * sampler) { llama_sampler_chain_add(chain_.get(), sampler); };
-    if (penalties) {
-        add(llama_sampler_init_penalties(n_vocab, last_n, options.repeat_penalty, options.frequency_penalty,
-                                         options.presence_penalty));
+    check_finite("frequency_penalty", o.frequency_penalty);
+    check_finite("presence_penalty", o.presence_penalty);
+    check_at_least("repeat_last_n", o.repeat_last_n, -1);
+    check_not_negative("dry_multiplier", o.dry_multiplier);
+    if (!(o.dry_base >= 1 && std::isfinite(o.dry_base))) {
+        out_of_range("dry_base", "1 or more and finite", o.dry_base);
     }
-    if (options.temperature == 0.0F) {
-        add(llama_sampler_init_greedy());
-        return;
+    check_at_least("dry_allowed_length", o.dry_allowed_length, 0);
+    check_at_least("dry_last_n", o.dry_last_n, -1);
+    if (o.mirostat != 0 && o.mirostat != 2) {
+        out_of_range("mirostat", "0 or 2 (version 1 is not supported)", o.mirostat);
     }
-    if (options.top_k > 0) {
-        add(llama_sampler_init_top_k(options.top_k));
+    check_not_negative("mirostat_tau", o.mirostat_tau);
+    check_not_negative("mirostat_eta", o.mirostat_eta);
+    for (const auto & [token, bias] : o.logit_bias) {
+        check_at_least("logit_bias: a token", token, 0);
+        if (std::isnan(bias) || bias == infinity) {
+            out_of_range("logit_bias: a value", "finite or -inf", bias);
+        }
     }
-    if (options.top_p < 1.0F) {
-        add(llama_sampler_init_top_p(options.top_p, 1));
+    for (const auto & breaker : o.dry_breakers) {
+        if (breaker.empty()) {
+            throw std::invalid_argument("dry_breakers must not contain an empty sequence");
+        }
     }
-    if (options.min_p > 0.0F) {
-        add(llama_sampler_init_min_p(options.min_p, 1));
+    if (o.seed == std::numeric_limits<uint32_t>::max()) {
+        out_of_range("seed", "0 to 4294967294", *o.seed);
     }
-    add(llama_sampler_init_temp(options.temperature));
-    add(llama_sampler_init_dist(options.seed ? *options.seed : std::random_device{}() >> 1U));
 }
 
-int32_t Sampler::sample(const float * logits) {
-    size_t chosen = 0;
-    if (greedy_) {
-        chosen = argmax(logits, n_vocab_);
-    } else {
-        bool numbers = true;
-        for (size_t i = 0; i < n_vocab_; ++i) {
-            candidates_[i] = {static_cast<llama_token>(i), logits[i], 0.0F};
-            numbers &= logits[i] == logits[i];
-        }
-        if (!numbers) {
-            not_numbers();  // and upstream's sort must not see them: NaN has no order
-        }
-        llama_token_data_array candidates{candidates_.data(), n_vocab_, -1, false};
-        llama_sampler_apply(chain_.get(), &candidates);
-        if (candidates.selected < 0) {
-            not_numbers();
-        }
-        chosen = static_cast<size_t>(candidates.data[candidates.selected].id);
+Sampler::Sampler(SamplingOptions options)
+    : options_(std::move(options)),
+      kernels_(&kernels()),
+      penalties_(
+          options_.repeat_last_n != 0 &&
+          (options_.repeat_penalty != 1.0F || options_.frequency_penalty != 0.0F || options_.presence_penalty != 0.0F)),
+      dry_(options_.dry_multiplier > 0 && options_.dry_last_n != 0) {
+    check(options_);
+    const bool shifts_the_best = options_.typical_p < 1.0F ||
+                                 (options_.xtc_probability > 0.0F && options_.xtc_threshold <= 0.5F) ||
+                                 options_.dynamic_temperature_range > 0.0F || options_.mirostat != 0;
+    greedy_ = options_.temperature == 0.0F && !shifts_the_best;
+    std::sort(options_.logit_bias.begin(), options_.logit_bias.end());
+    seed_ = options_.seed ? *options_.seed : std::random_device{}() >> 1U;
+    reset();
+}
+
+void Sampler::reset() {
+    restore({seed_, 0, {}, 2.0F * options_.mirostat_tau});
+}
+
+void Sampler::Busy::enter() {
+    if (flag_.test_and_set(std::memory_order_acquire)) {
+        throw Error(
+            "the sampler is in use by another thread, or by a stream that is in the middle of a step; clone() it");
     }
-    if (!std::isfinite(logits[chosen])) {
-        not_numbers();
+}
+
+SamplerState Sampler::state() const {
+    const Working working(busy_);
+    size_t n = 0;
+    if (penalties_) {
+        n = std::max(n, window(options_.repeat_last_n));
     }
-    return static_cast<int32_t>(chosen);
+    if (dry_) {
+        n = std::max(n, window(options_.dry_last_n));
+    }
+    n = std::min(n, history_.size());
+    return {seed_, n_draws_, {history_.end() - static_cast<std::ptrdiff_t>(n), history_.end()}, mirostat_mu_};
+}
+
+void Sampler::restore(const SamplerState & state) {
+    for (const int32_t token : state.history) {
+        check_at_least("history: a token", token, 0);
+    }
+    const Working working(busy_);
+    seed_ = state.seed;
+    random_.seed(seed_);
+    random_.discard(state.n_draws);
+    n_draws_ = state.n_draws;
+    mirostat_mu_ = state.mirostat_mu;
+    history_.clear();
+    for (const int32_t token : touched_) {
+        counts_[static_cast<size_t>(token)] = 0;
+    }
+    touched_.clear();
+    for (const int32_t token : state.history) {
+        remember(token);
+    }
 }
 
 void Sampler::accept(int32_t token) {
-    if (chain_) {
-        llama_sampler_accept(chain_.get(), token);
+    const Working working(busy_);
+    remember(token);
+}
+
+void Sampler::remember(int32_t token) {
+    if (!penalties_ && !dry_) {
+        return;
+    }
+    history_.push_back(token);
+    if (!penalties_) {
+        return;
+    }
+    const auto at = static_cast<size_t>(token);
+    if (at >= counts_.size()) {
+        counts_.resize(at + 1, 0);
+        touched_at_.resize(at + 1, 0);
+    }
+    if (counts_[at]++ == 0) {
+        touched_at_[at] = static_cast<uint32_t>(touched_.size());
+        touched_.push_back(token);
+    }
+    const size_t n = window(options_.repeat_last_n);
+    if (history_.size() > n) {
+        const auto old = static_cast<size_t>(history_[history_.size() - n - 1]);
+        if (--counts_[old] == 0) {
+            const int32_t moved = touched_.back();
+            touched_[touched_at_[old]] = moved;
+            touched_at_[static_cast<size_t>(moved)] = touched_at_[old];
+            touched_.pop_back();
+        }
     }
 }
 
-size_t argmax(const float * logits, size_t n) {
-    constexpr size_t n_lanes = 32;  // enough independent maxima to hide the latency of one
-    constexpr size_t block = 4096;  // small enough to be in the cache still when it is searched
-    float best = -std::numeric_limits<float>::infinity();
-    size_t best_block = 0;
-    for (size_t start = 0; start < n; start += block) {
-        const size_t end = std::min(start + block, n);
-        // Written so that compilers make vector instructions of it without leave to reorder
-        // floating point. NaN is never larger, so it is never chosen over a number.
-        std::array<float, n_lanes> lanes;
-        lanes.fill(-std::numeric_limits<float>::infinity());
-        size_t i = start;
-        for (; i + n_lanes <= end; i += n_lanes) {
-            for (size_t lane = 0; lane < n_lanes; ++lane) {
-                const float logit = logits[i + lane];
-                lanes[lane] = logit > lanes[lane] ? logit : lanes[lane];
+// --- The row ------------------------------------------------------------------------------------
+
+// DRY (github.com/oobabooga/text-generation-webui, pull request 5677): which tokens would continue a repetition
+// of what was said before, and how long that repetition is already.
+void Sampler::note_repetitions() {
+    repetitions_.clear();
+    const size_t n = std::min(history_.size(), window(options_.dry_last_n));
+    const auto shortest = static_cast<size_t>(options_.dry_allowed_length);
+    if (n <= shortest) {
+        return;
+    }
+    // The history from its end.
+    const auto back = [this](size_t i) { return history_[history_.size() - 1 - i]; };
+
+    // No repetition reaches over the latest breaker. Of those that begin there, the longest counts.
+    size_t longest_allowed = n;
+    for (size_t i = 0; i < n && longest_allowed == n; ++i) {
+        size_t longest = 0;
+        for (const auto & breaker : options_.dry_breakers) {
+            bool matches = breaker.size() > longest && breaker.size() <= i + 1;
+            for (size_t j = 0; matches && j < breaker.size(); ++j) {
+                matches = breaker[j] == back(i - j);
+            }
+            longest = matches ? breaker.size() : longest;
+        }
+        if (longest > 0) {
+            longest_allowed = i + 1 - longest;
+            break;
+        }
+    }
+    if (longest_allowed < shortest) {
+        return;
+    }
+
+    // For each i, how many tokens before it are as at the end: the Z-function of the reversed history
+    // (Gusfield 1997, chapter 1), linear in its length.
+    suffix_lengths_.assign(n, 0);
+    size_t box_begin = 0;
+    size_t box_end = 0;
+    for (size_t i = 1; i < n; ++i) {
+        size_t length = 0;
+        if (i < box_end) {
+            length = std::min(static_cast<size_t>(suffix_lengths_[i - box_begin]), box_end - i);
+        }
+        while (i + length < n && back(length) == back(i + length)) {
+            ++length;
+        }
+        suffix_lengths_[i] = static_cast<int32_t>(length);
+        if (i + length > box_end) {
+            box_begin = i;
+            box_end = i + length;
+        }
+        const size_t repeated = std::min(length, longest_allowed);
+        if (repeated >= shortest) {
+            repetitions_.emplace_back(back(i - 1), static_cast<int32_t>(repeated));
+        }
+    }
+    // The longest per token.
+    std::sort(repetitions_.begin(), repetitions_.end(), [](const auto & a, const auto & b) {
+        return a.first < b.first || (a.first == b.first && a.second > b.second);
+    });
+    repetitions_.erase(std::unique(repetitions_.begin(), repetitions_.end(),
+                                   [](const auto & a, const auto & b) { return a.first == b.first; }),
+                       repetitions_.end());
+    const auto is_breaker = [this](const auto & repetition) {
+        return std::any_of(options_.dry_breakers.begin(), options_.dry_breakers.end(), [&](const auto & breaker) {
+            return breaker.size() == 1 && breaker.front() == repetition.first;
+        });
+    };
+    repetitions_.erase(std::remove_if(repetitions_.begin(), repetitions_.end(), is_breaker), repetitions_.end());
+}
+
+void Sampler::edit(const float * logits, size_t n) {
+    edits_.clear();
+    const auto touch = [&](int32_t token) {
+        if (static_cast<size_t>(token) < n) {
+            edits_.push_back({logits[token], token, 0.0F});
+        }
+    };
+    for (const auto & [token, bias] : options_.logit_bias) {
+        if (static_cast<size_t>(token) >= n) {
+            out_of_range("logit_bias: a token", ("less than the number of logits, " + std::to_string(n)).c_str(),
+                         token);
+        }
+        touch(token);
+    }
+    if (penalties_) {
+        std::for_each(touched_.begin(), touched_.end(), touch);
+    }
+    if (dry_) {
+        note_repetitions();
+        std::for_each(repetitions_.begin(), repetitions_.end(), [&](const auto & one) { touch(one.first); });
+    }
+    if (edits_.empty()) {
+        return;
+    }
+    std::sort(edits_.begin(), edits_.end(), [](const Candidate & a, const Candidate & b) { return a.id < b.id; });
+    edits_.erase(std::unique(edits_.begin(), edits_.end(),
+                             [](const Candidate & a, const Candidate & b) { return a.id == b.id; }),
+                 edits_.end());
+
+    // All three are in the order of ids.
+    auto bias = options_.logit_bias.begin();
+    auto repetition = repetitions_.begin();
+    const int32_t most = options_.dry_base > 1.000001F
+                             // ln of the largest float: the power must not overflow
+                             ? static_cast<int32_t>(88.7228391F / std::log(options_.dry_base))
+                             : 0;
+    for (Candidate & one : edits_) {
+        for (; bias != options_.logit_bias.end() && bias->first <= one.id; ++bias) {
+            one.logit += bias->first == one.id ? bias->second : 0.0F;
+        }
+        const int32_t count =
+            penalties_ && static_cast<size_t>(one.id) < counts_.size() ? counts_[static_cast<size_t>(one.id)] : 0;
+        if (count > 0) {
+            // A negative logit is multiplied: dividing it would make the token more likely.
+            one.logit = one.logit <= 0 ? one.logit * options_.repeat_penalty : one.logit / options_.repeat_penalty;
+            one.logit -= static_cast<float>(count) * options_.frequency_penalty + options_.presence_penalty;
+        }
+        for (; dry_ && repetition != repetitions_.end() && repetition->first <= one.id; ++repetition) {
+            if (repetition->first == one.id) {
+                const int32_t over = repetition->second - options_.dry_allowed_length;
+                const int32_t power = most > 0 ? std::min(over, most) : over;
+                one.logit -= static_cast<float>(options_.dry_multiplier * std::pow(options_.dry_base, power));
             }
         }
-        float block_best = *std::max_element(lanes.begin(), lanes.end());
-        for (; i < end; ++i) {
-            block_best = logits[i] > block_best ? logits[i] : block_best;
-        }
-        if (block_best > best) {
-            best = block_best;
-            best_block = start;
-        }
     }
-    const float * to = logits + std::min(best_block + block, n);
-    const float * found = std::find(logits + best_block, to, best);
-    return found == to ? best_block : static_cast<size_t>(found - logits);
 }
 
-float log_probability(const float * logits, size_t n, int32_t token) {
-    const double largest = logits[argmax(logits, n)];
-    double sum = 0;
-    for (size_t i = 0; i < n; ++i) {
-        sum += std::exp(static_cast<double>(logits[i]) - largest);
+void Sampler::look_at(const float * logits, size_t n, TokenBits allowed, size_t n_words, Logprobs * logprobs) {
+    logits_ = logits;
+    n_ = n;
+    const size_t n_blocks = block_count(n);
+    maxima_.resize(n_blocks);
+    sums_.resize(n_blocks);
+    parts_.resize(n_blocks);
+    if (ids_.size() < n) {
+        ids_.resize(n);
+        bits_.assign((n + 31) / 32, ~0U);
     }
-    return static_cast<float>(static_cast<double>(logits[token]) - largest - std::log(sum));
+    edit(logits, n);
+    allowed_ = nullptr;
+    if (allowed != nullptr) {
+        const size_t n_known = std::min(n_words, (n + 31) / 32);
+        std::copy_n(allowed, n_known, bits_.begin());
+        std::fill(bits_.begin() + static_cast<std::ptrdiff_t>(n_known), bits_.end(), 0U);
+    }
+    if (!edits_.empty() || allowed != nullptr) {
+        // An edited token is hidden in the row, and counts as what edits_ says; unless it is not allowed.
+        allowed_ = bits_.data();
+        for (Candidate & one : edits_) {
+            if (!this->allowed(one.id)) {
+                one.logit = -infinity;
+            }
+            bits_[static_cast<size_t>(one.id) / 32] &= ~(1U << (static_cast<uint32_t>(one.id) % 32));
+        }
+    }
+    bool numbers = kernels_->block_maxima(logits, n, allowed_, maxima_.data());
+    largest_ = *std::max_element(maxima_.begin(), maxima_.end());
+    for (const Candidate & one : edits_) {
+        numbers = numbers && !std::isnan(one.logit);
+        largest_ = std::max(largest_, one.logit);
+    }
+    if (!numbers || !std::isfinite(largest_)) {
+        const bool nothing_allowed = numbers && largest_ == -infinity && allowed_ != nullptr;
+        restore_bits();
+        throw Error(nothing_allowed
+                        ? "no token is left to choose: every one is banned, not allowed, or impossible to the model"
+                        : "the logits are not numbers (NaN, or all of them infinite): the model's file may be "
+                          "damaged, or a value overflowed on this device");
+    }
+    if (logprobs != nullptr) {
+        measure_logprobs(*logprobs, allowed_ == nullptr);
+    }
+    cut_ = {lowest, any_id};
+    listed_ = false;
+    sorted_ = false;
+    n_nominal_ = n;
+}
+
+void Sampler::restore_bits() {
+    if (allowed_ != nullptr) {
+        std::fill(bits_.begin(), bits_.end(), ~0U);
+        allowed_ = nullptr;
+    }
+}
+
+void Sampler::measure_logprobs(Logprobs & logprobs, bool maxima_are_of_all) {
+    if (!maxima_are_of_all) {
+        kernels_->block_maxima(logits_, n_, nullptr, parts_.data());
+    }
+    const std::vector<float> & maxima = maxima_are_of_all ? maxima_ : parts_;
+    const float largest = *std::max_element(maxima.begin(), maxima.end());
+    kernels_->exp_sums(logits_, n_, nullptr, maxima.data(), {largest, 1.0F, lowest, infinity}, sums_.data());
+    const double log_total = static_cast<double>(largest) + std::log(total_of(sums_));
+    logprobs.chosen = static_cast<float>(-log_total);  // to which sample() adds the logit
+    if (logprobs.top.empty()) {
+        return;
+    }
+    const size_t k = std::min(logprobs.top.size(), n_);
+    const float low = kth_largest_maximum(maxima, k);
+    list_.clear();
+    const size_t n_found = kernels_->find(logits_, n_, nullptr, maxima.data(), low, infinity, ids_.data());
+    for (size_t i = 0; i < n_found; ++i) {
+        list_.push_back({logits_[ids_[i]], ids_[i], 0.0F});
+    }
+    logprobs.top.resize(std::min(k, n_found));
+    const auto end = list_.begin() + static_cast<std::ptrdiff_t>(logprobs.top.size());
+    std::partial_sort(list_.begin(), end, list_.end(), before);
+    std::transform(list_.begin(), end, logprobs.top.begin(), [&](const Candidate & one) {
+        return std::make_pair(one.id, static_cast<float>(static_cast<double>(one.logit) - log_total));
+    });
+}
+
+// A logit that at least k are not less than: that many blocks have one.
+float Sampler::kth_largest_maximum(const std::vector<float> & maxima, size_t k) {
+    if (k > maxima.size()) {
+        return lowest;
+    }
+    floats_.assign(maxima.begin(), maxima.end());
+    const auto kth = floats_.begin() + static_cast<std::ptrdiff_t>(k - 1);
+    std::nth_element(floats_.begin(), kth, floats_.end(), std::greater<>());
+    return std::max(*kth, lowest);
+}
+
+int32_t Sampler::best() const {
+    const auto block = static_cast<size_t>(std::find(maxima_.begin(), maxima_.end(), largest_) - maxima_.begin());
+    int32_t found = any_id;
+    if (block < maxima_.size()) {
+        for (size_t i = block * block_size; found == any_id; ++i) {
+            if (logits_[i] == largest_ && allowed(static_cast<int32_t>(i))) {
+                found = static_cast<int32_t>(i);
+            }
+        }
+    }
+    for (const Candidate & one : edits_) {
+        found = one.logit == largest_ ? std::min(found, one.id) : found;
+    }
+    return found;
+}
+
+// --- Lists --------------------------------------------------------------------------------------
+
+// Lists the candidates from `low` to below `high`.
+void Sampler::list(float low, float high) {
+    list_.clear();
+    const size_t n_found = kernels_->find(logits_, n_, allowed_, maxima_.data(), low, high, ids_.data());
+    for (size_t i = 0; i < n_found; ++i) {
+        list_.push_back({logits_[ids_[i]], ids_[i], 0.0F});
+    }
+    for (const Candidate & one : edits_) {
+        if (one.logit >= low && one.logit < high) {
+            list_.push_back(one);
+        }
+    }
+    sorted_ = false;
+}
+
+void Sampler::list_kept() {
+    if (listed_) {
+        return;
+    }
+    list(cut_.logit, infinity);
+    list_.erase(
+        std::remove_if(list_.begin(), list_.end(), [this](const Candidate & one) { return !kept(one.logit, one.id); }),
+        list_.end());
+    listed_ = true;
+}
+
+float Sampler::listed_largest() const {
+    const auto less = [](const Candidate & a, const Candidate & b) { return a.logit < b.logit; };
+    return sorted_ ? list_.front().logit : std::max_element(list_.begin(), list_.end(), less)->logit;
+}
+
+// Gives every listed candidate its weight, exp((logit - largest) * scale), and returns their sum.
+double Sampler::weigh_list(float largest, float scale) {
+    floats_.resize(list_.size());
+    std::transform(list_.begin(), list_.end(), floats_.begin(), [](const Candidate & one) { return one.logit; });
+    kernels_->exps(floats_.data(), floats_.size(), largest, scale, floats_.data());
+    double total = 0;
+    for (size_t i = 0; i < list_.size(); ++i) {
+        list_[i].weight = floats_[i];
+        total += static_cast<double>(floats_[i]);
+    }
+    return total;
+}
+
+// In nats, of the probabilities weight / total, where weight is exp(logit - largest).
+double Sampler::entropy_of_list(float largest, double total) const {
+    double sum = 0;
+    for (const Candidate & one : list_) {
+        sum += one.weight > 0 ? static_cast<double>(one.weight) * static_cast<double>(one.logit - largest) : 0.0;
+    }
+    return std::log(total) - sum / total;
+}
+
+// Keeps the nearest candidates of the weighed list, as few as have more than this mass together,
+// and one at least. Of equally near ones the more likely comes first.
+template <typename Distance>
+void Sampler::keep_nearest(double mass, const Distance & distance) {
+    // Only the bucket in which the mass is reached has to be sorted.
+    constexpr size_t n_buckets = 512;
+    std::array<double, n_buckets> masses{};
+    double farthest = 0;
+    double nearest = static_cast<double>(infinity);
+    for (const Candidate & one : list_) {
+        nearest = std::min(nearest, distance(one));
+        farthest = std::max(farthest, distance(one));
+    }
+    const double scale = farthest > nearest ? n_buckets / (farthest - nearest) : 0.0;
+    const auto bucket_of = [&](const Candidate & one) {
+        return std::min(static_cast<size_t>((distance(one) - nearest) * scale), n_buckets - 1);
+    };
+    for (const Candidate & one : list_) {
+        masses[bucket_of(one)] += static_cast<double>(one.weight);
+    }
+    double sum = 0;
+    size_t last = 0;
+    for (; last + 1 < n_buckets && sum + masses[last] <= mass; ++last) {
+        sum += masses[last];
+    }
+    const auto from =
+        std::partition(list_.begin(), list_.end(), [&](const Candidate & one) { return bucket_of(one) < last; });
+    const auto to = std::partition(from, list_.end(), [&](const Candidate & one) { return bucket_of(one) == last; });
+    std::sort(from, to, [&](const Candidate & a, const Candidate & b) {
+        return distance(a) < distance(b) || (distance(a) == distance(b) && before(a, b));
+    });
+    auto end = from;
+    while (end != to && sum <= mass) {
+        sum += static_cast<double>(end->weight);
+        ++end;
+    }
+    list_.erase(std::max(end, list_.begin() + 1), list_.end());
+    sorted_ = false;
+}
+
+// The same by likelihood, and at least this mass.
+void Sampler::keep_most_likely(double mass) {
+    const double just_under = std::nextafter(mass, -1.0);
+    if (!sorted_ && list_.size() <= 512) {
+        std::sort(list_.begin(), list_.end(), before);
+        sorted_ = true;
+    }
+    if (!sorted_) {
+        keep_nearest(just_under, [this](const Candidate & one) { return static_cast<double>(largest_ - one.logit); });
+        return;
+    }
+    double sum = 0;
+    auto end = list_.begin();
+    while (end != list_.end() && sum <= just_under) {
+        sum += static_cast<double>(end->weight);
+        ++end;
+    }
+    list_.erase(std::max(end, list_.begin() + 1), list_.end());
+}
+
+// --- Truncation ---------------------------------------------------------------------------------
+
+void Sampler::truncate() {
+    const SamplingOptions & o = options_;
+    if (o.top_n_sigma > 0 && n_ > 1) {
+        cut_top_n_sigma();
+    }
+    if (o.top_k > 0 && static_cast<size_t>(o.top_k) < n_) {
+        cut_top_k(static_cast<size_t>(o.top_k));
+    }
+    if (o.typical_p < 1) {
+        cut_typical();
+    }
+    if (o.top_p < 1) {
+        cut_top_p();
+    }
+    if (o.min_p > 0) {
+        cut_min_p();
+    }
+    if (o.xtc_probability > 0 && o.xtc_threshold <= 0.5F) {
+        cut_xtc();
+    }
+}
+
+void Sampler::cut_below(float logit) {
+    if (logit > cut_.logit) {
+        cut_ = {logit, any_id};
+    }
+}
+
+void Sampler::cut_top_n_sigma() {
+    auto n = static_cast<double>(kernels_->moments(logits_, n_, allowed_, largest_, sums_.data(), parts_.data()));
+    double sum = total_of(sums_);
+    double squares = total_of(parts_);
+    for (const Candidate & one : edits_) {
+        if (one.logit != -infinity) {
+            const auto difference = static_cast<double>(one.logit - largest_);
+            sum += difference;
+            squares += difference * difference;
+            ++n;
+        }
+    }
+    const double mean = sum / n;
+    const double deviation = std::sqrt(std::max(squares / n - mean * mean, 0.0));
+    cut_below(largest_ - static_cast<float>(static_cast<double>(options_.top_n_sigma) * deviation));
+}
+
+void Sampler::cut_top_k(size_t k) {
+    list(std::max(kth_largest_maximum(maxima_, k), cut_.logit), infinity);
+    if (list_.size() > k) {
+        std::nth_element(list_.begin(), list_.begin() + static_cast<std::ptrdiff_t>(k), list_.end(), before);
+        list_.resize(k);
+    }
+    std::sort(list_.begin(), list_.end(), before);
+    listed_ = true;
+    sorted_ = true;
+    n_nominal_ = k;
+}
+
+// Locally typical sampling (Meister et al., 2022): those whose surprise is closest to the expected one.
+void Sampler::cut_typical() {
+    list_kept();
+    const float largest = listed_largest();
+    const double total = weigh_list(largest, 1.0F);
+    const double expected = static_cast<double>(largest) + std::log(total) - entropy_of_list(largest, total);
+    keep_nearest(static_cast<double>(options_.typical_p) * total,
+                 [&](const Candidate & one) { return std::fabs(static_cast<double>(one.logit) - expected); });
+    n_nominal_ = list_.size();
+}
+
+// Nucleus sampling (Holtzman et al., 2020).
+void Sampler::cut_top_p() {
+    if (!listed_ && cut_top_p_of_row()) {
+        return;
+    }
+    list_kept();
+    const double total = weigh_list(listed_largest(), 1.0F);
+    keep_most_likely(static_cast<double>(options_.top_p) * total);
+    n_nominal_ = list_.size();
+}
+
+// The same without a list of the whole vocabulary. A sample of the row says about where the cut
+// is, one pass over the row adds up everything exactly, and only what lies around the cut is
+// sorted. False if the sample was misleading, which costs time and nothing else.
+bool Sampler::cut_top_p_of_row() {
+    constexpr size_t n_least = 4096;           // under this, listing everything is as fast
+    constexpr size_t n_heavy = 64;             // the most likely tokens are not left to chance
+    constexpr size_t n_per_block = 8;          // sampled logits
+    constexpr size_t n_buckets = 1024;         // of the histogram
+    constexpr float bucket_width = 1.0F / 32;  // in logits
+    constexpr double n_deviations = 4;
+    if (n_ < n_least) {
+        return false;
+    }
+    const auto p = static_cast<double>(options_.top_p);
+    const float heavy = std::max(kth_largest_maximum(maxima_, std::min(n_heavy, maxima_.size())), cut_.logit);
+    list(heavy, infinity);
+    const double heavy_mass = weigh_list(largest_, 1.0F);
+
+    // How many of the others have which logit.
+    std::array<uint32_t, n_buckets> histogram{};
+    for (size_t block = 0; block < maxima_.size(); ++block) {
+        const size_t begin = block * block_size + (block * n_per_block) % block_size;
+        for (size_t i = begin; i < std::min(begin + n_per_block, n_); ++i) {
+            const float logit = logits_[i];
+            if (logit < heavy && logit >= cut_.logit) {
+                const float bucket = (largest_ - logit) * (1.0F / bucket_width);
+                ++histogram[bucket < n_buckets - 1 ? static_cast<size_t>(bucket) : n_buckets - 1];
+            }
+        }
+    }
+    constexpr double n_stands_for = static_cast<double>(block_size) / n_per_block;
+    const double ratio = std::exp(-static_cast<double>(bucket_width));
+    double total = heavy_mass;
+    double weight = n_stands_for * std::sqrt(ratio);
+    for (const uint32_t count : histogram) {
+        total += count * weight;
+        weight *= ratio;
+    }
+
+    if (heavy_mass >= p * total) {
+        // All that is kept is listed already, if the sample is right.
+        kernels_->exp_sums(logits_, n_, allowed_, maxima_.data(), {largest_, 1.0F, cut_.logit, infinity}, sums_.data());
+        total = total_of(sums_) + edited_mass(cut_.logit);
+        if (heavy_mass < p * total) {
+            return false;
+        }
+        keep_most_likely(p * total);
+        listed_ = true;
+        n_nominal_ = list_.size();
+        return true;
+    }
+
+    // Where the mass is reached, as far as the sample can tell.
+    double head = heavy_mass;
+    double head_variance = 0;
+    double tail_variance = 0;
+    weight = n_stands_for * std::sqrt(ratio);
+    for (const uint32_t count : histogram) {
+        tail_variance += count * weight * weight;
+        weight *= ratio;
+    }
+    float high = 0;
+    float low = 0;
+    weight = n_stands_for * std::sqrt(ratio);
+    for (size_t bucket = 0; bucket < n_buckets; ++bucket) {
+        const double error =
+            n_deviations * std::sqrt((1 - p) * (1 - p) * head_variance + p * p * std::max(tail_variance, 0.0));
+        if (head <= p * total - error) {
+            high = static_cast<float>(bucket) * bucket_width;
+        }
+        const double mass = histogram[bucket] * weight;
+        head += mass;
+        head_variance += mass * weight;
+        tail_variance -= mass * weight;
+        low = static_cast<float>(bucket + 1) * bucket_width;
+        if (head >= p * total + error) {
+            break;
+        }
+        weight *= ratio;
+    }
+    const float above = std::min(largest_ - high, heavy);
+    const float below = std::max(largest_ - low, cut_.logit);
+    kernels_->exp_sums_split(logits_, n_, allowed_, maxima_.data(), {largest_, 1.0F, cut_.logit, above}, sums_.data(),
+                             parts_.data());
+    const double mass = p * (total_of(sums_) + edited_mass(cut_.logit));
+    const double mass_above = total_of(parts_) + edited_mass(above);
+    if (mass_above >= mass) {
+        return false;
+    }
+    list(below, above);
+    if (list_.empty() || mass_above + weigh_list(largest_, 1.0F) < mass) {
+        return false;
+    }
+    keep_most_likely(mass - mass_above);
+    const Candidate & last = *std::max_element(list_.begin(), list_.end(), before);
+    cut_ = {last.logit, last.id};
+    n_nominal_ = 0;
+    return true;
+}
+
+// The sum of exp(logit - largest) over the edited tokens from `low` on.
+double Sampler::edited_mass(float low) const {
+    double mass = 0;
+    for (const Candidate & one : edits_) {
+        float weight = 0;
+        kernels_->exps(&one.logit, 1, largest_, 1.0F, &weight);
+        mass += one.logit >= low ? static_cast<double>(weight) : 0.0;
+    }
+    return mass;
+}
+
+// Min-p (Nguyen et al., 2024).
+void Sampler::cut_min_p() {
+    const float log_p = std::log(options_.min_p);
+    if (listed_) {
+        const float least = listed_largest() + log_p;
+        list_.erase(
+            std::remove_if(list_.begin(), list_.end(), [least](const Candidate & one) { return one.logit < least; }),
+            list_.end());
+    } else {
+        cut_below(largest_ + log_p);
+        const auto n_blocks =
+            std::count_if(maxima_.begin(), maxima_.end(), [this](float maximum) { return maximum >= cut_.logit; });
+        if (static_cast<size_t>(n_blocks) > maxima_.size() / 4) {
+            n_nominal_ = 0;
+            return;  // too many to be worth a list
+        }
+        list_kept();
+    }
+    n_nominal_ = list_.size();
+}
+
+// Exclude top choices (github.com/oobabooga/text-generation-webui, pull request 6335): of those
+// that are likely enough, only the least likely stays.
+void Sampler::cut_xtc() {
+    if ((listed_ && list_.size() < 2) || uniform() > static_cast<double>(options_.xtc_probability)) {
+        return;
+    }
+    const bool of_row = !listed_ && options_.xtc_threshold > 0;
+    double total = 0;
+    if (of_row) {
+        // Only few can be likely enough: the rest is not listed.
+        kernels_->exp_sums(logits_, n_, allowed_, maxima_.data(), {largest_, 1.0F, cut_.logit, infinity}, sums_.data());
+        total = total_of(sums_) + edited_mass(cut_.logit);
+        const double least =
+            static_cast<double>(largest_) + std::log(static_cast<double>(options_.xtc_threshold) * total);
+        list(std::max(static_cast<float>(least - 1e-3), cut_.logit), infinity);
+        weigh_list(largest_, 1.0F);
+    } else {
+        list_kept();
+        total = weigh_list(listed_largest(), 1.0F);
+    }
+    const Candidate * least_likely = nullptr;
+    for (const Candidate & one : list_) {
+        if (static_cast<double>(one.weight) >= static_cast<double>(options_.xtc_threshold) * total &&
+            (least_likely == nullptr || before(*least_likely, one))) {
+            least_likely = &one;
+        }
+    }
+    if (least_likely == nullptr) {
+        return;
+    }
+    const Candidate stays = *least_likely;
+    if (of_row) {
+        std::for_each(list_.begin(), list_.end(), [&](const Candidate & one) {
+            if (before(one, stays)) {
+                hide(one.id);
+            }
+        });
+        largest_ = stays.logit;
+        return;
+    }
+    list_.erase(std::remove_if(list_.begin(), list_.end(), [&](const Candidate & one) { return before(one, stays); }),
+                list_.end());
+    n_nominal_ = list_.size();
+}
+
+// Makes a token as good as not there until the row is done with.
+void Sampler::hide(int32_t id) {
+    const auto edited =
+        std::find_if(edits_.begin(), edits_.end(), [id](const Candidate & one) { return one.id == id; });
+    if (edited != edits_.end()) {
+        edited->logit = -infinity;
+        return;
+    }
+    allowed_ = bits_.data();
+    bits_[static_cast<size_t>(id) / 32] &= ~(1U << (static_cast<uint32_t>(id) % 32));
+    n_nominal_ -= n_nominal_ > 0 ? 1 : 0;
+}
+
+// Dynamic temperature (github.com/kalomaze/koboldcpp): more where the model is less sure.
+float Sampler::final_temperature() {
+    if (options_.dynamic_temperature_range == 0.0F) {
+        return options_.temperature;
+    }
+    double entropy = 0;
+    if (listed_ || n_nominal_ == 0) {
+        list_kept();
+        n_nominal_ = std::max(n_nominal_, list_.size());
+        if (n_nominal_ < 2) {
+            return 1.0F;
+        }
+        const float largest = listed_largest();
+        entropy = entropy_of_list(largest, weigh_list(largest, 1.0F));
+    } else {
+        kernels_->exp_sums_weighted(logits_, n_, allowed_, maxima_.data(), {largest_, 1.0F, cut_.logit, infinity},
+                                    sums_.data(), parts_.data());
+        list_.clear();
+        std::copy_if(edits_.begin(), edits_.end(), std::back_inserter(list_),
+                     [this](const Candidate & one) { return one.logit >= cut_.logit; });
+        double total = total_of(sums_) + weigh_list(largest_, 1.0F);
+        double weighted = total_of(parts_);
+        for (const Candidate & one : list_) {
+            weighted += static_cast<double>(one.weight) * static_cast<double>(one.logit - largest_);
+        }
+        entropy = std::log(total) - weighted / total;
+    }
+    const double uncertainty = std::max(entropy, 0.0) / std::log(static_cast<double>(n_nominal_));
+    const float low = std::max(0.0F, options_.temperature - options_.dynamic_temperature_range);
+    const float high = options_.temperature + options_.dynamic_temperature_range;
+    return low + (high - low) * std::pow(static_cast<float>(uncertainty), options_.dynamic_temperature_exponent);
+}
+
+// --- The draw -----------------------------------------------------------------------------------
+
+namespace {
+
+// The largest keeps differences between logits finite in single precision.
+float scale_of(float temperature) {
+    return std::min(1.0F / temperature, 1e30F);
+}
+
+}  // namespace
+
+double Sampler::uniform() {
+    ++n_draws_;
+    return static_cast<double>(random_() >> 11U) * 0x1p-53;
+}
+
+Sampler::Chosen Sampler::draw(float temperature) {
+    if (temperature <= 0.0F) {
+        list_kept();
+        return {std::min_element(list_.begin(), list_.end(), before)->id, 1.0};
+    }
+    return listed_ ? draw_from_list(scale_of(temperature)) : draw_from_row(scale_of(temperature));
+}
+
+Sampler::Chosen Sampler::draw_from_list(float scale) {
+    const double total = weigh_list(listed_largest(), scale);
+    const double target = uniform() * total;
+    double sum = 0;
+    const Candidate * chosen = nullptr;
+    for (const Candidate & one : list_) {
+        if (one.weight > 0) {
+            chosen = &one;
+        }
+        sum += static_cast<double>(one.weight);
+        if (sum > target) {
+            break;
+        }
+    }
+    return {chosen->id, static_cast<double>(chosen->weight) / total};
+}
+
+Sampler::Chosen Sampler::draw_from_row(float scale) {
+    kernels_->exp_sums(logits_, n_, allowed_, maxima_.data(), {largest_, scale, cut_.logit, infinity}, sums_.data());
+    // Edited tokens come last, as one more block.
+    list_.clear();
+    std::copy_if(edits_.begin(), edits_.end(), std::back_inserter(list_),
+                 [this](const Candidate & one) { return one.logit >= cut_.logit; });
+    const double total = total_of(sums_) + weigh_list(largest_, scale);
+    while (true) {
+        const double target = uniform() * total;
+        double sum = 0;
+        size_t block = 0;
+        for (; block + 1 < sums_.size() && sum + static_cast<double>(sums_[block]) <= target; ++block) {
+            sum += static_cast<double>(sums_[block]);
+        }
+        const bool in_row = sum + static_cast<double>(sums_[block]) > target || list_.empty();
+        Candidate chosen{0, -1, 0};
+        const auto take = [&](const Candidate & one) {
+            chosen = one.weight > 0 ? one : chosen;
+            sum += static_cast<double>(one.weight);
+            return sum > target;
+        };
+        if (in_row) {
+            const size_t begin = block * block_size;
+            const size_t size = std::min(block_size, n_ - begin);
+            floats_.resize(block_size);
+            kernels_->exps(logits_ + begin, size, largest_, scale, floats_.data());
+            for (size_t i = 0; i < size; ++i) {
+                const auto id = static_cast<int32_t>(begin + i);
+                if (logits_[id] >= cut_.logit && this->allowed(id) && take({logits_[id], id, floats_[i]})) {
+                    break;
+                }
+            }
+        } else {
+            sum += static_cast<double>(sums_[block]);
+            std::any_of(list_.begin(), list_.end(), take);
+        }
+        // Of tokens as likely as the last that is kept, some may not be kept. Rounding may leave
+        // nothing at the very end of a block.
+        if (chosen.id >= 0 && kept(chosen.logit, chosen.id)) {
+            return {chosen.id, static_cast<double>(chosen.weight) / total};
+        }
+    }
+}
+
+// Mirostat v2 (Basu et al., 2021): drops what would surprise more than mu bits, and moves mu so
+// that the surprise comes to tau.
+Sampler::Chosen Sampler::draw_mirostat() {
+    if (options_.temperature == 0.0F) {
+        return {best(), 1.0};
+    }
+    const float scale = scale_of(options_.temperature);
+    kernels_->exp_sums(logits_, n_, allowed_, maxima_.data(), {largest_, scale, lowest, infinity}, sums_.data());
+    list_.assign(edits_.begin(), edits_.end());
+    const double total = total_of(sums_) + weigh_list(largest_, scale);
+    constexpr double ln_2 = 0.69314718055994531;
+    const double least = (std::log(total) - static_cast<double>(mirostat_mu_) * ln_2) / static_cast<double>(scale);
+    cut_below(largest_ + std::min(static_cast<float>(least), 0.0F));
+    if (least > 0) {
+        cut_.id = best();
+    }
+    const Chosen chosen = draw(options_.temperature);
+    const double surprise = -std::log2(chosen.probability);
+    mirostat_mu_ -= options_.mirostat_eta * static_cast<float>(surprise - static_cast<double>(options_.mirostat_tau));
+    return chosen;
+}
+
+int32_t Sampler::sample(const float * logits, size_t n, TokenBits allowed, size_t n_words, Logprobs * logprobs) {
+    const Working working(busy_);
+    look_at(logits, n, allowed, n_words, logprobs);
+    int32_t chosen = 0;
+    if (greedy_) {
+        chosen = best();
+    } else if (options_.mirostat != 0) {
+        chosen = draw_mirostat().id;
+    } else {
+        truncate();
+        chosen = draw(final_temperature()).id;
+    }
+    restore_bits();
+    if (logprobs != nullptr) {
+        logprobs->chosen += logits[chosen];
+    }
+    return chosen;
+}
+
+void measure_logprobs(const float * logits, size_t n, int32_t chosen, Logprobs & logprobs) {
+    SamplingOptions greedy;
+    greedy.temperature = 0.0F;
+    greedy.seed = 0;
+    const int32_t best = Sampler(greedy).sample(logits, n, nullptr, 0, &logprobs);
+    logprobs.chosen += logits[chosen] - logits[best];
+}
+
+std::vector<TokenProbability> Sampler::distribution(const float * logits, size_t n, TokenBits allowed,
+                                                    size_t n_words) const {
+    const Working working(busy_);
+    Sampler copy = *this;
+    copy.look_at(logits, n, allowed, n_words, nullptr);
+    float temperature = options_.temperature;
+    if (options_.mirostat != 0) {
+        copy.draw_mirostat();  // for the cut
+    } else {
+        copy.truncate();
+        temperature = copy.final_temperature();
+    }
+    copy.list_kept();
+    std::sort(copy.list_.begin(), copy.list_.end(), before);
+    copy.sorted_ = true;
+    if (temperature <= 0.0F) {
+        return {{copy.list_.front().id, 1.0F}};
+    }
+    const double total = copy.weigh_list(copy.list_.front().logit, scale_of(temperature));
+    std::vector<TokenProbability> result;
+    for (const Candidate & one : copy.list_) {
+        if (one.weight > 0) {
+            result.push_back({one.id, static_cast<float>(static_cast<double>(one.weight) / total)});
+        }
+    }
+    return result;
 }
 
 }  // namespace overspill

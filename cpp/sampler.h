@@ -1,56 +1,229 @@
 // Logits in, one token out.
+//
+// The chain is llama.cpp's, in its order: logit bias, penalties, DRY, top-n-sigma, top-k, typical,
+// top-p, min-p, XTC, temperature, draw. It works on the row of logits where it lies: biases and
+// penalties are kept beside the row, truncation moves a cut, and only what little is left of
+// the vocabulary after it is ever listed.
 #pragma once
 
-#include <llama.h>
+#include "kernels.h"
 
+#include <atomic>
 #include <cstdint>
-#include <memory>
 #include <optional>
+#include <random>
+#include <utility>
 #include <vector>
 
 namespace overspill {
 
 // Defaults are llama.cpp's. Ranges are checked by Sampler's constructor.
 struct SamplingOptions {
-    float temperature = 0.8F;           // 0: always the most likely token
-    int32_t top_k = 40;                 // 0: all
-    float top_p = 0.95F;                // 0 to 1; 1: all
-    float min_p = 0.05F;                // 0 to 1; 0: all
-    float repeat_penalty = 1.0F;        // over 0; 1: off
-    float frequency_penalty = 0.0F;     // 0: off
-    float presence_penalty = 0.0F;      // 0: off
-    int32_t repeat_last_n = 64;         // tokens; 0: none, -1: the whole context
+    float temperature = 0.8F;                   // 0 or more; 0: always the most likely token
+    float dynamic_temperature_range = 0.0F;     // 0 or more; 0: off, else temperature - range to temperature + range
+    float dynamic_temperature_exponent = 1.0F;  // how the entropy maps to that range
+    int32_t top_k = 40;                         // 0 or more; 0: all
+    float top_p = 0.95F;                        // 0 to 1; 1: all
+    float min_p = 0.05F;                        // 0 to 1; 0: all
+    float typical_p = 1.0F;                     // 0 to 1; 1: all
+    float top_n_sigma = 0.0F;                   // 0 or more standard deviations; 0: all
+    float xtc_probability = 0.0F;               // 0 to 1; 0: off
+    float xtc_threshold = 0.1F;                 // 0 to 1; over 0.5: off
+    float repeat_penalty = 1.0F;                // over 0; 1: off
+    float frequency_penalty = 0.0F;             // 0: off
+    float presence_penalty = 0.0F;              // 0: off
+    int32_t repeat_last_n = 64;                 // tokens; 0: none, -1: all
+    float dry_multiplier = 0.0F;                // 0 or more; 0: off
+    float dry_base = 1.75F;                     // 1 or more
+    int32_t dry_allowed_length = 2;             // tokens, 0 or more
+    int32_t dry_last_n = 64;                    // tokens; 0: none, -1: all
+    int32_t mirostat = 0;                       // 0: off; 2: Mirostat v2 in place of every truncation
+    float mirostat_tau = 5.0F;                  // 0 or more; the surprise aimed at, in bits
+    float mirostat_eta = 0.1F;                  // 0 or more; learning rate
+    std::vector<std::pair<int32_t, float>> logit_bias = {};  // token and what is added to its logit; -inf bans it
+    // Token sequences over which DRY sees no repetition; see dry_breakers() in model.h.
+    std::vector<std::vector<int32_t>> dry_breakers = {};
     std::optional<uint32_t> seed = {};  // none: another one each time
 };
 
-// Draws tokens from rows of logits. Owns everything it needs: a draw allocates nothing.
-class Sampler {
-  public:
-    // Throws std::invalid_argument for an option out of range. `n_ctx` is what repeat_last_n = -1 means.
-    Sampler(const SamplingOptions & options, int32_t n_vocab, int32_t n_ctx);
+// Throws std::invalid_argument for an option out of range.
+void check(const SamplingOptions & options);
 
-    // The token chosen from `logits` (n_vocab of them, not changed).
-    // Throws Error if they are not numbers.
-    int32_t sample(const float * logits);
-
-    // Tells the penalties that `token` is part of the text now.
-    void accept(int32_t token);
-
-  private:
-    struct ChainDeleter {
-        void operator()(llama_sampler * chain) const { llama_sampler_free(chain); }
-    };
-
-    size_t n_vocab_;
-    bool greedy_;
-    std::unique_ptr<llama_sampler, ChainDeleter> chain_;
-    std::vector<llama_token_data> candidates_;
+struct TokenProbability {
+    int32_t id;
+    float probability;
 };
 
-// The first index of the largest of `n` logits, n at least 1.
-size_t argmax(const float * logits, size_t n);
+// Natural logarithms under softmax(logits): before biases, penalties, truncation and temperature.
+struct Logprobs {
+    float chosen = 0;
+    std::vector<std::pair<int32_t, float>> top = {};  // the most likely tokens, best first
+};
 
-// The natural logarithm of the token's probability under softmax(logits).
-float log_probability(const float * logits, size_t n, int32_t token);
+// Fills in the chosen token's, and those of the logprobs.top.size() most likely tokens.
+void measure_logprobs(const float * logits, size_t n, int32_t chosen, Logprobs & logprobs);
+
+// All that makes a sampler draw differently from a new one with the same options.
+struct SamplerState {
+    uint32_t seed = 0;
+    uint64_t n_draws = 0;
+    std::vector<int32_t> history = {};  // as much of it as penalties and DRY look at
+    float mirostat_mu = 0;
+};
+
+// Draws tokens from rows of logits. A draw allocates nothing once it has seen a row of that size.
+// Copies draw alike, independently of each other. Used by two threads at once, it throws Error.
+class Sampler {
+  public:
+    // Throws std::invalid_argument for an option out of range.
+    explicit Sampler(SamplingOptions options);
+
+    // The token chosen from `n` logits, at least 1, which are not changed. Tokens without a bit in
+    // `allowed`, of which there are n_words, are as good as not there; null allows all. With
+    // `logprobs`, the chosen token's and those of the logprobs->top.size() most likely ones.
+    // Throws Error if a logit is NaN or +inf, or nothing is left that could be drawn.
+    int32_t sample(const float * logits, size_t n, TokenBits allowed = nullptr, size_t n_words = 0,
+                   Logprobs * logprobs = nullptr);
+
+    // What the next sample() would draw from, the most likely first. Changes nothing.
+    std::vector<TokenProbability> distribution(const float * logits, size_t n, TokenBits allowed = nullptr,
+                                               size_t n_words = 0) const;
+
+    // Tells penalties and DRY that `token`, at least 0, is part of the text now.
+    void accept(int32_t token);
+
+    // Back to the state after construction, with the same seed.
+    void reset();
+
+    SamplerState state() const;
+    // Throws std::invalid_argument if a token of the history is negative.
+    void restore(const SamplerState & state);
+
+    const SamplingOptions & options() const { return options_; }
+    // Whether the answer depends on nothing but the logits and the options.
+    bool greedy() const { return greedy_; }
+
+  private:
+    // Says that somebody is at work, and is not copied.
+    class Busy {
+      public:
+        Busy() = default;
+        Busy(const Busy & /*other*/) {}
+        Busy & operator=(const Busy & /*other*/) { return *this; }
+        void enter();  // throws Error
+        void leave() { flag_.clear(std::memory_order_release); }
+
+      private:
+        std::atomic_flag flag_ = ATOMIC_FLAG_INIT;
+    };
+    class Working {
+      public:
+        explicit Working(Busy & busy) : busy_(busy) { busy_.enter(); }
+        ~Working() { busy_.leave(); }
+        Working(const Working &) = delete;
+        Working & operator=(const Working &) = delete;
+
+      private:
+        Busy & busy_;
+    };
+    struct Candidate {
+        float logit;
+        int32_t id;
+        float weight;
+    };
+    // A place in the order of likelihood: by logit, and by id among equals.
+    struct Place {
+        float logit;
+        int32_t id;
+    };
+    struct Chosen {
+        int32_t id;
+        double probability;
+    };
+
+    static bool before(const Candidate & a, const Candidate & b) {
+        return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+    }
+    bool kept(float logit, int32_t id) const { return logit > cut_.logit || (logit == cut_.logit && id <= cut_.id); }
+    bool allowed(int32_t id) const {
+        return allowed_ == nullptr || ((allowed_[id / 32] >> (static_cast<uint32_t>(id) % 32)) & 1U) != 0;
+    }
+
+    void look_at(const float * logits, size_t n, TokenBits allowed, size_t n_words, Logprobs * logprobs);
+    void edit(const float * logits, size_t n);
+    void note_repetitions();
+    void restore_bits();
+    void measure_logprobs(Logprobs & logprobs, bool maxima_are_of_all);
+    int32_t best() const;
+    float kth_largest_maximum(const std::vector<float> & maxima, size_t k);
+
+    // Each lowers the cut, or shortens the list.
+    void truncate();
+    void cut_below(float logit);
+    void cut_top_n_sigma();
+    void cut_top_k(size_t k);
+    void cut_typical();
+    void cut_top_p();
+    bool cut_top_p_of_row();
+    void cut_min_p();
+    void cut_xtc();
+    void hide(int32_t id);
+    float final_temperature();
+
+    void list(float low, float high);
+    void list_kept();
+    float listed_largest() const;
+    double weigh_list(float largest, float scale);
+    double entropy_of_list(float largest, double total) const;
+    double edited_mass(float low) const;
+    template <typename Distance>
+    void keep_nearest(double mass, const Distance & distance);
+    void keep_most_likely(double mass);
+
+    Chosen draw(float temperature);
+    Chosen draw_from_list(float scale);
+    Chosen draw_from_row(float scale);
+    Chosen draw_mirostat();
+    double uniform();
+    void remember(int32_t token);
+
+    SamplingOptions options_;
+    const Kernels * kernels_;
+    bool greedy_;
+    bool penalties_;
+    bool dry_;
+
+    mutable Busy busy_;
+    // --- state ---
+    uint32_t seed_ = 0;
+    uint64_t n_draws_ = 0;
+    std::mt19937_64 random_;
+    float mirostat_mu_ = 0;
+    std::vector<int32_t> history_;
+    std::vector<int32_t> counts_;   // per token, within the last repeat_last_n
+    std::vector<int32_t> touched_;  // tokens whose count is not 0, in any order
+    std::vector<uint32_t> touched_at_;
+
+    // --- of the row in hand, kept for their memory ---
+    const float * logits_ = nullptr;
+    size_t n_ = 0;
+    TokenBits allowed_ = nullptr;  // without the edited tokens
+    float largest_ = 0;
+    std::vector<float> maxima_;                             // of each block
+    std::vector<uint32_t> bits_;                            // what allowed_ points to, if to anything
+    std::vector<Candidate> edits_;                          // tokens whose logit is not what stands in the row
+    std::vector<std::pair<int32_t, int32_t>> repetitions_;  // token and how long a repetition it would continue
+    std::vector<int32_t> suffix_lengths_;
+
+    Place cut_{};           // what is kept: this and what comes before it
+    bool listed_ = false;   // whether list_ holds what is kept
+    bool sorted_ = false;   // whether it does so in order
+    size_t n_nominal_ = 0;  // as llama.cpp counts candidates, with those of -inf; 0: not known
+    std::vector<Candidate> list_;
+    std::vector<int32_t> ids_;
+    std::vector<float> floats_;
+    std::vector<float> sums_;
+    std::vector<float> parts_;
+};
 
 }  // namespace overspill

@@ -34,7 +34,8 @@ from overspill._core import CancelledError, ClosedError, ContextFullError, Error
 from overspill.device import add_rpc_server, devices
 from overspill.info import ModelInfo
 from overspill.model import Model, Stream
-from overspill.types import Completion, Device, Stats, StopReason, Token
+from overspill.sampling import Sampler, SamplingOptions
+from overspill.types import Completion, Device, LogitsProcessor, Stats, StopReason, Token, TokenChooser, TokenMask
 
 __all__ = [
     "CancelledError",
@@ -43,13 +44,18 @@ __all__ = [
     "ContextFullError",
     "Device",
     "Error",
+    "LogitsProcessor",
     "Model",
     "ModelInfo",
     "ModelLoadError",
+    "Sampler",
+    "SamplingOptions",
     "Stats",
     "StopReason",
     "Stream",
     "Token",
+    "TokenChooser",
+    "TokenMask",
     "add_rpc_server",
     "devices",
 ]

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import logging
 import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsFloat, SupportsIndex, get_args
+from typing import Any, Literal, SupportsIndex, Unpack, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from overspill import _core
 from overspill.device import devices, physical_cores
 from overspill.hub import resolve
 from overspill.info import ModelInfo
-from overspill.types import Completion, LoadMode, Offload, Progress, Stats, StopReason, Token
+from overspill.sampling import Sampler, SamplingKeywords, SamplingOptions, merge
+from overspill.types import (
+    Completion,
+    LoadMode,
+    LogitsProcessor,
+    Offload,
+    Progress,
+    Stats,
+    StopReason,
+    Token,
+    TokenChooser,
+    TokenMask,
+    as_integer,
+)
 
 __all__ = ["Model", "Stream"]
 
@@ -24,27 +43,14 @@ logger = logging.getLogger("overspill")
 # Room that `offload="auto"` leaves on a GPU for compute buffers and for the desktop.
 _GPU_MARGIN_BYTES = 1 << 30
 
-
-_LARGEST = (2**31 - 1, 2**63 - 1)
-
-
-def _integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
-    if not low <= number <= high:
-        # The largest integers are only what the core can hold, no range that anyone would look for.
-        expected = f"at least {low}" if low > number and high in _LARGEST else f"{low} to {high}"
-        raise ValueError(f"{name} must be {expected}, not {number}")
-    return number
+_open_models: weakref.WeakSet["Model"] = weakref.WeakSet()
 
 
-def _real(name: str, value: float) -> float:
-    # The core checks the range.
-    if not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    return float(value)
+@atexit.register
+def _close_models() -> None:
+    # A stream may be at work on its next token, which must not outlive the interpreter.
+    for model in list(_open_models):
+        model.close()
 
 
 def _tokens(name: str, values: Iterable[SupportsIndex]) -> list[int]:
@@ -56,6 +62,24 @@ def _tokens(name: str, values: Iterable[SupportsIndex]) -> list[int]:
         if abs(extreme) >= 2**31:
             raise ValueError(f"{name}: {extreme} is not in the vocabulary")
     return tokens
+
+
+def _chooser(sampler: TokenChooser | None, processors: Sequence[LogitsProcessor]) -> TokenChooser | None:
+    """Return one function for processors and sampler, or None if there is neither."""
+    for function in (*processors, *([sampler] if sampler is not None else [])):
+        if not callable(function):
+            raise TypeError(f"sampler and logits_processors must be callable, not {function!r}")
+    if not processors:
+        return sampler
+
+    def choose(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> int | None:
+        for process in processors:
+            answer: object = process(logits, tokens)
+            if answer is not None and answer is not logits:
+                raise TypeError(f"{process!r} must edit the logits in place and return None")
+        return None if sampler is None else sampler(logits, tokens)
+
+    return choose
 
 
 class Stream:
@@ -175,19 +199,23 @@ class Model:
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable, not {progress!r}")
         self._path = resolve(path) if isinstance(path, str) else Path(path)
-        n_ctx = None if n_ctx is None else _integer("n_ctx", n_ctx, 1, 2**31 - 1)
+        n_ctx = None if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1)
         self._core = _core.Model(
             os.fsencode(self._path),
             cpu_only=offload == "cpu",
             n_gpu_layers=self._gpu_layers(offload, n_ctx, vocab_only),
             n_ctx=n_ctx or 0,
-            n_batch=_integer("n_batch", n_batch, 1, 65536),
-            n_threads=physical_cores() if n_threads is None else _integer("n_threads", n_threads, 1, 512),
+            n_batch=as_integer("n_batch", n_batch, 1, 65536),
+            n_threads=physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
             load_mode=load_mode,
             vocab_only=bool(vocab_only),
             check_tensors=bool(check_tensors),
             progress=progress,
         )
+        self._evaluation: _core.Evaluation | None = None
+        self._logits: NDArray[np.float32] | None = None
+        self._dry_breakers: dict[tuple[str, ...], list[list[int]]] = {}
+        _open_models.add(self)
 
     def _gpu_layers(self, offload: Offload, n_ctx: int | None, vocab_only: bool) -> int:
         """Translate ``offload`` for llama.cpp; -1 stands for every layer."""
@@ -241,21 +269,20 @@ class Model:
         prompt: str | Sequence[int],
         *,
         max_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        repeat_last_n: int = 64,
-        seed: int | None = None,
         stop: str | Sequence[str] = (),
-        logprobs: bool = False,
+        sampling: SamplingOptions | None = None,
+        sampler: Sampler | TokenChooser | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        grammar: str | TokenMask | None = None,
+        json_schema: str | Mapping[str, Any] | bool | None = None,
+        logits: bool = False,
+        logprobs: bool | int = False,
+        **keywords: Unpack[SamplingKeywords],
     ) -> Stream:
         """Continue ``prompt``, token by token.
 
-        The prompt is processed by the first ``next()``. Defaults are llama.cpp's.
+        The prompt is processed by the first ``next()``. While your code is busy with a token, the next one
+        is worked on already, unless Python code of yours takes part in choosing it.
 
         Parameters
         ----------
@@ -264,27 +291,29 @@ class Model:
             beginning-of-sequence token is added), or token ids, taken as they are.
         max_tokens
             Stop after so many tokens, at least 1. Default: when the model or the context ends.
-        temperature
-            Divides the logits after truncation; 0 always takes the most likely token.
-        top_k
-            Keep so many of the most likely tokens; 0 keeps all.
-        top_p
-            Keep the smallest set of tokens with this much probability, 0 to 1; 1 keeps all
-            (Holtzman et al., 2020).
-        min_p
-            Drop tokens less likely than this share of the most likely one, 0 to 1; 0 keeps all.
-        repeat_penalty, frequency_penalty, presence_penalty
-            Make tokens of the last ``repeat_last_n`` ones less likely: logits over 0 are divided by
-            the first, others multiplied; then the second is subtracted per occurrence, the third
-            once. 1, 0 and 0 switch them off.
-        repeat_last_n
-            How far back the penalties look, in tokens; 0 is not at all, -1 the whole context.
-        seed
-            0 to 4294967294: the same seed gives the same draws. Default: another one each time.
         stop
             Text that ends the stream; it is not part of what comes out.
+        sampling
+            How tokens are chosen. Default: :attr:`sampling`, what the file recommends over llama.cpp's defaults.
+        sampler
+            A :class:`Sampler` of yours, whose state goes on from stream to stream; or ``f(logits, tokens)``, called
+            for each token, which returns the id to take, or ``None`` to leave it to the sampling options. ``logits``
+            is a float32 view of shape (n_vocab,) that it may write to, ``tokens`` a read-only int32 view of prompt and
+            reply so far. What it raises ends the stream and reaches you.
+        logits_processors
+            Functions ``f(logits, tokens)`` that edit the logits in place, called in order before the sampler.
+        grammar
+            GBNF, llama.cpp's grammar format, whose start symbol is ``root``; or anything with the methods of
+            :class:`TokenMask`, such as ``overspill.guidance``'s. The reply cannot leave it.
+        json_schema
+            A JSON schema, as a mapping or as JSON; the reply is JSON that fits it, unless ``max_tokens`` or
+            the context ends it early.
+        logits
+            Fill in :attr:`Token.logits`.
         logprobs
-            Fill in :attr:`Token.logprob`, at the cost of one more pass over the vocabulary.
+            Fill in :attr:`Token.logprob`; a number, 1 to 1000, also :attr:`Token.top_logprobs` with so many tokens.
+        **keywords
+            The fields of :class:`SamplingOptions`, such as ``temperature=0.7``; they overrule ``sampling``.
 
         Raises
         ------
@@ -295,27 +324,114 @@ class Model:
         Error
             The model cannot generate text, such as an encoder or a vocabulary alone.
         ValueError, TypeError
-            An argument is out of the range given above.
+            An argument is out of the range given above, or a grammar or schema cannot be compiled.
         """
         stops = [stop] if isinstance(stop, str) else list(stop)
         if not all(isinstance(text, str) for text in stops):
             raise TypeError(f"stop must be a string or a sequence of strings, not {stop!r}")
+        if isinstance(sampler, Sampler):
+            if sampling is not None or keywords:
+                raise ValueError("a Sampler has its own options: give either it or sampling options")
+        else:
+            sampling = merge(self.sampling if sampling is None else sampling, keywords)
+        gbnf, mask = self._constraint(grammar, json_schema)
         generation = self._core.open_stream(
             self.tokenize(prompt) if isinstance(prompt, str) else _tokens("prompt", prompt),
-            max_tokens=-1 if max_tokens is None else _integer("max_tokens", max_tokens, 1, 2**63 - 1),
-            temperature=_real("temperature", temperature),
-            top_k=_integer("top_k", top_k, 0, 2**31 - 1),
-            top_p=_real("top_p", top_p),
-            min_p=_real("min_p", min_p),
-            repeat_penalty=_real("repeat_penalty", repeat_penalty),
-            frequency_penalty=_real("frequency_penalty", frequency_penalty),
-            presence_penalty=_real("presence_penalty", presence_penalty),
-            repeat_last_n=_integer("repeat_last_n", repeat_last_n, -1, 2**31 - 1),
-            seed=None if seed is None else _integer("seed", seed, 0, 2**32 - 2),
+            sampler=(sampler if isinstance(sampler, Sampler) else Sampler(sampling, model=self))._core,
+            max_tokens=-1 if max_tokens is None else as_integer("max_tokens", max_tokens, 1, 2**63 - 1),
             stop=stops,
-            logprobs=bool(logprobs),
+            logprobs=int(logprobs) if logprobs is not True else 0,
+            grammar=gbnf,
+            mask=mask,
+            choose=_chooser(None if isinstance(sampler, Sampler) else sampler, logits_processors),
+            logits=bool(logits),
+            look_ahead=not isinstance(sampler, Sampler),
         )
         return Stream(generation)
+
+    def _constraint(
+        self, grammar: str | TokenMask | None, json_schema: str | Mapping[str, Any] | bool | None
+    ) -> tuple[str | None, TokenMask | None]:
+        """Return a grammar in GBNF, or a mask, as the core takes them."""
+        if json_schema is not None:
+            if grammar is not None:
+                raise ValueError("give either grammar or json_schema")
+            schema = json_schema if isinstance(json_schema, str) else json.dumps(json_schema)
+            return _core.grammar_of_json_schema(schema), None
+        if grammar is None or isinstance(grammar, str):
+            return grammar, None
+        if not isinstance(grammar, TokenMask):
+            raise TypeError(f"grammar must be GBNF or have the methods of TokenMask, not {grammar!r}")
+        return None, grammar
+
+    def eval(self, tokens: Sequence[int], *, logits: Literal["last", "all"] = "last") -> NDArray[np.float32]:
+        """Decode ``tokens`` after those of earlier calls, and return the logits: the loop by hand.
+
+        >>> tokens = model.tokenize("The capital of France is")
+        >>> logits = model.eval(tokens)
+        >>> while not model.is_end_of_generation(token := sampler.sample(logits)):
+        ...     sampler.accept(token)
+        ...     logits = model.eval([token])
+
+        The calls share one context, apart from those of the streams; :meth:`reset` empties it.
+
+        Parameters
+        ----------
+        tokens
+            At least one token id; text goes through :meth:`tokenize` first.
+        logits
+            ``"last"`` for what follows the last token, ``"all"`` for what follows each. The first call
+            with more positions than any before builds a new context and decodes everything again.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, of shape (n_vocab,), or (len(tokens), n_vocab) for all. Not a copy but a view on llama.cpp's own
+            memory: it can be written to, it keeps that memory alive, and **the next eval() overwrites it**.
+            Use ``.copy()`` for what you need longer.
+
+        Raises
+        ------
+        BufferError
+            More positions than before need a larger buffer, while views of the present one are in use.
+        ContextFullError, ClosedError, Error, ValueError, TypeError
+            As for :meth:`stream`.
+        """
+        if logits not in ("last", "all"):
+            raise ValueError(f'logits must be "last" or "all", not {logits!r}')
+        if self._evaluation is None:
+            if self.closed:
+                raise _core.ClosedError(f"the model {self._path} is closed")
+            self._evaluation = _core.Evaluation(self._core)
+        self._logits = None  # so that it does not count as in use
+        values = self._evaluation.eval(_tokens("tokens", tokens), logits == "all")
+        self._logits = values[-1] if logits == "all" else values
+        return values
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """The logits after the last token of :meth:`eval`: the same kind of view, float32 of shape (n_vocab,)."""
+        if self._logits is None:
+            raise _core.Error("there are no logits yet: model.eval(tokens) makes them, as does stream(logits=True)")
+        return self._logits
+
+    def reset(self) -> None:
+        """Forget the tokens of :meth:`eval`."""
+        self._logits = None
+        if self._evaluation is not None:
+            self._evaluation.reset()
+
+    @cached_property
+    def sampling(self) -> SamplingOptions:
+        """How :meth:`stream` chooses tokens unless told otherwise: what the file recommends over the defaults."""
+        return SamplingOptions.from_metadata(self._core.metadata)
+
+    def dry_breakers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return every sequence of tokens in which one of the texts can be written, for DRY."""
+        key = tuple(texts)
+        if key not in self._dry_breakers:
+            self._dry_breakers[key] = self._core.dry_breakers(list(key))
+        return self._dry_breakers[key]
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Completion:
         """Return the whole reply; takes what :meth:`stream` takes, and raises what it raises."""
@@ -346,7 +462,7 @@ class Model:
 
     def token_bytes(self, token: int, *, special: bool = True) -> bytes:
         """Return the bytes of one token, often less than a character; a special one's name if asked."""
-        return self._core.token_bytes(_integer("token", token, 0, 2**31 - 1), special)
+        return self._core.token_bytes(as_integer("token", token, 0, 2**31 - 1), special)
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -355,10 +471,15 @@ class Model:
 
     def is_end_of_generation(self, token: int) -> bool:
         """Tell whether ``token`` ends a reply."""
-        return self._core.is_end_of_generation(_integer("token", token, 0, 2**31 - 1))
+        return self._core.is_end_of_generation(as_integer("token", token, 0, 2**31 - 1))
 
     def close(self) -> None:
-        """End the open streams and free the memory. Idempotent; later use raises :class:`ClosedError`."""
+        """End the open streams and free the memory. Idempotent; later use raises :class:`ClosedError`.
+
+        Memory that arrays of logits look at stays until they are gone.
+        """
+        self._logits = None
+        self._evaluation = None
         self._core.close()
 
     @property

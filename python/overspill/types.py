@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, SupportsFloat, SupportsIndex, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from overspill._core import Token
 
-__all__ = ["Completion", "Device", "LoadMode", "Offload", "Progress", "Stats", "StopReason", "Token"]
+__all__ = [
+    "Completion",
+    "Device",
+    "LoadMode",
+    "LogitsProcessor",
+    "Offload",
+    "Progress",
+    "Stats",
+    "StopReason",
+    "Token",
+    "TokenChooser",
+    "TokenMask",
+]
 
 Offload: TypeAlias = Literal["auto", "cpu", "gpu"] | int
 LoadMode: TypeAlias = Literal["mmap", "read", "mlock", "mmap+mlock", "direct-io"]
 Progress: TypeAlias = Callable[[float], bool | None]
+TokenChooser: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.int32]], int | None]
+"""Given logits, float32 of shape (n_vocab,), and all tokens so far, returns the next one, or None for the sampler's."""
+LogitsProcessor: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.int32]], None]
+"""The same, but it only edits the logits in place."""
+
+
+@runtime_checkable
+class TokenMask(Protocol):
+    """Says which tokens may come next: what ``stream(grammar=...)`` takes besides GBNF."""
+
+    def allowed(self) -> NDArray[np.uint32] | NDArray[np.int32] | None:
+        """Return one bit per token, as :meth:`Sampler.sample` takes them; None allows all."""
+
+    def accept(self, token: int) -> None:
+        """Take note that ``token`` has come."""
 
 
 class StopReason(StrEnum):
@@ -100,3 +131,26 @@ class Device:
     free_bytes: int
     """Free memory now; host RAM for a CPU. 0 where the backend does not tell."""
     total_bytes: int
+
+
+_LARGEST = (2**31 - 1, 2**63 - 1)
+
+
+def as_integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
+    """Return ``value``, or raise what names the argument and the range."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+    if not low <= number <= high:
+        # The largest integers are only what the core can hold, no range that anyone would look for.
+        expected = f"at least {low}" if low > number and high in _LARGEST else f"{low} to {high}"
+        raise ValueError(f"{name} must be {expected}, not {number}")
+    return number
+
+
+def as_real(name: str, value: float) -> float:
+    """Return ``value`` as a float; the core checks the range."""
+    if not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    return float(value)

@@ -1,0 +1,157 @@
+#include "grammar.h"
+
+#include "error.h"
+#include "log.h"
+
+#include <json-schema-to-grammar.h>
+#include <llama-grammar.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace {
+
+thread_local std::string schema_warning;
+
+}  // namespace
+
+void overspill_schema_warning(const char * format, const char * text);
+void overspill_schema_warning(const char * /*format*/, const char * text) {
+    schema_warning = text;
+}
+
+namespace overspill {
+
+namespace {
+
+[[noreturn]] void refuse(const std::string & gbnf, size_t at, const std::string & why) {
+    const auto line = 1 + std::count(gbnf.begin(), gbnf.begin() + static_cast<std::ptrdiff_t>(at), '\n');
+    const size_t begin = at == 0 ? 0 : gbnf.rfind('\n', at - 1) + 1;  // npos + 1 is 0
+    std::string text = gbnf.substr(begin, gbnf.find('\n', begin) - begin);
+    throw std::invalid_argument("grammar, line " + std::to_string(line) + ", column " + std::to_string(at - begin + 1) +
+                                ": " + why + ": " + text);
+}
+
+size_t skip_space(const std::string & gbnf, size_t at) {
+    while (at < gbnf.size() && (std::isspace(static_cast<unsigned char>(gbnf[at])) != 0 || gbnf[at] == '#')) {
+        at = gbnf[at] == '#' ? std::min(gbnf.find('\n', at), gbnf.size()) : at + 1;
+    }
+    return at;
+}
+
+// The loader of llama.cpp prints what is wrong. Its parser throws it, rule by rule.
+void check_gbnf([[maybe_unused]] const llama_vocab & vocab, const std::string & gbnf) {
+    if (gbnf.find('\0') != std::string::npos) {
+        refuse(gbnf, gbnf.find('\0'), "a NUL character");
+    }
+#ifndef _WIN32  // where the library exports llama.h's names only
+    llama_grammar_parser parser(&vocab);
+    size_t at = skip_space(gbnf, 0);
+    while (at < gbnf.size()) {
+        try {
+            const auto next = static_cast<size_t>(parser.parse_rule(gbnf.c_str() + at) - gbnf.c_str());
+            at = skip_space(gbnf, next);
+        } catch (const std::exception & error) {
+            // Most messages end with the rest of the grammar, which says where.
+            std::string why = error.what();
+            const size_t rest = why.rfind(" at ");
+            if (rest != std::string::npos && gbnf.size() >= why.size() - rest - 4 &&
+                gbnf.compare(gbnf.size() - (why.size() - rest - 4), std::string::npos, why, rest + 4) == 0) {
+                at = gbnf.size() - (why.size() - rest - 4);
+                why.resize(rest);
+            }
+            refuse(gbnf, at, why);
+        }
+    }
+    for (const auto & [name, id] : parser.symbol_ids) {
+        if (id >= parser.rules.size() || parser.rules[id].empty()) {
+            refuse(gbnf, std::min(gbnf.find(name), gbnf.size()), "the rule " + name + " is not defined");
+        }
+    }
+    if (parser.symbol_ids.find("root") == parser.symbol_ids.end()) {
+        throw std::invalid_argument("grammar: there is no rule named root, with which it would start");
+    }
+#endif
+}
+
+}  // namespace
+
+Grammar::Grammar(std::shared_ptr<llama_model> model, const std::string & gbnf) : model_(std::move(model)) {
+    const llama_vocab & vocab = *llama_model_get_vocab(model_.get());
+    if (llama_vocab_type(&vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        throw Error("a grammar needs a model with a tokenizer");
+    }
+    check_gbnf(vocab, gbnf);
+    const Activity activity("compiling a grammar");
+    const ErrorCapture errors;
+    grammar_.reset(llama_sampler_init_grammar(&vocab, gbnf.c_str(), "root"));
+    if (!grammar_) {
+        throw std::invalid_argument("grammar: " + errors.reason("it cannot be compiled"));
+    }
+}
+
+bool Grammar::allows(int32_t token) {
+    llama_token_data candidate{token, 0.0F, 0.0F};
+    llama_token_data_array candidates{&candidate, 1, -1, false};
+    llama_sampler_apply(grammar_.get(), &candidates);
+    return candidate.logit == 0.0F;
+}
+
+void Grammar::accept(int32_t token) {
+    llama_sampler_accept(grammar_.get(), token);
+}
+
+void Grammar::find_allowed(size_t n) {
+    candidates_.resize(n);
+    for (size_t i = 0; i < n; ++i) {
+        candidates_[i] = {static_cast<llama_token>(i), 0.0F, 0.0F};
+    }
+    llama_token_data_array candidates{candidates_.data(), n, -1, false};
+    llama_sampler_apply(grammar_.get(), &candidates);
+    bits_.assign((n + 31) / 32, 0U);
+    for (size_t i = 0; i < n; ++i) {
+        if (candidates_[i].logit == 0.0F) {
+            bits_[i / 32] |= 1U << (i % 32);
+        }
+    }
+}
+
+int32_t Grammar::sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs) {
+    // To ask about one token costs a microsecond, about the whole vocabulary many milliseconds. So draw,
+    // ask, and draw again without those that were refused: the first that is allowed comes up as
+    // often as if only allowed ones had been drawn from.
+    constexpr int n_tries = 64;
+    bits_.assign((n + 31) / 32, ~0U);
+    const bool each_draw_counts = sampler.options().mirostat != 0;
+    for (int i = 0; i < n_tries && !each_draw_counts; ++i) {
+        const int32_t token = sampler.sample(logits, n, i == 0 ? nullptr : bits_.data(), bits_.size(), logprobs);
+        if (allows(token)) {
+            return token;
+        }
+        bits_[static_cast<size_t>(token) / 32] &= ~(1U << (static_cast<uint32_t>(token) % 32));
+    }
+    find_allowed(n);
+    return sampler.sample(logits, n, bits_.data(), bits_.size(), logprobs);
+}
+
+std::string grammar_of_json_schema(const std::string & schema) {
+    schema_warning.clear();
+    std::string grammar;
+    try {
+        grammar = json_schema_to_grammar(common_json::parse(schema), /*force_gbnf =*/true);
+    } catch (const std::exception & error) {
+        std::string why = error.what();
+        std::replace(why.begin(), why.end(), '\n', ' ');
+        throw std::invalid_argument("json_schema: " + why);
+    }
+    if (!schema_warning.empty()) {
+        throw std::invalid_argument("json_schema: " + schema_warning +
+                                    "; llguidance may be able to (see overspill.guidance)");
+    }
+    return grammar;
+}
+
+}  // namespace overspill

@@ -1,0 +1,55 @@
+// What may come next: grammars, and masks from elsewhere.
+#pragma once
+
+#include "sampler.h"
+
+#include <llama.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace overspill {
+
+// Restricts a stream to tokens that may come next.
+class Constraint {
+  public:
+    virtual ~Constraint() = default;
+
+    // Draws with the sampler among the tokens that may come next.
+    virtual int32_t sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs) = 0;
+    virtual bool allows(int32_t token) = 0;
+    // `token` is allowed and has come.
+    virtual void accept(int32_t token) = 0;
+    // Whether it may be asked on any thread, without Python.
+    virtual bool is_native() const = 0;
+};
+
+// A grammar in llama.cpp's GBNF, whose start symbol is `root`.
+class Grammar : public Constraint {
+  public:
+    // Throws std::invalid_argument that names the place in the grammar. Keeps the model alive.
+    Grammar(std::shared_ptr<llama_model> model, const std::string & gbnf);
+
+    int32_t sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs) override;
+    bool allows(int32_t token) override;
+    void accept(int32_t token) override;
+    bool is_native() const override { return true; }
+
+  private:
+    struct Deleter {
+        void operator()(llama_sampler * sampler) const { llama_sampler_free(sampler); }
+    };
+    void find_allowed(size_t n);
+
+    std::shared_ptr<llama_model> model_;
+    std::unique_ptr<llama_sampler, Deleter> grammar_;
+    std::vector<uint32_t> bits_;
+    std::vector<llama_token_data> candidates_;
+};
+
+// The GBNF of a JSON schema, given as JSON. Throws std::invalid_argument that names the place in it.
+std::string grammar_of_json_schema(const std::string & schema);
+
+}  // namespace overspill
