@@ -46,7 +46,7 @@ void check_finite(const char * name, float value) {
 
 void check_at_least(const char * name, int32_t value, int32_t least) {
     if (value < least) {
-        out_of_range(name, (std::to_string(least) + " or more").c_str(), value);
+        out_of_range(name, ("at least " + std::to_string(least)).c_str(), value);
     }
 }
 
@@ -823,7 +823,6 @@ void Sampler::hide(int32_t id) {
         std::find_if(edits_.begin(), edits_.end(), [id](const Candidate & one) { return one.id == id; });
     if (edited != edits_.end()) {
         edited->logit = -infinity;
-        return;
     }
     allowed_ = bits_.data();
     bits_[static_cast<size_t>(id) / 32] &= ~(1U << (static_cast<uint32_t>(id) % 32));

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from model_files import llama_cpp_folder
-from overspill import _core
+from overspill import SamplingOptions, _core
 
 
 def build_upstream_tools(cache: Path) -> Path:
-    """Return a folder with ``llama-completion`` and ``llama-bench``, built once per version of the libraries."""
+    """Return a folder with ``llama-completion``, ``llama-bench`` and ``upstream_sampling``, built once per version of the libraries."""
     libraries = Path(_core.__file__).parent / "lib"
     if sys.platform == "win32" or not list(libraries.glob("*ggml-cpu.*")):
         pytest.skip("upstream's tools are linked to libggml-cpu, which plugin builds and Windows do not allow")
     project = Path(__file__).parent / "upstream"
-    version = hashlib.sha256((project / "CMakeLists.txt").read_bytes())
+    version = hashlib.sha256((project / "CMakeLists.txt").read_bytes() + (project / "sampling.cpp").read_bytes())
     version.update(str(libraries).encode())
     for library in sorted(libraries.iterdir()):
         version.update(library.read_bytes())
@@ -58,3 +63,71 @@ def decode_rate(tools: Path, model: Path, n: int, n_threads: int) -> float:
     command += ["--threads", str(n_threads), "--repetitions", "1", "--output", "json"]
     done = subprocess.run(command, capture_output=True, timeout=300, check=True, env={**os.environ})
     return float(json.loads(done.stdout)[0]["avg_ts"])
+
+
+_OPTIONS = [(field.name, ctypes.c_int32 if field.type == "int" else ctypes.c_float) for field in fields(SamplingOptions)]
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [(name, kind) for name, kind in _OPTIONS if name not in ("dry_sequence_breakers", "logit_bias", "seed")] + [
+        ("seed", ctypes.c_uint32)
+    ]
+
+
+class _LogitBias(ctypes.Structure):
+    _fields_ = [("token", ctypes.c_int32), ("bias", ctypes.c_float)]
+
+
+class UpstreamChain:
+    """llama.cpp's samplers, chained as its tools do, with our names for the options."""
+
+    def __init__(self, tools: Path, options: SamplingOptions, n_vocab: int, vocabulary: Path | None = None) -> None:
+        (library,) = tools.glob("*upstream_sampling.*")
+        self._library = ctypes.CDLL(str(library))
+        for name, result in (("chain", ctypes.c_void_p), ("vocabulary", ctypes.c_void_p), ("sample", ctypes.c_size_t)):
+            getattr(self._library, f"upstream_{name}").restype = result
+        self._library.upstream_time.restype = ctypes.c_double
+        values = _Options(**{name: getattr(options, name) for name, _ in _Options._fields_ if name != "seed"})
+        values.seed = options.seed or 0
+        if values.repeat_last_n < 0:
+            values.repeat_last_n = 1 << 16
+        if values.dry_last_n < 0:
+            values.dry_last_n = 1 << 16
+        bias = (_LogitBias * len(options.logit_bias))(*options.logit_bias.items())
+        breakers = [text.encode() for text in options.dry_sequence_breakers]
+        model = None if vocabulary is None else _vocabulary(self._library, str(vocabulary))
+        self._chain = ctypes.c_void_p(
+            self._library.upstream_chain(
+                ctypes.byref(values), ctypes.c_int32(n_vocab), bias, ctypes.c_int32(len(bias)),
+                ctypes.c_void_p(model), (ctypes.c_char_p * len(breakers))(*breakers), ctypes.c_size_t(len(breakers)),
+            )
+        )
+
+    def accept(self, token: int) -> None:
+        """Tell the penalties and DRY of a token."""
+        self._library.upstream_accept(self._chain, ctypes.c_int32(token))
+
+    def sample(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32], int]:
+        """Return the ids that are left, their probabilities, and the token chosen."""
+        ids = np.empty(len(logits), np.int32)
+        probabilities = np.empty(len(logits), np.float32)
+        chosen = ctypes.c_int32()
+        n = self._library.upstream_sample(
+            self._chain, logits.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(len(logits)),
+            ids.ctypes.data_as(ctypes.c_void_p), probabilities.ctypes.data_as(ctypes.c_void_p), ctypes.byref(chosen),
+        )
+        return ids[:n], probabilities[:n], chosen.value
+
+    def time_us(self, logits: NDArray[np.float32], repeats: int) -> float:
+        """Return the median time of a draw in microseconds, measured without Python."""
+        address = logits.ctypes.data_as(ctypes.c_void_p)
+        return float(self._library.upstream_time(self._chain, address, ctypes.c_size_t(len(logits)), repeats))
+
+    def __del__(self) -> None:
+        self._library.upstream_free(self._chain)
+
+
+@cache
+def _vocabulary(library: ctypes.CDLL, path: str) -> int:
+    model: int = library.upstream_vocabulary(path.encode())
+    return model

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
@@ -93,12 +94,18 @@ def run(
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", help="0: until the model or the context ends.")
     ] = 512,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0: always the most likely token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Keep so many of the most likely tokens; 0: all.")] = 40,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability; 1: all.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest; 0: none.")] = 0.05,
-    repeat_penalty: Annotated[float, typer.Option(help="Divide the logits of the last 64 tokens; 1: off.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", help="0: always the most likely token.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep so many of the most likely tokens; 0: all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability; 1: all.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest; 0: none.")] = None,
+    repeat_penalty: Annotated[float | None, typer.Option(help="Divide the logits of the last 64 tokens; 1: off.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(help="A JSON schema that the reply fits, or the name of a file with one.")
+    ] = None,
+    grammar: Annotated[Path | None, typer.Option(help="A file with a grammar in GBNF that the reply fits.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the reply; may be repeated.")] = None,
     n_ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of prompt and reply together.")] = None,
     n_threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default: physical cores.")] = None,
@@ -112,6 +119,15 @@ def run(
     if len(arguments) > 2:
         _fail(f"expected [MODEL] PROMPT, but got {len(arguments)} arguments; put the prompt in quotes", USAGE)
     *given, prompt = arguments
+    # What is not given is what the model's file recommends, or else llama.cpp's default.
+    sampling = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "seed": seed,
+    }
     with _one_line_errors():
         if prompt == "-":
             prompt = sys.stdin.read()
@@ -132,17 +148,18 @@ def run(
             model.stream(
                 prompt,
                 max_tokens=max_tokens or None,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                repeat_penalty=repeat_penalty,
-                seed=seed,
                 stop=stop or (),
+                json_schema=_text_or_file(json_schema),
+                grammar=None if grammar is None else grammar.read_text(encoding="utf-8"),
+                **{name: value for name, value in sampling.items() if value is not None},  # type: ignore[typeddict-item]
             ) as stream,
         ):
             code = _print_stream(stream)
     raise typer.Exit(code)
+
+
+def _text_or_file(text: str | None) -> str | None:
+    return text if text is None or text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
 
 
 def _load(path: os.PathLike[str], **options: Any) -> overspill.Model:
@@ -227,6 +244,7 @@ def info(
             "context": f"{header.n_ctx_train:,} tokens",
             "files": f"{len(header.files)}, {_size(header.file_bytes)}",
             "read per token": _size(header.bytes_per_token),
+            "sampling": f"{header.sampling} ({'of the file' if header.recommends_sampling else 'defaults'})",
         }
         if as_json:
             print(
@@ -248,6 +266,7 @@ def info(
                         "bytes_per_token": header.bytes_per_token,
                         "bytes_by_part": header.bytes_by_part,
                         "bytes_by_type": header.bytes_by_type,
+                        "sampling": asdict(header.sampling),
                     },
                     indent=2,
                 )

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any, Literal, TypeAlias
 
 from overspill import _core
+from overspill.sampling import SamplingOptions
 
 __all__ = ["ModelInfo", "Part"]
 
@@ -58,6 +59,16 @@ class ModelInfo:
             The file is missing, is not a GGUF, or is damaged.
         """
         return cls(**_core.read_gguf(os.fsencode(path)))
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """What the file recommends (``general.sampling.*``), over llama.cpp's defaults."""
+        return SamplingOptions.from_metadata(self.metadata.get)
+
+    @property
+    def recommends_sampling(self) -> bool:
+        """Whether the file says anything about sampling."""
+        return any(key.startswith("general.sampling.") for key in self.metadata)
 
     def _key(self, name: str, default: Any = None) -> Any:
         """Return a key of the architecture's own."""

@@ -340,7 +340,7 @@ class Model:
             sampler=(sampler if isinstance(sampler, Sampler) else Sampler(sampling, model=self))._core,
             max_tokens=-1 if max_tokens is None else as_integer("max_tokens", max_tokens, 1, 2**63 - 1),
             stop=stops,
-            logprobs=int(logprobs) if logprobs is not True else 0,
+            logprobs=int(logprobs) - 1 if isinstance(logprobs, bool) else as_integer("logprobs", logprobs, 1, 1000),
             grammar=gbnf,
             mask=mask,
             choose=_chooser(None if isinstance(sampler, Sampler) else sampler, logits_processors),

@@ -1,0 +1,118 @@
+"""Constrained decoding by llguidance: ``pip install 'overspill[guidance]'``.
+
+It knows more of JSON schema than llama.cpp's converter (patterns without anchors, formats, number ranges), regular
+expressions and Lark grammars, and says for the whole vocabulary at once which tokens may come next:
+
+>>> from overspill.guidance import Guidance
+>>> model.generate("A date: ", grammar=Guidance(model, regex=r"[0-9]{4}-[0-9]{2}-[0-9]{2}"))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    import llguidance
+    import llguidance.numpy
+except ImportError as error:
+    raise ImportError("overspill.guidance needs llguidance: pip install 'overspill[guidance]'") from error
+
+if TYPE_CHECKING:
+    from overspill.model import Model
+
+__all__ = ["Guidance"]
+
+_tokenizers: WeakKeyDictionary[Model, llguidance.LLTokenizer] = WeakKeyDictionary()
+
+
+class Guidance:
+    """A grammar for one reply: give it to ``stream(grammar=...)``, and a new one to the next stream.
+
+    Parameters
+    ----------
+    model
+        Whose tokens it is about. Its vocabulary is read once, which takes about a second.
+    json_schema
+        A JSON schema, as a mapping or as JSON.
+    regex
+        A regular expression, in the syntax of Rust's regex crate, that the whole reply matches.
+    lark
+        A grammar in llguidance's dialect of Lark.
+
+    Raises
+    ------
+    ValueError
+        Not exactly one of the three is given, or it cannot be compiled; the message says where.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        json_schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        lark: str | None = None,
+    ) -> None:
+        """Compile the grammar."""
+        if sum(given is not None for given in (json_schema, regex, lark)) != 1:
+            raise ValueError("give one of json_schema, regex and lark")
+        if json_schema is not None:
+            schema = json_schema if isinstance(json_schema, str) else json.dumps(json_schema)
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(schema)
+        elif regex is not None:
+            grammar = llguidance.LLMatcher.grammar_from_regex(regex)
+        else:
+            grammar = llguidance.LLMatcher.grammar_from_lark(str(lark))
+        self._matcher = llguidance.LLMatcher(_tokenizer(model), grammar, log_level=0)
+        self._check()
+        self._bits = llguidance.numpy.allocate_token_bitmask(1, model.n_vocab)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise ValueError(f"llguidance: {self._matcher.get_error()}")
+
+    def allowed(self) -> NDArray[np.int32]:
+        """Return one bit per token."""
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits)
+        self._check()
+        bits: NDArray[np.int32] = self._bits[0]
+        return bits
+
+    def accept(self, token: int) -> None:
+        """Take note that ``token`` has come."""
+        self._matcher.consume_token(token)
+        self._check()
+
+
+class _Vocabulary:
+    """The model's tokenizer as llguidance wants it."""
+
+    def __init__(self, model: Model) -> None:
+        special = model.special_tokens
+        self.bos_token_id = special.get("bos")
+        self.tokens = []
+        for token in range(model.n_vocab):
+            text = model.token_bytes(token, special=False)
+            # The marker is llguidance's own: such a token is never part of a text.
+            self.tokens.append(text or b"\xff" + model.token_bytes(token))
+        ends = [token for token in range(model.n_vocab) if model.is_end_of_generation(token)]
+        self.eos_token_id = special.get("eos", ends[0] if ends else model.n_vocab - 1)
+        self.ends = ends or [self.eos_token_id]
+        self.special_token_ids: list[int] = []
+        self._model = model
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._model._core.tokenize(text, False, False)
+
+
+def _tokenizer(model: Model) -> llguidance.LLTokenizer:
+    if model not in _tokenizers:
+        vocabulary = _Vocabulary(model)
+        _tokenizers[model] = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=vocabulary.ends)
+    return _tokenizers[model]
