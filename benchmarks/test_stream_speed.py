@@ -6,13 +6,22 @@ with the same threads and context depth; their best rates are compared, since no
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
 import time
+import timeit
+import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from overspill import Model
+from overspill import Model, _core
 from upstream_tools import decode_rate
 
 N_THREADS = 2
@@ -64,3 +73,149 @@ def test_greedy_stream_against_llama_bench(
     )
     print(f"\n{name}: stream {max(ours):.1f} tok/s, llama-bench {max(theirs):.1f} tok/s, ratio {ratio:.3f}")
     assert ratio >= least
+
+
+RIVAL = """
+import json, sys, time
+from llama_cpp import Llama
+
+model = Llama(sys.argv[1], n_ctx=512, n_threads=int(sys.argv[3]), n_threads_batch=int(sys.argv[3]), seed=1, verbose=False)
+prompt = model.tokenize(b"Once upon a time")
+n = int(sys.argv[2])
+stream = model.generate(prompt, repeat_penalty=1.0, reset=True, **json.loads(sys.argv[4]))
+next(stream)
+start = time.perf_counter()
+for _ in range(n):
+    next(stream)
+print(n / (time.perf_counter() - start))
+"""
+
+
+@pytest.fixture(scope="module")
+def rival_python() -> Path:
+    """Return a Python with llama-cpp-python of the same llama.cpp, without a build of its own."""
+    environment = Path(__file__).parent.parent / "build" / "rival"
+    python = environment / "bin" / "python"
+    done = environment / "installed"
+    if not done.is_file():
+        venv.create(environment, with_pip=True, clear=True)
+        pin = (Path(__file__).parent.parent / "vendor" / "llama.cpp.txt").read_text()
+        version = re.search(r"llama-cpp-python==\S+", pin)
+        assert version is not None
+        command = [python, "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python", version[0]]
+        subprocess.run(command, check=True, env={**os.environ, "CMAKE_ARGS": "-DLLAMA_BUILD=OFF"})
+        done.touch()
+    return python
+
+
+def rival_rate(python: Path, path: Path, n: int, sampling: dict[str, float]) -> float:
+    """Return llama-cpp-python's tokens per second, with the libraries that overspill uses."""
+    libraries = Path(_core.__file__).parent / "lib"
+    names = {"temperature": "temp"}
+    options = json.dumps({names.get(name, name): value for name, value in sampling.items()})
+    command = [str(python), "-c", RIVAL, str(path), str(n), str(N_THREADS), options]
+    environment = {**os.environ, "LLAMA_CPP_LIB_PATH": str(libraries)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout.split()[-1])
+
+
+def sampled_rate(path: Path, n: int, options: dict[str, Any]) -> float:
+    """Return tokens per second of our loop; a token that would end the text is banned."""
+    with Model(path, n_ctx=512, n_threads=N_THREADS) as model:
+        ends = {token: -math.inf for token in range(model.n_vocab) if model.is_end_of_generation(token)}
+        banned = {} if callable(options.get("sampler")) else {"logit_bias": ends}
+        with model.stream("Once upon a time", max_tokens=n + 1, **options, **banned) as stream:
+            next(stream)
+            start = time.perf_counter()
+            n_tokens = sum(1 for _ in stream)
+            assert n_tokens == n
+            return n_tokens / (time.perf_counter() - start)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "least"),
+    [
+        ({"temperature": 0.8, "top_p": 0.95, "top_k": 0, "min_p": 0.0}, 1.25),
+        ({"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}, 1.05),
+    ],
+    ids=["top-p alone", "top-k 40"],
+)
+def test_sampled_stream_against_llama_cpp_python(
+    benchmark: BenchmarkFixture, gemma_path: Path, rival_python: Path, sampling: dict[str, float], least: float
+) -> None:
+    """The same libraries, model and options: what is between them is loop and sampler."""
+    ours: list[float] = []
+    theirs: list[float] = []
+
+    def both() -> None:
+        ours.append(sampled_rate(gemma_path, 128, sampling))
+        theirs.append(rival_rate(rival_python, gemma_path, 128, sampling))
+
+    benchmark.pedantic(both, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    ratio = max(ours) / max(theirs)
+    benchmark.extra_info.update(ours_tok_s=max(ours), llama_cpp_python_tok_s=max(theirs), ratio=ratio)
+    print(f"\n{sampling}: {max(ours):.1f} tok/s, llama-cpp-python {max(theirs):.1f}: {ratio:.2f} times")
+    assert ratio >= least
+
+
+def test_python_sampler_against_greedy(benchmark: BenchmarkFixture, gemma_path: Path) -> None:
+    """An argmax in Python costs little more than its own time."""
+    most_us = 60.0
+    greedy: list[float] = []
+    in_python: list[float] = []
+
+    def both() -> None:
+        greedy.append(sampled_rate(gemma_path, 128, {"temperature": 0}))
+        in_python.append(sampled_rate(gemma_path, 128, {"sampler": lambda logits, tokens: int(logits.argmax())}))
+
+    benchmark.pedantic(both, rounds=7, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    cost_us = 1e6 / max(in_python) - 1e6 / max(greedy)
+    benchmark.extra_info.update(greedy_tok_s=max(greedy), python_tok_s=max(in_python), cost_us=cost_us)
+    print(f"\ngreedy {max(greedy):.1f} tok/s, argmax in Python {max(in_python):.1f}: {cost_us:.0f} us a token")
+    assert cost_us <= most_us
+
+
+def test_code_between_tokens_costs_nothing(benchmark: BenchmarkFixture, gemma_path: Path) -> None:
+    """Work of half a step's time is hidden by the next step; without looking ahead it adds up."""
+    n = 96
+
+    def seconds(model: Model, pause_s: float, **options: Any) -> float:
+        with model.stream("Once upon a time", max_tokens=n + 1, temperature=0, **options) as stream:
+            next(stream)
+            start = time.perf_counter()
+            for _ in stream:
+                time.sleep(pause_s)
+            return time.perf_counter() - start
+
+    ratios: list[float] = []
+    without: list[float] = []
+    with Model(gemma_path, n_ctx=512, n_threads=N_THREADS) as model:
+
+        def all_three() -> None:
+            alone = seconds(model, 0.0)
+            pause = 0.5 * alone / n
+            ratios.append(seconds(model, pause) / alone)
+            without.append(seconds(model, pause, logits=True) / alone)
+
+        benchmark.pedantic(all_three, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    print(f"\nwith a pause of half a step: {min(ratios):.2f} of the time without, {min(without):.2f} if it waits")
+    benchmark.extra_info.update(ratio=min(ratios), ratio_without_look_ahead=min(without))
+    assert min(ratios) <= 1.1
+
+
+def test_view_of_logits(benchmark: BenchmarkFixture, tiny_gpt_oss_path: Path, gemma_path: Path) -> None:
+    """A view costs the same at any vocabulary, and less than two microseconds."""
+    most_us = 2.0
+    for path in (tiny_gpt_oss_path, gemma_path):
+        with Model(path, n_ctx=64, n_batch=64) as model, model.stream([1, 2, 3], logits=True, temperature=0) as stream:
+            token = next(stream)
+            times = []
+            for _ in range(2000):
+                start = time.perf_counter_ns()
+                token.logits  # noqa: B018
+                times.append((time.perf_counter_ns() - start) / 1000)
+            copy = min(timeit.repeat(token.logits.copy, number=10, repeat=50)) / 10 * 1e6
+            print(f"\nview of {model.n_vocab:,} logits: {statistics.median(times):.2f} us, a copy {copy:.1f} us")
+            assert statistics.median(times) <= most_us
+            if path == gemma_path:
+                benchmark(lambda: token.logits)

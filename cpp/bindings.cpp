@@ -425,8 +425,7 @@ py::dict gguf_dict(const std::string & path) {
         files.append(py::reinterpret_steal<py::str>(
             PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size()))));
     }
-    return py::dict("metadata"_a = metadata, "tensors"_a = tensors, "files"_a = files,
-                    "file_bytes"_a = file.n_bytes);
+    return py::dict("metadata"_a = metadata, "tensors"_a = tensors, "files"_a = files, "file_bytes"_a = file.n_bytes);
 }
 
 const char * kind_of(ggml_backend_dev_t device) {
@@ -579,8 +578,8 @@ PYBIND11_MODULE(_core, m) {
             "token"_a, "special"_a)
         .def("special_tokens", &Model::special_tokens)
         .def(
-            "metadata",
-            [](const Model & model, const std::string & key) { return lenient_str(model.metadata(key)); }, "key"_a)
+            "metadata", [](const Model & model, const std::string & key) { return lenient_str(model.metadata(key)); },
+            "key"_a)
         .def("is_end_of_generation", &Model::is_end_of_generation, "token"_a)
         .def("close", [](Model & model) { without_gil([&] { model.close(); }); })
         .def_property_readonly("closed", &Model::closed)

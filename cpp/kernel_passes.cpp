@@ -144,6 +144,11 @@ inline Floats product(const Floats & a, const Floats & b) {
     return each<Float>([&](size_t i) { return a.part[i] * b.part[i]; });
 }
 
+// Adds the value where low <= x. The same bits as adding 0 elsewhere, since sums are never -0.
+inline void add_where_at_least(Floats & sum, const Floats & low, const Floats & x, const Floats & value) {
+    sum = each<Float>([&](size_t i) { return low.part[i] <= x.part[i] ? sum.part[i] + value.part[i] : sum.part[i]; });
+}
+
 // Always in the same order, so that sums do not depend on the size of a register.
 template <typename Operation>
 inline float fold(const Floats & x, Operation operation) {
@@ -190,9 +195,11 @@ class Block {
     // that one does not wait for the other.
     template <typename Accumulators, typename Work>
     void for_each_vector(Accumulators & even, Accumulators & odd, const Work & work) const {
-        for (size_t at = 0; at < block_size; at += 2 * n_lanes) {
+        for (size_t at = 0; at < block_size; at += 4 * n_lanes) {
             step(at, even, work);
             step(at + n_lanes, odd, work);
+            step(at + 2 * n_lanes, even, work);
+            step(at + 3 * n_lanes, odd, work);
         }
     }
 
@@ -299,7 +306,7 @@ void exp_sums(const float * logits, size_t n, TokenBits allowed, const float * m
     const float least = o.largest - 87.0F / o.scale;
     const float low_or_least = o.low > least ? o.low : least;
     const Floats low = all(low_or_least);
-    const Floats split = all(o.split);
+    const Floats split = all(o.split > low_or_least ? o.split : low_or_least);
     struct Sums {
         Floats sum;
         Floats other;
@@ -311,13 +318,13 @@ void exp_sums(const float * logits, size_t n, TokenBits allowed, const float * m
             Block<with_mask>(logits, n, begin, allowed)
                 .for_each_vector(even, odd, [&](const Floats & x, const Floats &, Sums & to) {
                     const Floats z = exponents(x, o.largest, o.scale);
-                    const Floats e = where_at_least(low, x, exp2_of(z));
-                    add(to.sum, e);
+                    const Floats e = exp2_of(z);
+                    add_where_at_least(to.sum, low, x, e);
                     if constexpr (second == Second::split) {
-                        add(to.other, where_at_least(split, x, e));
+                        add_where_at_least(to.other, split, x, e);
                     }
                     if constexpr (second == Second::weighted) {
-                        add(to.other, where_at_least(low, x, product(e, z)));
+                        add_where_at_least(to.other, low, x, product(e, z));
                     }
                 });
         }
@@ -330,18 +337,22 @@ void exp_sums(const float * logits, size_t n, TokenBits allowed, const float * m
 
 void exps(const float * logits, size_t n, float largest, float scale, float * out) {
     const Floats least = all(largest - 87.0F / scale);
-    float padded[n_lanes];
-    for (size_t at = 0; at < n; at += n_lanes) {
-        const size_t rest = n - at < n_lanes ? n - at : n_lanes;
-        for (size_t i = 0; i < n_lanes; ++i) {
-            padded[i] = i < rest ? logits[at + i] : -infinity;
-        }
-        const Floats x = load(padded);
+    const auto sixteen = [&](const float * from, float * to) {
+        const Floats x = load(from);
         const Floats e = where_at_least(least, x, exp2_of(exponents(x, largest, scale)));
-        std::memcpy(padded, &e, sizeof padded);
-        for (size_t i = 0; i < rest; ++i) {
-            out[at + i] = padded[i];
+        std::memcpy(to, &e, sizeof e);
+    };
+    size_t at = 0;
+    for (; at + n_lanes <= n; at += n_lanes) {
+        sixteen(logits + at, out + at);
+    }
+    if (at < n) {
+        float last[n_lanes];
+        for (size_t i = 0; i < n_lanes; ++i) {
+            last[i] = at + i < n ? logits[at + i] : -infinity;
         }
+        sixteen(last, last);
+        std::memcpy(out + at, last, (n - at) * sizeof(float));
     }
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <iterator>
 #include <limits>
@@ -120,6 +121,8 @@ Sampler::Sampler(SamplingOptions options)
                                  (options_.xtc_probability > 0.0F && options_.xtc_threshold <= 0.5F) ||
                                  options_.dynamic_temperature_range > 0.0F || options_.mirostat != 0;
     greedy_ = options_.temperature == 0.0F && !shifts_the_best;
+    only_top_p_ = options_.top_p < 1 && options_.top_k == 0 && options_.min_p == 0.0F && options_.top_n_sigma == 0.0F &&
+                  !shifts_the_best && options_.temperature > 0;
     std::sort(options_.logit_bias.begin(), options_.logit_bias.end());
     seed_ = options_.seed ? *options_.seed : std::random_device{}() >> 1U;
     reset();
@@ -417,12 +420,20 @@ void Sampler::measure_logprobs(Logprobs & logprobs, bool maxima_are_of_all) {
     });
 }
 
-// A logit that at least k are not less than: that many blocks have one.
+// A logit that at least k are not less than: so many groups of blocks have one. Twice as many groups
+// as needed are looked at, since to select among all blocks would take longer than what it saves.
 float Sampler::kth_largest_maximum(const std::vector<float> & maxima, size_t k) {
     if (k > maxima.size()) {
         return lowest;
     }
-    floats_.assign(maxima.begin(), maxima.end());
+    const size_t n_per_group = std::max<size_t>(maxima.size() / (2 * k), 1);
+    const size_t n_groups = maxima.size() / n_per_group;
+    floats_.assign(maxima.begin(), maxima.begin() + static_cast<std::ptrdiff_t>(n_groups));
+    for (size_t i = 1; i < n_per_group; ++i) {
+        for (size_t group = 0; group < n_groups; ++group) {
+            floats_[group] = std::max(floats_[group], maxima[i * n_groups + group]);
+        }
+    }
     const auto kth = floats_.begin() + static_cast<std::ptrdiff_t>(k - 1);
     std::nth_element(floats_.begin(), kth, floats_.end(), std::greater<>());
     return std::max(*kth, lowest);
@@ -448,10 +459,10 @@ int32_t Sampler::best() const {
 
 // Lists the candidates from `low` to below `high`.
 void Sampler::list(float low, float high) {
-    list_.clear();
     const size_t n_found = kernels_->find(logits_, n_, allowed_, maxima_.data(), low, high, ids_.data());
+    list_.resize(n_found);
     for (size_t i = 0; i < n_found; ++i) {
-        list_.push_back({logits_[ids_[i]], ids_[i], 0.0F});
+        list_[i] = {logits_[ids_[i]], ids_[i], 0.0F};
     }
     for (const Candidate & one : edits_) {
         if (one.logit >= low && one.logit < high) {
@@ -504,7 +515,7 @@ double Sampler::entropy_of_list(float largest, double total) const {
 template <typename Distance>
 void Sampler::keep_nearest(double mass, const Distance & distance) {
     // Only the bucket in which the mass is reached has to be sorted.
-    constexpr size_t n_buckets = 512;
+    constexpr size_t n_buckets = 256;
     std::array<double, n_buckets> masses{};
     double farthest = 0;
     double nearest = static_cast<double>(infinity);
@@ -542,7 +553,7 @@ void Sampler::keep_nearest(double mass, const Distance & distance) {
 // The same by likelihood, and at least this mass.
 void Sampler::keep_most_likely(double mass) {
     const double just_under = std::nextafter(mass, -1.0);
-    if (!sorted_ && list_.size() <= 512) {
+    if (!sorted_ && list_.size() <= 96) {
         std::sort(list_.begin(), list_.end(), before);
         sorted_ = true;
     }
@@ -640,25 +651,79 @@ void Sampler::cut_top_p() {
     n_nominal_ = list_.size();
 }
 
-// The same without a list of the whole vocabulary. A sample of the row says about where the cut
-// is, one pass over the row adds up everything exactly, and only what lies around the cut is
-// sorted. False if the sample was misleading, which costs time and nothing else.
+// The same without a list of the whole vocabulary.
 bool Sampler::cut_top_p_of_row() {
-    constexpr size_t n_least = 4096;           // under this, listing everything is as fast
-    constexpr size_t n_heavy = 64;             // the most likely tokens are not left to chance
-    constexpr size_t n_per_block = 8;          // sampled logits
-    constexpr size_t n_buckets = 1024;         // of the histogram
-    constexpr float bucket_width = 1.0F / 32;  // in logits
-    constexpr double n_deviations = 4;
+    constexpr size_t n_least = 4096;  // under this, listing everything is as fast
     if (n_ < n_least) {
         return false;
     }
+    Glance seen{};
+    return cut_top_p_of_most_likely(seen) || cut_top_p_by_sample(3) || cut_top_p_by_sample(12);
+}
+
+// Lists and weighs the k most likely tokens and some more, and estimates from a few of the other
+// logits, whose weights stay in floats_, what mass they have.
+Sampler::Glance Sampler::glance(size_t k) {
+    constexpr size_t n_per_block = 1;
+    Glance seen{};
+    seen.low = std::max(kth_largest_maximum(maxima_, std::min(k, maxima_.size())), cut_.logit);
+    list(seen.low, infinity);
+    seen.mass = weigh_list(largest_, 1.0F);
+    floats_.resize(n_per_block * maxima_.size());
+    for (size_t block = 0; block < maxima_.size(); ++block) {
+        for (size_t i = 0; i < n_per_block; ++i) {
+            const size_t at = block * block_size + (block * n_per_block) % block_size + i;
+            const float logit = at < n_ ? logits_[at] : -infinity;
+            floats_[n_per_block * block + i] = logit < seen.low && logit >= cut_.logit ? logit : -infinity;
+        }
+    }
+    kernels_->exps(floats_.data(), floats_.size(), largest_, 1.0F, floats_.data());
+    seen.stands_for = static_cast<double>(block_size / n_per_block);
+    seen.rest = total_of(floats_) * seen.stands_for;
+    return seen;
+}
+
+// Where the mass lies in a short list of the most likely tokens: one pass adds up the whole row,
+// and only the list is sorted. Otherwise false, and `seen` is what the list and the sample say.
+bool Sampler::cut_top_p_of_most_likely(Glance & seen) {
     const auto p = static_cast<double>(options_.top_p);
-    const float heavy = std::max(kth_largest_maximum(maxima_, std::min(n_heavy, maxima_.size())), cut_.logit);
+    std::optional<double> total;
+    for (const size_t k : {size_t{128}, size_t{384}}) {
+        seen = glance(k);
+        const double about = total ? *total : seen.mass + seen.rest;
+        if (seen.mass < 0.5 * p * about) {
+            return false;
+        }
+        if (seen.mass < p * about) {
+            continue;
+        }
+        if (!total) {
+            kernels_->exp_sums(logits_, n_, allowed_, maxima_.data(), {largest_, 1.0F, cut_.logit, infinity},
+                               sums_.data());
+            total = total_of(sums_) + edited_mass(cut_.logit);
+        }
+        if (seen.mass >= p * *total) {
+            keep_most_likely(p * *total);
+            listed_ = true;
+            n_nominal_ = list_.size();
+            return true;
+        }
+    }
+    return false;
+}
+
+// Finds the cut between two logits that a sample says it is between, with an error of so many
+// standard deviations. list_ holds the most likely tokens, weighed, which are not left to chance.
+bool Sampler::cut_top_p_by_sample(double n_deviations) {
+    constexpr size_t n_per_block = 16;
+    constexpr size_t n_buckets = 1024;  // of a histogram of the logits
+    constexpr float bucket_width = 1.0F / 32;
+    constexpr double n_stands_for = static_cast<double>(block_size) / n_per_block;
+    const auto p = static_cast<double>(options_.top_p);
+
+    const float heavy = std::max(kth_largest_maximum(maxima_, std::min<size_t>(256, maxima_.size())), cut_.logit);
     list(heavy, infinity);
     const double heavy_mass = weigh_list(largest_, 1.0F);
-
-    // How many of the others have which logit.
     std::array<uint32_t, n_buckets> histogram{};
     for (size_t block = 0; block < maxima_.size(); ++block) {
         const size_t begin = block * block_size + (block * n_per_block) % block_size;
@@ -670,43 +735,26 @@ bool Sampler::cut_top_p_of_row() {
             }
         }
     }
-    constexpr double n_stands_for = static_cast<double>(block_size) / n_per_block;
     const double ratio = std::exp(-static_cast<double>(bucket_width));
+    const double first_weight = n_stands_for * std::sqrt(ratio);
     double total = heavy_mass;
-    double weight = n_stands_for * std::sqrt(ratio);
+    double tail_variance = 0;
+    double weight = first_weight;
     for (const uint32_t count : histogram) {
         total += count * weight;
+        tail_variance += count * weight * weight;
         weight *= ratio;
-    }
-
-    if (heavy_mass >= p * total) {
-        // All that is kept is listed already, if the sample is right.
-        kernels_->exp_sums(logits_, n_, allowed_, maxima_.data(), {largest_, 1.0F, cut_.logit, infinity}, sums_.data());
-        total = total_of(sums_) + edited_mass(cut_.logit);
-        if (heavy_mass < p * total) {
-            return false;
-        }
-        keep_most_likely(p * total);
-        listed_ = true;
-        n_nominal_ = list_.size();
-        return true;
     }
 
     // Where the mass is reached, as far as the sample can tell.
     double head = heavy_mass;
     double head_variance = 0;
-    double tail_variance = 0;
-    weight = n_stands_for * std::sqrt(ratio);
-    for (const uint32_t count : histogram) {
-        tail_variance += count * weight * weight;
-        weight *= ratio;
-    }
     float high = 0;
     float low = 0;
-    weight = n_stands_for * std::sqrt(ratio);
+    weight = first_weight;
     for (size_t bucket = 0; bucket < n_buckets; ++bucket) {
-        const double error =
-            n_deviations * std::sqrt((1 - p) * (1 - p) * head_variance + p * p * std::max(tail_variance, 0.0));
+        const double variance = (1 - p) * (1 - p) * head_variance + p * p * std::max(tail_variance, 0.0);
+        const double error = n_deviations * std::sqrt(variance);
         if (head <= p * total - error) {
             high = static_cast<float>(bucket) * bucket_width;
         }
@@ -720,7 +768,8 @@ bool Sampler::cut_top_p_of_row() {
         }
         weight *= ratio;
     }
-    const float above = std::min(largest_ - high, heavy);
+
+    const float above = high > 0 ? std::min(largest_ - high, heavy) : infinity;
     const float below = std::max(largest_ - low, cut_.logit);
     kernels_->exp_sums_split(logits_, n_, allowed_, maxima_.data(), {largest_, 1.0F, cut_.logit, above}, sums_.data(),
                              parts_.data());
@@ -881,7 +930,8 @@ double Sampler::uniform() {
 Sampler::Chosen Sampler::draw(float temperature) {
     if (temperature <= 0.0F) {
         list_kept();
-        return {std::min_element(list_.begin(), list_.end(), before)->id, 1.0};
+        const Candidate & best = *std::min_element(list_.begin(), list_.end(), before);
+        return {best.id, best.logit, 1.0};
     }
     return listed_ ? draw_from_list(scale_of(temperature)) : draw_from_row(scale_of(temperature));
 }
@@ -900,11 +950,16 @@ Sampler::Chosen Sampler::draw_from_list(float scale) {
             break;
         }
     }
-    return {chosen->id, static_cast<double>(chosen->weight) / total};
+    return {chosen->id, chosen->logit, static_cast<double>(chosen->weight) / total};
 }
 
 Sampler::Chosen Sampler::draw_from_row(float scale) {
     kernels_->exp_sums(logits_, n_, allowed_, maxima_.data(), {largest_, scale, cut_.logit, infinity}, sums_.data());
+    return draw_from_sums(scale);
+}
+
+// From the row whose blocks' sums of exp((logit - largest) * scale) are in sums_.
+Sampler::Chosen Sampler::draw_from_sums(float scale) {
     // Edited tokens come last, as one more block.
     list_.clear();
     std::copy_if(edits_.begin(), edits_.end(), std::back_inserter(list_),
@@ -942,8 +997,87 @@ Sampler::Chosen Sampler::draw_from_row(float scale) {
         // Of tokens as likely as the last that is kept, some may not be kept. Rounding may leave
         // nothing at the very end of a block.
         if (chosen.id >= 0 && kept(chosen.logit, chosen.id)) {
-            return {chosen.id, static_cast<double>(chosen.weight) / total};
+            return {chosen.id, chosen.logit, static_cast<double>(chosen.weight) / total};
         }
+    }
+}
+
+Sampler::Chosen Sampler::draw_truncated() {
+    constexpr size_t n_least = 4096;
+    if (only_top_p_ && n_ >= n_least) {
+        Glance seen{};
+        if (cut_top_p_of_most_likely(seen)) {
+            return draw(options_.temperature);
+        }
+        return draw_from_nucleus(seen, options_.temperature);
+    }
+    truncate();
+    return draw(final_temperature());
+}
+
+// The draw where top-p alone truncates, and leaves thousands: where exactly it cuts need not be
+// known. Draw from the whole row, and reject what top-p drops. A logit under which certainly too
+// little mass lies, which a sample suggests and the pass over the row confirms, answers that at
+// once for nearly every draw; for the rest a pass adds up what is more likely.
+Sampler::Chosen Sampler::draw_from_nucleus(const Glance & seen, float temperature) {
+    constexpr double margin = 0.01;  // of the mass, for the sample's error
+    const auto p = static_cast<double>(options_.top_p);
+    // A histogram of the sample over the weights' exponents and three bits of their fractions.
+    constexpr size_t n_buckets = 128 * 8;
+    constexpr unsigned fraction_bits = 20;
+    std::array<float, n_buckets + 1> masses{};
+    for (const float weight : floats_) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, &weight, sizeof bits);
+        masses[std::min<size_t>(bits >> fraction_bits, n_buckets)] += weight;
+    }
+    double head = seen.mass;
+    size_t bucket = n_buckets;
+    while (bucket > 0 &&
+           head + static_cast<double>(masses[bucket]) * seen.stands_for < (p - margin) * (seen.mass + seen.rest)) {
+        head += static_cast<double>(masses[bucket]) * seen.stands_for;
+        --bucket;
+    }
+    const auto edge = static_cast<uint32_t>(bucket + 1) << fraction_bits;
+    float weight_kept_from = 0;
+    std::memcpy(&weight_kept_from, &edge, sizeof edge);
+    float kept_from = std::min(largest_ + std::log(weight_kept_from), seen.low);
+
+    const auto mass_from = [&](float low) {
+        kernels_->exp_sums_split(logits_, n_, allowed_, maxima_.data(), {largest_, 1.0F, cut_.logit, low}, sums_.data(),
+                                 parts_.data());
+        return total_of(parts_) + edited_mass(low);
+    };
+    const double mass_kept_from = mass_from(kept_from);
+    const double mass = p * (total_of(sums_) + edited_mass(cut_.logit));
+    if (mass_kept_from >= mass) {
+        // The sample was misleading: what is below is dropped, and of what is above little is known.
+        cut_below(kept_from);
+        kept_from = seen.mass < mass ? seen.low : infinity;
+    }
+    const float scale = scale_of(temperature);
+    bool sums_are_of_draw = scale == 1.0F && mass_kept_from < mass;
+    while (true) {
+        if (!sums_are_of_draw) {
+            kernels_->exp_sums(logits_, n_, allowed_, maxima_.data(), {largest_, scale, cut_.logit, infinity},
+                               sums_.data());
+            sums_are_of_draw = true;
+        }
+        const Chosen chosen = draw_from_sums(scale);
+        if (chosen.logit >= kept_from) {
+            return chosen;
+        }
+        double before_it = mass_from(std::nextafter(chosen.logit, infinity));
+        sums_are_of_draw = scale == 1.0F;
+        list(chosen.logit, std::nextafter(chosen.logit, infinity));
+        weigh_list(largest_, 1.0F);
+        for (const Candidate & one : list_) {
+            before_it += one.id < chosen.id ? static_cast<double>(one.weight) : 0.0;
+        }
+        if (before_it < mass) {
+            return chosen;
+        }
+        cut_ = {chosen.logit, chosen.id - 1};
     }
 }
 
@@ -951,7 +1085,7 @@ Sampler::Chosen Sampler::draw_from_row(float scale) {
 // that the surprise comes to tau.
 Sampler::Chosen Sampler::draw_mirostat() {
     if (options_.temperature == 0.0F) {
-        return {best(), 1.0};
+        return {best(), largest_, 1.0};
     }
     const float scale = scale_of(options_.temperature);
     kernels_->exp_sums(logits_, n_, allowed_, maxima_.data(), {largest_, scale, lowest, infinity}, sums_.data());
@@ -959,9 +1093,12 @@ Sampler::Chosen Sampler::draw_mirostat() {
     const double total = total_of(sums_) + weigh_list(largest_, scale);
     constexpr double ln_2 = 0.69314718055994531;
     const double least = (std::log(total) - static_cast<double>(mirostat_mu_) * ln_2) / static_cast<double>(scale);
-    cut_below(largest_ + std::min(static_cast<float>(least), 0.0F));
     if (least > 0) {
-        cut_.id = best();
+        list_.assign(1, {largest_, best(), 0.0F});
+        listed_ = true;
+        sorted_ = true;
+    } else {
+        cut_below(largest_ + static_cast<float>(least));
     }
     const Chosen chosen = draw(options_.temperature);
     const double surprise = -std::log2(chosen.probability);
@@ -978,8 +1115,7 @@ int32_t Sampler::sample(const float * logits, size_t n, TokenBits allowed, size_
     } else if (options_.mirostat != 0) {
         chosen = draw_mirostat().id;
     } else {
-        truncate();
-        chosen = draw(final_temperature()).id;
+        chosen = draw_truncated().id;
     }
     restore_bits();
     if (logprobs != nullptr) {

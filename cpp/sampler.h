@@ -138,7 +138,16 @@ class Sampler {
     };
     struct Chosen {
         int32_t id;
+        float logit;
         double probability;
+    };
+
+    // The most likely tokens, down to a logit, and an estimate of the rest.
+    struct Glance {
+        float low;
+        double mass;
+        double rest;
+        double stands_for;  // logits for each one of the sample
     };
 
     static bool before(const Candidate & a, const Candidate & b) {
@@ -165,6 +174,9 @@ class Sampler {
     void cut_typical();
     void cut_top_p();
     bool cut_top_p_of_row();
+    Glance glance(size_t k);
+    bool cut_top_p_of_most_likely(Glance & seen);
+    bool cut_top_p_by_sample(double n_deviations);
     void cut_min_p();
     void cut_xtc();
     void hide(int32_t id);
@@ -183,6 +195,9 @@ class Sampler {
     Chosen draw(float temperature);
     Chosen draw_from_list(float scale);
     Chosen draw_from_row(float scale);
+    Chosen draw_from_sums(float scale);
+    Chosen draw_truncated();
+    Chosen draw_from_nucleus(const Glance & seen, float temperature);
     Chosen draw_mirostat();
     double uniform();
     void remember(int32_t token);
@@ -190,6 +205,7 @@ class Sampler {
     SamplingOptions options_;
     const Kernels * kernels_;
     bool greedy_;
+    bool only_top_p_;
     bool penalties_;
     bool dry_;
 

@@ -172,8 +172,8 @@ class SamplingOptions:
 
     def __hash__(self) -> int:
         """Return a hash of all options."""
-        return hash(tuple(sorted(self.logit_bias.items()) if name == "logit_bias" else value
-                          for name, value in ((option.name, getattr(self, option.name)) for option in fields(self))))
+        values = (getattr(self, option.name) for option in fields(self))
+        return hash(tuple(frozenset(value.items()) if isinstance(value, Mapping) else value for value in values))
 
     def __str__(self) -> str:
         """Return what differs from the plainest sampling, such as ``temperature 0.8 · top_k 40``."""
