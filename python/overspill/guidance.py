@@ -75,7 +75,7 @@ class Guidance:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"llguidance: {self._matcher.get_error()}")
+            raise ValueError(f"llguidance: {' '.join(self._matcher.get_error().split())}")
 
     def allowed(self) -> NDArray[np.int32]:
         """Return one bit per token."""

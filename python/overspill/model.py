@@ -64,6 +64,37 @@ def _tokens(name: str, values: Iterable[SupportsIndex]) -> list[int]:
     return tokens
 
 
+# Keywords that llama.cpp's converter passes over, so that the reply could break them.
+_UNSUPPORTED = frozenset(
+    "not if then else multipleOf uniqueItems contains minContains maxContains minProperties maxProperties propertyNames "
+    "patternProperties dependentRequired dependentSchemas dependencies unevaluatedItems unevaluatedProperties".split()
+)
+_BOUNDS = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"))
+
+
+def _check_schema(schema: object, where: str) -> None:
+    """Raise a ValueError for what would be left out of the grammar in silence."""
+    if not isinstance(schema, dict):
+        return
+    refused = _UNSUPPORTED | (_BOUNDS if schema.get("type") == "number" else set())
+    for keyword in schema:
+        if keyword in refused:
+            raise ValueError(
+                f"json_schema: {where}: {keyword} is not supported by llama.cpp's grammars"
+                f"{' for numbers' if keyword in _BOUNDS else ''}; overspill.guidance may know it"
+            )
+    for keyword in ("properties", "$defs", "definitions"):
+        for name, part in (schema[keyword] if isinstance(schema.get(keyword), dict) else {}).items():
+            _check_schema(part, f"{where}/{keyword}/{name}")
+    for keyword in ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf"):
+        part = schema.get(keyword)
+        if isinstance(part, list):
+            for number, one in enumerate(part):
+                _check_schema(one, f"{where}/{keyword}/{number}")
+        else:
+            _check_schema(part, f"{where}/{keyword}")
+
+
 def _chooser(sampler: TokenChooser | None, processors: Sequence[LogitsProcessor]) -> TokenChooser | None:
     """Return one function for processors and sampler, or None if there is neither."""
     for function in (*processors, *([sampler] if sampler is not None else [])):
@@ -357,6 +388,10 @@ class Model:
             if grammar is not None:
                 raise ValueError("give either grammar or json_schema")
             schema = json_schema if isinstance(json_schema, str) else json.dumps(json_schema)
+            try:
+                _check_schema(json.loads(schema), "#")
+            except json.JSONDecodeError as error:
+                raise ValueError(f"json_schema: line {error.lineno}, column {error.colno}: {error.msg}") from None
             return _core.grammar_of_json_schema(schema), None
         if grammar is None or isinstance(grammar, str):
             return grammar, None

@@ -1,0 +1,283 @@
+"""Constrained decoding: what comes out parses, and what cannot be compiled says where."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from overspill import Model, StopReason
+from overspill.guidance import Guidance
+
+
+def obj(required: bool = True, **properties: Any) -> dict[str, Any]:
+    """Return the schema of an object with these properties and no others."""
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**schema, "required": list(properties)} if required else schema
+
+
+TEXT = {"type": "string", "maxLength": 12}
+COUNT = {"type": "integer", "minimum": 0, "maximum": 99}
+POINT = obj(x={"type": "number"}, y={"type": "number"})
+TREE = {
+    "$ref": "#/$defs/node",
+    "$defs": {
+        "node": obj(
+            name={"enum": ["leaf", "branch"]},
+            children={"type": "array", "items": {"$ref": "#/$defs/node"}, "maxItems": 2},
+        )
+    },
+}
+LIST = {
+    "$ref": "#/definitions/list",
+    "definitions": {"list": {"anyOf": [{"type": "null"}, obj(head=COUNT, tail={"$ref": "#/definitions/list"})]}},
+}
+EXPRESSION = {
+    "$ref": "#/$defs/e",
+    "$defs": {
+        "e": {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": 9},
+                obj(op={"enum": ["+", "*"]}, left={"$ref": "#/$defs/e"}, right={"$ref": "#/$defs/e"}),
+            ]
+        }
+    },
+}
+
+SCHEMAS: list[dict[str, Any]] = [
+    # Values
+    {"type": "null"},
+    {"type": "boolean"},
+    {"type": "integer"},
+    {"type": "number"},
+    {"type": "string", "maxLength": 20},
+    {"type": "string", "minLength": 3, "maxLength": 3},
+    {"const": 42},
+    {"const": {"a": [1, "two", None]}},
+    {"enum": ["red", "green", "blue"]},
+    {"enum": [1, 2.5, "three", None, True]},
+    # Ranges
+    COUNT,
+    {"type": "integer", "minimum": -5, "maximum": 5},
+    {"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 10},
+    {"type": "integer", "minimum": 1990, "maximum": 2026},
+    # Patterns and formats
+    {"type": "string", "pattern": "^[a-z]{3,8}$"},
+    {"type": "string", "pattern": "^(Mr|Ms)\\. [A-Z][a-z]{2,9}$"},
+    {"type": "string", "pattern": "^\\+[0-9]{2} [0-9]{3}-[0-9]{4}$"},
+    {"type": "string", "pattern": "^#[0-9a-fA-F]{6}$"},
+    {"type": "string", "pattern": "^v[0-9]+\\.[0-9]+(\\.[0-9]+)?$"},
+    {"type": "string", "format": "date"},
+    {"type": "string", "format": "time"},
+    {"type": "string", "format": "date-time"},
+    {"type": "string", "format": "uuid"},
+    # Arrays
+    {"type": "array", "items": COUNT, "minItems": 3, "maxItems": 3},
+    {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 5},
+    {"type": "array", "items": {"type": "array", "items": COUNT, "maxItems": 2}, "minItems": 1, "maxItems": 2},
+    {"type": "array", "prefixItems": [{"type": "boolean"}, COUNT, TEXT], "minItems": 3, "maxItems": 3},
+    {"type": "array", "items": POINT, "minItems": 2, "maxItems": 2},
+    # Objects
+    {"type": "object", "properties": {}, "additionalProperties": False},
+    obj(name=TEXT),
+    obj(name=TEXT, age=COUNT),
+    obj(required=False, a=COUNT, b=COUNT, c=COUNT),
+    {**obj(id=COUNT, note=TEXT), "required": ["id"]},
+    obj(**{"a key": COUNT, 'with "quotes"': {"type": "boolean"}, "日本": {"type": "null"}}),
+    obj(tags={"type": "array", "items": TEXT, "maxItems": 3}, ok={"type": "boolean"}),
+    {"type": "object", "additionalProperties": {"type": "boolean"}, "properties": {"a": COUNT}, "required": ["a"]},
+    POINT,
+    # Nested
+    obj(person=obj(name=TEXT, born=obj(year=COUNT, place=TEXT)), alive={"type": "boolean"}),
+    obj(a=obj(b=obj(c=obj(d=obj(e={"const": "deep"}))))),
+    obj(shape={"anyOf": [obj(radius=COUNT), obj(width=COUNT, height=COUNT)]}),
+    {"oneOf": [{"type": "boolean"}, COUNT, {"type": "null"}]},
+    {"anyOf": [obj(kind={"const": "cat"}, lives=COUNT), obj(kind={"const": "dog"}, good={"const": True})]},
+    {
+        "allOf": [
+            {"type": "object", "properties": {"a": COUNT}, "required": ["a"]},
+            {"type": "object", "properties": {"b": {"type": "boolean"}}, "required": ["b"]},
+        ]
+    },
+    {"type": ["boolean", "null"]},
+    obj(maybe={"type": ["integer", "null"], "minimum": 0}),
+    # References and recursion
+    {"$ref": "#/$defs/p", "$defs": {"p": POINT}},
+    obj(start={"$ref": "#/$defs/p"}, end={"$ref": "#/$defs/p"}) | {"$defs": {"p": POINT}},
+    TREE,
+    LIST,
+    EXPRESSION,
+]
+
+
+FORMATS = jsonschema.FormatChecker(["date", "uuid"])
+
+
+@FORMATS.checks("time", raises=ValueError)
+def _is_time(value: object) -> bool:
+    return bool(datetime.time.fromisoformat(str(value)))
+
+
+class Closing:
+    """Makes what ends a value ever more likely, so that a base model comes to an end."""
+
+    def __init__(self, model: Model, n_prompt: int) -> None:
+        pieces = [model.token_bytes(token) for token in range(model.n_vocab)]
+        closes = [re.fullmatch(rb'"?[}\]]*|null|leaf|Z| ?\[\]', piece) or model.is_end_of_generation(i) for i, piece in enumerate(pieces)]
+        self.closers = np.flatnonzero(closes)
+        self.digits = np.flatnonzero([re.search(rb"[0-9]$", piece) for piece in pieces])
+        self.blanks = np.flatnonzero([re.search(rb"\s$|[{]", piece) for piece in pieces])
+        self.n_prompt = n_prompt
+
+    def __call__(self, logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> None:
+        """Add half a logit for each token beyond thirty."""
+        push = 0.5 * max(len(tokens) - self.n_prompt - 30, 0)
+        logits[self.closers] += push
+        logits[self.digits] -= push / 2
+        logits[self.blanks] -= push
+
+
+@pytest.fixture(scope="module")
+def closing(gemma: Model) -> Closing:
+    """Return the processor for a prompt."""
+    return Closing(gemma, len(gemma.tokenize("JSON: ")))
+
+
+def test_there_are_fifty() -> None:
+    """Each a valid schema."""
+    assert len(SCHEMAS) == 50
+    for schema in SCHEMAS:
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize("number", range(50))
+@pytest.mark.parametrize("engine", ["llama.cpp", "llguidance"])
+def test_the_reply_fits_the_schema(gemma: Model, closing: Closing, number: int, engine: str) -> None:
+    """Parsed by the json module and judged by jsonschema."""
+    schema = SCHEMAS[number]
+    for seed in (1, 2) if engine == "llama.cpp" else (1,):
+        options: dict[str, Any] = {"json_schema": schema}
+        if engine == "llguidance":
+            options = {"grammar": Guidance(gemma, json_schema=schema)}
+        reply = gemma.generate("JSON: ", max_tokens=400, seed=seed, logits_processors=[closing], **options)
+        assert reply.stats.stop_reason == StopReason.EOS, reply.text
+        jsonschema.validate(json.loads(reply.text), schema, format_checker=FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "pattern"),
+    [
+        ('root ::= "yes" | "no"', "yes|no"),
+        ("root ::= [0-9]{3} \"-\" [a-c]+ \"!\"", "[0-9]{3}-[a-c]+!"),
+        ('root ::= "日本" ("語" | "人"){2}', "日本[語人]{2}"),
+        ('root ::= line{2}\nline ::= "- " [a-z]{1,5} "\\n"', "(- [a-z]{1,5}\n){2}"),
+    ],
+)
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1.5, "top_k": 0}, {"mirostat": 2}, {"top_p": 0.1}])
+def test_gbnf(gemma: Model, grammar: str, pattern: str, options: dict[str, Any]) -> None:
+    """The reply matches, however tokens are drawn."""
+
+    def close(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> None:
+        logits[exclamation] += max(len(tokens) - 15, 0)
+
+    exclamation = gemma.tokenize("!", add_special=False)[0]
+    reply = gemma.generate(
+        "Answer:", grammar=grammar, max_tokens=100, seed=3, logits_processors=[close], logprobs=True, **options
+    )
+    assert re.fullmatch(pattern, reply.text), reply.text
+    assert reply.stats.stop_reason == StopReason.EOS
+    assert all(token.logprob is not None and token.logprob <= 0 for token in reply.tokens)
+
+
+def test_a_grammar_does_not_shift_what_it_allows(gemma: Model) -> None:
+    """Among allowed tokens the odds are the model's: chi-square over first words, at 1 in 10,000."""
+    words = ["a", "the", "one", "my"]
+    prompt = gemma.tokenize("I saw")
+    gemma.reset()
+    logits = gemma.eval(prompt).astype(np.float64)
+    first = [gemma.tokenize(" " + word, add_special=False)[0] for word in words]
+    weights = np.exp(logits[first] - logits[first].max())
+    expected = weights / weights.sum() * 600
+    counts = np.zeros(len(words))
+    grammar = "root ::= " + " | ".join(f'" {word} "' for word in words)
+    plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    # Longer tokens that begin like a word are allowed by the grammar too, if they are but that word and a space.
+    for seed in range(600):
+        (token,) = gemma.stream(prompt, grammar=grammar, max_tokens=1, seed=seed, **plain)  # type: ignore[arg-type]
+        if token.id in first:
+            counts[first.index(token.id)] += 1
+    assert counts.sum() > 500
+    expected *= counts.sum() / expected.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < 21.1
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        ('root ::= "a', "line 1, column 1: unexpected end of input"),
+        ('root := "a"', "line 1, column 6: expecting ::="),
+        ('root ::= "a"\nx ::= [a-z', "line 2, column 1: unexpected end of input"),
+        ('root ::= "a" |\n  x\nx ::= "b"\n\n# a comment\ny ::= "\\q"', "line 6, column 8: unknown escape"),
+        ("root ::= word", "line 1, column 10: the rule word is not defined"),
+        ('word ::= "a"', "no rule named root"),
+        ("", "no rule named root"),
+        ('root ::= root "a"', "left recursion"),
+        ("root ::= [a-z]{100000}", "repetitions"),
+        ('root ::= "a\0"', "line 1, column 12: a NUL character"),
+    ],
+)
+def test_grammars_that_cannot_be_compiled(gemma: Model, capfd: pytest.CaptureFixture[str], grammar: str, text: str) -> None:
+    """A ValueError says where and what, and nothing is printed."""
+    with pytest.raises(ValueError, match="grammar") as caught:
+        gemma.stream("x", grammar=grammar)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "colour"}, "#: unrecognized type colour"),
+        ({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "colour"}}}}, "/properties/a"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/nothing"}}}, "#/$defs/nothing"),
+        ({"type": "string", "pattern": "^(ab$"}, "unbalanced parentheses"),
+        ({"type": "string", "pattern": "ab"}, "not anchored"),
+        ({"type": "array", "items": {"type": "number", "multipleOf": 0.5}}, "#/items: multipleOf"),
+        ({"properties": {"not": {"type": "number", "minimum": 1}}}, "#/properties/not: minimum"),
+        ({"anyOf": [{}, {"type": "object", "maxProperties": 1}]}, "#/anyOf/1: maxProperties"),
+        ('{"type": "object", ', "line 1, column"),
+    ],
+)
+def test_schemas_that_cannot_be_compiled(
+    gemma: Model, capfd: pytest.CaptureFixture[str], schema: dict[str, Any] | str, text: str
+) -> None:
+    """A ValueError says where and what; nothing is left out in silence, nor printed."""
+    with pytest.raises(ValueError, match="json_schema") as caught:
+        gemma.stream("x", json_schema=schema)
+    assert text in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(ValueError, match="either grammar or json_schema"):
+        gemma.stream("x", json_schema={}, grammar="root ::= .")
+
+
+def test_what_llama_cpp_cannot_llguidance_can(gemma: Model) -> None:
+    """Patterns without anchors, regular expressions, and Lark; mistakes are one line."""
+    schema = {"type": "string", "pattern": "[xyz][0-9]{2}", "maxLength": 8}
+    reply = gemma.generate("JSON: ", grammar=Guidance(gemma, json_schema=schema), max_tokens=60, seed=1)
+    jsonschema.validate(json.loads(reply.text), schema)
+    reply = gemma.generate("Date: ", grammar=Guidance(gemma, regex=r"[0-9]{4}-[0-9]{2}"), max_tokens=60, seed=1)
+    assert re.fullmatch(r"[0-9]{4}-[0-9]{2}", reply.text)
+    reply = gemma.generate("Say: ", grammar=Guidance(gemma, lark='start: "hello" | "bye"'), max_tokens=60, seed=1)
+    assert reply.text in ("hello", "bye")
+    with pytest.raises(ValueError, match="llguidance: .*regex") as caught:
+        Guidance(gemma, regex="[")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="give one of"):
+        Guidance(gemma)
