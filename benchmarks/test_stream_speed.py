@@ -79,7 +79,8 @@ RIVAL = """
 import json, sys, time
 from llama_cpp import Llama
 
-model = Llama(sys.argv[1], n_ctx=512, n_threads=int(sys.argv[3]), n_threads_batch=int(sys.argv[3]), seed=1, verbose=False)
+n_threads = int(sys.argv[3])
+model = Llama(sys.argv[1], n_ctx=512, n_threads=n_threads, n_threads_batch=n_threads, seed=1, verbose=False)
 prompt = model.tokenize(b"Once upon a time")
 n = int(sys.argv[2])
 stream = model.generate(prompt, repeat_penalty=1.0, reset=True, **json.loads(sys.argv[4]))
@@ -102,7 +103,7 @@ def rival_python() -> Path:
         pin = (Path(__file__).parent.parent / "vendor" / "llama.cpp.txt").read_text()
         version = re.search(r"llama-cpp-python==\S+", pin)
         assert version is not None
-        command = [python, "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python", version[0]]
+        command = [str(python), "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python", version[0]]
         subprocess.run(command, check=True, env={**os.environ, "CMAKE_ARGS": "-DLLAMA_BUILD=OFF"})
         done.touch()
     return python
@@ -123,7 +124,7 @@ def sampled_rate(path: Path, n: int, options: dict[str, Any]) -> float:
     """Return tokens per second of our loop; a token that would end the text is banned."""
     with Model(path, n_ctx=512, n_threads=N_THREADS) as model:
         ends = {token: -math.inf for token in range(model.n_vocab) if model.is_end_of_generation(token)}
-        banned = {} if callable(options.get("sampler")) else {"logit_bias": ends}
+        banned: dict[str, Any] = {} if callable(options.get("sampler")) else {"logit_bias": ends}
         with model.stream("Once upon a time", max_tokens=n + 1, **options, **banned) as stream:
             next(stream)
             start = time.perf_counter()
@@ -218,4 +219,4 @@ def test_view_of_logits(benchmark: BenchmarkFixture, tiny_gpt_oss_path: Path, ge
             print(f"\nview of {model.n_vocab:,} logits: {statistics.median(times):.2f} us, a copy {copy:.1f} us")
             assert statistics.median(times) <= most_us
             if path == gemma_path:
-                benchmark(lambda: token.logits)
+                benchmark(getattr, token, "logits")

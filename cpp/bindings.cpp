@@ -624,7 +624,7 @@ PYBIND11_MODULE(_core, m) {
     py::class_<Evaluation, std::shared_ptr<Evaluation>>(m, "Evaluation", py::is_final(),
                                                         py::release_gil_before_calling_cpp_dtor())
         .def(py::init<std::shared_ptr<Model>>(), "model"_a)
-        .def("eval", &evaluate, "tokens"_a, "all"_a)
+        .def("eval", &evaluate, "tokens"_a, "every"_a)
         .def("reset", [](Evaluation & evaluation) { without_gil([&] { evaluation.reset(); }); })
         .def_property_readonly("n_tokens", &Evaluation::n_tokens);
 

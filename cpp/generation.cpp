@@ -112,6 +112,9 @@ Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt
     if (options_.n_logprobs < -1 || options_.n_logprobs > most_logprobs) {
         throw std::invalid_argument("logprobs must be 0 to 1000, not " + std::to_string(options_.n_logprobs));
     }
+    if (!options_.sampler) {
+        options_.sampler = std::make_shared<Sampler>(SamplingOptions{});
+    }
     for (const auto & [token, bias] : options_.sampler->options().logit_bias) {
         model_->check_token("logit_bias", token);
     }

@@ -39,10 +39,10 @@ struct ChooserView {
 using Chooser = std::function<std::optional<int32_t>(const ChooserView & view)>;
 
 struct GenerationOptions {
-    std::shared_ptr<Sampler> sampler;    // whoever else holds it sees its state move
-    int64_t max_tokens = -1;             // -1: until the model or the context ends
-    std::vector<std::string> stop = {};  // not empty strings
-    int32_t n_logprobs = -1;             // -1: none; 0: fill in Token::logprob; n: and the n most likely, at most 1000
+    std::shared_ptr<Sampler> sampler = {};  // whoever else holds it sees its state move; none: the default options
+    int64_t max_tokens = -1;                // -1: until the model or the context ends
+    std::vector<std::string> stop = {};     // not empty strings
+    int32_t n_logprobs = -1;  // -1: none; 0: fill in Token::logprob; n: and the n most likely, at most 1000
     std::shared_ptr<Constraint> constraint = {};
     Chooser choose = {};
     bool keep_logits = false;  // fill in Token::logits

@@ -44,7 +44,10 @@ def survivors(logits: NDArray[np.float32], options: SamplingOptions) -> tuple[ND
         p = softmax(x)
         distance = np.abs(-np.log(p) - entropy(p))
         order = np.lexsort((np.arange(len(x)), distance))
-        n = int(np.searchsorted(np.cumsum(p[order]), float(np.float32(options.typical_p)) * (1 + EXACT), side="right")) + 1
+        n = (
+            int(np.searchsorted(np.cumsum(p[order]), float(np.float32(options.typical_p)) * (1 + EXACT), side="right"))
+            + 1
+        )
         kept = np.sort(order[:n])
         ids, x = ids[kept], x[kept]
         size = len(ids)
@@ -73,8 +76,8 @@ def survivors(logits: NDArray[np.float32], options: SamplingOptions) -> tuple[ND
 
 def softmax(x: Floats) -> Floats:
     """Return probabilities."""
-    e: Floats = np.exp(x - x.max())
-    return e / e.sum()
+    e = np.exp(x - x.max())
+    return np.asarray(e / e.sum(), np.float64)
 
 
 def entropy(p: Floats) -> float:

@@ -7,14 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from overspill import Model, Sampler, SamplingOptions, StopReason, Stream
+from overspill import Model, Sampler, SamplingOptions, StopReason, Stream, Token
 
 Logits = NDArray[np.float32]
 Tokens = NDArray[np.int32]
@@ -58,7 +58,11 @@ def test_none_leaves_it_to_the_sampler(model: Model) -> None:
 
     reply = ids(model, sampler=ban, temperature=0)
     assert banned not in reply
-    assert reply == ids(model, logits_processors=[ban], temperature=0) == ids(model, temperature=0, logit_bias={banned: -np.inf})
+    assert (
+        reply
+        == ids(model, logits_processors=[ban], temperature=0)
+        == ids(model, temperature=0, logit_bias={banned: -np.inf})
+    )
 
 
 def test_processors_run_in_order_before_the_sampler(model: Model) -> None:
@@ -112,7 +116,7 @@ def test_exceptions_reach_the_caller_unchanged(model: Model, where: str) -> None
             raise raised
 
     options = {"sampler": fail} if where == "sampler" else {"logits_processors": [fail]}
-    stream = model.stream([1, 2, 3], **options)  # type: ignore[arg-type]
+    stream = model.stream([1, 2, 3], **options)
     assert len([next(stream), next(stream)]) == 2
     with pytest.raises(LookupError) as caught:
         next(stream)
@@ -150,8 +154,8 @@ def test_a_sampler_of_ones_own_goes_on_from_stream_to_stream(model: Model) -> No
     sampler = Sampler(temperature=2, top_k=0, seed=5, repeat_penalty=1.2)
     twin = sampler.clone()
     with model.stream([1, 2, 3], sampler=sampler, max_tokens=20, logits=True) as stream:
-        for token in [1, 2, 3]:
-            twin.accept(token)
+        for prompt in [1, 2, 3]:
+            twin.accept(prompt)
         for n, token in enumerate(stream):
             assert twin.sample(token.logits) == token.id
             twin.accept(token.id)
@@ -166,7 +170,7 @@ def test_sampling_options_as_a_value(model: Model) -> None:
     options = SamplingOptions(temperature=0.7, seed=4)
     assert ids(model, sampling=options) == ids(model, temperature=0.7, seed=4)
     assert ids(model, sampling=options, temperature=0) == ids(model, temperature=0)
-    with pytest.raises(ValueError, match="logit_bias: .* is not in the vocabulary"):
+    with pytest.raises(ValueError, match=r"logit_bias: .* is not in the vocabulary"):
         model.stream([1], logit_bias={10**6: 1.0})
 
 
@@ -204,7 +208,7 @@ def test_masks(model: Model) -> None:
 def test_log_probabilities(model: Model) -> None:
     """Of the chosen and of the most likely, against numpy's softmax, whatever the sampler does to the choice."""
     for options in ({"seed": 1}, {"sampler": lambda logits, tokens: 7}, {"logit_bias": {3: 50.0}}, {"temperature": 0}):
-        for token in model.stream([1, 2, 3], max_tokens=5, logits=True, logprobs=5, **options):  # type: ignore[arg-type]
+        for token in model.stream([1, 2, 3], max_tokens=5, logits=True, logprobs=5, **options):
             x = token.logits.astype(np.float64)
             expected = x - x.max() - np.log(np.exp(x - x.max()).sum())
             assert token.logprob == pytest.approx(expected[token.id], abs=1e-5)
@@ -219,14 +223,16 @@ def test_log_probabilities(model: Model) -> None:
             model.stream([1], logprobs=logprobs)
 
 
-def slowly(stream: Iterator[object]) -> Iterator[object]:
+def slowly(stream: Iterable[Token]) -> Iterator[Token]:
     """Yield from a stream as a caller that is busy between tokens."""
     for one in stream:
         time.sleep(0.002)
         yield one
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 9}, {"seed": 9, "grammar": "root ::= .*", "logprobs": 2}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"seed": 9}, {"seed": 9, "grammar": "root ::= .*", "logprobs": 2}]
+)
 def test_the_same_text_whether_it_looks_ahead(gemma: Model, options: dict[str, object]) -> None:
     """A caller that is slow gets the same tokens and stats as one that is not."""
     quick = list(gemma.stream("Once upon", max_tokens=30, **options))  # type: ignore[arg-type]
@@ -281,12 +287,14 @@ def test_leaving_while_it_looks_ahead(model: Model) -> None:
 
 def test_two_streams_that_look_ahead(gemma: Model) -> None:
     """Each has its own text."""
-    alone = [[token.id for token in gemma.stream(text, temperature=0, max_tokens=15)] for text in ("One two", "Rain in")]
+    alone = [
+        [token.id for token in gemma.stream(text, temperature=0, max_tokens=15)] for text in ("One two", "Rain in")
+    ]
     streams = [gemma.stream(text, temperature=0, max_tokens=15) for text in ("One two", "Rain in")]
     together: list[list[int]] = [[], []]
     for pair in zip(*(slowly(stream) for stream in streams), strict=True):
         for reply, token in zip(together, pair, strict=True):
-            reply.append(token.id)  # type: ignore[attr-defined]
+            reply.append(token.id)
     assert together == alone
 
 

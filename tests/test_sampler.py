@@ -30,7 +30,8 @@ PLAIN = SamplingOptions(temperature=1, top_k=0, top_p=1, min_p=0, seed=1)
 ALONE: dict[str, list[dict[str, Any]]] = {
     "temperature": [{"temperature": t} for t in (0.0, 0.1, 0.8, 1.0, 3.0)],
     "dynamic": [
-        {"dynamic_temperature_range": r, "dynamic_temperature_exponent": e} for r, e in ((0.5, 1.0), (1.0, 2.0), (2.0, 0.5))
+        {"dynamic_temperature_range": r, "dynamic_temperature_exponent": e}
+        for r, e in ((0.5, 1.0), (1.0, 2.0), (2.0, 0.5))
     ],
     "top_k": [{"top_k": k} for k in (1, 2, 40, 1000, 10**6)],
     "top_p": [{"top_p": p} for p in (0.0, 0.1, 0.5, 0.95, 0.999)],
@@ -121,12 +122,12 @@ def compare(case: int, x: NDArray[np.float32], options: SamplingOptions, history
         return "equal"
     right_ids, right_p = survivors(y, options)
     right_ids, right_p = right_ids[right_p > 1e-30], right_p[right_p > 1e-30]
-    ours, right = np.zeros(len(x)), np.zeros(len(x))
-    ours[ids], right[right_ids] = p, right_p
+    mine, right = np.zeros(len(x)), np.zeros(len(x))
+    mine[ids], right[right_ids] = p, right_p
     # Far down a tail of tens of thousands, a token more or less is below single precision.
-    off = float((ours + right)[(ours > 0) != (right > 0)].sum())
+    off = float((mine + right)[(mine > 0) != (right > 0)].sum())
     assert off <= 5e-6, f"{what}: {len(ids)} are left, not {len(right_ids)}; llama.cpp: {len(their_ids)}"
-    assert np.abs(ours - right).max() <= 1e-5, f"{what}: probabilities differ by {np.abs(ours - right).max()}"
+    assert np.abs(mine - right).max() <= 1e-5, f"{what}: probabilities differ by {np.abs(mine - right).max()}"
     if options.typical_p < 1 and (np.isinf(y).any() or options.top_n_sigma > 0):
         return "undefined"  # llama.cpp's entropy is NaN then: 0 * log(0)
     return "rounding"
@@ -153,7 +154,10 @@ def test_same_distribution_on_a_models_logits(upstream_tools: Path, gemma: Model
     every = gemma.eval(tokens, logits="all").copy()
     outcomes: Counter[str] = Counter()
     for position, x in enumerate(every):
-        for keywords in [*(one for several in ALONE.values() for one in several), {"top_k": 40, "top_p": 0.95, "min_p": 0.05}]:
+        for keywords in [
+            *(one for several in ALONE.values() for one in several),
+            {"top_k": 40, "top_p": 0.95, "min_p": 0.05},
+        ]:
             outcomes[compare(position, x, replace(PLAIN, **keywords), tokens[: position + 1], upstream_tools)] += 1
     # llama.cpp's sums over all 262,144 are off by 1e-4: it keeps 61,204 tokens of 82,235 at top-p 0.999.
     assert outcomes["equal"] >= 0.8 * outcomes.total()
@@ -204,7 +208,9 @@ def test_dry(upstream_tools: Path, gpt2: Model, breakers: tuple[str, ...]) -> No
         )
         upstream = UpstreamChain(upstream_tools, options, gpt2.n_vocab, gpt2.path)
         sampler = Sampler(options, model=gpt2)
-        for token in random.choice(alphabet[: int(random.integers(2, len(alphabet)))], size=int(random.integers(0, 150))):
+        for token in random.choice(
+            alphabet[: int(random.integers(2, len(alphabet)))], size=int(random.integers(0, 150))
+        ):
             upstream.accept(int(token))
             sampler.accept(int(token))
         x = np.zeros(gpt2.n_vocab, np.float32)
@@ -217,7 +223,15 @@ def test_dry(upstream_tools: Path, gpt2: Model, breakers: tuple[str, ...]) -> No
 
 @pytest.mark.parametrize(
     "keywords",
-    [{}, {"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.1}, {"temperature": 1.7}, {"typical_p": 0.8}, {"logit_bias": {1: 2.0}}],
+    [
+        {},
+        {"top_p": 0.9},
+        {"top_k": 20},
+        {"min_p": 0.1},
+        {"temperature": 1.7},
+        {"typical_p": 0.8},
+        {"logit_bias": {1: 2.0}},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("n", [50, 5000])
@@ -322,7 +336,13 @@ def test_a_state_goes_on_where_it_was_saved() -> None:
 def test_what_cannot_be_drawn_from_is_an_error() -> None:
     """Never a random token; and the sampler works afterwards."""
     good = np.zeros(300, np.float32)
-    for sampler in (Sampler(temperature=0), Sampler(PLAIN), Sampler(top_k=5), Sampler(mirostat=2), Sampler(typical_p=0.5)):
+    for sampler in (
+        Sampler(temperature=0),
+        Sampler(PLAIN),
+        Sampler(top_k=5),
+        Sampler(mirostat=2),
+        Sampler(typical_p=0.5),
+    ):
         for token in (0, 17, 299):
             for value in (math.nan, math.inf):
                 bad = good.copy()
@@ -351,7 +371,13 @@ def test_masks() -> None:
     ids, _ = Sampler(PLAIN).distribution(x, allowed=bits)
     assert ids.tolist() == [63, 5]
     assert Sampler(temperature=0, logit_bias={69: 9.0, 5: 100.0}).sample(x, allowed=bits) == 5
-    for allowed in (np.zeros(3), np.zeros((3, 1), np.uint32), [1, 2, 3], np.zeros(6, np.uint32)[::2], np.zeros(0, np.uint32)):
+    for allowed in (
+        np.zeros(3),
+        np.zeros((3, 1), np.uint32),
+        [1, 2, 3],
+        np.zeros(6, np.uint32)[::2],
+        np.zeros(0, np.uint32),
+    ):
         with pytest.raises(TypeError, match="allowed must be"):
             Sampler(PLAIN).sample(x, allowed=allowed)  # type: ignore[arg-type]
 

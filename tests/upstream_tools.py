@@ -22,7 +22,7 @@ from overspill import SamplingOptions, _core
 
 
 def build_upstream_tools(cache: Path) -> Path:
-    """Return a folder with ``llama-completion``, ``llama-bench`` and ``upstream_sampling``, built once per version of the libraries."""
+    """Return a folder with llama.cpp's tools and its samplers, built once per version of the libraries."""
     libraries = Path(_core.__file__).parent / "lib"
     if sys.platform == "win32" or not list(libraries.glob("*ggml-cpu.*")):
         pytest.skip("upstream's tools are linked to libggml-cpu, which plugin builds and Windows do not allow")
@@ -65,13 +65,15 @@ def decode_rate(tools: Path, model: Path, n: int, n_threads: int) -> float:
     return float(json.loads(done.stdout)[0]["avg_ts"])
 
 
-_OPTIONS = [(field.name, ctypes.c_int32 if field.type == "int" else ctypes.c_float) for field in fields(SamplingOptions)]
+_OPTIONS = [
+    (field.name, ctypes.c_int32 if field.type == "int" else ctypes.c_float)
+    for field in fields(SamplingOptions)
+    if field.name not in ("dry_sequence_breakers", "logit_bias", "seed")
+]
 
 
 class _Options(ctypes.Structure):
-    _fields_ = [(name, kind) for name, kind in _OPTIONS if name not in ("dry_sequence_breakers", "logit_bias", "seed")] + [
-        ("seed", ctypes.c_uint32)
-    ]
+    _fields_ = (*_OPTIONS, ("seed", ctypes.c_uint32))
 
 
 class _LogitBias(ctypes.Structure):
@@ -87,19 +89,24 @@ class UpstreamChain:
         for name, result in (("chain", ctypes.c_void_p), ("vocabulary", ctypes.c_void_p), ("sample", ctypes.c_size_t)):
             getattr(self._library, f"upstream_{name}").restype = result
         self._library.upstream_time.restype = ctypes.c_double
-        values = _Options(**{name: getattr(options, name) for name, _ in _Options._fields_ if name != "seed"})
+        values = _Options(**{name: getattr(options, name) for name, _ in _OPTIONS})
         values.seed = options.seed or 0
         if values.repeat_last_n < 0:
             values.repeat_last_n = 1 << 16
         if values.dry_last_n < 0:
             values.dry_last_n = 1 << 16
-        bias = (_LogitBias * len(options.logit_bias))(*options.logit_bias.items())
+        bias = (_LogitBias * len(options.logit_bias))(*(_LogitBias(*pair) for pair in options.logit_bias.items()))
         breakers = [text.encode() for text in options.dry_sequence_breakers]
         model = None if vocabulary is None else _vocabulary(self._library, str(vocabulary))
         self._chain = ctypes.c_void_p(
             self._library.upstream_chain(
-                ctypes.byref(values), ctypes.c_int32(n_vocab), bias, ctypes.c_int32(len(bias)),
-                ctypes.c_void_p(model), (ctypes.c_char_p * len(breakers))(*breakers), ctypes.c_size_t(len(breakers)),
+                ctypes.byref(values),
+                ctypes.c_int32(n_vocab),
+                bias,
+                ctypes.c_int32(len(bias)),
+                ctypes.c_void_p(model),
+                (ctypes.c_char_p * len(breakers))(*breakers),
+                ctypes.c_size_t(len(breakers)),
             )
         )
 
@@ -113,8 +120,12 @@ class UpstreamChain:
         probabilities = np.empty(len(logits), np.float32)
         chosen = ctypes.c_int32()
         n = self._library.upstream_sample(
-            self._chain, logits.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(len(logits)),
-            ids.ctypes.data_as(ctypes.c_void_p), probabilities.ctypes.data_as(ctypes.c_void_p), ctypes.byref(chosen),
+            self._chain,
+            logits.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_size_t(len(logits)),
+            ids.ctypes.data_as(ctypes.c_void_p),
+            probabilities.ctypes.data_as(ctypes.c_void_p),
+            ctypes.byref(chosen),
         )
         return ids[:n], probabilities[:n], chosen.value
 

@@ -43,7 +43,7 @@ class Token:
         """Natural logarithm of its probability before temperature and truncation; None unless asked for."""
     @property
     def top_logprobs(self) -> tuple[tuple[int, float], ...]:
-        """The most likely tokens and the natural logarithms of their probabilities, best first; empty unless asked for."""
+        """The most likely tokens and the logarithms of their probabilities, best first; empty unless asked for."""
     @property
     def logits(self) -> NDArray[np.float32]:
         """The logits that it was chosen from, float32 of shape (n_vocab,).
@@ -126,7 +126,7 @@ class Sampler:
 @final
 class Evaluation:
     def __init__(self, model: Model) -> None: ...
-    def eval(self, tokens: Sequence[int], all: bool) -> NDArray[np.float32]: ...
+    def eval(self, tokens: Sequence[int], every: bool) -> NDArray[np.float32]: ...
     def reset(self) -> None: ...
     @property
     def n_tokens(self) -> int: ...

@@ -98,9 +98,13 @@ def run(
         float | None, typer.Option("--temperature", "-t", help="0: always the most likely token.")
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep so many of the most likely tokens; 0: all.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability; 1: all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the likeliest tokens up to this probability; 1: all.")
+    ] = None,
     min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest; 0: none.")] = None,
-    repeat_penalty: Annotated[float | None, typer.Option(help="Divide the logits of the last 64 tokens; 1: off.")] = None,
+    repeat_penalty: Annotated[
+        float | None, typer.Option(help="Divide the logits of the last 64 tokens; 1: off.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     json_schema: Annotated[
         str | None, typer.Option(help="A JSON schema that the reply fits, or the name of a file with one.")
@@ -120,7 +124,7 @@ def run(
         _fail(f"expected [MODEL] PROMPT, but got {len(arguments)} arguments; put the prompt in quotes", USAGE)
     *given, prompt = arguments
     # What is not given is what the model's file recommends, or else llama.cpp's default.
-    sampling = {
+    sampling: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -151,7 +155,7 @@ def run(
                 stop=stop or (),
                 json_schema=_text_or_file(json_schema),
                 grammar=None if grammar is None else grammar.read_text(encoding="utf-8"),
-                **{name: value for name, value in sampling.items() if value is not None},  # type: ignore[typeddict-item]
+                **{name: value for name, value in sampling.items() if value is not None},
             ) as stream,
         ):
             code = _print_stream(stream)

@@ -43,7 +43,7 @@ logger = logging.getLogger("overspill")
 # Room that `offload="auto"` leaves on a GPU for compute buffers and for the desktop.
 _GPU_MARGIN_BYTES = 1 << 30
 
-_open_models: weakref.WeakSet["Model"] = weakref.WeakSet()
+_open_models: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
 @atexit.register
@@ -66,8 +66,11 @@ def _tokens(name: str, values: Iterable[SupportsIndex]) -> list[int]:
 
 # Keywords that llama.cpp's converter passes over, so that the reply could break them.
 _UNSUPPORTED = frozenset(
-    "not if then else multipleOf uniqueItems contains minContains maxContains minProperties maxProperties propertyNames "
-    "patternProperties dependentRequired dependentSchemas dependencies unevaluatedItems unevaluatedProperties".split()
+    (
+        *("not", "if", "then", "else", "multipleOf", "uniqueItems", "contains", "minContains", "maxContains"),
+        *("minProperties", "maxProperties", "propertyNames", "patternProperties", "unevaluatedProperties"),
+        *("unevaluatedItems", "dependentRequired", "dependentSchemas", "dependencies"),
+    )
 )
 _BOUNDS = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"))
 

@@ -90,7 +90,7 @@ class SamplingOptions:
     """Keep tokens whose surprise is nearest to the expected one, with this much probability together, 0 to 1;
     1 keeps all (Meister et al., 2022)."""
     top_n_sigma: float = 0.0
-    """Keep tokens within so many standard deviations of the logits below the largest; 0 keeps all (Tang et al., 2024)."""
+    """Keep tokens within so many standard deviations of the logits below the largest; 0 is all (Tang et al., 2024)."""
     xtc_probability: float = 0.0
     """How often to drop all but the least likely of the tokens over ``xtc_threshold``, 0 to 1; 0 is never."""
     xtc_threshold: float = 0.1
@@ -136,14 +136,16 @@ class SamplingOptions:
                 largest = 2**32 - 2 if option.name == "seed" else 2**31 - 1
                 least = 0 if option.name == "seed" else -(2**31)
                 object.__setattr__(self, option.name, as_integer(option.name, value, least, largest))
-        if isinstance(self.dry_sequence_breakers, str) or not all(
-            isinstance(text, str) for text in self.dry_sequence_breakers
-        ):
+        breakers: object = self.dry_sequence_breakers
+        if isinstance(breakers, str) or not all(isinstance(text, str) for text in self.dry_sequence_breakers):
             raise TypeError(f"dry_sequence_breakers must be strings, not {self.dry_sequence_breakers!r}")
         object.__setattr__(self, "dry_sequence_breakers", tuple(self.dry_sequence_breakers))
         if not all(self.dry_sequence_breakers):
             raise ValueError("dry_sequence_breakers must not contain an empty string")
-        bias = {as_integer("logit_bias", token, 0, 2**31 - 1): as_real("logit_bias", value) for token, value in self.logit_bias.items()}
+        bias = {
+            as_integer("logit_bias", token, 0, 2**31 - 1): as_real("logit_bias", value)
+            for token, value in self.logit_bias.items()
+        }
         object.__setattr__(self, "logit_bias", bias)
         _core.check_sampling(self._native())
 
@@ -183,8 +185,9 @@ class SamplingOptions:
             for option in fields(self)
             if getattr(self, option.name) != plain.get(option.name, getattr(_DEFAULTS, option.name))
         }
-        return " · ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                          for name, value in changed.items())
+        return " · ".join(
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in changed.items()
+        )
 
 
 class Sampler:

@@ -2,6 +2,7 @@
 // MODEL is any small model that generates text; damaged copies of it are written to FOLDER.
 
 #include "error.h"
+#include "evaluation.h"
 #include "generation.h"
 #include "gguf_file.h"
 #include "log.h"
@@ -9,10 +10,13 @@
 #include "utf8_buffer.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -109,82 +113,185 @@ void test_stop_strings() {
     check_throws<std::invalid_argument>([] { StopStrings({""}); }, "stop", "an empty stop string");
 }
 
-void test_argmax() {
+std::vector<float> random_row(std::mt19937 & random, size_t n, bool ties) {
+    std::normal_distribution<float> normal(0.0F, 4.0F);
+    std::vector<float> row(n);
+    for (auto & logit : row) {
+        logit = ties ? std::round(normal(random)) : normal(random);
+    }
+    row[random() % n] = -std::numeric_limits<float>::infinity();
+    return row;
+}
+
+// Every pass, for sizes around blocks and registers, with the bits that the scalar build gives.
+void test_kernels() {
     std::mt19937 random(7);
-    const float infinity = std::numeric_limits<float>::infinity();
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    for (size_t n : {size_t{1}, size_t{2}, size_t{31}, size_t{32}, size_t{33}, size_t{4095}, size_t{4096}, size_t{4097},
-                     size_t{8200}, size_t{50001}}) {
-        for (int repeat = 0; repeat < 50; ++repeat) {
-            std::vector<float> logits(n);
-            // Few different values, so that there are ties, of which the first must win.
-            for (auto & logit : logits) {
-                logit = static_cast<float>(random() % (repeat < 25 ? 10U : 1000000U)) - 500.0F;
+    const auto available = available_kernels();
+    check(std::string(available.front()->name) == "scalar", "every build has scalar kernels");
+    for (const size_t n : {1, 2, 15, 16, 17, 255, 256, 257, 1000, 5001}) {
+        // On the heap to the byte, so that a read beyond the end is noticed.
+        const std::vector<float> row = random_row(random, n, n % 2 == 0);
+        std::vector<uint32_t> bits((n + 31) / 32);
+        std::generate(bits.begin(), bits.end(), std::ref(random));
+        for (const TokenBits allowed : {static_cast<TokenBits>(nullptr), static_cast<TokenBits>(bits.data())}) {
+            std::vector<std::vector<float>> answers;
+            for (const Kernels * kernels : available) {
+                const size_t n_blocks = block_count(n);
+                std::vector<float> answer(n_blocks * 8 + n);
+                float * out = answer.data();
+                std::vector<float> maxima(n_blocks);
+                check(kernels->block_maxima(row.data(), n, allowed, maxima.data()),
+                      "no NaN is seen where there is none");
+                std::copy(maxima.begin(), maxima.end(), out);
+                const float largest = *std::max_element(row.begin(), row.end());
+                const ExpSumOptions options{largest, 0.7F, -20.0F, 1.0F};
+                kernels->exp_sums(row.data(), n, allowed, maxima.data(), options, out + n_blocks);
+                kernels->exp_sums_split(row.data(), n, allowed, maxima.data(), options, out + 2 * n_blocks,
+                                        out + 3 * n_blocks);
+                kernels->exp_sums_weighted(row.data(), n, allowed, maxima.data(), options, out + 4 * n_blocks,
+                                           out + 5 * n_blocks);
+                answer.push_back(static_cast<float>(
+                    kernels->moments(row.data(), n, allowed, largest, out + 6 * n_blocks, out + 7 * n_blocks)));
+                kernels->exps(row.data(), n, largest, 0.7F, answer.data() + 8 * n_blocks);
+                std::vector<int32_t> ids(n);
+                ids.resize(kernels->find(row.data(), n, allowed, maxima.data(), -1.0F, 5.0F, ids.data()));
+                for (const int32_t id : ids) {
+                    const float logit = row[static_cast<size_t>(id)];
+                    check(logit >= -1.0F && logit < 5.0F, "what is found lies between the bounds");
+                    answer.push_back(static_cast<float>(id));
+                }
+                std::vector<float> broken = row;
+                broken[n / 2] = std::numeric_limits<float>::quiet_NaN();
+                check(!kernels->block_maxima(broken.data(), n, allowed, maxima.data()), "NaN is seen");
+                answers.push_back(std::move(answer));
             }
-            logits[random() % n] = -infinity;
-            const auto expected = static_cast<size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-            check(argmax(logits.data(), n) == expected, "argmax of " + std::to_string(n));
-            logits[n / 2] = nan;
-            if (n > 2) {
-                check(!std::isnan(logits[argmax(logits.data(), n)]), "NaN is never the largest");
+            for (size_t i = 0; i < answers.size(); ++i) {
+                const bool same = answers[i].size() == answers[0].size() &&
+                                  std::memcmp(answers[i].data(), answers[0].data(), answers[0].size() * 4) == 0;
+                check(same, std::string(available[i]->name) + " gives the bits of scalar");
             }
+            double sum = 0;
+            double expected = 0;
+            for (size_t i = 0; i < n; ++i) {
+                const bool counts = allowed == nullptr || ((bits[i / 32] >> (i % 32)) & 1U) != 0;
+                const double largest = *std::max_element(row.begin(), row.end());
+                expected += counts && row[i] >= -20.0F ? std::exp((row[i] - largest) * static_cast<double>(0.7F)) : 0.0;
+            }
+            for (size_t i = 0; i < block_count(n); ++i) {
+                sum += static_cast<double>(answers[0][block_count(n) + i]);
+            }
+            check(std::abs(sum - expected) <= 1e-6 * (expected + 1e-6), "the sum is right");
         }
-        const std::vector<float> nothing(n, -infinity);
-        check(argmax(nothing.data(), n) < n, "argmax of nothing stays inside");
     }
 }
 
+// Every option on rows of every kind: nothing is read or written out of bounds, and what is
+// drawn is a token that the distribution has.
 void test_sampler() {
-    const std::vector<float> logits = {0.5F, 2.0F, -1.0F, 2.0F, 0.0F};
-    double sum = 0;
-    for (int32_t token = 0; token < 5; ++token) {
-        sum += std::exp(log_probability(logits.data(), logits.size(), token));
+    std::mt19937 random(9);
+    const auto chance = [&random](double p) { return std::uniform_real_distribution<>(0, 1)(random) < p; };
+    for (int repeat = 0; repeat < 300; ++repeat) {
+        SamplingOptions options;
+        options.seed = random() % 1000;
+        options.temperature = chance(0.2) ? 0.0F : chance(0.5) ? 1.0F : 0.6F;
+        options.top_k = chance(0.5) ? 0 : static_cast<int32_t>(random() % 300);
+        options.top_p = chance(0.3) ? 1.0F : 0.9F;
+        options.min_p = chance(0.5) ? 0.0F : 0.02F;
+        options.typical_p = chance(0.8) ? 1.0F : 0.7F;
+        options.top_n_sigma = chance(0.8) ? 0.0F : 1.0F;
+        options.xtc_probability = chance(0.8) ? 0.0F : 0.5F;
+        options.dynamic_temperature_range = chance(0.8) ? 0.0F : 0.4F;
+        options.mirostat = chance(0.9) ? 0 : 2;
+        options.repeat_penalty = chance(0.5) ? 1.0F : 1.2F;
+        options.dry_multiplier = chance(0.7) ? 0.0F : 0.8F;
+        options.dry_breakers = {{3}, {1, 2}};
+        options.logit_bias = {{0, 1.0F}, {4, -1.0F}};
+        Sampler sampler(options);
+        const size_t n = std::vector<size_t>{5, 17, 300, 5000, 9001}[static_cast<size_t>(random()) % 5];
+        const std::vector<float> row = random_row(random, n, repeat % 3 == 0);
+        std::vector<uint32_t> bits((n + 31) / 32, 0xAAAAAAAAU);
+        const TokenBits allowed = chance(0.3) ? bits.data() : nullptr;
+        Logprobs logprobs;
+        logprobs.top.resize(random() % 4);
+        for (int draw = 0; draw < 20; ++draw) {
+            const auto left = sampler.distribution(row.data(), n, allowed, bits.size());
+            const int32_t token = sampler.sample(row.data(), n, allowed, bits.size(), &logprobs);
+            const bool known = std::any_of(left.begin(), left.end(),
+                                           [token](const TokenProbability & one) { return one.id == token; });
+            check(known, "a draw is one of the distribution's");
+            check(logprobs.chosen <= 1e-5F, "a probability is at most one");
+            sampler.accept(draw % 4 == 0 ? static_cast<int32_t>(random() % 5) : token);
+        }
     }
-    check(std::abs(sum - 1) < 1e-5, "probabilities add up to one");
     SamplingOptions greedy;
     greedy.temperature = 0;
-    check(Sampler(greedy, 5, 64).sample(logits.data()) == 1, "greedy takes the first of the largest");
+    const std::vector<float> row = {0.5F, 2.0F, -1.0F, 2.0F, 0.0F};
+    check(Sampler(greedy).sample(row.data(), 5) == 1, "greedy takes the first of the largest");
     greedy.presence_penalty = 5;
-    Sampler penalised(greedy, 5, 64);
+    Sampler penalised(greedy);
     penalised.accept(1);
-    check(penalised.sample(logits.data()) == 3, "a penalty moves greedy to the next");
-    SamplingOptions one;
-    one.top_k = 1;
-    one.seed = 3;
-    check(Sampler(one, 5, 64).sample(logits.data()) != 2, "top-k 1 keeps one of the largest");
-
-    const std::vector<float> broken(5, std::numeric_limits<float>::quiet_NaN());
-    const std::vector<float> nothing(5, -std::numeric_limits<float>::infinity());
-    for (float temperature : {0.0F, 0.8F}) {
-        SamplingOptions options;
-        options.temperature = temperature;
-        check_throws<Error>([&] { Sampler(options, 5, 64).sample(broken.data()); }, "not numbers", "NaN logits");
-        check_throws<Error>([&] { Sampler(options, 5, 64).sample(nothing.data()); }, "not numbers", "-inf logits");
-    }
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    const std::vector<std::pair<std::string, void (*)(SamplingOptions &, float)>> fields = {
-        {"temperature", [](SamplingOptions & o, float value) { o.temperature = value; }},
-        {"top_p", [](SamplingOptions & o, float value) { o.top_p = value; }},
-        {"min_p", [](SamplingOptions & o, float value) { o.min_p = value; }},
-        {"repeat_penalty", [](SamplingOptions & o, float value) { o.repeat_penalty = value; }},
-    };
-    for (const auto & [name, set] : fields) {
-        for (float value : {nan, -1.0F, std::numeric_limits<float>::infinity()}) {
-            SamplingOptions options;
-            set(options, value);
-            check_throws<std::invalid_argument>([&] { Sampler(options, 5, 64); }, name, name + " out of range");
-        }
-    }
+    check(penalised.sample(row.data(), 5) == 3, "a penalty moves greedy to the next");
 }
 
-std::string text_of(const std::shared_ptr<Model> & model, int64_t max_tokens) {
+// A million times a view is taken, written to, dropped, or overwritten by a decode.
+void test_views(const std::string & path) {
+    ModelOptions options;
+    options.n_ctx = 64;
+    options.n_batch = 8;
+    const auto model = std::make_shared<Model>(path, options);
+    const auto n_vocab = static_cast<size_t>(model->n_vocab());
+    std::mt19937 random(3);
+    auto evaluation = std::make_unique<Evaluation>(model);
+    std::vector<LogitsView> views;
+    size_t n_refused = 0;
+    float seen = 0;
+    for (int step = 0; step < 1'000'000; ++step) {
+        const auto what = random() % 1000;
+        if (what < 2) {
+            if (evaluation->n_tokens() > 50) {
+                evaluation->reset();
+            }
+            const std::vector<int32_t> tokens(1 + random() % 4, static_cast<int32_t>(random() % n_vocab));
+            try {
+                views.push_back(evaluation->eval(tokens, what == 0, {}));
+            } catch (const ViewsInUseError &) {
+                ++n_refused;
+                views.clear();
+            }
+        } else if (what == 2) {
+            evaluation = std::make_unique<Evaluation>(model);
+        } else if (what < 400 && !views.empty()) {
+            views.push_back(views[random() % views.size()]);
+        } else if (what < 700 && !views.empty()) {
+            const LogitsView & view = views[random() % views.size()];
+            float & logit = view.logits[random() % (n_vocab * view.n_rows)];
+            seen += logit;
+            logit = 1.0F;
+        } else if (!views.empty()) {
+            std::swap(views[random() % views.size()], views.back());
+            views.pop_back();
+        }
+    }
+    model->close();
+    for (const LogitsView & view : views) {
+        seen += view.logits[n_vocab * view.n_rows - 1];
+    }
+    check(n_refused > 0, "a buffer in use is not pulled away");
+    check(seen == seen, "what was read are numbers");
+}
+
+std::string text_of(const std::shared_ptr<Model> & model, int64_t max_tokens,
+                    std::chrono::microseconds pause = std::chrono::microseconds(0)) {
     GenerationOptions options;
-    options.sampling.temperature = 0;
+    SamplingOptions greedy;
+    greedy.temperature = 0;
+    options.sampler = std::make_shared<Sampler>(greedy);
     options.max_tokens = max_tokens;
     const auto generation = Generation::start(model, {1, 2, 3}, options);
     std::string text;
     while (const auto token = generation->next({})) {
         text += std::to_string(token->id) + " ";
+        std::this_thread::sleep_for(pause);
     }
     return text;
 }
@@ -206,6 +313,8 @@ void test_model(const std::string & path) {
     const std::string alone = text_of(model, 20);
     check(!alone.empty(), "a model generates tokens");
 
+    check(text_of(model, 20, std::chrono::microseconds(500)) == alone, "looking ahead gives the same text");
+
     std::string first;
     std::string second;
     std::thread thread([&] { first = text_of(model, 20); });
@@ -215,8 +324,9 @@ void test_model(const std::string & path) {
 
     for (int i = 0; i < 20; ++i) {
         const auto abandoned = Generation::start(model, {1, 2, 3}, {});
-        if (i % 2 == 0) {
+        for (int n = 0; n < i % 4; ++n) {
             abandoned->next({});
+            std::this_thread::sleep_for(std::chrono::microseconds(200));  // so that it looks ahead
         }
         if (i % 3 == 0) {
             abandoned->close(StopReason::closed);
@@ -299,9 +409,10 @@ int main(int argc, char ** argv) {
     });
     test_utf8_buffer();
     test_stop_strings();
-    test_argmax();
+    test_kernels();
     test_sampler();
     test_model(argv[1]);
+    test_views(argv[1]);
     test_damaged_files(argv[1], argv[2]);
     check(log_pending() && !drain_log().empty() && !log_pending(), "llama.cpp's log was kept");
     std::printf("%d passed, %d failed\n", n_checks - n_failures, n_failures);
