@@ -263,7 +263,7 @@ std::optional<Token> Generation::next(const Interrupt::Poll & poll) {
     constexpr auto worth_it = std::chrono::microseconds(50);
     const bool busy_caller = !first_ && std::chrono::steady_clock::now() - returned_at_ > worth_it;
     try {
-        Token token = deliver(ahead_ == Ahead::idle ? step(poll) : take_ahead(poll));
+        Token token = deliver(is_ahead_ ? take_ahead(poll) : step(poll));
         if (context_ && busy_caller && options_.look_ahead) {
             start_ahead();
         }
@@ -330,6 +330,7 @@ void Generation::close(StopReason reason) {
 // --- The step ahead -----------------------------------------------------------------------------
 
 void Generation::start_ahead() {
+    is_ahead_ = true;
     {
         const std::lock_guard lock(ahead_mutex_);
         ahead_ = Ahead::wanted;
@@ -377,6 +378,7 @@ Generation::Step Generation::take_ahead(const Interrupt::Poll & poll) {
         lock.lock();
     }
     ahead_ = Ahead::idle;
+    is_ahead_ = false;
     if (ahead_error_) {
         std::rethrow_exception(std::exchange(ahead_error_, nullptr));
     }
@@ -394,7 +396,6 @@ void Generation::stop_ahead() {
     }
     ahead_changed_.notify_all();
     ahead_thread_.join();
-    ahead_ = Ahead::idle;
 }
 
 GenerationStats Generation::stats() const {

@@ -145,8 +145,9 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
     // The step ahead, and the thread that takes it; started when it is first of use.
     enum class Ahead { idle, wanted, done, over };
+    bool is_ahead_ = false;  // whether one was started and not taken; changed during a step only
     std::thread ahead_thread_;
-    std::mutex ahead_mutex_;
+    std::mutex ahead_mutex_;  // guards what follows
     std::condition_variable ahead_changed_;
     Ahead ahead_ = Ahead::idle;
     Step ahead_step_;

@@ -57,7 +57,7 @@ void check_gbnf([[maybe_unused]] const llama_vocab & vocab, const std::string & 
         } catch (const std::exception & error) {
             // Most messages end with the rest of the grammar, which says where.
             std::string why = error.what();
-            const size_t rest = why.rfind(" at ");
+            const size_t rest = why.find(" at ");
             if (rest != std::string::npos && gbnf.size() >= why.size() - rest - 4 &&
                 gbnf.compare(gbnf.size() - (why.size() - rest - 4), std::string::npos, why, rest + 4) == 0) {
                 at = gbnf.size() - (why.size() - rest - 4);
@@ -145,6 +145,9 @@ std::string grammar_of_json_schema(const std::string & schema) {
     } catch (const std::exception & error) {
         std::string why = error.what();
         std::replace(why.begin(), why.end(), '\n', ' ');
+        for (const std::string prefix : {"JSON schema conversion failed: ", "JSON schema error at "}) {
+            why.erase(0, why.rfind(prefix, 0) == 0 ? prefix.size() : 0);
+        }
         throw std::invalid_argument("json_schema: " + why);
     }
     if (!schema_warning.empty()) {

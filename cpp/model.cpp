@@ -291,14 +291,14 @@ std::vector<std::vector<int32_t>> Model::dry_breakers(const std::vector<std::str
     constexpr size_t longest_sequence = 21;  // tokens, as in llama.cpp
     const auto model = loaded();
     tokenizer(*model);
+    if (std::any_of(texts.begin(), texts.end(), [](const std::string & text) { return text.empty(); })) {
+        throw std::invalid_argument("dry_sequence_breakers must not contain an empty string");
+    }
     std::vector<std::vector<int32_t>> breakers;
-    for (const std::string & whole : texts) {
-        if (whole.empty()) {
-            throw std::invalid_argument("dry_sequence_breakers must not contain an empty string");
-        }
-        const std::string text = whole.substr(0, longest_text);
-        for (int32_t token = 0; token < n_vocab_; ++token) {
-            const std::string word = detokenize({token}, /*skip_special =*/false);
+    for (int32_t token = 0; token < n_vocab_; ++token) {
+        const std::string word = detokenize({token}, /*skip_special =*/false);
+        for (const std::string & whole : texts) {
+            const std::string text = whole.substr(0, longest_text);
             if (word.find(text) != std::string::npos) {
                 breakers.push_back({token});
                 continue;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -117,10 +118,18 @@ def add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_add_bos_token(False)
 
 
-def write_tiny_gpt_oss(path: Path, *, architecture: str = "gpt-oss", n_files: int = 1, without: str = "") -> Path:
+def write_tiny_gpt_oss(
+    path: Path,
+    *,
+    architecture: str = "gpt-oss",
+    n_files: int = 1,
+    without: str = "",
+    sampling: Mapping[str, float] | None = None,
+) -> Path:
     """Write a gpt-oss of 4 layers, 8 experts and a width of 256; return the (first) file.
 
-    ``without`` leaves out the tensors or keys that contain it, for a damaged model.
+    ``without`` leaves out the tensors or keys that contain it, for a damaged model; ``sampling`` is what
+    the file recommends, by llama.cpp's names.
     """
     tensors = {name: value for name, value in gpt_oss_tensors().items() if not (without and without in name)}
     parts = np.array_split(np.array(list(tensors)), n_files)
@@ -132,6 +141,11 @@ def write_tiny_gpt_oss(path: Path, *, architecture: str = "gpt-oss", n_files: in
         if number == 0:
             add_gpt_oss_keys(writer)
             add_vocabulary(writer)
+            for name, value in (sampling or {}).items():
+                if isinstance(value, int):
+                    writer.add_int32(f"general.sampling.{name}", value)
+                else:
+                    writer.add_float32(f"general.sampling.{name}", value)
             if without:
                 for keys in writer.kv_data:
                     for key in [key for key in keys if without in key]:

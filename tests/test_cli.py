@@ -80,6 +80,9 @@ def test_a_closed_pipe_ends_quietly(gemma_path: Path) -> None:
         (["run", "TINY", "x", "--ctx", "0"], 2, "n_ctx must be at least 1"),
         (["run", "TINY", "x", "--offload", "some"], 2, "offload must be"),
         (["run", "TINY", "x", "--load-mode", "some"], 2, "load_mode must be one of mmap"),
+        (["run", "TINY", "x", "--json-schema", '{"type": "colour"}'], 2, "unrecognized type colour"),
+        (["run", "TINY", "x", "--json-schema", "missing.json"], 1, "missing.json"),
+        (["run", "TINY", "x", "--grammar", "THIS"], 2, "grammar, line 1, column"),
         (["run", "TINY", "word word word", "--ctx", "1"], 1, "the context holds 1"),
         (["run", "TINY", "x", "--offload", "gpu"], 1, "there is no GPU here"),
         (["run", "missing.gguf", "x"], 1, "missing.gguf: no such file"),
@@ -103,6 +106,21 @@ def test_mistakes_get_one_line_and_an_exit_code(
     assert "Traceback" not in done.stderr
     # A wrong option adds how to get help; everything else is the line alone.
     assert done.stderr.count("\n") == 1 or "--help" in done.stderr
+
+
+def test_replies_that_fit(gemma_path: Path, tmp_path: Path) -> None:
+    """A schema on the command line or in a file, and a grammar in a file."""
+    schema = json.dumps({"enum": ["yes", "no"]})
+    (tmp_path / "schema.json").write_text(schema)
+    (tmp_path / "grammar.gbnf").write_text('root ::= "\\"yes\\"" | "\\"no\\""')
+    for option, value in (
+        ("--json-schema", schema),
+        ("--json-schema", str(tmp_path / "schema.json")),
+        ("--grammar", str(tmp_path / "grammar.gbnf")),
+    ):
+        done = overspill("run", str(gemma_path), "Is it so? ", option, value, "-n", "20")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) in ("yes", "no")
 
 
 def test_devices() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -18,7 +22,7 @@ from model_files import (
     WIDTH,
     write_tiny_gpt_oss,
 )
-from overspill import Model, ModelInfo
+from overspill import Model, ModelInfo, SamplingOptions
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +94,25 @@ def test_layers_that_fit(info: ModelInfo) -> None:
 def test_a_model_has_its_info(tiny_gpt_oss: Model, info: ModelInfo) -> None:
     """It is the header of the file that was loaded."""
     assert tiny_gpt_oss.info == info
+
+
+def test_recommended_sampling(tmp_path: Path) -> None:
+    """What the file recommends is what a stream does unless told otherwise, and `info` shows it."""
+    recommended = {"temp": 0.25, "top_k": 7, "top_p": 0.5, "penalty_repeat": 1.5, "mirostat_tau": -1.0}
+    path = write_tiny_gpt_oss(tmp_path / "recommends.gguf", sampling=recommended)
+    expected = SamplingOptions(temperature=0.25, top_k=7, top_p=0.5, repeat_penalty=1.5)
+    info = ModelInfo.from_file(path)
+    assert info.sampling == expected
+    assert info.recommends_sampling
+    with Model(path, n_ctx=64, n_threads=1) as model:
+        assert model.sampling == expected
+        plain = [token.id for token in model.stream([1, 2], seed=3, max_tokens=20)]
+        assert plain == [token.id for token in model.stream([1, 2], sampling=replace(expected, seed=3), max_tokens=20)]
+        assert plain != [token.id for token in model.stream([1, 2], sampling=SamplingOptions(seed=3), max_tokens=20)]
+    command = [sys.executable, "-m", "overspill", "info", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "temperature 0.25 · top_k 7 · top_p 0.5 · min_p 0.05 · repeat_penalty 1.5 (of the file)" in " ".join(
+        text.split()
+    )
+    facts = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert facts["sampling"]["top_k"] == 7

@@ -95,15 +95,28 @@ def run(
         int, typer.Option("--max-tokens", "-n", help="0: until the model or the context ends.")
     ] = 512,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", help="0: always the most likely token.")
+        float | None,
+        typer.Option("--temperature", "-t", help="0: always the most likely token.", show_default="the file's, or 0.8"),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep so many of the most likely tokens; 0: all.")] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Keep so many of the most likely tokens; 0: all.", show_default="the file's, or 40"),
+    ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Keep the likeliest tokens up to this probability; 1: all.")
+        float | None,
+        typer.Option(
+            help="Keep the likeliest tokens up to this probability; 1: all.", show_default="the file's, or 0.95"
+        ),
     ] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest; 0: none.")] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Drop tokens below this share of the likeliest; 0: none.", show_default="the file's, or 0.05"
+        ),
+    ] = None,
     repeat_penalty: Annotated[
-        float | None, typer.Option(help="Divide the logits of the last 64 tokens; 1: off.")
+        float | None,
+        typer.Option(help="Divide the logits of the last 64 tokens; 1: off.", show_default="the file's, or 1.0"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     json_schema: Annotated[
