@@ -247,18 +247,18 @@ void test_views(const std::string & path) {
     float seen = 0;
     for (int step = 0; step < 1'000'000; ++step) {
         const auto what = random() % 1000;
-        if (what < 2) {
+        if (what < 20) {
             if (evaluation->n_tokens() > 50) {
                 evaluation->reset();
             }
             const std::vector<int32_t> tokens(1 + random() % 4, static_cast<int32_t>(random() % n_vocab));
             try {
-                views.push_back(evaluation->eval(tokens, what == 0, {}));
+                views.push_back(evaluation->eval(tokens, what < 10, {}));
             } catch (const ViewsInUseError &) {
                 ++n_refused;
                 views.clear();
             }
-        } else if (what == 2) {
+        } else if (what == 20) {
             evaluation = std::make_unique<Evaluation>(model);
         } else if (what < 400 && !views.empty()) {
             views.push_back(views[random() % views.size()]);
