@@ -56,9 +56,19 @@ size_t window(int32_t last_n) {
 }
 
 double total_of(const std::vector<float> & values) {
+    std::array<double, 8> sums{};  // so that one addition does not wait for the other
+    size_t i = 0;
+    for (; i + sums.size() <= values.size(); i += sums.size()) {
+        for (size_t lane = 0; lane < sums.size(); ++lane) {
+            sums[lane] += static_cast<double>(values[i + lane]);
+        }
+    }
     double total = 0;
-    for (const float value : values) {
-        total += static_cast<double>(value);
+    for (; i < values.size(); ++i) {
+        total += static_cast<double>(values[i]);
+    }
+    for (const double sum : sums) {
+        total += sum;
     }
     return total;
 }
@@ -666,7 +676,7 @@ bool Sampler::cut_top_p_of_row() {
 Sampler::Glance Sampler::glance(size_t k) {
     constexpr size_t n_per_block = 1;
     Glance seen{};
-    seen.low = std::max(kth_largest_maximum(maxima_, std::min(k, maxima_.size())), cut_.logit);
+    seen.low = std::max(kth_largest_maximum(maxima_, std::min(k, maxima_.size() / 2)), cut_.logit);
     list(seen.low, infinity);
     seen.mass = weigh_list(largest_, 1.0F);
     floats_.resize(n_per_block * maxima_.size());
