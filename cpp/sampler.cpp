@@ -19,40 +19,10 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float lowest = std::numeric_limits<float>::lowest();
 constexpr int32_t any_id = std::numeric_limits<int32_t>::max();
 
-// The conditions below are written as `!(in range)`, so that NaN is out of range too.
-template <typename T>
-[[noreturn]] void out_of_range(const char * name, const char * range, T value) {
-    std::ostringstream message;
-    message << name << " must be " << range << ", not " << value;
-    throw std::invalid_argument(message.str());
-}
-
-void check_not_negative(const char * name, float value) {
-    if (!(value >= 0 && std::isfinite(value))) {
-        out_of_range(name, "0 or more and finite", value);
-    }
-}
-
-void check_share(const char * name, float value) {
-    if (!(value >= 0 && value <= 1)) {
-        out_of_range(name, "0 to 1", value);
-    }
-}
-
-void check_finite(const char * name, float value) {
-    if (!std::isfinite(value)) {
-        out_of_range(name, "finite", value);
-    }
-}
-
-void check_at_least(const char * name, int32_t value, int32_t least) {
-    if (value < least) {
-        out_of_range(name, ("at least " + std::to_string(least)).c_str(), value);
-    }
-}
-
-size_t window(int32_t last_n) {
-    return last_n < 0 ? std::numeric_limits<size_t>::max() : static_cast<size_t>(last_n);
+SamplingOptions sorted(SamplingOptions options) {
+    check(options);
+    std::sort(options.logit_bias.begin(), options.logit_bias.end());
+    return options;
 }
 
 double total_of(const std::vector<float> & values) {
@@ -75,65 +45,14 @@ double total_of(const std::vector<float> & values) {
 
 }  // namespace
 
-void check(const SamplingOptions & o) {
-    check_not_negative("temperature", o.temperature);
-    check_not_negative("dynamic_temperature_range", o.dynamic_temperature_range);
-    check_finite("dynamic_temperature_exponent", o.dynamic_temperature_exponent);
-    check_at_least("top_k", o.top_k, 0);
-    check_share("top_p", o.top_p);
-    check_share("min_p", o.min_p);
-    check_share("typical_p", o.typical_p);
-    check_not_negative("top_n_sigma", o.top_n_sigma);
-    check_share("xtc_probability", o.xtc_probability);
-    check_share("xtc_threshold", o.xtc_threshold);
-    if (!(o.repeat_penalty > 0 && std::isfinite(o.repeat_penalty))) {
-        out_of_range("repeat_penalty", "over 0 and finite", o.repeat_penalty);
-    }
-    check_finite("frequency_penalty", o.frequency_penalty);
-    check_finite("presence_penalty", o.presence_penalty);
-    check_at_least("repeat_last_n", o.repeat_last_n, -1);
-    check_not_negative("dry_multiplier", o.dry_multiplier);
-    if (!(o.dry_base >= 1 && std::isfinite(o.dry_base))) {
-        out_of_range("dry_base", "1 or more and finite", o.dry_base);
-    }
-    check_at_least("dry_allowed_length", o.dry_allowed_length, 0);
-    check_at_least("dry_last_n", o.dry_last_n, -1);
-    if (o.mirostat != 0 && o.mirostat != 2) {
-        out_of_range("mirostat", "0 or 2 (version 1 is not supported)", o.mirostat);
-    }
-    check_not_negative("mirostat_tau", o.mirostat_tau);
-    check_not_negative("mirostat_eta", o.mirostat_eta);
-    for (const auto & [token, bias] : o.logit_bias) {
-        check_at_least("logit_bias: a token", token, 0);
-        if (std::isnan(bias) || bias == infinity) {
-            out_of_range("logit_bias: a value", "finite or -inf", bias);
-        }
-    }
-    for (const auto & breaker : o.dry_breakers) {
-        if (breaker.empty()) {
-            throw std::invalid_argument("dry_breakers must not contain an empty sequence");
-        }
-    }
-    if (o.seed == std::numeric_limits<uint32_t>::max()) {
-        out_of_range("seed", "0 to 4294967294", *o.seed);
-    }
-}
-
 Sampler::Sampler(SamplingOptions options)
-    : options_(std::move(options)),
-      kernels_(&kernels()),
-      penalties_(
-          options_.repeat_last_n != 0 &&
-          (options_.repeat_penalty != 1.0F || options_.frequency_penalty != 0.0F || options_.presence_penalty != 0.0F)),
-      dry_(options_.dry_multiplier > 0 && options_.dry_last_n != 0) {
-    check(options_);
+    : options_(sorted(std::move(options))), kernels_(&kernels()), logit_edits_(options_) {
     const bool shifts_the_best = options_.typical_p < 1.0F ||
                                  (options_.xtc_probability > 0.0F && options_.xtc_threshold <= 0.5F) ||
                                  options_.dynamic_temperature_range > 0.0F || options_.mirostat != 0;
     greedy_ = options_.temperature == 0.0F && !shifts_the_best;
     only_top_p_ = options_.top_p < 1 && options_.top_k == 0 && options_.min_p == 0.0F && options_.top_n_sigma == 0.0F &&
                   !shifts_the_best && options_.temperature > 0;
-    std::sort(options_.logit_bias.begin(), options_.logit_bias.end());
     seed_ = options_.seed ? *options_.seed : std::random_device{}() >> 1U;
     reset();
 }
@@ -151,20 +70,14 @@ void Sampler::Busy::enter() {
 
 SamplerState Sampler::state() const {
     const Working working(busy_);
-    size_t n = 0;
-    if (penalties_) {
-        n = std::max(n, window(options_.repeat_last_n));
-    }
-    if (dry_) {
-        n = std::max(n, window(options_.dry_last_n));
-    }
-    n = std::min(n, history_.size());
-    return {seed_, n_draws_, {history_.end() - static_cast<std::ptrdiff_t>(n), history_.end()}, mirostat_mu_};
+    return {seed_, n_draws_, logit_edits_.history(), mirostat_mu_};
 }
 
 void Sampler::restore(const SamplerState & state) {
     for (const int32_t token : state.history) {
-        check_at_least("history: a token", token, 0);
+        if (token < 0) {
+            throw std::invalid_argument("history: a token must be at least 0, not " + std::to_string(token));
+        }
     }
     const Working working(busy_);
     seed_ = state.seed;
@@ -172,178 +85,18 @@ void Sampler::restore(const SamplerState & state) {
     random_.discard(state.n_draws);
     n_draws_ = state.n_draws;
     mirostat_mu_ = state.mirostat_mu;
-    history_.clear();
-    for (const int32_t token : touched_) {
-        counts_[static_cast<size_t>(token)] = 0;
-    }
-    touched_.clear();
+    logit_edits_.forget();
     for (const int32_t token : state.history) {
-        remember(token);
+        logit_edits_.accept(token);
     }
 }
 
 void Sampler::accept(int32_t token) {
     const Working working(busy_);
-    remember(token);
-}
-
-void Sampler::remember(int32_t token) {
-    if (!penalties_ && !dry_) {
-        return;
-    }
-    history_.push_back(token);
-    if (!penalties_) {
-        return;
-    }
-    const auto at = static_cast<size_t>(token);
-    if (at >= counts_.size()) {
-        counts_.resize(at + 1, 0);
-        touched_at_.resize(at + 1, 0);
-    }
-    if (counts_[at]++ == 0) {
-        touched_at_[at] = static_cast<uint32_t>(touched_.size());
-        touched_.push_back(token);
-    }
-    const size_t n = window(options_.repeat_last_n);
-    if (history_.size() > n) {
-        const auto old = static_cast<size_t>(history_[history_.size() - n - 1]);
-        if (--counts_[old] == 0) {
-            const int32_t moved = touched_.back();
-            touched_[touched_at_[old]] = moved;
-            touched_at_[static_cast<size_t>(moved)] = touched_at_[old];
-            touched_.pop_back();
-        }
-    }
+    logit_edits_.accept(token);
 }
 
 // --- The row ------------------------------------------------------------------------------------
-
-// DRY (github.com/oobabooga/text-generation-webui, pull request 5677): which tokens would continue a repetition
-// of what was said before, and how long that repetition is already.
-void Sampler::note_repetitions() {
-    repetitions_.clear();
-    const size_t n = std::min(history_.size(), window(options_.dry_last_n));
-    const auto shortest = static_cast<size_t>(options_.dry_allowed_length);
-    if (n <= shortest) {
-        return;
-    }
-    // The history from its end.
-    const auto back = [this](size_t i) { return history_[history_.size() - 1 - i]; };
-
-    // No repetition reaches over the latest breaker. Of those that begin there, the longest counts.
-    size_t longest_allowed = n;
-    for (size_t i = 0; i < n && longest_allowed == n; ++i) {
-        size_t longest = 0;
-        for (const auto & breaker : options_.dry_breakers) {
-            bool matches = breaker.size() > longest && breaker.size() <= i + 1;
-            for (size_t j = 0; matches && j < breaker.size(); ++j) {
-                matches = breaker[j] == back(i - j);
-            }
-            longest = matches ? breaker.size() : longest;
-        }
-        if (longest > 0) {
-            longest_allowed = i + 1 - longest;
-            break;
-        }
-    }
-    if (longest_allowed < shortest) {
-        return;
-    }
-
-    // For each i, how many tokens before it are as at the end: the Z-function of the reversed history
-    // (Gusfield 1997, chapter 1), linear in its length.
-    suffix_lengths_.assign(n, 0);
-    size_t box_begin = 0;
-    size_t box_end = 0;
-    for (size_t i = 1; i < n; ++i) {
-        size_t length = 0;
-        if (i < box_end) {
-            length = std::min(static_cast<size_t>(suffix_lengths_[i - box_begin]), box_end - i);
-        }
-        while (i + length < n && back(length) == back(i + length)) {
-            ++length;
-        }
-        suffix_lengths_[i] = static_cast<int32_t>(length);
-        if (i + length > box_end) {
-            box_begin = i;
-            box_end = i + length;
-        }
-        const size_t repeated = std::min(length, longest_allowed);
-        if (repeated >= shortest) {
-            repetitions_.emplace_back(back(i - 1), static_cast<int32_t>(repeated));
-        }
-    }
-    // The longest per token.
-    std::sort(repetitions_.begin(), repetitions_.end(), [](const auto & a, const auto & b) {
-        return a.first < b.first || (a.first == b.first && a.second > b.second);
-    });
-    repetitions_.erase(std::unique(repetitions_.begin(), repetitions_.end(),
-                                   [](const auto & a, const auto & b) { return a.first == b.first; }),
-                       repetitions_.end());
-    const auto is_breaker = [this](const auto & repetition) {
-        return std::any_of(options_.dry_breakers.begin(), options_.dry_breakers.end(), [&](const auto & breaker) {
-            return breaker.size() == 1 && breaker.front() == repetition.first;
-        });
-    };
-    repetitions_.erase(std::remove_if(repetitions_.begin(), repetitions_.end(), is_breaker), repetitions_.end());
-}
-
-void Sampler::edit(const float * logits, size_t n) {
-    edits_.clear();
-    const auto touch = [&](int32_t token) {
-        if (static_cast<size_t>(token) < n) {
-            edits_.push_back({logits[token], token, 0.0F});
-        }
-    };
-    for (const auto & [token, bias] : options_.logit_bias) {
-        if (static_cast<size_t>(token) >= n) {
-            out_of_range("logit_bias: a token", ("less than the number of logits, " + std::to_string(n)).c_str(),
-                         token);
-        }
-        touch(token);
-    }
-    if (penalties_) {
-        std::for_each(touched_.begin(), touched_.end(), touch);
-    }
-    if (dry_) {
-        note_repetitions();
-        std::for_each(repetitions_.begin(), repetitions_.end(), [&](const auto & one) { touch(one.first); });
-    }
-    if (edits_.empty()) {
-        return;
-    }
-    std::sort(edits_.begin(), edits_.end(), [](const Candidate & a, const Candidate & b) { return a.id < b.id; });
-    edits_.erase(std::unique(edits_.begin(), edits_.end(),
-                             [](const Candidate & a, const Candidate & b) { return a.id == b.id; }),
-                 edits_.end());
-
-    // All three are in the order of ids.
-    auto bias = options_.logit_bias.begin();
-    auto repetition = repetitions_.begin();
-    const int32_t most = options_.dry_base > 1.000001F
-                             // ln of the largest float: the power must not overflow
-                             ? static_cast<int32_t>(88.7228391F / std::log(options_.dry_base))
-                             : 0;
-    for (Candidate & one : edits_) {
-        for (; bias != options_.logit_bias.end() && bias->first <= one.id; ++bias) {
-            one.logit += bias->first == one.id ? bias->second : 0.0F;
-        }
-        const int32_t count =
-            penalties_ && static_cast<size_t>(one.id) < counts_.size() ? counts_[static_cast<size_t>(one.id)] : 0;
-        if (count > 0) {
-            // A negative logit is multiplied: dividing it would make the token more likely.
-            one.logit = one.logit <= 0 ? one.logit * options_.repeat_penalty : one.logit / options_.repeat_penalty;
-            one.logit -= static_cast<float>(count) * options_.frequency_penalty + options_.presence_penalty;
-        }
-        for (; dry_ && repetition != repetitions_.end() && repetition->first <= one.id; ++repetition) {
-            if (repetition->first == one.id) {
-                const int32_t over = repetition->second - options_.dry_allowed_length;
-                const int32_t power = most > 0 ? std::min(over, most) : over;
-                one.logit -= static_cast<float>(options_.dry_multiplier * std::pow(options_.dry_base, power));
-            }
-        }
-    }
-}
 
 void Sampler::look_at(const float * logits, size_t n, TokenBits allowed, size_t n_words, Logprobs * logprobs) {
     logits_ = logits;
@@ -356,7 +109,10 @@ void Sampler::look_at(const float * logits, size_t n, TokenBits allowed, size_t 
         ids_.resize(n);
         bits_.assign((n + 31) / 32, ~0U);
     }
-    edit(logits, n);
+    edits_.clear();
+    for (const EditedLogit & one : logit_edits_.of(logits, n)) {
+        edits_.push_back({one.logit, one.id, 0.0F});
+    }
     allowed_ = nullptr;
     if (allowed != nullptr) {
         const size_t n_known = std::min(n_words, (n + 31) / 32);

@@ -7,6 +7,8 @@
 #pragma once
 
 #include "kernels.h"
+#include "logit_edits.h"
+#include "sampling_options.h"
 
 #include <atomic>
 #include <cstdint>
@@ -16,38 +18,6 @@
 #include <vector>
 
 namespace overspill {
-
-// Defaults are llama.cpp's. Ranges are checked by Sampler's constructor.
-struct SamplingOptions {
-    float temperature = 0.8F;                   // 0 or more; 0: always the most likely token
-    float dynamic_temperature_range = 0.0F;     // 0 or more; 0: off, else temperature - range to temperature + range
-    float dynamic_temperature_exponent = 1.0F;  // how the entropy maps to that range
-    int32_t top_k = 40;                         // 0 or more; 0: all
-    float top_p = 0.95F;                        // 0 to 1; 1: all
-    float min_p = 0.05F;                        // 0 to 1; 0: all
-    float typical_p = 1.0F;                     // 0 to 1; 1: all
-    float top_n_sigma = 0.0F;                   // 0 or more standard deviations; 0: all
-    float xtc_probability = 0.0F;               // 0 to 1; 0: off
-    float xtc_threshold = 0.1F;                 // 0 to 1; over 0.5: off
-    float repeat_penalty = 1.0F;                // over 0; 1: off
-    float frequency_penalty = 0.0F;             // 0: off
-    float presence_penalty = 0.0F;              // 0: off
-    int32_t repeat_last_n = 64;                 // tokens; 0: none, -1: all
-    float dry_multiplier = 0.0F;                // 0 or more; 0: off
-    float dry_base = 1.75F;                     // 1 or more
-    int32_t dry_allowed_length = 2;             // tokens, 0 or more
-    int32_t dry_last_n = 64;                    // tokens; 0: none, -1: all
-    int32_t mirostat = 0;                       // 0: off; 2: Mirostat v2 in place of every truncation
-    float mirostat_tau = 5.0F;                  // 0 or more; the surprise aimed at, in bits
-    float mirostat_eta = 0.1F;                  // 0 or more; learning rate
-    std::vector<std::pair<int32_t, float>> logit_bias = {};  // token and what is added to its logit; -inf bans it
-    // Token sequences over which DRY sees no repetition; see dry_breakers() in model.h.
-    std::vector<std::vector<int32_t>> dry_breakers = {};
-    std::optional<uint32_t> seed = {};  // none: another one each time
-};
-
-// Throws std::invalid_argument for an option out of range.
-void check(const SamplingOptions & options);
 
 struct TokenProbability {
     int32_t id;
@@ -159,8 +129,6 @@ class Sampler {
     }
 
     void look_at(const float * logits, size_t n, TokenBits allowed, size_t n_words, Logprobs * logprobs);
-    void edit(const float * logits, size_t n);
-    void note_repetitions();
     void restore_bits();
     void measure_logprobs(Logprobs & logprobs, bool maxima_are_of_all);
     int32_t best() const;
@@ -200,14 +168,11 @@ class Sampler {
     Chosen draw_from_nucleus(const Glance & seen, float temperature);
     Chosen draw_mirostat();
     double uniform();
-    void remember(int32_t token);
 
     SamplingOptions options_;
     const Kernels * kernels_;
     bool greedy_;
     bool only_top_p_;
-    bool penalties_;
-    bool dry_;
 
     mutable Busy busy_;
     // --- state ---
@@ -215,21 +180,16 @@ class Sampler {
     uint64_t n_draws_ = 0;
     std::mt19937_64 random_;
     float mirostat_mu_ = 0;
-    std::vector<int32_t> history_;
-    std::vector<int32_t> counts_;   // per token, within the last repeat_last_n
-    std::vector<int32_t> touched_;  // tokens whose count is not 0, in any order
-    std::vector<uint32_t> touched_at_;
+    LogitEdits logit_edits_;
 
     // --- of the row in hand, kept for their memory ---
     const float * logits_ = nullptr;
     size_t n_ = 0;
     TokenBits allowed_ = nullptr;  // without the edited tokens
     float largest_ = 0;
-    std::vector<float> maxima_;                             // of each block
-    std::vector<uint32_t> bits_;                            // what allowed_ points to, if to anything
-    std::vector<Candidate> edits_;                          // tokens whose logit is not what stands in the row
-    std::vector<std::pair<int32_t, int32_t>> repetitions_;  // token and how long a repetition it would continue
-    std::vector<int32_t> suffix_lengths_;
+    std::vector<float> maxima_;     // of each block
+    std::vector<uint32_t> bits_;    // what allowed_ points to, if to anything
+    std::vector<Candidate> edits_;  // tokens whose logit is not what stands in the row
 
     Place cut_{};           // what is kept: this and what comes before it
     bool listed_ = false;   // whether list_ holds what is kept
