@@ -149,9 +149,10 @@ inline void add_where_at_least(Floats & sum, const Floats & low, const Floats & 
     sum = each<Float>([&](size_t i) { return low.part[i] <= x.part[i] ? sum.part[i] + value.part[i] : sum.part[i]; });
 }
 
-// Always in the same order, so that sums do not depend on the size of a register.
+// Halves are taken together until one lane is left: the same order whatever the size of a register.
 template <typename Operation>
-inline float fold(const Floats & x, Operation operation) {
+inline float fold(const Floats & x, const Operation & operation) {
+#ifdef OVERSPILL_SCALAR
     float lanes[n_lanes];
     std::memcpy(lanes, &x, sizeof lanes);
     for (size_t half = n_lanes / 2; half > 0; half /= 2) {
@@ -160,11 +161,22 @@ inline float fold(const Floats & x, Operation operation) {
         }
     }
     return lanes[0];
+#else
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef float Four __attribute__((vector_size(16)));
+    Eight eight[2];
+    std::memcpy(eight, &x, sizeof eight);
+    eight[0] = operation(eight[0], eight[1]);
+    Four four[2];
+    std::memcpy(four, eight, sizeof four);
+    const Four lanes = operation(four[0], four[1]);
+    return operation(operation(lanes[0], lanes[2]), operation(lanes[1], lanes[3]));
+#endif
 }
 
 inline float sum_of(const Floats & a, const Floats & b) {
     const Floats sum = each<Float>([&](size_t i) { return a.part[i] + b.part[i]; });
-    return fold(sum, [](float left, float right) { return left + right; });
+    return fold(sum, [](auto left, auto right) { return left + right; });
 }
 
 // A block as the loop below wants it: the last of a row is filled up with -inf.
@@ -241,7 +253,7 @@ bool block_maxima(const float * logits, size_t n, TokenBits allowed, float * max
                     each<Int>([&](size_t i) { return found.not_a_number.part[i] | (raw.part[i] != raw.part[i]); });
             });
         const Floats best = each<Float>([&](size_t i) { return larger(even.best.part[i], odd.best.part[i]); });
-        maxima[begin / block_size] = fold(best, [](float left, float right) { return left > right ? left : right; });
+        maxima[begin / block_size] = fold(best, [](auto left, auto right) { return left > right ? left : right; });
     }
     const Ints either = each<Int>([&](size_t i) { return even.not_a_number.part[i] | odd.not_a_number.part[i]; });
     int32_t lanes[n_lanes];
@@ -254,9 +266,8 @@ bool block_maxima(const float * logits, size_t n, TokenBits allowed, float * max
 }
 
 constexpr float log2_e = 1.44269504F;
-constexpr float ln_2 = 0.693147181F;
 
-// Wraps around far below the range of exp2_of, where the caller drops the result.
+// Wraps around far below the range of exp_of, where the caller drops the result.
 template <typename I>
 inline I add_to_exponent(I bits, I power) {
     constexpr int exponent_at = 23;
@@ -268,18 +279,21 @@ inline I add_to_exponent(I bits, I power) {
     }
 }
 
-// 2 to the power of `z`, which is in -126 to 1. The integer part goes into the exponent; a
-// polynomial does the rest, -0.5 to 0.5, within 1e-7 (fitted for the least relative error).
-inline Floats exp2_of(const Floats & z) {
+// exp((x - largest) * scale), where the exponent of 2 that this comes to is in -126 to 1. Its integer
+// part goes into the exponent; a polynomial does the rest, -0.5 to 0.5, within 1e-7 (fitted for the
+// least relative error). Exactly 1 for the largest at any scale.
+inline Floats exp_of(const Floats & x, float largest, float scale) {
     const Float to_integer = Float{} + 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
+    const Float factor = Float{} + scale * log2_e;
     return each<Float>([&](size_t i) {
-        const Float shifted = z.part[i] + to_integer;
-        const Float x = z.part[i] - (shifted - to_integer);
-        Float p = multiply_add(Float{} + 1.326472731307149e-3F, x, Float{} + 9.671512991189957e-3F);
-        p = multiply_add(p, x, Float{} + 5.550733581185341e-2F);
-        p = multiply_add(p, x, Float{} + 2.4022242426872253e-1F);
-        p = multiply_add(p, x, Float{} + 6.931470036506653e-1F);
-        p = multiply_add(p, x, Float{} + 1.0F);
+        const Float difference = x.part[i] - largest;
+        const Float shifted = multiply_add(difference, factor, to_integer);
+        const Float rest = multiply_add(difference, factor, to_integer - shifted);
+        Float p = multiply_add(Float{} + 1.326472731307149e-3F, rest, Float{} + 9.671512991189957e-3F);
+        p = multiply_add(p, rest, Float{} + 5.550733581185341e-2F);
+        p = multiply_add(p, rest, Float{} + 2.4022242426872253e-1F);
+        p = multiply_add(p, rest, Float{} + 6.931470036506653e-1F);
+        p = multiply_add(p, rest, Float{} + 1.0F);
         Int bits;
         Int power;
         std::memcpy(&bits, &p, sizeof bits);
@@ -289,12 +303,6 @@ inline Floats exp2_of(const Floats & z) {
         std::memcpy(&result, &bits, sizeof result);
         return result;
     });
-}
-
-// How far a logit is below the largest, in powers of two. Exactly 0 for the largest at any scale.
-inline Floats exponents(const Floats & x, float largest, float scale) {
-    const float factor = scale * log2_e;
-    return each<Float>([&](size_t i) { return (x.part[i] - largest) * factor; });
 }
 
 enum class Second { none, split, weighted };
@@ -317,20 +325,20 @@ void exp_sums(const float * logits, size_t n, TokenBits allowed, const float * m
         if (maxima[begin / block_size] >= low_or_least) {
             Block<with_mask>(logits, n, begin, allowed)
                 .for_each_vector(even, odd, [&](const Floats & x, const Floats &, Sums & to) {
-                    const Floats z = exponents(x, o.largest, o.scale);
-                    const Floats e = exp2_of(z);
+                    const Floats e = exp_of(x, o.largest, o.scale);
                     add_where_at_least(to.sum, low, x, e);
                     if constexpr (second == Second::split) {
                         add_where_at_least(to.other, split, x, e);
                     }
                     if constexpr (second == Second::weighted) {
-                        add_where_at_least(to.other, low, x, product(e, z));
+                        const Floats exponent = each<Float>([&](size_t i) { return (x.part[i] - o.largest) * o.scale; });
+                        add_where_at_least(to.other, low, x, product(e, exponent));
                     }
                 });
         }
         sums[begin / block_size] = sum_of(even.sum, odd.sum);
         if constexpr (second != Second::none) {
-            seconds[begin / block_size] = sum_of(even.other, odd.other) * (second == Second::weighted ? ln_2 : 1.0F);
+            seconds[begin / block_size] = sum_of(even.other, odd.other);
         }
     }
 }
@@ -339,7 +347,7 @@ void exps(const float * logits, size_t n, float largest, float scale, float * ou
     const Floats least = all(largest - 87.0F / scale);
     const auto sixteen = [&](const float * from, float * to) {
         const Floats x = load(from);
-        const Floats e = where_at_least(least, x, exp2_of(exponents(x, largest, scale)));
+        const Floats e = where_at_least(least, x, exp_of(x, largest, scale));
         std::memcpy(to, &e, sizeof e);
     };
     size_t at = 0;
