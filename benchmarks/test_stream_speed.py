@@ -162,17 +162,32 @@ def test_sampled_stream_against_llama_cpp_python(
 def test_python_sampler_against_greedy(benchmark: BenchmarkFixture, gemma_path: Path) -> None:
     """An argmax in Python costs little more than its own time."""
     most_us = 60.0
+    n = 128
     greedy: list[float] = []
     in_python: list[float] = []
+    with Model(gemma_path, n_ctx=512, n_threads=N_THREADS) as model:
 
-    def both() -> None:
-        greedy.append(sampled_rate(gemma_path, 128, {"temperature": 0}))
-        in_python.append(sampled_rate(gemma_path, 128, {"sampler": lambda logits, tokens: int(logits.argmax())}))
+        def step_times_us(**options: Any) -> list[float]:
+            times = []
+            # Without looking ahead on either side, so that a step is all of its work.
+            with model.stream("Once upon a time", max_tokens=n + 1, logits=True, **options) as stream:
+                next(stream)
+                for _ in range(n):
+                    start = time.perf_counter_ns()
+                    next(stream)
+                    times.append((time.perf_counter_ns() - start) / 1000)
+            return times
 
-    benchmark.pedantic(both, rounds=7, warmup_rounds=1)  # type: ignore[no-untyped-call]
-    cost_us = 1e6 / max(in_python) - 1e6 / max(greedy)
-    benchmark.extra_info.update(greedy_tok_s=max(greedy), python_tok_s=max(in_python), cost_us=cost_us)
-    print(f"\ngreedy {max(greedy):.1f} tok/s, argmax in Python {max(in_python):.1f}: {cost_us:.0f} us a token")
+        def both() -> None:
+            greedy.extend(step_times_us(temperature=0))
+            in_python.extend(step_times_us(sampler=lambda logits, tokens: int(logits.argmax())))
+
+        benchmark.pedantic(both, rounds=12, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    # Of a step of ten milliseconds the cost is less than what its time varies by; its fastest eighth varies little.
+    fast_greedy, fast_python = (statistics.quantiles(times, n=8)[0] for times in (greedy, in_python))
+    cost_us = fast_python - fast_greedy
+    benchmark.extra_info.update(greedy_us=fast_greedy, python_us=fast_python, cost_us=cost_us)
+    print(f"\ngreedy {fast_greedy:.0f} us a token, argmax in Python {fast_python:.0f}: {cost_us:.0f} us more")
     assert cost_us <= most_us
 
 

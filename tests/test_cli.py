@@ -186,15 +186,19 @@ def test_a_terminal_shows_progress_and_colours(gemma_path: Path) -> None:
 def test_ctrl_c_prints_what_there_is_and_the_stats(gemma_path: Path, phase: str) -> None:
     """The exit code says that it was interrupted."""
     prompt = "word " * 7000 if phase == "prefill" else "Once upon a time"
-    child = terminal("run", str(gemma_path), prompt, "-n", "0", "--batch", "4096")
-    if phase == "decode":
-        child.expect("[a-z]{2,} [a-z]{2,} [a-z]{2,}")  # text
-    else:
-        child.expect("loading")
-        child.expect(r"\x1b\[2K|\r\n")  # the bar has been taken away
-        time.sleep(0.5)
-    child.sendintr()
-    child.expect(STATS)
+    for wait_s in (0.5, 2, 8):
+        child = terminal("run", str(gemma_path), prompt, "-n", "0", "--batch", "4096")
+        if phase == "decode":
+            child.expect("[a-z]{2,} [a-z]{2,} [a-z]{2,}")  # text
+        else:
+            child.expect("loading")
+            child.expect(r"\x1b\[2K|\r\n")  # the bar has been taken away
+            time.sleep(wait_s)
+        child.sendintr()
+        # Nothing shows that the prompt has begun: on a busy machine Ctrl-C may come too early for stats.
+        if child.expect([STATS, "error: interrupted"]) == 0:
+            break
+        assert finish(child) == 130
     assert "stop: interrupted" in child.after
     assert ("no first token" in child.after) == (phase == "prefill")
     assert finish(child) == 130
