@@ -110,12 +110,39 @@ auto without_gil(Work && work) {
     return work();
 }
 
-std::shared_ptr<Model> load_model(const std::string & path, bool cpu_only, int32_t n_gpu_layers, uint32_t n_ctx,
-                                  uint32_t n_batch, int32_t n_threads, const std::string & load_mode, bool vocab_only,
-                                  bool check_tensors, const py::object & progress) {
+// Sets an option from the dict where it has one; types were made sure of in Python.
+template <typename T>
+void take(const py::dict & values, const char * name, T & to) {
+    if (values.contains(name)) {
+        to = values[name].cast<T>();
+    }
+}
+
+ModelOptions model_options(const py::dict & values) {
+    ModelOptions options;
+    take(values, "devices", options.placement.devices);
+    take(values, "tensor_split", options.placement.tensor_split);
+    take(values, "n_gpu_layers", options.placement.n_gpu_layers);
+    take(values, "overrides", options.placement.overrides);
+    take(values, "n_ctx", options.n_ctx);
+    take(values, "n_batch", options.n_batch);
+    take(values, "n_ubatch", options.n_ubatch);
+    take(values, "n_threads", options.n_threads);
+    take(values, "type_k", options.type_k);
+    take(values, "type_v", options.type_v);
+    take(values, "flash_attention", options.flash_attention);
+    take(values, "load_mode", options.load_mode);
+    take(values, "no_host", options.no_host);
+    take(values, "vocab_only", options.vocab_only);
+    take(values, "check_tensors", options.check_tensors);
+    take(values, "dry_run", options.dry_run);
+    return options;
+}
+
+std::shared_ptr<Model> load_model(const std::string & path, const py::dict & values, const py::object & progress) {
     const Signals signals;
     std::exception_ptr raised;
-    ModelOptions options{cpu_only, n_gpu_layers, n_ctx, n_batch, n_threads, load_mode, vocab_only, check_tensors, {}};
+    ModelOptions options = model_options(values);
     options.progress = [&](float share) {
         if (signals.poll() && signals.poll()()) {
             return false;
@@ -177,38 +204,32 @@ py::array_t<float> token_logits(const Token & token) {
     return logits_view({token.context, token.logits, 1}, /*as_rows =*/false);
 }
 
-// The options by name; python/overspill/sampling.py has made sure of their types.
 SamplingOptions sampling_options(const py::dict & values) {
     SamplingOptions options;
-    const auto take = [&values](const char * name, auto & to) {
-        if (values.contains(name)) {
-            to = values[name].cast<std::decay_t<decltype(to)>>();
-        }
-    };
-    take("temperature", options.temperature);
-    take("dynamic_temperature_range", options.dynamic_temperature_range);
-    take("dynamic_temperature_exponent", options.dynamic_temperature_exponent);
-    take("top_k", options.top_k);
-    take("top_p", options.top_p);
-    take("min_p", options.min_p);
-    take("typical_p", options.typical_p);
-    take("top_n_sigma", options.top_n_sigma);
-    take("xtc_probability", options.xtc_probability);
-    take("xtc_threshold", options.xtc_threshold);
-    take("repeat_penalty", options.repeat_penalty);
-    take("frequency_penalty", options.frequency_penalty);
-    take("presence_penalty", options.presence_penalty);
-    take("repeat_last_n", options.repeat_last_n);
-    take("dry_multiplier", options.dry_multiplier);
-    take("dry_base", options.dry_base);
-    take("dry_allowed_length", options.dry_allowed_length);
-    take("dry_last_n", options.dry_last_n);
-    take("mirostat", options.mirostat);
-    take("mirostat_tau", options.mirostat_tau);
-    take("mirostat_eta", options.mirostat_eta);
-    take("logit_bias", options.logit_bias);
-    take("dry_breakers", options.dry_breakers);
-    take("seed", options.seed);
+    take(values, "temperature", options.temperature);
+    take(values, "dynamic_temperature_range", options.dynamic_temperature_range);
+    take(values, "dynamic_temperature_exponent", options.dynamic_temperature_exponent);
+    take(values, "top_k", options.top_k);
+    take(values, "top_p", options.top_p);
+    take(values, "min_p", options.min_p);
+    take(values, "typical_p", options.typical_p);
+    take(values, "top_n_sigma", options.top_n_sigma);
+    take(values, "xtc_probability", options.xtc_probability);
+    take(values, "xtc_threshold", options.xtc_threshold);
+    take(values, "repeat_penalty", options.repeat_penalty);
+    take(values, "frequency_penalty", options.frequency_penalty);
+    take(values, "presence_penalty", options.presence_penalty);
+    take(values, "repeat_last_n", options.repeat_last_n);
+    take(values, "dry_multiplier", options.dry_multiplier);
+    take(values, "dry_base", options.dry_base);
+    take(values, "dry_allowed_length", options.dry_allowed_length);
+    take(values, "dry_last_n", options.dry_last_n);
+    take(values, "mirostat", options.mirostat);
+    take(values, "mirostat_tau", options.mirostat_tau);
+    take(values, "mirostat_eta", options.mirostat_eta);
+    take(values, "logit_bias", options.logit_bias);
+    take(values, "dry_breakers", options.dry_breakers);
+    take(values, "seed", options.seed);
     return options;
 }
 
@@ -392,6 +413,24 @@ std::string repr_of(const Token & token) {
     return text.str();
 }
 
+py::dict memory_dict(const Model & model) {
+    const MemoryReport & report = model.memory();
+    py::dict devices;
+    for (const auto & [name, memory] : report.devices) {
+        devices[py::str(name)] = py::dict("weights_bytes"_a = memory.weights_bytes, "kv_bytes"_a = memory.kv_bytes,
+                                          "compute_bytes"_a = memory.compute_bytes);
+    }
+    py::list tensors;
+    for (const auto & tensor : report.tensors) {
+        tensors.append(py::make_tuple(lenient_str(tensor.name), tensor.device, tensor.buffer_type, tensor.n_bytes));
+    }
+    py::list kv;
+    for (const auto & layer : report.kv) {
+        kv.append(py::make_tuple(layer.layer, layer.device, layer.n_bytes));
+    }
+    return py::dict("devices"_a = devices, "tensors"_a = tensors, "kv"_a = kv, "n_splits"_a = report.n_splits);
+}
+
 // --- files and devices -----------------------------------------------------------------------
 
 py::dict gguf_dict(const std::string & path) {
@@ -483,7 +522,7 @@ void load_backends([[maybe_unused]] const std::string & folder) {
 PYBIND11_MODULE(_core, m) {
     m.doc() = "The native core of overspill. Use the package's own names instead.";
 
-    const auto describe = [](auto & type, const char * doc) {
+    const auto describe = [](const py::handle & type, const char * doc) {
         type.attr("__module__") = "overspill";
         type.attr("__doc__") = doc;
     };
@@ -491,6 +530,11 @@ PYBIND11_MODULE(_core, m) {
     describe(error, "Something that the library or llama.cpp could not do; the base of the others.");
     describe(py::register_exception<ModelLoadError>(m, "ModelLoadError", error),
              "The file is missing, damaged, or not a model that can be loaded.");
+    // Kept for the translator at the end of this function, and never let go of.
+    static const py::handle out_of_memory = py::exception<OutOfMemoryError>(m, "OutOfMemoryError", error).release();
+    describe(out_of_memory,
+             "A device refused memory that a model or its context needs: ``device`` is its name, ``needed_bytes`` what "
+             "was asked for.");
     describe(py::register_exception<ContextFullError>(m, "ContextFullError", error),
              "Prompt and reply do not fit into the context (``n_ctx``).");
     describe(py::register_exception<ClosedError>(m, "ClosedError", error), "The model was closed.");
@@ -514,6 +558,11 @@ PYBIND11_MODULE(_core, m) {
             std::rethrow_exception(thrown);
         } catch (const ViewsInUseError & views) {
             py::set_error(PyExc_BufferError, views.what());
+        } catch (const OutOfMemoryError & memory) {
+            const py::object value = out_of_memory(memory.what());
+            value.attr("device") = memory.device;
+            value.attr("needed_bytes") = memory.needed_bytes;
+            PyErr_SetObject(out_of_memory.ptr(), value.ptr());
         }
     });
 
@@ -547,8 +596,8 @@ PYBIND11_MODULE(_core, m) {
 
     // Both may be destroyed by Python while another thread is in the middle of a step.
     py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), py::release_gil_before_calling_cpp_dtor())
-        .def(py::init(&load_model), "path"_a, py::kw_only(), "cpu_only"_a, "n_gpu_layers"_a, "n_ctx"_a, "n_batch"_a,
-             "n_threads"_a, "load_mode"_a, "vocab_only"_a, "check_tensors"_a, "progress"_a)
+        .def(py::init(&load_model), "path"_a, "options"_a, "progress"_a)
+        .def("memory", &memory_dict)
         .def("open_stream", &open_stream, "prompt"_a, py::kw_only(), "sampler"_a, "max_tokens"_a, "stop"_a,
              "logprobs"_a, "grammar"_a, "mask"_a, "choose"_a, "logits"_a, "look_ahead"_a)
         .def(

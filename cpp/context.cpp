@@ -33,18 +33,24 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
       threadpool_(std::move(threadpool)),
       n_ctx_(options.n_ctx),
       n_batch_(std::min(options.n_batch, options.n_ctx)),
-      n_outputs_(std::min(options.n_outputs, n_batch_)) {
+      n_outputs_(std::min(options.n_outputs, n_batch_)),
+      n_ubatch_(std::min(options.n_ubatch, n_batch_)),
+      dry_run_(options.dry_run) {
     const Activity activity("creating a context");
     llama_context_params params = llama_context_default_params();
     params.n_ctx = options.n_ctx;
     params.n_batch = n_batch_;
     // Rows of logits are reserved twice: per batch in the output buffer, per ubatch in the graph.
     constexpr uint32_t n_ubatch_for_all = 64;
-    params.n_ubatch = n_outputs_ > 1 ? std::min(n_batch_, n_ubatch_for_all) : n_batch_;
+    n_ubatch_ = n_outputs_ > 1 ? std::min(n_ubatch_, n_ubatch_for_all) : n_ubatch_;
+    params.n_ubatch = n_ubatch_;
     params.n_seq_max = 1;
     params.n_outputs_max = n_outputs_;  // n_batch of them would be reserved otherwise
     params.n_threads = options.n_threads;
     params.n_threads_batch = options.n_threads;
+    params.type_k = options.type_k;
+    params.type_v = options.type_v;
+    params.flash_attn_type = options.flash_attention;
     params.swa_full = false;
     params.no_perf = true;
     params.abort_callback_data = this;
@@ -55,10 +61,19 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
     const ErrorCapture errors;
     context_.reset(llama_init_from_model(model_.get(), params));
     if (!context_) {
-        throw Error("no context of " + std::to_string(options.n_ctx) +
-                    " tokens could be made: " + errors.reason("too little memory?") + " (a smaller n_ctx needs less)");
+        const std::string what = "no context of " + std::to_string(options.n_ctx) + " tokens could be made: ";
+        errors.throw_if_out_of_memory(what);
+        throw Error(what + errors.reason("too little memory?") + " (a smaller n_ctx needs less)");
     }
+    n_splits_ = logged_graph_splits();
     llama_attach_threadpool(context_.get(), threadpool_.get(), threadpool_.get());
+}
+
+MemoryReport Context::memory() const {
+    const Activity activity("looking at where a model lies");
+    MemoryReport report = report_memory(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_, dry_run_);
+    report.n_splits = n_splits_;
+    return report;
 }
 
 bool Context::can_continue_text() const {

@@ -1,6 +1,8 @@
 // A KV cache, and the decoding of tokens into it.
 #pragma once
 
+#include "placement.h"
+
 #include <llama.h>
 
 #include <atomic>
@@ -8,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace overspill {
@@ -34,15 +37,20 @@ class Interrupt {
 };
 
 struct ContextOptions {
-    uint32_t n_ctx;    // tokens, over 0
-    uint32_t n_batch;  // tokens of a prompt per batch
+    uint32_t n_ctx;     // tokens, over 0
+    uint32_t n_batch;   // tokens of a prompt per batch
+    uint32_t n_ubatch;  // of which so many are computed at once
     int32_t n_threads;
+    ggml_type type_k;  // of the KV cache
+    ggml_type type_v;
+    llama_flash_attn_type flash_attention;
     uint32_t n_outputs = 1;  // rows of logits that one batch may give, at most n_batch; memory is reserved for all
+    bool dry_run = false;    // of a model that was not loaded: can only report its memory
 };
 
 class Context {
   public:
-    // Throws Error if there is no memory for it. Keeps the model and the threads alive.
+    // Throws OutOfMemoryError or Error. Keeps the model and the threads alive.
     Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_threadpool> threadpool,
             const ContextOptions & options);
 
@@ -62,6 +70,8 @@ class Context {
     // How often that was called: logits are those of the latest time.
     uint64_t n_decodes() const { return n_decodes_.load(std::memory_order_relaxed); }
 
+    MemoryReport memory() const;
+
     const llama_model & model() const { return *model_; }
     uint32_t n_ctx() const { return n_ctx_; }
     uint32_t n_batch() const { return n_batch_; }
@@ -79,6 +89,9 @@ class Context {
     uint32_t n_ctx_;
     uint32_t n_batch_;
     uint32_t n_outputs_;
+    uint32_t n_ubatch_;
+    bool dry_run_;
+    int32_t n_splits_ = 0;
     uint32_t n_decoded_ = 0;
     std::atomic<uint64_t> n_decodes_{0};
     std::vector<int8_t> wanted_;  // kept for its memory

@@ -4,8 +4,10 @@
 
 #include "utf8_buffer.h"
 
+#include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace overspill {
 
@@ -17,6 +19,14 @@ struct Error : std::runtime_error {
 // The file is missing, damaged, or not a model that can be loaded.
 struct ModelLoadError : Error {
     using Error::Error;
+};
+
+// A device refused memory that a model or its context needs.
+struct OutOfMemoryError : Error {
+    OutOfMemoryError(const std::string & text, std::string device_name, size_t needed)
+        : Error(text), device(std::move(device_name)), needed_bytes(needed) {}
+    std::string device;   // llama.cpp's name for it
+    size_t needed_bytes;  // in one piece; 0 if llama.cpp does not say
 };
 
 // Prompt and reply do not fit into the context.

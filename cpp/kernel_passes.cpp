@@ -331,7 +331,8 @@ void exp_sums(const float * logits, size_t n, TokenBits allowed, const float * m
                         add_where_at_least(to.other, split, x, e);
                     }
                     if constexpr (second == Second::weighted) {
-                        const Floats exponent = each<Float>([&](size_t i) { return (x.part[i] - o.largest) * o.scale; });
+                        const Floats exponent =
+                            each<Float>([&](size_t i) { return (x.part[i] - o.largest) * o.scale; });
                         add_where_at_least(to.other, low, x, product(e, exponent));
                     }
                 });

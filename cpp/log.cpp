@@ -1,7 +1,11 @@
 #include "log.h"
 
+#include "error.h"
+
+#include <ggml-backend.h>
 #include <llama.h>
 
+#include <cstdlib>
 #include <mutex>
 
 namespace overspill {
@@ -26,6 +30,31 @@ Queue & queue() {
 // A line may come in pieces, each call with the level "continued".
 thread_local LogLine partial{LogLevel::info, {}};
 thread_local ErrorCapture * capture = nullptr;
+thread_local int32_t graph_splits = 0;
+
+// As in "graph: nodes = 1047, splits = 2", or "splits = 51 / 49" for a batch and for one token.
+void note_graph_splits(const std::string & line) {
+    static const std::string mark = ", splits = ";
+    const size_t at = line.find(mark);
+    if (at == std::string::npos) {
+        return;
+    }
+    const std::string numbers = line.substr(at + mark.size());
+    const size_t comma = numbers.find(',');
+    const size_t slash = numbers.find(" / ");
+    graph_splits = static_cast<int32_t>(std::strtol(numbers.c_str() + (slash < comma ? slash + 3 : 0), nullptr, 10));
+}
+
+// The device whose memory has this name in llama.cpp's messages.
+std::string device_of_buffer(const std::string & buffer) {
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        if (buffer == ggml_backend_buft_name(ggml_backend_dev_buffer_type(device))) {
+            return ggml_backend_dev_name(device);
+        }
+    }
+    return "CPU";  // pinned or repacked
+}
 
 void (*abort_hook)(const char *, const char *) = nullptr;
 
@@ -55,6 +84,7 @@ void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
             if (line.level == LogLevel::error) {
                 ErrorCapture::keep(line.text);
             }
+            note_graph_splits(line.text);
             Queue & waiting = queue();
             const std::lock_guard lock(waiting.mutex);
             if (waiting.lines.size() < max_waiting_lines) {
@@ -107,10 +137,38 @@ void ErrorCapture::keep(const std::string & line) {
     }
 }
 
+int32_t logged_graph_splits() noexcept {
+    return graph_splits;
+}
+
 ErrorCapture::ErrorCapture() : outer_(std::exchange(capture, this)) {}
 
 ErrorCapture::~ErrorCapture() {
     capture = outer_;
+}
+
+void ErrorCapture::throw_if_out_of_memory(const std::string & what) const {
+    static const std::string mark = "failed to allocate ";
+    static const std::string size_mark = " buffer of size ";
+    for (const auto & line : lines_) {
+        const size_t at = line.find(mark);
+        const size_t size_at = line.find(size_mark);
+        if (at == std::string::npos || size_at == std::string::npos || size_at < at) {
+            continue;
+        }
+        const std::string buffer = line.substr(at + mark.size(), size_at - at - mark.size());
+        const auto n_bytes = static_cast<size_t>(std::strtoull(line.c_str() + size_at + size_mark.size(), nullptr, 10));
+        const std::string device = device_of_buffer(buffer);
+        size_t free_bytes = 0;
+        size_t total_bytes = 0;
+        if (ggml_backend_dev_t found = ggml_backend_dev_by_name(device.c_str()); found != nullptr) {
+            ggml_backend_dev_memory(found, &free_bytes, &total_bytes);
+        }
+        const auto mebibytes = [](size_t bytes) { return std::to_string(bytes >> 20U) + " MiB"; };
+        throw OutOfMemoryError(what + device + " refused " + mebibytes(n_bytes) + ", of " + mebibytes(free_bytes) +
+                                   " that it says are free now; put less on it (a smaller n_ctx, other offload)",
+                               device, n_bytes);
+    }
 }
 
 std::string ErrorCapture::reason(const std::string & otherwise) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -36,6 +37,9 @@ class ErrorCapture {
     // The cause in one line, without the name of upstream's function; `otherwise` if nothing was logged.
     std::string reason(const std::string & otherwise) const;
 
+    // Throws OutOfMemoryError, whose text begins with `what`, if memory was refused.
+    void throw_if_out_of_memory(const std::string & what) const;
+
     // For the log itself: hands an error to the innermost capture of this thread, if there is one.
     static void keep(const std::string & line);
 
@@ -43,6 +47,10 @@ class ErrorCapture {
     std::vector<std::string> lines_;
     ErrorCapture * outer_;
 };
+
+// Of the graph of one token that llama.cpp made last on this thread: how many parts it runs in, each
+// on one device. It is in its log only.
+int32_t logged_graph_splits() noexcept;
 
 // Says what the process is doing, in case llama.cpp ends it. `activity` must outlive the process.
 class Activity {

@@ -27,6 +27,29 @@ llama_load_mode load_mode_of(const std::string & name) {
     return found->second;
 }
 
+ggml_type cache_type_of(const char * argument, const std::string & name) {
+    static const std::map<std::string, ggml_type> types = {
+        {"f32", GGML_TYPE_F32},   {"f16", GGML_TYPE_F16},   {"bf16", GGML_TYPE_BF16},
+        {"q8_0", GGML_TYPE_Q8_0}, {"q5_1", GGML_TYPE_Q5_1}, {"q5_0", GGML_TYPE_Q5_0},
+        {"q4_1", GGML_TYPE_Q4_1}, {"q4_0", GGML_TYPE_Q4_0}, {"iq4_nl", GGML_TYPE_IQ4_NL},
+    };
+    const auto found = types.find(name);
+    if (found == types.end()) {
+        throw std::invalid_argument(std::string(argument) +
+                                    " must be one of f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, not " +
+                                    name);
+    }
+    return found->second;
+}
+
+llama_flash_attn_type flash_attention_of(const std::string & name) {
+    if (name != "auto" && name != "on" && name != "off") {
+        throw std::invalid_argument("flash_attention must be one of auto, on, off, not " + name);
+    }
+    return name == "auto" ? LLAMA_FLASH_ATTN_TYPE_AUTO
+                          : (name == "on" ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED);
+}
+
 std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads) {
     // Asked for by name, since the CPU backend may be a plugin.
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
@@ -91,8 +114,15 @@ void append_token_bytes(const llama_vocab & vocab, int32_t token, bool special, 
 Model::Model(const std::string & path, ModelOptions options) : name_(path), options_(std::move(options)) {
     check_range("n_batch", options_.n_batch, uint32_t{1}, uint32_t{65536});
     check_range("n_threads", options_.n_threads, int32_t{1}, int32_t{GGML_MAX_N_THREADS});
-    check_range("n_gpu_layers", options_.n_gpu_layers, int32_t{-1}, std::numeric_limits<int32_t>::max());
+    check_range("n_gpu_layers", options_.placement.n_gpu_layers, int32_t{-1}, std::numeric_limits<int32_t>::max());
+    options_.n_ubatch = options_.n_ubatch == 0 ? options_.n_batch : options_.n_ubatch;
+    check_range("n_ubatch", options_.n_ubatch, uint32_t{1}, options_.n_batch);
     const llama_load_mode load_mode = load_mode_of(options_.load_mode);
+    flash_attention_of(options_.flash_attention);
+    cache_type_of("type_k", options_.type_k);
+    if (ggml_is_quantized(cache_type_of("type_v", options_.type_v)) && options_.flash_attention == "off") {
+        throw std::invalid_argument("type_v: " + options_.type_v + " needs flash attention, which is off");
+    }
     check_gguf(path, options_.vocab_only);
 
     struct Progress {
@@ -101,12 +131,11 @@ Model::Model(const std::string & path, ModelOptions options) : name_(path), opti
     } progress{options_.progress, false};
 
     llama_model_params params = llama_model_default_params();
-    ggml_backend_dev_t no_devices[] = {nullptr};
-    if (options_.cpu_only) {
-        params.devices = no_devices;
-    }
-    params.n_gpu_layers = options_.n_gpu_layers;
-    params.load_mode = load_mode;
+    PlacementParams placement(path, options_.placement);
+    placement.apply(params);
+    params.load_mode = options_.dry_run ? LLAMA_LOAD_MODE_NONE : load_mode;
+    params.no_alloc = options_.dry_run;
+    params.no_host = options_.no_host;
     params.vocab_only = options_.vocab_only;
     params.check_tensors = options_.check_tensors;
     params.progress_callback_user_data = &progress;
@@ -123,6 +152,7 @@ Model::Model(const std::string & path, ModelOptions options) : name_(path), opti
         if (progress.cancelled) {
             throw CancelledError(path + ": loading was cancelled");
         }
+        errors.throw_if_out_of_memory(path + ": ");
         throw ModelLoadError(path + ": " + errors.reason("llama.cpp could not load it"));
     }
     n_vocab_ = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
@@ -141,10 +171,14 @@ void Model::prepare_to_generate() {
             options_.n_ctx = n_ctx_train_ == 0 ? largest_default : std::min(n_ctx_train_, largest_default);
         }
         threadpool_ = make_threadpool(options_.n_threads);
-        idle_ = std::make_shared<Context>(model_, threadpool_,
-                                          ContextOptions{options_.n_ctx, options_.n_batch, options_.n_threads});
+        idle_ = std::make_shared<Context>(model_, threadpool_, context_options(1));
         if (!idle_->can_continue_text()) {
             cannot_generate_ = "does not continue text: it is an encoder (for embeddings) or a diffusion model";
+        } else {
+            memory_ = idle_->memory();
+            cannot_generate_ = options_.dry_run ? "was not loaded: this is a dry run" : "";
+        }
+        if (!cannot_generate_.empty()) {
             idle_.reset();
             threadpool_.reset();
         }
@@ -152,6 +186,18 @@ void Model::prepare_to_generate() {
     if (!cannot_generate_.empty()) {
         options_.n_ctx = 0;
     }
+}
+
+ContextOptions Model::context_options(uint32_t n_outputs) const {
+    return {options_.n_ctx,
+            std::max(options_.n_batch, n_outputs),
+            options_.n_ubatch,
+            options_.n_threads,
+            cache_type_of("type_k", options_.type_k),
+            cache_type_of("type_v", options_.type_v),
+            flash_attention_of(options_.flash_attention),
+            n_outputs,
+            options_.dry_run};
 }
 
 Model::~Model() {
@@ -355,9 +401,7 @@ std::shared_ptr<Context> Model::make_context(uint32_t n_outputs) {
         threadpool = threadpool_;
     }
     const std::lock_guard turn(turns_);
-    return std::make_shared<Context>(
-        model, threadpool,
-        ContextOptions{options_.n_ctx, std::max(options_.n_batch, n_outputs), options_.n_threads, n_outputs});
+    return std::make_shared<Context>(model, threadpool, context_options(n_outputs));
 }
 
 void Model::give_back(std::shared_ptr<Context> context) {

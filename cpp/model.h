@@ -3,6 +3,7 @@
 
 #include "context.h"
 #include "grammar.h"
+#include "placement.h"
 
 #include <llama.h>
 
@@ -23,14 +24,20 @@ namespace overspill {
 class Generation;
 
 struct ModelOptions {
-    bool cpu_only = false;           // do not touch a GPU at all
-    int32_t n_gpu_layers = 0;        // as llama.cpp counts them; -1: all
-    uint32_t n_ctx = 0;              // tokens; 0: what the model was trained for, at most 8192
-    uint32_t n_batch = 512;          // 1 to 65536
-    int32_t n_threads = 1;           // 1 to 512
-    std::string load_mode = "mmap";  // mmap, read, mlock, mmap+mlock, direct-io
+    Placement placement = {};
+    uint32_t n_ctx = 0;          // tokens; 0: what the model was trained for, at most 8192
+    uint32_t n_batch = 512;      // 1 to 65536
+    uint32_t n_ubatch = 0;       // tokens that are computed at once, 1 to n_batch; 0: n_batch
+    int32_t n_threads = 1;       // 1 to 512
+    std::string type_k = "f16";  // of the KV cache's keys: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl
+    std::string type_v = "f16";  // of its values; quantized ones need flash attention
+    std::string flash_attention = "auto";  // auto, on, off
+    std::string load_mode = "mmap";        // mmap, read, mlock, mmap+mlock, direct-io
+    bool no_host = false;  // weights on the CPU in repacked form, where llama.cpp would pin them for a GPU
     bool vocab_only = false;
     bool check_tensors = false;
+    // Only find out how much memory it would take: nothing is loaded, and it cannot generate.
+    bool dry_run = false;
     // Given the share that is loaded, 0 to 1; false cancels. Called on the loading thread, must not throw.
     std::function<bool(float)> progress = {};
 };
@@ -82,6 +89,8 @@ class Model {
     uint32_t n_ctx() const { return options_.n_ctx; }  // 0 if it cannot generate
     uint32_t n_ctx_train() const { return n_ctx_train_; }
     int32_t n_threads() const { return options_.n_threads; }
+    // Of the context that is kept for streams; empty if it cannot generate.
+    const MemoryReport & memory() const { return memory_; }
 
     // The token sequences that DRY takes for breakers: every way in which a token can end, or begin, with
     // one of these texts, followed by the tokens of the rest of it. Takes long for large vocabularies.
@@ -106,12 +115,14 @@ class Model {
     std::shared_ptr<llama_model> loaded() const;                     // throws ClosedError
     const llama_vocab & tokenizer(const llama_model & model) const;  // throws Error if there is none
     void prepare_to_generate();
+    ContextOptions context_options(uint32_t n_outputs) const;
 
     std::string name_;
     ModelOptions options_;
     int32_t n_vocab_ = 0;
     uint32_t n_ctx_train_ = 0;
     std::string cannot_generate_;  // why not; empty if it can
+    MemoryReport memory_;
 
     mutable std::mutex mutex_;  // guards what follows; not held during native work
     std::shared_ptr<llama_model> model_;

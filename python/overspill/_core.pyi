@@ -12,6 +12,12 @@ class Error(Exception):
 class ModelLoadError(Error):
     """The file is missing, damaged, or not a model that can be loaded."""
 
+class OutOfMemoryError(Error):
+    """A device refused memory that a model or its context needs."""
+
+    device: str
+    needed_bytes: int
+
 class ContextFullError(Error):
     """Prompt and reply do not fit into the context (``n_ctx``)."""
 
@@ -57,19 +63,9 @@ class Token:
 @final
 class Model:
     def __init__(
-        self,
-        path: str | bytes,
-        *,
-        cpu_only: bool,
-        n_gpu_layers: int,
-        n_ctx: int,
-        n_batch: int,
-        n_threads: int,
-        load_mode: str,
-        vocab_only: bool,
-        check_tensors: bool,
-        progress: Callable[[float], bool | None] | None,
+        self, path: bytes, options: dict[str, Any], progress: Callable[[float], bool | None] | None
     ) -> None: ...
+    def memory(self) -> dict[str, Any]: ...
     def open_stream(
         self,
         prompt: Sequence[int],

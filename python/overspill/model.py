@@ -236,15 +236,17 @@ class Model:
         n_ctx = None if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1)
         self._core = _core.Model(
             os.fsencode(self._path),
-            cpu_only=offload == "cpu",
-            n_gpu_layers=self._gpu_layers(offload, n_ctx, vocab_only),
-            n_ctx=n_ctx or 0,
-            n_batch=as_integer("n_batch", n_batch, 1, 65536),
-            n_threads=physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
-            load_mode=load_mode,
-            vocab_only=bool(vocab_only),
-            check_tensors=bool(check_tensors),
-            progress=progress,
+            {
+                "devices": [] if offload == "cpu" else [device.name for device in devices() if device.kind != "cpu"],
+                "n_gpu_layers": self._gpu_layers(offload, n_ctx, vocab_only),
+                "n_ctx": n_ctx or 0,
+                "n_batch": as_integer("n_batch", n_batch, 1, 65536),
+                "n_threads": physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
+                "load_mode": load_mode,
+                "vocab_only": bool(vocab_only),
+                "check_tensors": bool(check_tensors),
+            },
+            progress,
         )
         self._evaluation: _core.Evaluation | None = None
         self._logits: NDArray[np.float32] | None = None

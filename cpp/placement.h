@@ -1,0 +1,72 @@
+// Where tensors go, in llama.cpp's terms, and where they are.
+#pragma once
+
+#include <llama.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace overspill {
+
+// Devices by llama.cpp's names, such as "CUDA0"; python/overspill/placement.py makes these.
+struct Placement {
+    std::vector<std::string> devices =
+        {};  // besides the CPU, in the order in which layers are dealt out; none: CPU only
+    std::vector<float> tensor_split = {};  // how many layers each of them gets, the output head among them
+    int32_t n_gpu_layers = 0;              // as llama.cpp counts them, from the output head back; -1: all
+    // A regular expression over tensor names and a device; the first that matches counts.
+    std::vector<std::pair<std::string, std::string>> overrides = {};
+};
+
+// A placement as llama_model_params wants it; the params point into this.
+class PlacementParams {
+  public:
+    // Throws std::invalid_argument for a device that is not there, or what is no regular expression; or where a
+    // tensor of the model would lie where nothing can compute with it, which llama.cpp does not survive.
+    PlacementParams(const std::string & path, const Placement & placement);
+    void apply(llama_model_params & params);
+
+  private:
+    void check_operations(const std::string & path, const Placement & placement) const;
+
+    std::vector<ggml_backend_dev_t> devices_;                  // ends with null
+    std::vector<float> tensor_split_;                          // as many as llama.cpp reads
+    std::vector<llama_model_tensor_buft_override> overrides_;  // ends with null
+    std::vector<std::string> patterns_;
+    int32_t n_gpu_layers_;
+};
+
+struct DeviceMemory {
+    size_t weights_bytes = 0;
+    size_t kv_bytes = 0;
+    size_t compute_bytes = 0;
+};
+
+// What llama.cpp says of a model and one context of it.
+struct MemoryReport {
+    struct Tensor {
+        std::string name;
+        std::string device;
+        std::string buffer_type;
+        size_t n_bytes;
+    };
+    struct LayerCache {
+        int32_t layer;
+        std::string device;
+        size_t n_bytes;
+    };
+    std::map<std::string, DeviceMemory> devices = {};  // "CPU" stands for all host memory
+    std::vector<Tensor> tensors = {};                  // those that decoding uses; none after a dry run
+    std::vector<LayerCache> kv = {};                   // the same
+    int32_t n_splits = 0;                              // parts of the graph of one token that run on one device
+};
+
+// `output_bytes` is what the context reserved for logits. The context must be at rest.
+MemoryReport report_memory(llama_context & context, uint32_t n_tokens, uint32_t n_outputs, bool dry_run);
+
+}  // namespace overspill
