@@ -305,14 +305,19 @@ inline Floats exp_of(const Floats & x, float largest, float scale) {
     });
 }
 
+// Below this the terms are under 1e-37 and would leave the range of the exponent.
+inline float least_logit(const ExpSumOptions & o) {
+    return o.largest - 87.0F / o.scale;
+}
+
 enum class Second { none, split, weighted };
 
-template <bool with_mask, Second second>
+// Without a cut, what would leave the range of the exponent counts as 1e-38, which is cheaper than leaving it out.
+template <bool with_mask, bool with_cut, Second second>
 void exp_sums(const float * logits, size_t n, TokenBits allowed, const float * maxima, const ExpSumOptions & o,
               float * sums, float * seconds) {
-    // Below this the terms are under 1e-37 and would leave the range of the exponent.
-    const float least = o.largest - 87.0F / o.scale;
-    const float low_or_least = o.low > least ? o.low : least;
+    const float least = least_logit(o);
+    const float low_or_least = with_cut ? o.low : least;
     const Floats low = all(low_or_least);
     const Floats split = all(o.split > low_or_least ? o.split : low_or_least);
     struct Sums {
@@ -324,9 +329,15 @@ void exp_sums(const float * logits, size_t n, TokenBits allowed, const float * m
         Sums odd{};
         if (maxima[begin / block_size] >= low_or_least) {
             Block<with_mask>(logits, n, begin, allowed)
-                .for_each_vector(even, odd, [&](const Floats & x, const Floats &, Sums & to) {
+                .for_each_vector(even, odd, [&](const Floats & logit, const Floats &, Sums & to) {
+                    const Floats x =
+                        with_cut ? logit : each<Float>([&](size_t i) { return larger(logit.part[i], low.part[i]); });
                     const Floats e = exp_of(x, o.largest, o.scale);
-                    add_where_at_least(to.sum, low, x, e);
+                    if constexpr (with_cut) {
+                        add_where_at_least(to.sum, low, x, e);
+                    } else {
+                        add(to.sum, e);
+                    }
                     if constexpr (second == Second::split) {
                         add_where_at_least(to.other, split, x, e);
                     }
@@ -424,11 +435,10 @@ size_t moments(const float * logits, size_t n, TokenBits allowed, float largest,
 template <Second second>
 void exp_sums_of(const float * logits, size_t n, TokenBits allowed, const float * maxima, const ExpSumOptions & o,
                  float * sums, float * seconds) {
-    if (allowed == nullptr) {
-        exp_sums<false, second>(logits, n, allowed, maxima, o, sums, seconds);
-    } else {
-        exp_sums<true, second>(logits, n, allowed, maxima, o, sums, seconds);
-    }
+    const auto pass = o.low > least_logit(o)
+                          ? (allowed == nullptr ? exp_sums<false, true, second> : exp_sums<true, true, second>)
+                          : (allowed == nullptr ? exp_sums<false, false, second> : exp_sums<true, false, second>);
+    pass(logits, n, allowed, maxima, o, sums, seconds);
 }
 
 }  // namespace
