@@ -13,9 +13,11 @@ from typing import Any, Literal, TypeAlias
 from overspill import _core
 from overspill.sampling import SamplingOptions
 
-__all__ = ["ModelInfo", "Part"]
+__all__ = ["ModelInfo", "Part", "Tensor", "layer_of", "part_of"]
 
 Part: TypeAlias = Literal["attention", "dense", "experts", "output", "embedding", "other"]
+Tensor: TypeAlias = tuple[str, str, tuple[int, ...], int]
+"""Name, type, shape (the fastest dimension first) and bytes."""
 
 # llama.cpp's names (src/llama-arch.cpp). Whatever mixes tokens counts as attention, recurrent
 # layers too; routers and shared experts are read for every token, so they are dense.
@@ -24,12 +26,21 @@ _PARTS: list[tuple[str, Part]] = [
     (r"blk\.\d+\.(ffn_|post_ffw|pre_ffw|channel_mix|exp_probs)", "dense"),
     (r"blk\.\d+\.", "attention"),
     (r"output(_norm)?\b|cls\b|cls\.", "output"),
-    (r"token_embd|token_types|position_embd|per_layer_token_embd", "embedding"),
+    (r"(token_embd|token_types|position_embd|per_layer_token_embd)\b", "embedding"),
 ]
-_LAYER = re.compile(r"blk\.(\d+)\.")
+_LAYER = re.compile(r"(?:enc\.|dec\.)?(?=blk\.(\d+)\.)")
 
 
-def _part_of(tensor: str) -> Part:
+def layer_of(tensor: str) -> int | None:
+    """Return the layer of the tensor of that name, or None if it belongs to none."""
+    layer = _LAYER.match(tensor)
+    return int(layer[1]) if layer else None
+
+
+def part_of(tensor: str) -> Part:
+    """Return what the tensor of that name is part of."""
+    if layer := _LAYER.match(tensor):
+        tensor = tensor[layer.end() :]
     return next((part for pattern, part in _PARTS if re.match(pattern, tensor)), "other")
 
 
@@ -42,7 +53,7 @@ class ModelInfo:
 
     metadata: dict[str, Any]
     """Every key of the header; an array is a dict with its ``element`` type and its ``length``."""
-    tensors: list[tuple[str, str, tuple[int, ...], int]]
+    tensors: list[Tensor]
     """Name, type, shape (the fastest dimension first) and bytes of each tensor, of all files."""
     files: list[str]
     """More than one if the model is split."""
@@ -143,14 +154,28 @@ class ModelInfo:
         return dict(sizes.most_common())
 
     @cached_property
+    def layer_tensors(self) -> list[dict[Part, list[Tensor]]]:
+        """Tensors of each part of each repeating layer."""
+        layers: list[dict[Part, list[Tensor]]] = [{} for _ in range(self.n_layers)]
+        for tensor in self.tensors:
+            layer = layer_of(tensor[0])
+            if layer is not None and layer < len(layers):
+                layers[layer].setdefault(part_of(tensor[0]), []).append(tensor)
+        return layers
+
+    @cached_property
+    def shared_tensors(self) -> dict[Part, list[Tensor]]:
+        """Tensors of each part outside of the layers."""
+        parts: dict[Part, list[Tensor]] = {}
+        for tensor in self.tensors:
+            if layer_of(tensor[0]) is None:
+                parts.setdefault(part_of(tensor[0]), []).append(tensor)
+        return parts
+
+    @cached_property
     def layers(self) -> list[dict[Part, int]]:
         """Bytes of each part of each repeating layer."""
-        layers: list[Counter[Part]] = [Counter() for _ in range(self.n_layers)]
-        for name, _, _, n_bytes in self.tensors:
-            layer = _LAYER.match(name)
-            if layer and int(layer[1]) < len(layers):
-                layers[int(layer[1])][_part_of(name)] += n_bytes
-        return [dict(layer) for layer in layers]
+        return [{part: sum(tensor[3] for tensor in layer[part]) for part in layer} for layer in self.layer_tensors]
 
     @cached_property
     def bytes_by_part(self) -> dict[Part, int]:
@@ -160,7 +185,7 @@ class ModelInfo:
         """
         sizes: dict[Part, int] = dict.fromkeys(("attention", "dense", "experts", "output", "embedding", "other"), 0)
         for name, _, _, n_bytes in self.tensors:
-            sizes[_part_of(name)] += n_bytes
+            sizes[part_of(name)] += n_bytes
         return sizes
 
     @property
