@@ -34,6 +34,7 @@ from overspill._core import CancelledError, ClosedError, ContextFullError, Error
 from overspill.device import add_rpc_server, devices
 from overspill.info import ModelInfo
 from overspill.model import Model, Stream
+from overspill.placement import LlamaPlacement, Placement
 from overspill.sampling import Sampler, SamplingOptions
 from overspill.types import Completion, Device, LogitsProcessor, Stats, StopReason, Token, TokenChooser, TokenMask
 
@@ -44,10 +45,12 @@ __all__ = [
     "ContextFullError",
     "Device",
     "Error",
+    "LlamaPlacement",
     "LogitsProcessor",
     "Model",
     "ModelInfo",
     "ModelLoadError",
+    "Placement",
     "Sampler",
     "SamplingOptions",
     "Stats",
