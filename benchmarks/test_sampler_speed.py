@@ -23,9 +23,9 @@ from upstream_tools import UpstreamChain
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 SIZES = [32_000, 201_088, 262_144]
 
-# Chain, how many times as fast as llama.cpp it has to be at 201,088 logits, and how many scans it may take. The first
-# holds where a chain is at its slowest in llama.cpp, which is at normally distributed logits: with them, top-p leaves
-# tens of thousands of tokens. The second holds at a model's logits.
+# Chain, how many times as fast as llama.cpp it has to be at 201,088 logits, and how many scans it may take. With normally
+# distributed logits, top-p leaves tens of thousands of tokens, which is where llama.cpp is at its slowest, and where we
+# need a second sum: there it has to be that much faster, and at a model's logits it has to keep to the scans.
 CHAINS: dict[str, tuple[dict[str, Any], float, float]] = {
     "greedy": ({"temperature": 0.0}, 0, 1.5),
     "temperature": ({}, 10, 5),
@@ -108,7 +108,7 @@ def test_sampler_against_llama_cpp(
         f"\n{chain:>24} {n:>8,} {shape:>7}: {sample:7.1f} us, {sample / scan:5.2f} scans of {scan:5.1f} us; "
         f"llama.cpp {upstream_us:8.1f} us, {upstream_us / sample:6.1f} times"
     )
-    if shape == "model":
+    if (chain, shape) != ("top-p 0.95", "normal"):
         assert sample / scan <= most
-    elif n == 201_088:
+    if n == 201_088 and (chain, shape) != ("top-p 0.95", "model"):
         assert upstream_us / sample >= least
