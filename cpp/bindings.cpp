@@ -132,7 +132,7 @@ ModelOptions model_options(const py::dict & values) {
     take(values, "type_v", options.type_v);
     take(values, "flash_attention", options.flash_attention);
     take(values, "load_mode", options.load_mode);
-    take(values, "no_host", options.no_host);
+    take(values, "repack", options.repack);
     take(values, "vocab_only", options.vocab_only);
     take(values, "check_tensors", options.check_tensors);
     take(values, "dry_run", options.dry_run);

@@ -42,10 +42,13 @@ ggml_type cache_type_of(const char * argument, const std::string & name) {
     return found->second;
 }
 
-llama_flash_attn_type flash_attention_of(const std::string & name) {
-    if (name != "auto" && name != "on" && name != "off") {
-        throw std::invalid_argument("flash_attention must be one of auto, on, off, not " + name);
+void check_switch(const char * argument, const std::string & value) {
+    if (value != "auto" && value != "on" && value != "off") {
+        throw std::invalid_argument(std::string(argument) + " must be one of auto, on, off, not " + value);
     }
+}
+
+llama_flash_attn_type flash_attention_of(const std::string & name) {
     return name == "auto" ? LLAMA_FLASH_ATTN_TYPE_AUTO
                           : (name == "on" ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED);
 }
@@ -118,7 +121,8 @@ Model::Model(const std::string & path, ModelOptions options) : name_(path), opti
     options_.n_ubatch = options_.n_ubatch == 0 ? options_.n_batch : options_.n_ubatch;
     check_range("n_ubatch", options_.n_ubatch, uint32_t{1}, options_.n_batch);
     const llama_load_mode load_mode = load_mode_of(options_.load_mode);
-    flash_attention_of(options_.flash_attention);
+    check_switch("flash_attention", options_.flash_attention);
+    check_switch("repack", options_.repack);
     cache_type_of("type_k", options_.type_k);
     if (ggml_is_quantized(cache_type_of("type_v", options_.type_v)) && options_.flash_attention == "off") {
         throw std::invalid_argument("type_v: " + options_.type_v + " needs flash attention, which is off");
@@ -135,7 +139,8 @@ Model::Model(const std::string & path, ModelOptions options) : name_(path), opti
     placement.apply(params);
     params.load_mode = options_.dry_run ? LLAMA_LOAD_MODE_NONE : load_mode;
     params.no_alloc = options_.dry_run;
-    params.no_host = options_.no_host;
+    params.use_extra_bufts = options_.repack != "off";
+    params.no_host = options_.repack == "on";
     params.vocab_only = options_.vocab_only;
     params.check_tensors = options_.check_tensors;
     params.progress_callback_user_data = &progress;

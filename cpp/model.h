@@ -33,7 +33,9 @@ struct ModelOptions {
     std::string type_v = "f16";  // of its values; quantized ones need flash attention
     std::string flash_attention = "auto";  // auto, on, off
     std::string load_mode = "mmap";        // mmap, read, mlock, mmap+mlock, direct-io
-    bool no_host = false;  // weights on the CPU in repacked form, where llama.cpp would pin them for a GPU
+    // Weights on the CPU in the order that its matrix products like best: auto (not beside a GPU, which reads them for
+    // large batches), on, off.
+    std::string repack = "auto";
     bool vocab_only = false;
     bool check_tensors = false;
     // Only find out how much memory it would take: nothing is loaded, and it cannot generate.

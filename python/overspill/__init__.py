@@ -30,13 +30,23 @@ except ImportError as error:
         "or pip install nvidia-cublas nvidia-cuda-runtime of its version"
     ) from error
 
-from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError
+from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError, OutOfMemoryError
 from overspill.device import add_rpc_server, devices
 from overspill.info import ModelInfo
 from overspill.model import Model, Stream
 from overspill.placement import LlamaPlacement, Placement
 from overspill.sampling import Sampler, SamplingOptions
-from overspill.types import Completion, Device, LogitsProcessor, Stats, StopReason, Token, TokenChooser, TokenMask
+from overspill.types import (
+    Completion,
+    Device,
+    LogitsProcessor,
+    MemoryUse,
+    Stats,
+    StopReason,
+    Token,
+    TokenChooser,
+    TokenMask,
+)
 
 __all__ = [
     "CancelledError",
@@ -47,9 +57,11 @@ __all__ = [
     "Error",
     "LlamaPlacement",
     "LogitsProcessor",
+    "MemoryUse",
     "Model",
     "ModelInfo",
     "ModelLoadError",
+    "OutOfMemoryError",
     "Placement",
     "Sampler",
     "SamplingOptions",

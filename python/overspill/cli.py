@@ -20,7 +20,8 @@ from rich.table import Table
 import overspill
 from overspill import _core
 from overspill.hub import demo_model, resolve
-from overspill.types import LoadMode, Offload
+from overspill.model import Offload
+from overspill.types import LoadMode
 
 __all__ = ["main"]
 

@@ -9,10 +9,11 @@ import operator
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, SupportsIndex, Unpack, get_args
+from typing import Any, Literal, SupportsIndex, TypeAlias, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,27 +22,32 @@ from overspill import _core
 from overspill.device import devices, physical_cores
 from overspill.hub import resolve
 from overspill.info import ModelInfo
+from overspill.placement import Placement
 from overspill.sampling import Sampler, SamplingKeywords, SamplingOptions, merge
 from overspill.types import (
+    CacheType,
     Completion,
     LoadMode,
     LogitsProcessor,
-    Offload,
+    MemoryUse,
     Progress,
     Stats,
     StopReason,
+    Switch,
     Token,
     TokenChooser,
     TokenMask,
     as_integer,
 )
 
-__all__ = ["Model", "Stream"]
+__all__ = ["Model", "Offload", "Stream"]
 
 logger = logging.getLogger("overspill")
 
 # Room that `offload="auto"` leaves on a GPU for compute buffers and for the desktop.
 _GPU_MARGIN_BYTES = 1 << 30
+
+Offload: TypeAlias = Literal["auto", "cpu", "gpu"] | int | Placement | Mapping[str, Any]
 
 _open_models: weakref.WeakSet[Model] = weakref.WeakSet()
 
@@ -180,22 +186,37 @@ class Model:
         The GGUF file; of a split model, its first file. ``hf:OWNER/REPOSITORY/FILE.gguf`` is brought
         from the Hugging Face hub (see :func:`overspill.hub.resolve`).
     offload
-        What goes to the GPU: ``"auto"`` (as many layers as fit), ``"cpu"`` (nothing, the GPU is
-        not touched), ``"gpu"`` (everything; an :class:`Error` without a GPU), or the number of
-        layers, as llama.cpp's ``n_gpu_layers`` counts them (the output head is the first, and
-        the last layers come next).
+        What goes to the GPU: ``"auto"`` (what :func:`overspill.plan` finds fastest; if a GPU refuses the
+        memory after all, less), ``"cpu"`` (nothing, the GPU is not touched), ``"gpu"`` (everything; an
+        :class:`Error` without a GPU), the number of layers, as llama.cpp's ``n_gpu_layers`` counts them
+        (the output head is the first, and the last layers come next), a :class:`Placement`, or a mapping
+        such as ``{"default": "gpu", "experts": "cpu"}`` (see :meth:`Placement.apply`).
     n_ctx
         Tokens that prompt and reply may have together, at least 1. Default: what the model was
         trained for, at most 8192; the KV cache's memory grows with it.
     n_batch
         Tokens of a prompt that are processed at once, 1 to 65536. 512 is llama.cpp's default for
         a physical batch; a GPU's prefill is cancelled between batches.
+    n_ubatch
+        Of which so many are computed at once, 1 to ``n_batch``. Default: ``n_batch``. Compute buffers grow with it.
     n_threads
         CPU threads, 1 to 512. Default: the physical cores, since decoding waits for memory.
+    type_k, type_v
+        What the KV cache's keys and values are stored as: ``"f16"``, ``"q8_0"`` (half the memory) and others of
+        llama.cpp's. Quantized values need flash attention.
+    flash_attention
+        ``"auto"`` (where every device can), ``"on"`` or ``"off"``.
+    repack
+        Whether weights on the CPU are loaded in the order that its matrix products like best, which is faster and takes
+        RAM beside a mapped file, and rounds otherwise: ``"auto"`` (not beside a CUDA GPU, which could not read them for
+        large batches then), ``"on"`` or ``"off"``.
     load_mode
         ``"mmap"`` maps the file, ``"read"`` reads it into memory (which lets a GPU pin it),
         ``"mlock"`` and ``"mmap+mlock"`` keep it from being swapped out, ``"direct-io"`` reads
         past the page cache.
+    memory
+        How much of a device's memory the model may use, as in ``{"CUDA0": "20GiB", "cpu": "100GiB"}``; ``"gpu"`` is
+        the first GPU. Default: what is free. ``offload="auto"`` heeds it.
     vocab_only
         Load the vocabulary alone, to tokenize; such a model cannot stream.
     check_tensors
@@ -208,10 +229,12 @@ class Model:
     ------
     ModelLoadError
         The file is missing, is not a GGUF, is damaged, or is not of a known architecture.
+    OutOfMemoryError
+        A device has too little memory for its part.
     Error
-        Anything else that llama.cpp could not do, such as too little memory.
+        Anything else that llama.cpp could not do.
     ValueError, TypeError
-        An argument is out of the range given above.
+        An argument is out of the range given above, or a placement is for another model, or not possible.
     """
 
     def __init__(
@@ -221,8 +244,14 @@ class Model:
         offload: Offload = "auto",
         n_ctx: int | None = None,
         n_batch: int = 512,
+        n_ubatch: int | None = None,
         n_threads: int | None = None,
+        type_k: CacheType = "f16",
+        type_v: CacheType = "f16",
+        flash_attention: Switch = "auto",
+        repack: Switch = "auto",
         load_mode: LoadMode = "mmap",
+        memory: Mapping[str, int | str] | None = None,
         vocab_only: bool = False,
         check_tensors: bool = False,
         progress: Progress | None = None,
@@ -234,46 +263,74 @@ class Model:
             raise TypeError(f"progress must be callable, not {progress!r}")
         self._path = resolve(path) if isinstance(path, str) else Path(path)
         n_ctx = None if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1)
-        self._core = _core.Model(
-            os.fsencode(self._path),
-            {
-                "devices": [] if offload == "cpu" else [device.name for device in devices() if device.kind != "cpu"],
-                "n_gpu_layers": self._gpu_layers(offload, n_ctx, vocab_only),
-                "n_ctx": n_ctx or 0,
-                "n_batch": as_integer("n_batch", n_batch, 1, 65536),
-                "n_threads": physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
-                "load_mode": load_mode,
-                "vocab_only": bool(vocab_only),
-                "check_tensors": bool(check_tensors),
-            },
-            progress,
-        )
+        n_batch = as_integer("n_batch", n_batch, 1, 65536)
+        self._settings: dict[str, Any] = {
+            "n_ctx": n_ctx or 0,
+            "n_batch": n_batch,
+            "n_ubatch": n_batch if n_ubatch is None else as_integer("n_ubatch", n_ubatch, 1, n_batch),
+            "n_threads": physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
+            "type_k": type_k,
+            "type_v": type_v,
+            "flash_attention": flash_attention,
+            "repack": repack,
+            "load_mode": load_mode,
+            "vocab_only": bool(vocab_only),
+            "check_tensors": bool(check_tensors),
+        }
+        wanted = self._placement(offload) if not vocab_only else None
+        arguments = {} if wanted is None else asdict(wanted.llama_arguments())
+        self._core = _core.Model(os.fsencode(self._path), {**self._settings, **arguments}, progress)
+        self._wanted = wanted
         self._evaluation: _core.Evaluation | None = None
         self._logits: NDArray[np.float32] | None = None
         self._dry_breakers: dict[tuple[str, ...], list[list[int]]] = {}
         _open_models.add(self)
 
-    def _gpu_layers(self, offload: Offload, n_ctx: int | None, vocab_only: bool) -> int:
-        """Translate ``offload`` for llama.cpp; -1 stands for every layer."""
-        if isinstance(offload, bool) or not (
-            offload in ("auto", "cpu", "gpu") or (isinstance(offload, int) and 0 <= offload < 2**31)
+    def _placement(self, offload: Offload) -> Placement | None:
+        """Return what ``offload`` stands for; None for the CPU alone, which needs no look at the header."""
+        if not (
+            isinstance(offload, Placement | Mapping)
+            or offload in ("auto", "cpu", "gpu")
+            or (isinstance(offload, int) and not isinstance(offload, bool) and 0 <= offload < 2**31)
         ):
-            raise ValueError(f'offload must be "auto", "cpu", "gpu" or a number of layers from 0, not {offload!r}')
-        if vocab_only:
-            return 0
-        gpus = [device for device in devices() if device.kind != "cpu"] if offload != "cpu" else []
+            raise ValueError(
+                'offload must be "auto", "cpu", "gpu", a number of layers from 0, a Placement or a mapping, '
+                f"not {offload!r}"
+            )
+        gpus = [] if offload == "cpu" else [device for device in devices() if device.kind in ("gpu", "integrated_gpu")]
+        if isinstance(offload, Placement):
+            offload.check(self.info, gpus)
+            return offload
+        if isinstance(offload, Mapping):
+            return Placement.from_mapping(self.info, gpus, offload)
         if offload == "gpu" and not gpus:
             raise _core.Error('offload="gpu", but there is no GPU here; overspill.devices() lists what there is')
         if isinstance(offload, int) and offload > 0 and not gpus:
             logger.warning("offload=%d has no effect: there is no GPU here, the model runs on the CPU", offload)
-        if isinstance(offload, int):
-            return offload
-        if offload == "gpu":
-            return -1
-        if not gpus:
-            return 0
-        free = sum(max(gpu.free_bytes - _GPU_MARGIN_BYTES, 0) for gpu in gpus)
-        return self.info.layers_that_fit(free, n_ctx)
+        if not gpus or offload in ("cpu", 0):
+            return None
+        if offload == "auto":
+            free = sum(max(gpu.free_bytes - _GPU_MARGIN_BYTES, 0) for gpu in gpus)
+            return Placement.from_layers(self.info, gpus, self.info.layers_that_fit(free, self._settings["n_ctx"]))
+        return Placement.from_offload(self.info, gpus, offload)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where every tensor and each layer's KV cache lie: read back from llama.cpp after loading."""
+        memory = self._core.memory()
+        wanted = self._wanted or Placement.cpu(self.info)
+        return wanted.read_back(
+            {name: device for name, device, _, _ in memory["tensors"]},
+            [(device, n_bytes) for _, device, n_bytes in sorted(memory["kv"])],
+        )
+
+    @cached_property
+    def memory(self) -> dict[str, MemoryUse]:
+        """Bytes on each device for weights, KV cache and computation, as llama.cpp has allocated them.
+
+        Of a file that is mapped, weights on the CPU count as the part of the file from the first to the last.
+        """
+        return {device: MemoryUse(**use) for device, use in self._core.memory()["devices"].items()}
 
     @property
     def path(self) -> Path:

@@ -594,6 +594,29 @@ class Placement:
         copy.kv_bytes_by_layer = self.kv_bytes_by_layer
         return copy
 
+    def read_back(self, tensors: Mapping[str, str], kv: Sequence[tuple[str, int]]) -> Placement:
+        """Return a placement that says where things really are.
+
+        Parameters
+        ----------
+        tensors
+            Devices of tensors by name, as llama.cpp tells them; those that it does not tell are where they should be.
+        kv
+            Device and bytes of each layer's KV cache; empty if the model has none.
+        """
+        actual = self.copy()
+        if len(kv) == self.n_layers:
+            actual._parts["kv"] = [device for device, _ in kv]
+            actual.kv_bytes_by_layer = [n_bytes for _, n_bytes in kv]
+        actual._devices = (*self._devices[:-1], *sorted({*tensors.values(), CPU} - set(self._devices)), CPU)
+        for name, device in tensors.items():
+            if name in self._model.tensors and actual.device_of(name) != device and not actual._is_copy(name, device):
+                actual.override(f"^{re.escape(name)}$", device)
+        return actual
+
+    def _is_copy(self, name: str, device: str) -> bool:
+        return name == "token_embd.weight" and self._model.tied and device == self.output_matrix
+
     def check(self, info: ModelInfo, devices: Devices | None = None) -> None:
         """Raise a ValueError if this placement is not for this model, or uses other devices than these."""
         other = _ModelOutline.of(info)

@@ -14,20 +14,23 @@ from numpy.typing import NDArray
 from overspill._core import Token
 
 __all__ = [
+    "CacheType",
     "Completion",
     "Device",
     "LoadMode",
     "LogitsProcessor",
-    "Offload",
+    "MemoryUse",
     "Progress",
     "Stats",
     "StopReason",
+    "Switch",
     "Token",
     "TokenChooser",
     "TokenMask",
 ]
 
-Offload: TypeAlias = Literal["auto", "cpu", "gpu"] | int
+CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+Switch: TypeAlias = Literal["auto", "on", "off"]
 LoadMode: TypeAlias = Literal["mmap", "read", "mlock", "mmap+mlock", "direct-io"]
 Progress: TypeAlias = Callable[[float], bool | None]
 TokenChooser: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.int32]], int | None]
@@ -131,6 +134,20 @@ class Device:
     free_bytes: int
     """Free memory now; host RAM for a CPU. 0 where the backend does not tell."""
     total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What a model takes of a device's memory."""
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes
 
 
 _LARGEST = (2**31 - 1, 2**63 - 1)

@@ -1,0 +1,166 @@
+"""Placements loaded for real, on two devices that are other processes: same answers, and everything where it should be.
+
+Each model is loaded in a process of its own, since a device cannot be taken away again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overspill import Error, Model, ModelInfo, Placement
+from rpc_servers import rpc_server
+
+
+@pytest.fixture(scope="module")
+def endpoints() -> Iterator[list[str]]:
+    """Return two servers."""
+    with rpc_server() as one, rpc_server() as other:
+        yield [one, other]
+
+
+def in_process(script: str, *arguments: str) -> Any:
+    """Run Python code, and return the JSON that it prints."""
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def placements(info: ModelInfo) -> dict[str, dict[str, Any]]:
+    """Return mappings for ``offload``, by what they are about."""
+    experts = info.n_experts > 0
+    weights = ("attention", "dense", "experts") if experts else ("attention", "dense")
+    half = info.n_layers // 2
+    cases: dict[str, dict[str, Any]] = {
+        "all on the CPU": {},
+        "all on a device": {"default": "RPC0"},
+        "on two devices": {"default": "gpu"},
+        "the last half on a device": {f"layers {half}-{info.n_layers - 1}": "RPC0"},
+        "attention on the CPU": {"default": "RPC0", "attention": "cpu", "kv": "cpu"},
+        "every other layer's weights on the CPU": {
+            "default": "RPC0",
+            **{f"layers {layer}": dict.fromkeys(weights, "cpu") for layer in range(0, info.n_layers, 2)},
+        },
+        "two devices by part": {"default": "RPC0", **dict.fromkeys(weights[1:], "RPC1")},
+        "the output alone": {"output": "RPC0"},
+        "the KV cache alone": {"kv": "RPC0"},
+        "all but the KV cache": {"default": "RPC0", "kv": "cpu"},
+        "half of each FFN": {"default": "RPC0", "/ffn_down/": "cpu"},
+        "the embedding too": {"default": "RPC0", "embedding": "RPC0"},
+        "the output on the other": {"default": "RPC0", "output": "RPC1"},
+    }
+    if experts:
+        cases["experts on the CPU"] = {"default": "RPC0", "experts": "cpu"}
+        cases["only experts on a device"] = {"experts": "RPC0"}
+    return cases
+
+
+SAME = """
+import json, os, sys
+import numpy as np
+import overspill
+from test_offload import placements
+
+path, *endpoints = sys.argv[1:]
+for endpoint in endpoints:
+    overspill.add_rpc_server(endpoint)
+# Without repacking, and with the same kind of attention, all devices round alike.
+options = {"n_ctx": 512, "n_threads": 1, "repack": "off", "flash_attention": "on"}
+info = overspill.ModelInfo.from_file(path)
+gpus = [device for device in overspill.devices() if device.kind == "gpu"]
+results = {}
+expected = None
+for name, mapping in placements(info).items():
+    wanted = overspill.Placement.from_mapping(info, gpus, mapping)
+    with overspill.Model(path, offload=wanted, **options) as model:
+        tokens = model.tokenize("The capital of France is Paris, and")
+        logits = model.eval(tokens).copy()
+        text = [token.id for token in model.generate(tokens, temperature=0, max_tokens=16).tokens]
+        expected = expected or (text, logits)
+        kv = {device for device, use in model.memory.items() if use.kv_bytes}
+        results[name] = {
+            "same_text": text == expected[0],
+            "off": float(np.abs(logits - expected[1]).max() / np.abs(expected[1]).max()),
+            "as_wanted": model.placement == wanted,
+            "kv_as_wanted": kv == set(wanted.kv) and sum(model.placement.kv_bytes_by_layer) == sum(
+                use.kv_bytes for use in model.memory.values()
+            ),
+        }
+print(json.dumps(results), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("name", ["tiny_gpt_oss", "gemma", "smollm2"])
+def test_same_answers_wherever_it_lies(request: pytest.FixtureRequest, endpoints: list[str], name: str) -> None:
+    """Greedy tokens are the same, logits within 1e-3, and llama.cpp says that all is where it should be."""
+    path: Path = request.getfixturevalue(f"{name}_path")
+    results = in_process(SAME, str(path), *endpoints)
+    assert len(results) >= 12
+    for case, result in results.items():
+        assert result["same_text"], case
+        assert result["off"] <= 1e-3, case
+        assert result["as_wanted"], case
+        assert result["kv_as_wanted"], case
+
+
+def test_placement_of_a_model_on_the_cpu(gemma: Model, tiny_gpt_oss: Model) -> None:
+    """Read back, with the bytes of the KV cache, and shown."""
+    for model in (gemma, tiny_gpt_oss):
+        assert model.placement == Placement.cpu(model.info)
+        assert model.placement.devices_used == ("CPU",)
+        caches = model.placement.kv_bytes_by_layer
+        assert caches is not None
+        assert sum(caches) == model.memory["CPU"].kv_bytes > 0
+        assert "CPU" in str(model.placement)
+
+
+def test_placements_for_something_else(tiny_gpt_oss_path: Path, gemma: Model) -> None:
+    """Refused before anything is loaded: another model's, devices that are not here, what llama.cpp cannot do."""
+    info = ModelInfo.from_file(tiny_gpt_oss_path)
+    with pytest.raises(ValueError, match=r"this placement is for .*, not for"):
+        Model(tiny_gpt_oss_path, offload=gemma.placement)
+    with pytest.raises(ValueError, match="uses CUDA7, but the devices here are CPU"):
+        Model(tiny_gpt_oss_path, offload=Placement.gpu(info, ["CUDA7"]))
+    with pytest.raises(ValueError, match="device must be one of CPU"):
+        Model(tiny_gpt_oss_path, offload={"experts": "CUDA0"})
+    with pytest.raises(Error, match="there is no GPU here"):
+        Model(tiny_gpt_oss_path, offload="gpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"type_k": "q9"}, "type_k must be one of"),
+        ({"type_v": "q8_0", "flash_attention": "off"}, "needs flash attention"),
+        ({"flash_attention": "yes"}, "flash_attention must be one of auto, on, off"),
+        ({"repack": "yes"}, "repack must be one of auto, on, off"),
+        ({"n_ubatch": 0}, "n_ubatch must be"),
+        ({"n_ubatch": 1024}, "n_ubatch must be 1 to 512"),
+    ],
+    ids=str,
+)
+def test_bad_settings(tiny_gpt_oss_path: Path, options: dict[str, Any], text: str) -> None:
+    """Each is refused with its range."""
+    with pytest.raises(ValueError, match=text):
+        Model(tiny_gpt_oss_path, n_ctx=64, **options)
+
+
+def test_settings_change_what_they_are_for(tiny_gpt_oss_path: Path) -> None:
+    """A quantized cache takes half; a small physical batch less to compute; the text does not depend on the batch."""
+    texts = []
+    memories = []
+    for options in ({}, {"type_k": "q8_0", "type_v": "q8_0"}, {"n_ubatch": 16}):
+        with Model(tiny_gpt_oss_path, n_ctx=2048, n_threads=1, **options) as model:
+            memories.append(model.memory["CPU"])
+            texts.append(model.generate([1, 2, 3] * 40, temperature=0, max_tokens=8).text)
+    assert memories[1].kv_bytes == pytest.approx(memories[0].kv_bytes * 34 / 64)  # q8_0 has 34 bytes for 32 numbers
+    assert memories[2].compute_bytes < memories[0].compute_bytes
+    assert texts[2] == texts[0]
