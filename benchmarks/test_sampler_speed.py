@@ -24,8 +24,8 @@ PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 
 SIZES = [32_000, 201_088, 262_144]
 
 # Chain, how many times as fast as llama.cpp it has to be at 201,088 logits, and how many scans it may take. With
-# normally distributed logits, top-p leaves tens of thousands of tokens, which is where llama.cpp is at its slowest, and where we
-# need a second sum: there it has to be that much faster, and at a model's logits it has to keep to the scans.
+# normally distributed logits, top-p leaves tens of thousands of tokens, which is where llama.cpp is at its slowest,
+# and where we need a second sum: there it has to be that much faster; at a model's logits it has to keep to the scans.
 CHAINS: dict[str, tuple[dict[str, Any], float, float]] = {
     "greedy": ({"temperature": 0.0}, 0, 1.5),
     "temperature": ({}, 10, 5),
