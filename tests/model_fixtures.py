@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from header_files import write_gpt_oss_20b_of_6_layers, write_header
 from model_files import llama_cpp_folder, write_tiny_gpt_oss
 from overspill import Model
 from overspill.hub import demo_model
@@ -60,16 +61,60 @@ def smollm2_path() -> Path:
     return file
 
 
-@pytest.fixture(scope="session")
-def tiny_gpt_oss_path() -> Path:
-    """Return a gpt-oss of 4 layers and 8 experts with random weights, written once per version of its writer."""
-    version = hashlib.sha256((Path(__file__).parent / "model_files.py").read_bytes()).hexdigest()[:12]
-    file = CACHE / f"tiny-gpt-oss-{version}.gguf"
+def written_once(name: str, write: Callable[[Path], object], *writers: str) -> Path:
+    """Return a file of the cache, written anew when the source of its writers has changed."""
+    sources = b"".join((Path(__file__).parent / writer).read_bytes() for writer in writers)
+    file = CACHE / f"{name}-{hashlib.sha256(sources).hexdigest()[:12]}.gguf"
     if not file.is_file():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            write_tiny_gpt_oss(Path(folder) / "tiny.gguf").replace(file)
+            part = Path(folder) / "part.gguf"
+            write(part)
+            part.replace(file)
     return file
+
+
+def skip_without_holes() -> None:
+    """Skip where a file takes up its whole size, whatever is in it."""
+    if sys.platform == "win32":
+        pytest.skip("files have no holes here, and this one would take up hundreds of gigabytes")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt_oss_path() -> Path:
+    """Return a gpt-oss of 4 layers and 8 experts with random weights."""
+    return written_once("tiny-gpt-oss", write_tiny_gpt_oss, "model_files.py")
+
+
+@pytest.fixture(scope="session")
+def gpt_oss_20b_of_6_layers() -> Path:
+    """Return 3.7 GB of a gpt-oss with layers like the 20b's and random weights, for benchmarks."""
+    return written_once("gpt-oss-20b-6-layers", write_gpt_oss_20b_of_6_layers, "header_files.py", "model_files.py")
+
+
+@pytest.fixture(scope="session")
+def header_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from a name of ``header_files.HEADERS`` to a file of that model without weights."""
+    skip_without_holes()
+    folder = tmp_path_factory.mktemp("headers")
+
+    def path(name: str) -> Path:
+        file = folder / f"{name}.gguf"
+        return file if file.is_file() else write_header(file, name)
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def gpt_oss_120b_header() -> Path:
+    """Return gpt-oss-120b without weights, but with as many tokens and merges as the real one."""
+    skip_without_holes()
+    return written_once(
+        "gpt-oss-120b-header",
+        lambda file: write_header(file, "gpt-oss-120b", vocabulary=True),
+        "header_files.py",
+        "model_files.py",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,376 @@
+"""Write the headers of large models: true shapes, types and sizes, and a hole where the weights would be.
+
+``python -m header_files NAME FILE [--vocabulary]`` writes one from the command line, and
+``python -m header_files gpt-oss-20b-6-layers FILE`` 3.7 GB of a model that runs, with random weights.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType as Type
+
+from model_files import VOCABULARY, gpt2_vocabulary
+
+# As many as in the files of the real gpt-oss.
+GPT_OSS_VOCABULARY, GPT_OSS_MERGES = 201_088, 446_189
+
+Shapes = dict[str, tuple[tuple[int, ...], Type]]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF file says before its weights. Shapes are numpy's: the contiguous dimension is the last."""
+
+    architecture: str
+    n_vocab: int
+    keys: dict[str, Any]  # without the architecture's name in front
+    tensors: Shapes
+
+    @property
+    def tensor_bytes(self) -> int:
+        """The bytes of all weights."""
+        return sum(n_bytes(*tensor) for tensor in self.tensors.values())
+
+
+def n_bytes(shape: tuple[int, ...], kind: Type) -> int:
+    """Return the size of a tensor, from its type's bytes per block."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    assert shape[-1] % block == 0, (shape, kind)
+    return int(np.prod(shape)) // block * block_bytes
+
+
+def gpt_oss(n_layers: int, n_experts: int) -> Header:
+    """Return gpt-oss: MXFP4 experts, Q8_0 for the other matrices, F32 for the router and all vectors."""
+    width, n_heads, n_heads_kv, head_width, n_vocab = 2880, 64, 8, 64, GPT_OSS_VOCABULARY
+    tensors: Shapes = {
+        "token_embd.weight": ((n_vocab, width), Type.Q8_0),
+        "output_norm.weight": ((width,), Type.F32),
+        "output.weight": ((n_vocab, width), Type.Q8_0),
+    }
+    for layer in range(n_layers):
+        block: Shapes = {
+            "attn_norm.weight": ((width,), Type.F32),
+            "post_attention_norm.weight": ((width,), Type.F32),
+            "attn_q.weight": ((n_heads * head_width, width), Type.Q8_0),
+            "attn_q.bias": ((n_heads * head_width,), Type.F32),
+            "attn_k.weight": ((n_heads_kv * head_width, width), Type.Q8_0),
+            "attn_k.bias": ((n_heads_kv * head_width,), Type.F32),
+            "attn_v.weight": ((n_heads_kv * head_width, width), Type.Q8_0),
+            "attn_v.bias": ((n_heads_kv * head_width,), Type.F32),
+            "attn_output.weight": ((width, n_heads * head_width), Type.Q8_0),
+            "attn_output.bias": ((width,), Type.F32),
+            "attn_sinks.weight": ((n_heads,), Type.F32),
+            "ffn_gate_inp.weight": ((n_experts, width), Type.F32),
+            "ffn_gate_inp.bias": ((n_experts,), Type.F32),
+        }
+        for part in ("gate", "up", "down"):
+            block[f"ffn_{part}_exps.weight"] = ((n_experts, width, width), Type.MXFP4)
+            block[f"ffn_{part}_exps.bias"] = ((n_experts, width), Type.F32)
+        tensors |= {f"blk.{layer}.{name}": tensor for name, tensor in block.items()}
+    keys = {
+        "context_length": 131072,
+        "embedding_length": width,
+        "block_count": n_layers,
+        "feed_forward_length": width,
+        "expert_feed_forward_length": width,
+        "expert_count": n_experts,
+        "expert_used_count": 4,
+        "attention.head_count": n_heads,
+        "attention.head_count_kv": n_heads_kv,
+        "attention.key_length": head_width,
+        "attention.value_length": head_width,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "attention.sliding_window": 128,
+        "rope.freq_base": 150000.0,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 32.0,
+        "rope.scaling.original_context_length": 4096,
+    }
+    return Header("gpt-oss", n_vocab, keys, tensors)
+
+
+def more_bits(layer: int, n_layers: int) -> Type:
+    """Return the type that Q4_K_M files have where some layers get more bits than others."""
+    eighth = n_layers // 8
+    more = layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2
+    return Type.Q6_K if more else Type.Q4_K
+
+
+def dense(
+    architecture: str,
+    *,
+    n_layers: int,
+    width: int,
+    ffn_width: int,
+    n_heads: int,
+    n_heads_kv: int,
+    n_vocab: int,
+    n_ctx: int,
+    rope_freq_base: float,
+    sliding_window: int = 0,
+) -> Header:
+    """Return a dense model as a Q4_K_M file holds it: Llama 3, Qwen 3 or Gemma 3."""
+    head_width, gemma = 128, architecture == "gemma3"
+    tensors: Shapes = {
+        "token_embd.weight": ((n_vocab, width), Type.Q6_K if gemma else Type.Q4_K),
+        "output_norm.weight": ((width,), Type.F32),
+    }
+    if not gemma:  # its output head is the embedding
+        tensors["output.weight"] = ((n_vocab, width), Type.Q6_K)
+    if architecture == "llama":
+        tensors["rope_freqs.weight"] = ((head_width // 2,), Type.F32)
+    for layer in range(n_layers):
+        more = more_bits(layer, n_layers)
+        block: Shapes = {
+            "attn_norm.weight": ((width,), Type.F32),
+            "attn_q.weight": ((n_heads * head_width, width), Type.Q4_K),
+            "attn_k.weight": ((n_heads_kv * head_width, width), Type.Q4_K),
+            "attn_v.weight": ((n_heads_kv * head_width, width), more),
+            "attn_output.weight": ((width, n_heads * head_width), Type.Q4_K),
+            "ffn_norm.weight": ((width,), Type.F32),
+            "ffn_gate.weight": ((ffn_width, width), Type.Q4_K),
+            "ffn_up.weight": ((ffn_width, width), Type.Q4_K),
+            "ffn_down.weight": ((width, ffn_width), more),
+        }
+        if architecture in ("qwen3", "gemma3"):
+            block |= {f"attn_{part}_norm.weight": ((head_width,), Type.F32) for part in "qk"}
+        if gemma:
+            block |= {f"post_{part}_norm.weight": ((width,), Type.F32) for part in ("attention", "ffw")}
+        tensors |= {f"blk.{layer}.{name}": tensor for name, tensor in block.items()}
+    keys = {
+        "context_length": n_ctx,
+        "embedding_length": width,
+        "block_count": n_layers,
+        "feed_forward_length": ffn_width,
+        "attention.head_count": n_heads,
+        "attention.head_count_kv": n_heads_kv,
+        "attention.key_length": head_width,
+        "attention.value_length": head_width,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.freq_base": rope_freq_base,
+    }
+    if sliding_window:
+        keys["attention.sliding_window"] = sliding_window
+    return Header(architecture, n_vocab, keys, tensors)
+
+
+def deepseek_v3() -> Header:
+    """Return DeepSeek V3: latent attention, 3 dense layers, then 256 experts and a shared one."""
+    n_layers, n_dense, width, ffn_width, n_vocab = 61, 3, 7168, 18432, 129280
+    n_heads, q_rank, kv_rank, key_width, rope_width, value_width = 128, 1536, 512, 128, 64, 128
+    n_experts, expert_width = 256, 2048
+    tensors: Shapes = {
+        "token_embd.weight": ((n_vocab, width), Type.Q4_K),
+        "output_norm.weight": ((width,), Type.F32),
+        "output.weight": ((n_vocab, width), Type.Q6_K),
+    }
+    for layer in range(n_layers):
+        more = more_bits(layer, n_layers)
+        block: Shapes = {
+            "attn_norm.weight": ((width,), Type.F32),
+            "attn_q_a.weight": ((q_rank, width), Type.Q4_K),
+            "attn_q_a_norm.weight": ((q_rank,), Type.F32),
+            "attn_q_b.weight": ((n_heads * (key_width + rope_width), q_rank), Type.Q4_K),
+            "attn_kv_a_mqa.weight": ((kv_rank + rope_width, width), Type.Q4_K),
+            "attn_kv_a_norm.weight": ((kv_rank,), Type.F32),
+            # A K-quant needs rows of 256.
+            "attn_k_b.weight": ((n_heads, kv_rank, key_width), Type.Q8_0),
+            "attn_v_b.weight": ((n_heads, value_width, kv_rank), Type.Q8_0),
+            "attn_output.weight": ((width, n_heads * value_width), Type.Q4_K),
+            "ffn_norm.weight": ((width,), Type.F32),
+        }
+        if layer < n_dense:
+            block |= {
+                "ffn_gate.weight": ((ffn_width, width), Type.Q4_K),
+                "ffn_up.weight": ((ffn_width, width), Type.Q4_K),
+                "ffn_down.weight": ((width, ffn_width), more),
+            }
+        else:
+            block |= {
+                "ffn_gate_inp.weight": ((n_experts, width), Type.F32),
+                "exp_probs_b.bias": ((n_experts,), Type.F32),
+                "ffn_gate_exps.weight": ((n_experts, expert_width, width), Type.Q4_K),
+                "ffn_up_exps.weight": ((n_experts, expert_width, width), Type.Q4_K),
+                "ffn_down_exps.weight": ((n_experts, width, expert_width), more),
+                "ffn_gate_shexp.weight": ((expert_width, width), Type.Q4_K),
+                "ffn_up_shexp.weight": ((expert_width, width), Type.Q4_K),
+                "ffn_down_shexp.weight": ((width, expert_width), more),
+            }
+        tensors |= {f"blk.{layer}.{name}": tensor for name, tensor in block.items()}
+    keys = {
+        "context_length": 163840,
+        "embedding_length": width,
+        "block_count": n_layers,
+        "leading_dense_block_count": n_dense,
+        "feed_forward_length": ffn_width,
+        "expert_feed_forward_length": expert_width,
+        "expert_count": n_experts,
+        "expert_used_count": 8,
+        "expert_shared_count": 1,
+        "expert_group_count": 8,
+        "expert_group_used_count": 4,
+        "expert_weights_scale": 2.5,
+        "expert_weights_norm": True,
+        "expert_gating_func": int(gguf.ExpertGatingFuncType.SIGMOID),
+        "attention.head_count": n_heads,
+        "attention.head_count_kv": 1,  # what is cached is one latent head
+        "attention.q_lora_rank": q_rank,
+        "attention.kv_lora_rank": kv_rank,
+        "attention.key_length": kv_rank + rope_width,
+        "attention.value_length": kv_rank,
+        "attention.key_length_mla": key_width + rope_width,
+        "attention.value_length_mla": value_width,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.dimension_count": rope_width,
+        "rope.freq_base": 10000.0,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 40.0,
+        "rope.scaling.original_context_length": 4096,
+        "rope.scaling.yarn_log_multiplier": 0.1,
+    }
+    return Header("deepseek2", n_vocab, keys, tensors)
+
+
+llama_3 = partial(dense, "llama", n_heads_kv=8, n_vocab=128256, n_ctx=131072, rope_freq_base=500000.0)
+
+HEADERS: dict[str, Callable[[], Header]] = {
+    "gpt-oss-20b": partial(gpt_oss, 24, 32),
+    "gpt-oss-120b": partial(gpt_oss, 36, 128),
+    "llama-3-8b": partial(llama_3, n_layers=32, width=4096, ffn_width=14336, n_heads=32),
+    "llama-3-70b": partial(llama_3, n_layers=80, width=8192, ffn_width=28672, n_heads=64),
+    "qwen-3-32b": partial(
+        dense,
+        "qwen3",
+        n_layers=64,
+        width=5120,
+        ffn_width=25600,
+        n_heads=64,
+        n_heads_kv=8,
+        n_vocab=151936,
+        n_ctx=40960,
+        rope_freq_base=1000000.0,
+    ),
+    "gemma-3-27b": partial(
+        dense,
+        "gemma3",
+        n_layers=62,
+        width=5376,
+        ffn_width=21504,
+        n_heads=32,
+        n_heads_kv=16,
+        n_vocab=262208,
+        n_ctx=131072,
+        rope_freq_base=1000000.0,
+        sliding_window=1024,
+    ),
+    "deepseek-v3": deepseek_v3,
+}
+
+
+def _writer(path: Path, header: Header, n_tokens: int, n_merges: int) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, header.architecture)
+    for name, value in header.keys.items():
+        key = f"{header.architecture}.{name}"
+        match value:
+            case bool():
+                writer.add_bool(key, value)
+            case int():
+                writer.add_uint32(key, value)
+            case float():
+                writer.add_float32(key, value)
+            case _:
+                writer.add_string(key, value)
+    if n_tokens == 0:  # llama.cpp is content with a number, and so is everybody whose matter is memory
+        writer.add_tokenizer_model("none")
+        writer.add_uint32(f"{header.architecture}.vocab_size", header.n_vocab)
+    else:
+        tokens, merges = gpt2_vocabulary()
+        more_tokens = [f"<|{i}|>" for i in range(len(tokens), n_tokens - 1)]
+        more_merges = [f"{i} {i + 1}" for i in range(max(0, n_merges - len(merges)))]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list([*tokens, *more_tokens, "<|endoftext|>"])
+        writer.add_token_types([gguf.TokenType.NORMAL] * (n_tokens - 1) + [gguf.TokenType.CONTROL])
+        writer.add_token_merges([*merges, *more_merges])
+        writer.add_eos_token_id(n_tokens - 1)
+        writer.add_bos_token_id(n_tokens - 1)
+        writer.add_add_bos_token(False)
+    for name, (shape, kind) in header.tensors.items():
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), n_bytes(shape, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer
+
+
+def write_header(path: Path, name: str, *, vocabulary: bool = False) -> Path:
+    """Write a file of the model's true size that takes up no space; ``vocabulary`` is for gpt-oss, and slow."""
+    header = HEADERS[name]()
+    n_tokens, n_merges = (GPT_OSS_VOCABULARY, GPT_OSS_MERGES) if vocabulary else (0, 0)
+    writer = _writer(path, header, n_tokens, n_merges)
+    writer.close()
+    align = partial(gguf.GGUFWriter.ggml_pad, n=gguf.GGUF_DEFAULT_ALIGNMENT)
+    size = align(path.stat().st_size) + sum(align(n_bytes(*tensor)) for tensor in header.tensors.values())
+    with path.open("r+b") as file:
+        file.truncate(size)
+    return path
+
+
+def _weights(random: np.random.Generator, name: str, shape: tuple[int, ...], kind: Type) -> npt.NDArray[np.uint8]:
+    # Keeps the size of what goes through, as model_files.matrix does.
+    scale = {"token_embd.weight": 16.0, "output.weight": 4.0}.get(name, 1.0) / shape[-1] ** 0.5
+    if kind == Type.F32:
+        if name.endswith("norm.weight"):
+            return np.ones(shape, np.float32).reshape(-1).view(np.uint8)
+        scale = scale if name.endswith("gate_inp.weight") else 1.0 if name.endswith("sinks.weight") else 0.02
+        return (random.standard_normal(shape, np.float32) * np.float32(scale)).reshape(-1).view(np.uint8)
+    _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.frombuffer(random.bytes(n_bytes(shape, kind)), np.uint8).reshape(-1, block_bytes).copy()
+    if kind == Type.MXFP4:  # a power of two, then 32 values that are 2.9 in the mean square
+        blocks[:, 0] = 127 + round(np.log2(scale / 2.9))
+    else:
+        assert kind == Type.Q8_0  # a float16, then 32 values that are 73.9 in the mean square
+        blocks[:, :2] = np.frombuffer(np.float16(scale / 73.9).tobytes(), np.uint8)
+    return blocks.reshape(-1)
+
+
+def write_gpt_oss_20b_of_6_layers(path: Path) -> Path:
+    """Write 3.7 GB of a model that runs: layers as gpt-oss-20b's with random weights, and as large a vocabulary.
+
+    The vocabulary is the first 8191 of GPT-2's tokens, and invented ones that no text is made of.
+    """
+    header = gpt_oss(6, 32)
+    random = np.random.default_rng(1)
+    # Experts are large and alike: one lot of random weights serves them all.
+    experts = _weights(random, "", (32, 2880, 2880), Type.MXFP4)
+    writer = _writer(path, header, GPT_OSS_VOCABULARY, VOCABULARY - 1 - 256)
+    assert writer.fout is not None
+    (file,) = writer.fout
+    writer.write_padding(file, file.tell())
+    for name, (shape, kind) in header.tensors.items():
+        weights = experts if kind == Type.MXFP4 else _weights(random, name, shape, kind)
+        weights.tofile(file)
+        writer.write_padding(file, weights.nbytes)
+    writer.close()
+    return path
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["gpt-oss-20b-6-layers", file]:
+            write_gpt_oss_20b_of_6_layers(Path(file))
+        case [name, file] if name in HEADERS:
+            write_header(Path(file), name)
+        case [name, file, "--vocabulary"] if name in HEADERS:
+            write_header(Path(file), name, vocabulary=True)
+        case _:
+            sys.exit(f"{__doc__}\nNames: {' '.join(HEADERS)}")
