@@ -9,9 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,24 +24,24 @@ from overspill import SamplingOptions, _core
 
 
 def build_upstream_tools(cache: Path) -> Path:
-    """Return a folder with llama.cpp's tools and its samplers, built once per version of the libraries."""
+    """Return a folder with llama.cpp's tools, samplers and fit, built once per version of the libraries."""
     libraries = Path(_core.__file__).parent / "lib"
     if sys.platform == "win32" or not list(libraries.glob("*ggml-cpu.*")):
         pytest.skip("upstream's tools are linked to libggml-cpu, which plugin builds and Windows do not allow")
     project = Path(__file__).parent / "upstream"
-    version = hashlib.sha256((project / "CMakeLists.txt").read_bytes() + (project / "sampling.cpp").read_bytes())
-    version.update(str(libraries).encode())
-    for library in sorted(libraries.iterdir()):
-        version.update(library.read_bytes())
+    version = hashlib.sha256(str(libraries).encode())
+    for file in (*sorted(project.iterdir()), *sorted(libraries.iterdir())):
+        version.update(file.read_bytes())
     # In the checkout, like every build, so that ccache finds the paths alike in the next one.
     build = cache / version.hexdigest()[:12]
-    if not (build / "llama-bench").is_file():
+    if not (build / "done").is_file():
         shutil.rmtree(build, ignore_errors=True)
         configure = ["cmake", "-S", str(project), "-B", str(build), "-G", "Ninja"]
         configure += [f"-DOVERSPILL_LLAMA_CPP_DIR={llama_cpp_folder()}", f"-DOVERSPILL_LIBRARIES={libraries}"]
         for command in (configure, ["cmake", "--build", str(build)]):
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout[-3000:]}"
+        (build / "done").touch()
     return build
 
 
@@ -142,3 +144,139 @@ class UpstreamChain:
 def _vocabulary(library: ctypes.CDLL, path: str) -> int:
     model: int = library.upstream_vocabulary(path.encode())
     return model
+
+
+@dataclass(frozen=True)
+class DryRunSettings:
+    """What decides the size of a context; by default what overspill asks for."""
+
+    n_ctx: int = 8192  # 0: as large as fits
+    n_batch: int = 512
+    n_ubatch: int = 512
+    n_outputs_max: int = 1
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attention: str = "auto"
+    op_offload: bool = True
+
+
+@dataclass(frozen=True)
+class DryRunPlacement:
+    """What llama.cpp takes: layers in the order of the devices, and a device for what a pattern is found in."""
+
+    devices: list[str]
+    n_gpu_layers: int
+    tensor_split: list[int]
+    overrides: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DryRunMemory:
+    """What llama.cpp would allocate on a device."""
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What llama.cpp says when it loads without allocating. All that is on the host counts as the CPU's."""
+
+    memory: dict[str, DryRunMemory]
+    layers: list[str]  # the device of each layer and its KV cache, the output head's last
+    n_splits: int  # in decoding
+    n_ctx: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What llama.cpp's fit has chosen, and how long it took."""
+
+    success: bool
+    placement: DryRunPlacement
+    dry_run: DryRun
+    seconds: float
+
+
+def upstream_fit(
+    tools: Path,
+    model: Path,
+    memory_bytes: Mapping[str, int],
+    settings: DryRunSettings | None = None,
+    *,
+    margin_bytes: int = 1 << 30,
+    n_ctx_min: int = 4096,
+) -> Fit:
+    """Ask llama.cpp's fit for a placement on GPUs of such names and sizes that need not be there."""
+    options = {"margin_bytes": margin_bytes, "n_ctx_min": n_ctx_min}
+    answer = _ask(tools, model, memory_bytes, settings, fit=options)
+    placement = answer["placement"]
+    placement["overrides"] = [(pattern, device) for pattern, device in placement["overrides"]]
+    return Fit(answer["success"], DryRunPlacement(**placement), _dry_run(answer), answer["seconds"])
+
+
+def upstream_dry_run(
+    tools: Path,
+    model: Path,
+    memory_bytes: Mapping[str, int],
+    placement: DryRunPlacement,
+    settings: DryRunSettings | None = None,
+) -> DryRun:
+    """Load a model without allocating anything, on GPUs of such names and sizes that need not be there."""
+    return _dry_run(_ask(tools, model, memory_bytes, settings, placement=asdict(placement)))
+
+
+def _ask(
+    tools: Path, model: Path, memory_bytes: Mapping[str, int], settings: DryRunSettings | None, **what: Any
+) -> dict[str, Any]:
+    devices = [{"name": name, "memory_bytes": size} for name, size in memory_bytes.items()]
+    request = {"model": str(model), "devices": devices, "settings": asdict(settings or DryRunSettings()), **what}
+    command = [str(tools / "upstream-fit")]
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"upstream-fit ended with {done.returncode}:\n{done.stderr[-2000:]}"
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert "error" not in answer, answer["error"]
+    return answer
+
+
+def _dry_run(answer: dict[str, Any]) -> DryRun:
+    memory = {device: DryRunMemory(**parts) for device, parts in answer["memory"].items()}
+    return DryRun(memory, answer["layers"], answer["n_splits"], answer["n_ctx"])
+
+
+class _StandInOptions(ctypes.Structure):
+    _fields_ = (
+        ("memory_bytes", ctypes.c_uint64),
+        ("refuse_bytes", ctypes.c_uint64),
+        ("link_bytes_per_s", ctypes.c_double),
+        ("latency_s", ctypes.c_double),
+        ("n_threads", ctypes.c_int32),
+        ("offload_min_batch", ctypes.c_int32),
+    )
+
+
+def stand_in_gpu(
+    tools: Path,
+    name: str,
+    memory_bytes: int,
+    *,
+    refuse_bytes: int = 0,
+    link_bytes_per_s: float = 0,
+    latency_s: float = 0,
+    n_threads: int = 1,
+    offload_min_batch: int = 32,
+) -> None:
+    """Give this process a GPU that computes on the CPU, for good; called again, it changes.
+
+    It gives out ``refuse_bytes``, where that is not 0, instead of the memory that it claims to have. Each transfer
+    takes ``latency_s`` and the time on its link, each piece of a graph ``latency_s``.
+    """
+    (library,) = tools.glob("*stand_in_gpu.*")
+    options = _StandInOptions(memory_bytes, refuse_bytes, link_bytes_per_s, latency_s, n_threads, offload_min_batch)
+    ctypes.CDLL(str(library)).stand_in_gpu(name.encode(), ctypes.byref(options))

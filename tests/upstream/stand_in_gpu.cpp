@@ -1,0 +1,291 @@
+// A device of type GPU that is none: its memory is this machine's RAM, of a size that can be chosen, it
+// computes with the CPU backend, and what goes over its link takes as long as one wishes. It behaves as CUDA
+// does where that decides what lies where: memory of its own that the host cannot read, pinned memory for
+// what stays on the host, and large batches that are taken over from the CPU. It does without CUDA's
+// asynchronous copies, hence without pipeline parallelism on several devices.
+#include "stand_in_gpu.h"
+
+#include "ggml-backend-impl.h"
+
+#include <ggml-backend.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr size_t alignment = 128;  // CUDA's
+
+struct Device {
+    std::string name;
+    StandInOptions options;
+    std::atomic<uint64_t> used_bytes{0};
+    std::string host_name;
+    ggml_backend_buffer_type memory_type;
+    ggml_backend_buffer_type host_type;
+    ggml_backend_device device;
+
+    void wait(Clock::time_point start, size_t n_bytes) const {
+        double due_s = options.latency_s;
+        if (options.link_bytes_per_s > 0) {
+            due_s += static_cast<double>(n_bytes) / options.link_bytes_per_s;
+        }
+        while (std::chrono::duration<double>(Clock::now() - start).count() < due_s) {  // sleeping is too coarse
+        }
+    }
+};
+
+Device & of(ggml_backend_dev_t device) {
+    return *static_cast<Device *>(device->context);
+}
+
+ggml_backend_dev_t cpu() {
+    return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+}
+
+// --- Memory ------------------------------------------------------------------
+
+struct Free {
+    void operator()(void * memory) const { std::free(memory); }
+};
+
+struct Buffer {
+    Device & device;
+    std::unique_ptr<void, Free> memory;
+    size_t n_bytes;
+
+    Buffer(Device & owner, void * taken, size_t n) : device(owner), memory(taken), n_bytes(n) {}
+    ~Buffer() { device.used_bytes -= n_bytes; }
+    Buffer(const Buffer &) = delete;
+    Buffer & operator=(const Buffer &) = delete;
+};
+
+Buffer & of(ggml_backend_buffer_t buffer) {
+    return *static_cast<Buffer *>(buffer->context);
+}
+
+void copy(Device & device, void * to, const void * from, size_t n_bytes) {
+    const auto start = Clock::now();
+    std::memcpy(to, from, n_bytes);
+    device.wait(start, n_bytes);
+}
+
+constexpr ggml_backend_buffer_i buffer_functions = {
+    /*.free_buffer   =*/[](ggml_backend_buffer_t buffer) { std::unique_ptr<Buffer>(&of(buffer)).reset(); },
+    /*.get_base      =*/[](ggml_backend_buffer_t buffer) { return of(buffer).memory.get(); },
+    /*.init_tensor   =*/nullptr,
+    /*.memset_tensor =*/
+    [](ggml_backend_buffer_t, ggml_tensor * tensor, uint8_t value, size_t offset, size_t n_bytes) {
+        std::memset(static_cast<char *>(tensor->data) + offset, value, n_bytes);
+    },
+    /*.set_tensor    =*/
+    [](ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t n_bytes) {
+        copy(of(buffer).device, static_cast<char *>(tensor->data) + offset, data, n_bytes);
+    },
+    /*.get_tensor    =*/
+    [](ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t n_bytes) {
+        copy(of(buffer).device, data, static_cast<const char *>(tensor->data) + offset, n_bytes);
+    },
+    /*.set_tensor_2d =*/nullptr,
+    /*.get_tensor_2d =*/nullptr,
+    /*.cpy_tensor    =*/nullptr,
+    /*.clear         =*/
+    [](ggml_backend_buffer_t buffer, uint8_t value) {
+        std::memset(of(buffer).memory.get(), value, of(buffer).n_bytes);
+    },
+    /*.reset         =*/nullptr,
+};
+
+ggml_backend_buffer_t allocate(ggml_backend_buffer_type_t type, size_t n_bytes) {
+    Device & device = of(type->device);
+    const uint64_t limit = device.options.refuse_bytes > 0 ? device.options.refuse_bytes : device.options.memory_bytes;
+    const size_t rounded = (n_bytes + alignment - 1) / alignment * alignment;
+    if (device.used_bytes + rounded > limit) {
+        return nullptr;
+    }
+    void * memory = std::aligned_alloc(alignment, rounded);
+    if (memory == nullptr) {
+        return nullptr;
+    }
+    device.used_bytes += rounded;
+    auto buffer = std::make_unique<Buffer>(device, memory, rounded);
+    return ggml_backend_buffer_init(type, buffer_functions, buffer.release(), n_bytes);
+}
+
+// --- Computing ---------------------------------------------------------------
+
+struct Computer {
+    Device & device;
+    std::unique_ptr<ggml_backend, decltype(&ggml_backend_free)> cpu;
+};
+
+ggml_guid guid = {0x73, 0x74, 0x61, 0x6e, 0x64, 0x2d, 0x69, 0x6e, 0x2d, 0x67, 0x70, 0x75, 0x2d, 0x31, 0x2e, 0x30};
+
+constexpr ggml_backend_i backend_functions = {
+    /*.get_name            =*/[](ggml_backend_t backend) { return ggml_backend_dev_name(backend->device); },
+    /*.free                =*/
+    [](ggml_backend_t backend) {
+        std::unique_ptr<Computer>(static_cast<Computer *>(backend->context)).reset();
+        std::unique_ptr<ggml_backend>(backend).reset();
+    },
+    /*.set_tensor_async    =*/nullptr,
+    /*.get_tensor_async    =*/nullptr,
+    /*.set_tensor_2d_async =*/nullptr,
+    /*.get_tensor_2d_async =*/nullptr,
+    /*.cpy_tensor_async    =*/nullptr,
+    /*.synchronize         =*/nullptr,
+    /*.graph_plan_create   =*/nullptr,
+    /*.graph_plan_free     =*/nullptr,
+    /*.graph_plan_update   =*/nullptr,
+    /*.graph_plan_compute  =*/nullptr,
+    /*.graph_compute       =*/
+    [](ggml_backend_t backend, ggml_cgraph * graph) {
+        Computer & computer = *static_cast<Computer *>(backend->context);
+        computer.device.wait(Clock::now(), 0);
+        return ggml_backend_graph_compute(computer.cpu.get(), graph);
+    },
+    /*.event_record        =*/nullptr,
+    /*.event_wait          =*/nullptr,
+    /*.graph_optimize      =*/nullptr,
+};
+
+ggml_backend_t start(ggml_backend_dev_t device, const char *) {
+    auto computer =
+        std::make_unique<Computer>(Computer{of(device), {ggml_backend_dev_init(cpu(), nullptr), ggml_backend_free}});
+    const auto set_n_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu()), "ggml_backend_set_n_threads"));
+    if (computer->cpu == nullptr || set_n_threads == nullptr) {
+        return nullptr;
+    }
+    set_n_threads(computer->cpu.get(), of(device).options.n_threads);
+    return std::make_unique<ggml_backend>(ggml_backend{&guid, backend_functions, device, computer.release()}).release();
+}
+
+bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
+    for (const ggml_tensor * source : op->src) {
+        if (source != nullptr && source->buffer != nullptr && !ggml_backend_buffer_is_host(source->buffer) &&
+            source->buffer->buft->device != device) {
+            return false;  // weights that the CPU has repacked for itself
+        }
+    }
+    return ggml_backend_dev_supports_op(cpu(), op);
+}
+
+// CUDA's rule.
+bool offload_op(ggml_backend_dev_t device, const ggml_tensor * op) {
+    int64_t batch = 0;
+    switch (op->op) {
+        case GGML_OP_GET_ROWS: break;
+        case GGML_OP_MUL_MAT: batch = op->ne[1]; break;
+        case GGML_OP_MUL_MAT_ID:
+        case GGML_OP_ROPE:
+        case GGML_OP_ROPE_BACK: batch = op->ne[2]; break;
+        default: batch = ggml_nrows(op);
+    }
+    const int32_t least = of(device).options.offload_min_batch;
+    return least > 0 && batch >= least;
+}
+
+// --- The device ----------------------------------------------------------------
+
+void get_memory(ggml_backend_dev_t device, size_t * free, size_t * total) {
+    *total = of(device).options.memory_bytes;
+    *free = *total - std::min<size_t>(*total, of(device).used_bytes);
+}
+
+constexpr ggml_backend_device_i device_functions = {
+    /*.get_name             =*/[](ggml_backend_dev_t device) { return of(device).name.c_str(); },
+    /*.get_description      =*/[](ggml_backend_dev_t) { return "Stand-in for a GPU"; },
+    /*.get_memory           =*/get_memory,
+    /*.get_type             =*/[](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; },
+    /*.get_props            =*/
+    [](ggml_backend_dev_t device, ggml_backend_dev_props * properties) {
+        properties->name = of(device).name.c_str();
+        properties->description = ggml_backend_dev_description(device);
+        properties->type = GGML_BACKEND_DEVICE_TYPE_GPU;
+        properties->device_id = nullptr;
+        get_memory(device, &properties->memory_free, &properties->memory_total);
+        properties->caps = {};
+        properties->caps.host_buffer = true;
+    },
+    /*.init_backend         =*/start,
+    /*.get_buffer_type      =*/[](ggml_backend_dev_t device) { return &of(device).memory_type; },
+    /*.get_host_buffer_type =*/[](ggml_backend_dev_t device) { return &of(device).host_type; },
+    /*.buffer_from_host_ptr =*/nullptr,
+    /*.supports_op          =*/supports_op,
+    /*.supports_buft        =*/
+    [](ggml_backend_dev_t device, ggml_backend_buffer_type_t type) { return type == &of(device).memory_type; },
+    /*.offload_op           =*/offload_op,
+    /*.event_new            =*/nullptr,
+    /*.event_free           =*/nullptr,
+    /*.event_synchronize    =*/nullptr,
+};
+
+std::vector<std::unique_ptr<Device>> & devices() {
+    static std::vector<std::unique_ptr<Device>> all;
+    return all;
+}
+
+ggml_backend_reg backend_type = {
+    GGML_BACKEND_API_VERSION,
+    {
+        /*.get_name         =*/[](ggml_backend_reg_t) { return "StandIn"; },
+        /*.get_device_count =*/[](ggml_backend_reg_t) { return devices().size(); },
+        /*.get_device       =*/[](ggml_backend_reg_t, size_t index) { return &devices().at(index)->device; },
+        /*.get_proc_address =*/nullptr,
+    },
+    nullptr,
+};
+
+}  // namespace
+
+void stand_in_gpu(const char * name, const StandInOptions * options) {
+    for (auto & device : devices()) {
+        if (device->name == name) {
+            device->options = *options;
+            return;
+        }
+    }
+    if (ggml_backend_reg_count() == 0) {
+        ggml_backend_load_all();
+    }
+    auto device = std::make_unique<Device>();
+    device->name = name;
+    device->host_name = device->name + "_Host";
+    device->options = *options;
+    device->device = {device_functions, &backend_type, device.get()};
+    device->memory_type = {
+        {
+            /*.get_name       =*/[](ggml_backend_buffer_type_t type) { return of(type->device).name.c_str(); },
+            /*.alloc_buffer   =*/allocate,
+            /*.get_alignment  =*/[](ggml_backend_buffer_type_t) { return alignment; },
+            /*.get_max_size   =*/nullptr,
+            /*.get_alloc_size =*/nullptr,
+            /*.is_host        =*/nullptr,
+        },
+        &device->device,
+        nullptr,
+    };
+    device->host_type = *ggml_backend_cpu_buffer_type();
+    device->host_type.device = &device->device;
+    device->host_type.iface.get_name = [](ggml_backend_buffer_type_t type) {
+        return of(type->device).host_name.c_str();
+    };
+    device->host_type.iface.alloc_buffer = [](ggml_backend_buffer_type_t type, size_t n_bytes) {
+        const ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_bytes);
+        if (buffer != nullptr) {
+            buffer->buft = type;
+        }
+        return buffer;
+    };
+    devices().push_back(std::move(device));
+    ggml_backend_device_register(&devices().back()->device);
+}
