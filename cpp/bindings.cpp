@@ -7,6 +7,7 @@
 #include "gguf_file.h"
 #include "log.h"
 #include "model.h"
+#include "rpc.h"
 
 #include <ggml-backend.h>
 #include <ggml-rpc.h>
@@ -480,14 +481,12 @@ py::list device_list() {
     py::list devices;
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        size_t free_bytes = 0;
-        size_t total_bytes = 0;
-        without_gil([&] { ggml_backend_dev_memory(device, &free_bytes, &total_bytes); });
+        const DeviceMemory memory = without_gil([&] { return device_memory(device); });
         devices.append(py::dict("name"_a = ggml_backend_dev_name(device),
                                 "description"_a = lenient_str(ggml_backend_dev_description(device)),
                                 "kind"_a = kind_of(device),
                                 "backend"_a = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)),
-                                "free_bytes"_a = free_bytes, "total_bytes"_a = total_bytes));
+                                "free_bytes"_a = memory.free_bytes, "total_bytes"_a = memory.total_bytes));
     }
     return devices;
 }
@@ -503,7 +502,12 @@ void add_rpc_server(const std::string & endpoint) {
         }
         const auto add =
             reinterpret_cast<AddServer>(ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"));
-        ggml_backend_reg_t server = add(endpoint.c_str());
+        ggml_backend_reg_t server = nullptr;
+        try {
+            server = add(endpoint.c_str());
+        } catch (const std::exception & error) {
+            throw Error("no RPC server answers at " + endpoint + ": " + error.what());
+        }
         if (server == nullptr) {
             throw Error("no RPC server answers at " + endpoint + ": " + errors.reason("no device there"));
         }

@@ -29,7 +29,8 @@ bool Interrupt::should_stop(const Poll & poll) {
 
 Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_threadpool> threadpool,
                  const ContextOptions & options)
-    : model_(std::move(model)),
+    : servers_(options.servers),
+      model_(std::move(model)),
       threadpool_(std::move(threadpool)),
       n_ctx_(options.n_ctx),
       n_batch_(std::min(options.n_batch, options.n_ctx)),
@@ -60,6 +61,9 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
     };
     const ErrorCapture errors;
     context_.reset(llama_init_from_model(model_.get(), params));
+    if (servers_) {
+        servers_->check("a context was made");
+    }
     if (!context_) {
         const std::string what = "no context of " + std::to_string(options.n_ctx) + " tokens could be made: ";
         errors.throw_if_out_of_memory(what);
@@ -112,6 +116,9 @@ float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrup
     poll_ = nullptr;
     if (status == 2) {
         throw CancelledError("interrupted");
+    }
+    if (servers_) {
+        servers_->check("decoding");
     }
     if (status == 1) {
         throw ContextFullError("the KV cache has no room for " + std::to_string(n) + " more tokens");

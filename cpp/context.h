@@ -2,6 +2,7 @@
 #pragma once
 
 #include "placement.h"
+#include "rpc.h"
 
 #include <llama.h>
 
@@ -46,6 +47,7 @@ struct ContextOptions {
     llama_flash_attn_type flash_attention;
     uint32_t n_outputs = 1;  // rows of logits that one batch may give, at most n_batch; memory is reserved for all
     bool dry_run = false;    // of a model that was not loaded: can only report its memory
+    std::shared_ptr<const RpcServers> servers = {};  // those of the model
 };
 
 class Context {
@@ -83,6 +85,7 @@ class Context {
         void operator()(llama_context * context) const { llama_free(context); }
     };
 
+    std::shared_ptr<const RpcServers> servers_;
     std::shared_ptr<llama_model> model_;
     std::shared_ptr<ggml_threadpool> threadpool_;
     std::unique_ptr<llama_context, Deleter> context_;  // after what it needs, so that it goes first

@@ -27,6 +27,19 @@ Queue & queue() {
     return *instance;
 }
 
+std::atomic<uint64_t> rpc_failures{0};
+
+// Each connection has a thread of its own, which fails every command after the first that failed: its first line of
+// cmake/rpc_failures.h is kept, and no other.
+bool repeats_rpc_failure(const LogLine & line) {
+    thread_local bool lost = false;
+    if (line.text != "an RPC server was lost") {
+        return lost;
+    }
+    rpc_failures.fetch_add(1, std::memory_order_relaxed);
+    return std::exchange(lost, true);
+}
+
 // A line may come in pieces, each call with the level "continued".
 thread_local LogLine partial{LogLevel::info, {}};
 thread_local ErrorCapture * capture = nullptr;
@@ -78,7 +91,7 @@ void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
         while ((end = partial.text.find('\n')) != std::string::npos) {
             LogLine line{partial.level, partial.text.substr(0, end)};
             partial.text.erase(0, end + 1);
-            if (line.text.empty()) {
+            if (line.text.empty() || repeats_rpc_failure(line)) {
                 continue;
             }
             if (line.level == LogLevel::error) {
@@ -129,6 +142,10 @@ std::vector<LogLine> drain_log() {
     }
     waiting.pending.store(false, std::memory_order_release);
     return lines;
+}
+
+uint64_t n_rpc_failures() noexcept {
+    return rpc_failures.load(std::memory_order_relaxed);
 }
 
 void ErrorCapture::keep(const std::string & line) {

@@ -26,6 +26,9 @@ bool log_pending() noexcept;
 // Takes the waiting lines. At most 4096 wait; later ones are counted, and the count is the last line.
 std::vector<LogLine> drain_log();
 
+// How many commands to RPC servers failed in this process, because a server was lost.
+uint64_t n_rpc_failures() noexcept;
+
 // Collects the errors that llama.cpp logs on this thread while it exists, to say why a call failed.
 class ErrorCapture {
   public:

@@ -151,8 +151,14 @@ Model::Model(const std::string & path, ModelOptions options) : name_(path), opti
     };
     const Activity activity("loading a model");
     const ErrorCapture errors;
-    model_.reset(llama_model_load_from_file(path.c_str(), params), llama_model_free);
+    servers_ = std::make_shared<const RpcServers>(params.devices);
+    // They outlive the model, whose destructor talks to them.
+    model_.reset(llama_model_load_from_file(path.c_str(), params),
+                 [servers = servers_](llama_model * model) { llama_model_free(model); });
     options_.progress = {};
+    if (!progress.cancelled) {
+        servers_->check("loading " + path);
+    }
     if (!model_) {
         if (progress.cancelled) {
             throw CancelledError(path + ": loading was cancelled");
@@ -176,7 +182,7 @@ void Model::prepare_to_generate() {
             options_.n_ctx = n_ctx_train_ == 0 ? largest_default : std::min(n_ctx_train_, largest_default);
         }
         threadpool_ = make_threadpool(options_.n_threads);
-        idle_ = std::make_shared<Context>(model_, threadpool_, context_options(1));
+        idle_ = std::make_shared<Context>(model_, threadpool_, context_options(1, servers_));
         if (!idle_->can_continue_text()) {
             cannot_generate_ = "does not continue text: it is an encoder (for embeddings) or a diffusion model";
         } else {
@@ -193,7 +199,7 @@ void Model::prepare_to_generate() {
     }
 }
 
-ContextOptions Model::context_options(uint32_t n_outputs) const {
+ContextOptions Model::context_options(uint32_t n_outputs, std::shared_ptr<const RpcServers> servers) const {
     return {options_.n_ctx,
             std::max(options_.n_batch, n_outputs),
             options_.n_ubatch,
@@ -202,7 +208,8 @@ ContextOptions Model::context_options(uint32_t n_outputs) const {
             cache_type_of("type_v", options_.type_v),
             flash_attention_of(options_.flash_attention),
             n_outputs,
-            options_.dry_run};
+            options_.dry_run,
+            std::move(servers)};
 }
 
 Model::~Model() {
@@ -219,12 +226,14 @@ void Model::close() {
     std::shared_ptr<llama_model> model;
     std::shared_ptr<ggml_threadpool> threadpool;
     std::shared_ptr<Context> idle;
+    std::shared_ptr<const RpcServers> servers;
     {
         const std::lock_guard lock(mutex_);
         generations.swap(generations_);
         model.swap(model_);
         threadpool.swap(threadpool_);
         idle.swap(idle_);
+        servers.swap(servers_);
     }
     for (const auto & open : generations) {
         if (const auto generation = open.lock()) {
@@ -236,6 +245,7 @@ void Model::close() {
     idle.reset();
     threadpool.reset();
     model.reset();
+    servers.reset();
 }
 
 bool Model::closed() const {
@@ -401,12 +411,14 @@ std::shared_ptr<Context> Model::make_context(uint32_t n_outputs) {
     }
     const auto model = loaded();
     std::shared_ptr<ggml_threadpool> threadpool;
+    std::shared_ptr<const RpcServers> servers;
     {
         const std::lock_guard lock(mutex_);
         threadpool = threadpool_;
+        servers = servers_;
     }
     const std::lock_guard turn(turns_);
-    return std::make_shared<Context>(model, threadpool, context_options(n_outputs));
+    return std::make_shared<Context>(model, threadpool, context_options(n_outputs, servers));
 }
 
 void Model::give_back(std::shared_ptr<Context> context) {

@@ -117,7 +117,7 @@ class Model {
     std::shared_ptr<llama_model> loaded() const;                     // throws ClosedError
     const llama_vocab & tokenizer(const llama_model & model) const;  // throws Error if there is none
     void prepare_to_generate();
-    ContextOptions context_options(uint32_t n_outputs) const;
+    ContextOptions context_options(uint32_t n_outputs, std::shared_ptr<const RpcServers> servers) const;
 
     std::string name_;
     ModelOptions options_;
@@ -126,7 +126,8 @@ class Model {
     std::string cannot_generate_;  // why not; empty if it can
     MemoryReport memory_;
 
-    mutable std::mutex mutex_;  // guards what follows; not held during native work
+    mutable std::mutex mutex_;                   // guards what follows; not held during native work
+    std::shared_ptr<const RpcServers> servers_;  // held by the model's deleter, too
     std::shared_ptr<llama_model> model_;
     std::shared_ptr<ggml_threadpool> threadpool_;
     // One is kept for the next stream, since making one takes long for a large model.
