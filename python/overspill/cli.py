@@ -21,6 +21,7 @@ import overspill
 from overspill import _core
 from overspill.hub import demo_model, resolve
 from overspill.model import Offload
+from overspill.serve import serve
 from overspill.types import LoadMode
 
 __all__ = ["main"]
@@ -130,6 +131,10 @@ def run(
     n_batch: Annotated[int, typer.Option("--batch", help="Tokens of the prompt processed at once.")] = 512,
     offload: Annotated[str, typer.Option(help="auto, cpu, gpu, or a number of layers for the GPU.")] = "auto",
     load_mode: Annotated[str, typer.Option(help="mmap, read, mlock, mmap+mlock or direct-io.")] = "mmap",
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there; may be repeated."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")] = False,
 ) -> None:
     """Continue PROMPT: text as it is made on standard output, then one line of stats on standard error."""
@@ -162,6 +167,7 @@ def run(
                 n_batch=n_batch,
                 offload=_offload(offload),
                 load_mode=cast(LoadMode, load_mode),
+                rpc=rpc or (),
             ) as model,
             model.stream(
                 prompt,
@@ -304,6 +310,30 @@ def info(
         output.print(summary, markup=False)
         output.print()
         output.print(sizes)
+
+
+@app.command(epilog=EXIT_CODES)
+def serve_device(
+    host: Annotated[str, typer.Option(help="The address to listen at, a name or IPv4.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 50052,
+    n_threads: Annotated[
+        int | None, typer.Option("--threads", min=1, max=512, help="CPU threads; default: physical cores.")
+    ] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="A device to offer; may be repeated. Default: the GPUs, or else the CPU.")
+    ] = None,
+) -> None:
+    """Offer this machine's devices to `overspill run --rpc` on another one, until Ctrl-C.
+
+    It works for one process at a time. Whoever reaches the port can use it and read what is computed: the protocol
+    has no authentication and no encryption.
+    """
+    _set_up(verbose=False)
+    with _one_line_errors():
+        try:
+            serve(host, port, n_threads, device or (), lambda line: errors.print(line, markup=False, soft_wrap=True))
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,19 +8,24 @@ import os
 import socket
 import struct
 import sys
+import threading
 from pathlib import Path
 
 from overspill import _core
 from overspill.types import Device
 
-__all__ = ["add_rpc_server", "devices", "physical_cores"]
+__all__ = ["add_rpc_server", "devices", "greet_rpc_server", "physical_cores"]
 
 logger = logging.getLogger("overspill")
+
+_adding = threading.Lock()
+_added: set[str] = set()
 
 
 def devices() -> list[Device]:
     """Return every device, GPUs first, the CPU last, with what is free on it now.
 
+    A device of an RPC server that does not answer has 0 bytes, free and in total.
     A build for a GPU that finds none says so once, in the log ``overspill``.
     """
     found = [Device(**device) for device in _core.devices()]
@@ -38,12 +43,13 @@ def _warn_without_gpu(backends: tuple[str, ...]) -> None:
 def add_rpc_server(endpoint: str, *, timeout_s: float = 5.0) -> list[Device]:
     """Add the devices of a ``ggml-rpc-server`` on another machine; return them.
 
-    The connection has no authentication and no encryption: use it in a network that you trust.
+    They stay for the life of the process, and adding them again changes nothing. The connection has no
+    authentication and no encryption: use it in a network that you trust.
 
     Parameters
     ----------
     endpoint
-        ``"host:port"``.
+        ``"host:port"``; the host is a name or an IPv4 address.
     timeout_s
         Seconds to wait for the connection, over 0.
 
@@ -52,18 +58,28 @@ def add_rpc_server(endpoint: str, *, timeout_s: float = 5.0) -> list[Device]:
     ValueError
         ``endpoint`` is not of that form.
     Error
-        Nobody listens there, or it is no server of this llama.cpp's protocol.
+        Nobody listens there, it works for another process, or it is no server of this llama.cpp's protocol.
     """
-    host, colon, port = endpoint.rpartition(":")
-    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+    host, _, port = endpoint.rpartition(":")
+    # llama.cpp splits at the first colon, so addresses of IPv6 are not for it.
+    if not (host and ":" not in host and port.isdecimal() and 0 < int(port) < 65536):
         raise ValueError(f'endpoint must be "host:port", not {endpoint!r}')
-    _greet_rpc_server(endpoint, host.strip("[]"), int(port), timeout_s)
-    before = {device.name for device in devices()}
-    _core.add_rpc_server(endpoint)
-    return [device for device in devices() if device.name not in before]
+    with _adding:
+        # A server talks to one connection at a time, and an open model has one already.
+        if endpoint not in _added:
+            greet_rpc_server(endpoint, host, int(port), timeout_s)
+            _core.add_rpc_server(endpoint)
+            _added.add(endpoint)
+    found = [device for device in devices() if device.backend == "RPC" and device.description == endpoint]
+    if not all(device.total_bytes for device in found):
+        raise _core.Error(
+            f"no RPC server answers at {endpoint}: it is gone, works for another process, or was lost while models "
+            "that are still open used it"
+        )
+    return found
 
 
-def _greet_rpc_server(endpoint: str, host: str, port: int, timeout_s: float) -> None:
+def greet_rpc_server(endpoint: str, host: str, port: int, timeout_s: float) -> None:
     """Say hello as llama.cpp does; it would end the process over an answer that it does not expect."""
     # ggml-rpc.cpp: command 14, the size of the request, 24 bytes of capabilities; the answer is its
     # size, three numbers of the version, a byte of padding, and 24 bytes of capabilities.
@@ -73,6 +89,10 @@ def _greet_rpc_server(endpoint: str, host: str, port: int, timeout_s: float) -> 
             answer = b""
             while len(answer) < 36 and (received := connection.recv(36 - len(answer))):
                 answer += received
+    except TimeoutError:
+        raise _core.Error(
+            f"no RPC server answers at {endpoint} within {timeout_s:g} s; does it work for another process?"
+        ) from None
     except OSError as error:
         raise _core.Error(f"no RPC server answers at {endpoint}: {error}") from None
     size, major, minor = struct.unpack_from("<QBB", answer.ljust(36, b"\0"))

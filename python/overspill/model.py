@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill import _core
-from overspill.device import devices, physical_cores
+from overspill.device import add_rpc_server, devices, physical_cores
 from overspill.hub import resolve
 from overspill.info import ModelInfo
 from overspill.placement import Placement
@@ -191,6 +191,9 @@ class Model:
         :class:`Error` without a GPU), the number of layers, as llama.cpp's ``n_gpu_layers`` counts them
         (the output head is the first, and the last layers come next), a :class:`Placement`, or a mapping
         such as ``{"default": "gpu", "experts": "cpu"}`` (see :meth:`Placement.apply`).
+    rpc
+        Endpoints, ``"host:port"``, of servers (``overspill serve-device``) whose devices are added first, as
+        :func:`add_rpc_server` does.
     n_ctx
         Tokens that prompt and reply may have together, at least 1. Default: what the model was
         trained for, at most 8192; the KV cache's memory grows with it.
@@ -232,7 +235,7 @@ class Model:
     OutOfMemoryError
         A device has too little memory for its part.
     Error
-        Anything else that llama.cpp could not do.
+        Anything else that llama.cpp could not do, or an RPC server that was lost.
     ValueError, TypeError
         An argument is out of the range given above, or a placement is for another model, or not possible.
     """
@@ -242,6 +245,7 @@ class Model:
         path: str | os.PathLike[str],
         *,
         offload: Offload = "auto",
+        rpc: Sequence[str] = (),
         n_ctx: int | None = None,
         n_batch: int = 512,
         n_ubatch: int | None = None,
@@ -261,8 +265,12 @@ class Model:
             raise ValueError(f"load_mode must be one of {', '.join(get_args(LoadMode))}, not {load_mode!r}")
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable, not {progress!r}")
+        if isinstance(rpc, str):
+            raise TypeError(f'rpc must be a sequence of "host:port", not {rpc!r}')
         self._path = resolve(path) if isinstance(path, str) else Path(path)
         n_ctx = None if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1)
+        for endpoint in rpc:
+            add_rpc_server(endpoint)
         n_batch = as_integer("n_batch", n_batch, 1, 65536)
         self._settings: dict[str, Any] = {
             "n_ctx": n_ctx or 0,
