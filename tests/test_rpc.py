@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import overspill
-from overspill import _core
+from rpc_server import free_port, listens, start_server
 
 # In a process of its own, since a device cannot be taken away again.
 TRIAL = """
@@ -30,6 +32,7 @@ def greedy(**offload):
 
 alone = greedy()
 (device,) = overspill.add_rpc_server(endpoint)
+assert [again.name for again in overspill.add_rpc_server(endpoint)] == [device.name]
 assert device.kind == "gpu" and device.backend == "RPC" and endpoint in device.description + device.name, device
 assert 0 < device.free_bytes <= device.total_bytes
 assert device in overspill.devices() or device.name == overspill.devices()[0].name
@@ -39,21 +42,144 @@ print("same")
 """
 
 
+# A server that is killed by SIGKILL says nothing; its system closes the connection.
+LOST = """
+import signal
+import sys
+import pytest
+import overspill
+from rpc_server import free_port, start_server
+
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as programs for pipes have it; a lost connection must not raise it
+path = sys.argv[1]
+port = free_port()
+endpoint = f"127.0.0.1:{port}"
+lost = f"the RPC server at {endpoint} was lost while "
+server = start_server(port)
+
+def load(**options):
+    return overspill.Model(path, rpc=[endpoint], n_ctx=256, n_threads=1, **options)
+
+def kill():
+    server.kill()
+    server.wait()
+
+with overspill.Model(path, offload="cpu", n_ctx=256, n_threads=1) as model:
+    alone = [token.id for token in model.generate("Once upon a time", temperature=0, max_tokens=24).tokens]
+
+for offload in (1, 3, "gpu"):
+    model = load(offload=offload)
+    logits = model.eval(model.tokenize("Once upon"))
+    other = model.stream("Once", temperature=0)
+    next(other)
+    stream = model.stream("Once upon a time", temperature=0, max_tokens=24)
+    tokens = []
+    with pytest.raises(overspill.Error, match=lost + "decoding"):
+        for token in stream:
+            tokens.append(token.id)
+            if len(tokens) == 4:
+                kill()
+    # The next token may have been there already.
+    assert len(tokens) in (4, 5) and tokens == alone[: len(tokens)]
+    assert stream.stats.stop_reason == "error"
+    with pytest.raises(overspill.Error, match=lost):
+        list(other)
+    for _ in range(2):
+        with pytest.raises(overspill.Error, match=lost):
+            model.eval(model.tokenize("Once upon"))
+    with pytest.raises(overspill.Error, match=lost):
+        model.generate("Once upon a time")
+    assert model.tokenize("Once")  # what needs no server goes on
+    assert [device.total_bytes > 0 for device in overspill.devices()] == [False, True]
+    with pytest.raises(overspill.Error, match=f"no RPC server answers at {endpoint}"):
+        load(offload=offload)
+    model.close()
+    del logits
+    with pytest.raises(overspill.Error, match=f"no RPC server answers at {endpoint}"):
+        load(offload=offload)
+    # Nobody listens there at all, and a model that does not use it is none the worse.
+    assert overspill.devices()[0].total_bytes == 0
+    with overspill.Model(path, offload="cpu", n_ctx=256, n_threads=1) as model:
+        assert [token.id for token in model.generate("Once upon a time", temperature=0, max_tokens=24).tokens] == alone
+
+    server = start_server(port)
+    reports = []
+    with pytest.raises(overspill.Error, match=lost + "loading"):
+        load(offload=offload, progress=lambda share: kill() if 0 < share < 1 and not reports.append(share) else None)
+    assert reports
+    server = start_server(port)
+    with load(offload=offload) as model:
+        assert [token.id for token in model.generate("Once upon a time", temperature=0, max_tokens=24).tokens] == alone
+    assert len(overspill.devices()) == 2  # the same device all along
+kill()
+print("survived")
+"""
+
+# Wherever in the conversation the connection breaks, the answer is an error or the right text.
+CUT = """
+import re
+import sys
+import overspill
+from rpc_server import FragileWire, free_port, start_server
+
+path, n_servers = sys.argv[1], int(sys.argv[2])
+ports = [free_port() for _ in range(n_servers)]
+servers = [start_server(port) for port in ports]
+wires = [FragileWire(port) for port in ports]
+wire = wires[0]
+
+def reply(cut_after=None):
+    endpoints = [wire.endpoint for wire in wires]
+    with overspill.Model(path, rpc=endpoints, offload=4, n_ctx=256, n_threads=1) as model:
+        loaded = wire.n_bytes
+        if cut_after is not None:
+            wire.cut_at = loaded + cut_after
+        tokens = [token.id for token in model.generate("Once upon a time", temperature=0, max_tokens=4).tokens]
+        return tokens, loaded, wire.n_bytes - loaded
+
+reply()
+wire.n_bytes = 0
+right, n_load, n_decode = reply()
+n_cuts = 16
+lost = set()
+for number in range(2 * n_cuts):
+    share = (number % n_cuts + 0.5) / n_cuts
+    wire.n_bytes = 0
+    try:
+        if number < n_cuts:
+            wire.cut_at = share * n_load
+            reply()
+        else:
+            assert reply(cut_after=share * n_decode)[0] == right, share
+    except overspill.Error as error:
+        assert wire.endpoint in str(error), error
+        lost.update(re.findall("was lost while ([a-z]+)", str(error)))
+    else:
+        assert number >= n_cuts, share
+    wire.cut_at = float("inf")
+    if number % 4 == 3:
+        assert reply()[0] == right
+assert {"loading", "decoding"} <= lost, lost
+for server in servers:
+    server.kill()
+    server.wait()
+print("survived")
+"""
+
+
+def run_trial(trial: str, *arguments: str) -> None:
+    """Run it in a process of its own, which says in one word that it came to its end."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", trial, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert (done.returncode, done.stdout) in ((0, "same\n"), (0, "survived\n")), done.stderr[-2000:]
+
+
 @pytest.fixture
 def rpc_server() -> Iterator[str]:
-    """Start the server that is in the wheel; return its endpoint."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    name = "ggml-rpc-server.exe" if sys.platform == "win32" else "ggml-rpc-server"
-    command = [str(Path(_core.__file__).parent / "lib" / name), "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
+    """Start a server; return its endpoint."""
+    port = free_port()
+    process = start_server(port)
     yield f"127.0.0.1:{port}"
     process.terminate()
     output, _ = process.communicate(timeout=30)
@@ -62,12 +188,109 @@ def rpc_server() -> Iterator[str]:
 
 def test_layers_on_a_remote_device_give_the_same_text(rpc_server: str, tiny_gpt_oss_path: Path) -> None:
     """Wherever the layers lie, greedy tokens are the same."""
-    command = [sys.executable, "-c", TRIAL, str(tiny_gpt_oss_path), rpc_server]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr[-2000:]
+    run_trial(TRIAL, str(tiny_gpt_oss_path), rpc_server)
 
 
-@pytest.mark.parametrize("endpoint", ["", "host", "host:", ":1234", "host:port", "host:0", "host:70000"])
+def test_a_killed_server_ends_streams_and_not_the_process(tiny_gpt_oss_path: Path) -> None:
+    """An error in a stream, in ``eval`` and while loading; with a new server all is well again."""
+    run_trial(LOST, str(tiny_gpt_oss_path))
+
+
+@pytest.mark.parametrize("n_servers", [1, 2])
+def test_the_connection_breaks_anywhere(tiny_gpt_oss_path: Path, n_servers: int) -> None:
+    """Half a request or half an answer is an error as well, and never another text."""
+    run_trial(CUT, str(tiny_gpt_oss_path), str(n_servers))
+
+
+def test_a_machine_that_vanishes_is_noticed(rpc_server: str, tiny_gpt_oss_path: Path) -> None:
+    """The system asks an idle connection for a sign of life."""
+    if shutil.which("ss") is None:
+        pytest.skip("ss shows the timers of connections")
+    trial = f"""
+import subprocess, sys, overspill
+with overspill.Model(sys.argv[1], rpc=["{rpc_server}"], offload=1, n_ctx=64, n_threads=1):
+    shown = subprocess.run(["ss", "-tno", "dst", "{rpc_server}"], capture_output=True, text=True).stdout
+assert "keepalive" in shown, shown
+print("survived")
+"""
+    run_trial(trial, str(tiny_gpt_oss_path))
+
+
+def serve_device(*options: str) -> tuple[subprocess.Popen[str], list[str]]:
+    """Start the command; return it and what it says until it listens or ends."""
+    command = [sys.executable, "-m", "overspill", "serve-device", "--threads", "1", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line.rstrip("\n"))
+        if line.startswith("listening"):
+            break
+    return process, said
+
+
+@pytest.mark.parametrize(("ending", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_serve_device(tiny_gpt_oss_path: Path, ending: signal.Signals, code: int) -> None:
+    """Another process computes on it; a signal ends it, and leaves no server behind."""
+    port = free_port()
+    process, said = serve_device("--port", str(port))
+    try:
+        assert said == [f"listening at 127.0.0.1:{port}; Ctrl-C ends it"]
+        command = [sys.executable, "-m", "overspill", "run", str(tiny_gpt_oss_path), "Hello", "-n", "8", "-t", "0"]
+        alone = subprocess.run([*command, "--offload", "cpu"], capture_output=True, text=True, timeout=60)
+        remote = [*command, "--offload", "gpu", "--rpc", f"127.0.0.1:{port}"]
+        for _ in range(2):
+            done = subprocess.run(remote, capture_output=True, text=True, timeout=60)
+            assert (done.returncode, done.stdout) == (0, alone.stdout), done.stderr
+    finally:
+        process.send_signal(ending)
+        _, rest = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "error" not in rest
+    assert "Accepted client connection" in rest
+    assert not listens(port)
+
+
+def test_serve_device_warns_off_loopback() -> None:
+    """In one line, before it listens."""
+    process, said = serve_device("--host", "0.0.0.0", "--port", str(free_port()))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    warning, listening = said
+    assert "no authentication and no encryption" in warning
+    assert listening.startswith("listening at 0.0.0.0:")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--port", "{taken}"], "error: cannot listen at 127.0.0.1:{taken}: Address already in use"),
+        (["--host", "host.invalid"], "error: cannot listen at host.invalid:50052: "),
+        (["--port", "{free}", "--device", "GPU7"], "error: the server did not start: unknown device: GPU7, available"),
+    ],
+)
+def test_serve_device_cannot(options: list[str], text: str) -> None:
+    """One line says why."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"taken": taken.getsockname()[1], "free": free_port()}
+        process, said = serve_device(*(option.format(**ports) for option in options))
+        process.communicate(timeout=30)
+        (line,) = said
+        assert line.startswith(text.format(**ports))
+        assert process.returncode == 1
+
+
+def test_rpc_of_a_model(tiny_gpt_oss_path: Path) -> None:
+    """Endpoints are checked before anything is loaded."""
+    with pytest.raises(TypeError, match="rpc must be a sequence"):
+        overspill.Model(tiny_gpt_oss_path, rpc="127.0.0.1:50052")
+    with pytest.raises(ValueError, match="host:port"):
+        overspill.Model("missing.gguf", rpc=["somewhere"])
+    with pytest.raises(overspill.Error, match="no RPC server answers"):
+        overspill.Model("missing.gguf", rpc=[f"127.0.0.1:{free_port()}"])
+
+
+@pytest.mark.parametrize("endpoint", ["", "host", "host:", ":1234", "host:port", "host:0", "host:70000", "[::1]:1234"])
 def test_bad_endpoints(endpoint: str) -> None:
     """What is no endpoint is the caller's mistake."""
     with pytest.raises(ValueError, match="host:port"):
@@ -76,9 +299,7 @@ def test_bad_endpoints(endpoint: str) -> None:
 
 def test_nobody_listens() -> None:
     """An error, where llama.cpp itself would end the process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    endpoint = f"127.0.0.1:{free_port()}"
     with pytest.raises(overspill.Error, match=f"no RPC server answers at {endpoint}"):
         overspill.add_rpc_server(endpoint, timeout_s=1)
 
