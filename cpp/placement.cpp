@@ -161,7 +161,7 @@ void PlacementParams::apply(llama_model_params & params) {
 MemoryReport report_memory(llama_context & context, uint32_t n_tokens, uint32_t n_outputs, bool dry_run) {
     MemoryReport report;
     for (const auto & [type, bytes] : llama_get_memory_breakdown(&context)) {
-        DeviceMemory & device = report.devices[device_of(type)];
+        MemoryUse & device = report.devices[device_of(type)];
         device.weights_bytes += bytes.model;
         device.kv_bytes += bytes.context;
         device.compute_bytes += bytes.compute;

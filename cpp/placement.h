@@ -41,7 +41,7 @@ class PlacementParams {
     int32_t n_gpu_layers_;
 };
 
-struct DeviceMemory {
+struct MemoryUse {
     size_t weights_bytes = 0;
     size_t kv_bytes = 0;
     size_t compute_bytes = 0;
@@ -60,10 +60,10 @@ struct MemoryReport {
         std::string device;
         size_t n_bytes;
     };
-    std::map<std::string, DeviceMemory> devices = {};  // "CPU" stands for all host memory
-    std::vector<Tensor> tensors = {};                  // those that decoding uses; none after a dry run
-    std::vector<LayerCache> kv = {};                   // the same
-    int32_t n_splits = 0;                              // parts of the graph of one token that run on one device
+    std::map<std::string, MemoryUse> devices = {};  // "CPU" stands for all host memory
+    std::vector<Tensor> tensors = {};               // those that decoding uses; none after a dry run
+    std::vector<LayerCache> kv = {};                // the same
+    int32_t n_splits = 0;                           // parts of the graph of one token that run on one device
 };
 
 // `output_bytes` is what the context reserved for logits. The context must be at rest.

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from overspill.serve import PROGRAM
 
@@ -25,9 +27,11 @@ def listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def start_server(port: int) -> subprocess.Popen[bytes]:
-    """Start one with a single thread, and wait until it listens."""
+def start_server(port: int, *, max_memory_bytes: int | None = None) -> subprocess.Popen[bytes]:
+    """Start one with a single thread, and wait until it listens; it may be limited in what it can allocate."""
     command = [str(PROGRAM), "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
+    if max_memory_bytes is not None:
+        command = ["prlimit", f"--as={max_memory_bytes}", *command]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 30
     while not listens(port):
@@ -35,6 +39,17 @@ def start_server(port: int) -> subprocess.Popen[bytes]:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     return process
+
+
+@contextmanager
+def running_server(*, max_memory_bytes: int | None = None) -> Iterator[str]:
+    """Start one for a block; yield its endpoint."""
+    port = free_port()
+    with start_server(port, max_memory_bytes=max_memory_bytes) as process:
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.kill()
 
 
 class FragileWire:

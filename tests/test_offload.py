@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from overspill import Error, Model, ModelInfo, Placement
-from rpc_servers import rpc_server
+from rpc_server import running_server
 
 
 @pytest.fixture(scope="module")
 def endpoints() -> Iterator[list[str]]:
     """Return two servers."""
-    with rpc_server() as one, rpc_server() as other:
+    with running_server() as one, running_server() as other:
         yield [one, other]
 
 
