@@ -661,7 +661,7 @@ PYBIND11_MODULE(_core, m) {
         .def("distribution", &distribution, "logits"_a, "allowed"_a)
         .def("accept", &Sampler::accept, "token"_a)
         .def("reset", &Sampler::reset)
-        .def("clone", [](const Sampler & sampler) { return std::make_shared<Sampler>(sampler); })
+        .def("clone", &Sampler::clone)
         .def("state",
              [](const Sampler & sampler) {
                  const SamplerState state = sampler.state();

@@ -49,23 +49,20 @@ LogitsView Evaluation::eval(const std::vector<int32_t> & tokens, bool all, const
         }
         context_.reset();  // its memory first
         context_ = model_->make_context(n_rows);
-        const std::vector<int32_t> before = std::exchange(tokens_, {});
-        decode(before, 0, false, poll);
-        tokens_ = before;
+        try {
+            decode(tokens_, 0, false, poll);
+        } catch (...) {
+            context_.reset();
+            throw;
+        }
     }
     try {
         float * logits = decode(tokens, 0, all, poll);
         tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
         return {context_, logits, n_rows};
     } catch (...) {
-        // Of a batch that did not end, the KV cache may hold any part.
-        context_->clear();
-        try {
-            decode(tokens_, 0, false, {});
-        } catch (const std::exception &) {
-            context_.reset();
-            tokens_.clear();
-        }
+        // Of a batch that did not end, the KV cache may hold any part: the next call makes another.
+        context_.reset();
         throw;
     }
 }

@@ -369,10 +369,12 @@ void Generation::work_ahead() {
 
 Generation::Step Generation::take_ahead(const Interrupt::Poll & poll) {
     constexpr auto interval = std::chrono::milliseconds(50);
+    bool stopped = false;
     std::unique_lock lock(ahead_mutex_);
     while (!ahead_changed_.wait_for(lock, interval, [this] { return ahead_ == Ahead::done; })) {
         lock.unlock();  // the question may take the GIL
-        if (poll && poll()) {
+        if (!stopped && poll && poll()) {
+            stopped = true;
             interrupt_.cancel();
         }
         lock.lock();
@@ -381,6 +383,9 @@ Generation::Step Generation::take_ahead(const Interrupt::Poll & poll) {
     is_ahead_ = false;
     if (ahead_error_) {
         std::rethrow_exception(std::exchange(ahead_error_, nullptr));
+    }
+    if (stopped) {
+        throw CancelledError("interrupted");  // though the step came to its end
     }
     return std::move(ahead_step_);
 }

@@ -423,7 +423,8 @@ std::shared_ptr<Context> Model::make_context(uint32_t n_outputs) {
 
 void Model::give_back(std::shared_ptr<Context> context) {
     const std::lock_guard lock(mutex_);
-    if (model_ && !idle_) {
+    // Not if its logits are still looked at: the next stream would write over them.
+    if (model_ && !idle_ && context.use_count() == 1) {
         idle_ = std::move(context);
     }
     // Otherwise it goes here, with what it keeps alive.

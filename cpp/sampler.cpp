@@ -25,6 +25,10 @@ SamplingOptions sorted(SamplingOptions options) {
     return options;
 }
 
+[[noreturn]] void row_has_changed() {
+    throw Error("the logits changed while a token was drawn from them: no other thread may write to them meanwhile");
+}
+
 double total_of(const std::vector<float> & values) {
     std::array<double, 8> sums{};  // so that one addition does not wait for the other
     size_t i = 0;
@@ -68,6 +72,11 @@ void Sampler::Busy::enter() {
     }
 }
 
+std::shared_ptr<Sampler> Sampler::clone() const {
+    const Working working(busy_);
+    return std::make_shared<Sampler>(*this);
+}
+
 SamplerState Sampler::state() const {
     const Working working(busy_);
     return {seed_, n_draws_, logit_edits_.history(), mirostat_mu_};
@@ -106,8 +115,8 @@ void Sampler::look_at(const float * logits, size_t n, TokenBits allowed, size_t 
     sums_.resize(n_blocks);
     parts_.resize(n_blocks);
     if (ids_.size() < n) {
-        ids_.resize(n);
         bits_.assign((n + 31) / 32, ~0U);
+        ids_.resize(n);
     }
     edits_.clear();
     for (const EditedLogit & one : logit_edits_.of(logits, n)) {
@@ -137,7 +146,6 @@ void Sampler::look_at(const float * logits, size_t n, TokenBits allowed, size_t 
     }
     if (!numbers || !std::isfinite(largest_)) {
         const bool nothing_allowed = numbers && largest_ == -infinity && allowed_ != nullptr;
-        restore_bits();
         throw Error(nothing_allowed
                         ? "no token is left to choose: every one is banned, not allowed, or impossible to the model"
                         : "the logits are not numbers (NaN, or all of them infinite): the model's file may be "
@@ -209,7 +217,7 @@ int32_t Sampler::best() const {
     const auto block = static_cast<size_t>(std::find(maxima_.begin(), maxima_.end(), largest_) - maxima_.begin());
     int32_t found = any_id;
     if (block < maxima_.size()) {
-        for (size_t i = block * block_size; found == any_id; ++i) {
+        for (size_t i = block * block_size; found == any_id && i < n_; ++i) {
             if (logits_[i] == largest_ && allowed(static_cast<int32_t>(i))) {
                 found = static_cast<int32_t>(i);
             }
@@ -217,6 +225,9 @@ int32_t Sampler::best() const {
     }
     for (const Candidate & one : edits_) {
         found = one.logit == largest_ ? std::min(found, one.id) : found;
+    }
+    if (found == any_id) {
+        row_has_changed();
     }
     return found;
 }
@@ -247,6 +258,9 @@ void Sampler::list_kept() {
         std::remove_if(list_.begin(), list_.end(), [this](const Candidate & one) { return !kept(one.logit, one.id); }),
         list_.end());
     listed_ = true;
+    if (list_.empty()) {
+        row_has_changed();
+    }
 }
 
 float Sampler::listed_largest() const {
@@ -385,6 +399,9 @@ void Sampler::cut_top_n_sigma() {
 
 void Sampler::cut_top_k(size_t k) {
     list(std::max(kth_largest_maximum(maxima_, k), cut_.logit), infinity);
+    if (list_.empty()) {
+        row_has_changed();
+    }
     if (list_.size() > k) {
         std::nth_element(list_.begin(), list_.begin() + static_cast<std::ptrdiff_t>(k), list_.end(), before);
         list_.resize(k);
@@ -593,7 +610,8 @@ void Sampler::cut_xtc() {
     if ((listed_ && list_.size() < 2) || uniform() > static_cast<double>(options_.xtc_probability)) {
         return;
     }
-    const bool of_row = !listed_ && options_.xtc_threshold > 0;
+    // A cut between equal logits is known to the list only.
+    const bool of_row = !listed_ && options_.xtc_threshold > 0 && cut_.id == any_id;
     double total = 0;
     if (of_row) {
         // Only few can be likely enough: the rest is not listed.
@@ -731,7 +749,8 @@ Sampler::Chosen Sampler::draw_from_sums(float scale) {
     std::copy_if(edits_.begin(), edits_.end(), std::back_inserter(list_),
                  [this](const Candidate & one) { return one.logit >= cut_.logit; });
     const double total = total_of(sums_) + weigh_list(largest_, scale);
-    while (true) {
+    constexpr int most_tries = 10'000;  // more than a row takes that does not change
+    for (int tries = 0; tries < most_tries; ++tries) {
         const double target = uniform() * total;
         double sum = 0;
         size_t block = 0;
@@ -766,6 +785,7 @@ Sampler::Chosen Sampler::draw_from_sums(float scale) {
             return {chosen.id, chosen.logit, static_cast<double>(chosen.weight) / total};
         }
     }
+    row_has_changed();
 }
 
 Sampler::Chosen Sampler::draw_truncated() {
@@ -834,7 +854,7 @@ Sampler::Chosen Sampler::draw_from_nucleus(const Glance & seen, float temperatur
             return chosen;
         }
         double before_it = mass_from(std::nextafter(chosen.logit, infinity));
-        sums_are_of_draw = scale == 1.0F;
+        sums_are_of_draw = false;  // the cut is about to drop some of what they add up
         list(chosen.logit, std::nextafter(chosen.logit, infinity));
         weigh_list(largest_, 1.0F);
         for (const Candidate & one : list_) {
@@ -874,6 +894,10 @@ Sampler::Chosen Sampler::draw_mirostat() {
 
 int32_t Sampler::sample(const float * logits, size_t n, TokenBits allowed, size_t n_words, Logprobs * logprobs) {
     const Working working(busy_);
+    struct Restore {
+        Sampler & sampler;
+        ~Restore() { sampler.restore_bits(); }
+    } const restore{*this};
     look_at(logits, n, allowed, n_words, logprobs);
     int32_t chosen = 0;
     if (greedy_) {
@@ -883,7 +907,6 @@ int32_t Sampler::sample(const float * logits, size_t n, TokenBits allowed, size_
     } else {
         chosen = draw_truncated().id;
     }
-    restore_bits();
     if (logprobs != nullptr) {
         logprobs->chosen += logits[chosen];
     }

@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <random>
 #include <utility>
@@ -64,6 +65,9 @@ class Sampler {
 
     // Back to the state after construction, with the same seed.
     void reset();
+
+    // Another one that draws alike, and independently.
+    std::shared_ptr<Sampler> clone() const;
 
     SamplerState state() const;
     // Throws std::invalid_argument if a token of the history is negative.

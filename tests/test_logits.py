@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import signal
+import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +104,15 @@ def test_views_outlive_stream_and_model(tiny_gpt_oss_path: Path) -> None:
     of_stream[:] = 1.0
 
 
+def test_views_of_a_stream_are_not_written_over_by_the_next(model: Model) -> None:
+    """The next stream computes elsewhere, as long as somebody looks at the logits of the last one."""
+    with model.stream([1, 2, 3], logits=True, temperature=0, max_tokens=1) as stream:
+        view = next(stream).logits
+    values = view.copy()
+    model.generate([4, 5, 6], temperature=0, max_tokens=4)
+    assert np.array_equal(view, values)
+
+
 def test_logits_of_a_token(model: Model) -> None:
     """They are what the token was chosen from; asking too late, or without having asked for them, is an error."""
     with model.stream([1, 2, 3], temperature=0, logits=True, max_tokens=5) as stream:
@@ -116,6 +128,23 @@ def test_logits_of_a_token(model: Model) -> None:
     (token,) = model.stream([1, 2, 3], max_tokens=1)
     with pytest.raises(Error, match="logits=True"):
         _ = token.logits
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+def test_ctrl_c_while_tokens_are_decoded_again(tiny_gpt_oss_path: Path) -> None:
+    """A call for more rows decodes everything again; interrupted there, nothing is lost."""
+    with Model(tiny_gpt_oss_path, n_ctx=8192, n_batch=32, n_threads=1) as model:
+        tokens = [int(token) for token in np.random.default_rng(0).integers(0, model.n_vocab, 6000)]
+        model.eval(tokens)
+        timer = threading.Timer(0.1, lambda: signal.raise_signal(signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            model.eval([7, 8], logits="all")
+        timer.join()
+        after = model.eval([9]).copy()
+        model.reset()
+        model.eval(tokens)
+        assert np.abs(model.eval([9]) - after).max() < 1e-3 * np.abs(after).max()
 
 
 def test_dlpack_shares_memory(model: Model) -> None:

@@ -255,6 +255,36 @@ def test_draws_are_as_likely_as_they_should_be(keywords: dict[str, Any], n: int)
     assert z < 3.72
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_a_wide_nucleus_is_drawn_from_evenly(temperature: float) -> None:
+    """No token gets what rejected ones had: chi-square over tokens by their place in a block, at 1 in 10,000."""
+    n, n_draws = 8192, 60_000
+    x = np.random.default_rng(0).normal(0, 1, n).astype(np.float32)
+    sampler = Sampler(replace(PLAIN, temperature=temperature, top_p=0.7))
+    ids, p = sampler.distribution(x)
+    # Cells: the last kept token of each block, the one before it, and so on.
+    order = np.sort(ids)
+    from_the_end = np.concatenate(
+        [np.arange(len(block))[::-1] for block in np.split(order, np.flatnonzero(np.diff(order // 256)) + 1)]
+    )
+    cell = dict(zip(order.tolist(), np.minimum(from_the_end, 20).tolist(), strict=True))
+    expected, observed = np.zeros(21), np.zeros(21)
+    np.add.at(expected, [cell[token] for token in ids.tolist()], p.astype(np.float64) * n_draws)
+    np.add.at(observed, [cell[sampler.sample(x)] for _ in range(n_draws)], 1)
+    assert ((observed - expected) ** 2 / expected).sum() < 52.4  # 20 degrees of freedom
+
+
+def test_xtc_after_a_cut_between_equals() -> None:
+    """Top-p may keep a part of equally likely tokens; XTC works on that part alone."""
+    random = np.random.default_rng(0)
+    x = np.concatenate([random.uniform(0.5, 1.5, 6000), np.zeros(8000), np.full(6000, -8.0)]).astype(np.float32)
+    for temperature in (0.0, 1.0):
+        options = replace(PLAIN, temperature=temperature, top_p=0.8, xtc_probability=1.0, xtc_threshold=1e-5)
+        right, _ = survivors(x, options)
+        assert Sampler(options).sample(x) in right
+        assert np.array_equal(x[Sampler(options).distribution(x)[0]], x[right])
+
+
 DIGEST = """
 import hashlib, sys
 import numpy as np
