@@ -240,7 +240,12 @@ struct Row {
     size_t n;
 };
 
-Row row_of(const py::array & logits) {
+Row row_of(const py::object & given) {
+    if (!py::isinstance<py::array>(given)) {
+        throw py::type_error("logits must be a numpy array of float32, not " +
+                             py::str(py::type::of(given).attr("__name__")).cast<std::string>());
+    }
+    const auto logits = py::reinterpret_borrow<py::array>(given);
     if (!py::isinstance<py::array_t<float>>(logits)) {
         throw py::type_error("logits must be of dtype float32, not " + py::str(logits.dtype()).cast<std::string>());
     }
@@ -271,13 +276,13 @@ Mask mask_of(const py::object & allowed) {
 }
 
 // The GIL is kept for these: they take microseconds, and nobody may write to the array meanwhile.
-int32_t sample(Sampler & sampler, const py::array & logits, const py::object & allowed) {
+int32_t sample(Sampler & sampler, const py::object & logits, const py::object & allowed) {
     const Row row = row_of(logits);
     const Mask mask = mask_of(allowed);
     return sampler.sample(row.logits, row.n, mask.bits, mask.n_words);
 }
 
-py::tuple distribution(const Sampler & sampler, const py::array & logits, const py::object & allowed) {
+py::tuple distribution(const Sampler & sampler, const py::object & logits, const py::object & allowed) {
     const Row row = row_of(logits);
     const Mask mask = mask_of(allowed);
     const auto survivors = sampler.distribution(row.logits, row.n, mask.bits, mask.n_words);
@@ -678,9 +683,21 @@ PYBIND11_MODULE(_core, m) {
                                                         py::release_gil_before_calling_cpp_dtor())
         .def(py::init<std::shared_ptr<Model>>(), "model"_a)
         .def("eval", &evaluate, "tokens"_a, "every"_a)
-        .def("reset", [](Evaluation & evaluation) { without_gil([&] { evaluation.reset(); }); })
-        .def_property_readonly("n_tokens", &Evaluation::n_tokens);
+        .def("reset", [](Evaluation & evaluation) { without_gil([&] { evaluation.reset(); }); });
 
+    m.def("default_sampling", [] {
+        const SamplingOptions o;
+        return py::dict("temperature"_a = o.temperature, "dynamic_temperature_range"_a = o.dynamic_temperature_range,
+                        "dynamic_temperature_exponent"_a = o.dynamic_temperature_exponent, "top_k"_a = o.top_k,
+                        "top_p"_a = o.top_p, "min_p"_a = o.min_p, "typical_p"_a = o.typical_p,
+                        "top_n_sigma"_a = o.top_n_sigma, "xtc_probability"_a = o.xtc_probability,
+                        "xtc_threshold"_a = o.xtc_threshold, "repeat_penalty"_a = o.repeat_penalty,
+                        "frequency_penalty"_a = o.frequency_penalty, "presence_penalty"_a = o.presence_penalty,
+                        "repeat_last_n"_a = o.repeat_last_n, "dry_multiplier"_a = o.dry_multiplier,
+                        "dry_base"_a = o.dry_base, "dry_allowed_length"_a = o.dry_allowed_length,
+                        "dry_last_n"_a = o.dry_last_n, "mirostat"_a = o.mirostat, "mirostat_tau"_a = o.mirostat_tau,
+                        "mirostat_eta"_a = o.mirostat_eta);
+    });
     m.def("check_sampling", [](const py::dict & options) { check(sampling_options(options)); }, "options"_a);
     m.def("simd", [] { return kernels().name; });
     m.def(

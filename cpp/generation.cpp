@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <system_error>
 #include <utility>
 
 namespace overspill {
@@ -143,7 +144,7 @@ float * Generation::prefill(const Interrupt::Poll & poll) {
     for (uint32_t done = 0; done < n_prompt;) {
         const uint32_t n = std::min(context_->n_batch(), n_prompt - done);
         // Between two batches other streams have their turn, and close() its chance.
-        const std::lock_guard turn(model_->turns());
+        const Turn turn(model_->turns(), interrupt_);
         // A GPU does not ask during a batch.
         if (interrupt_.cancelled() || (poll && poll())) {
             throw CancelledError("interrupted");
@@ -166,7 +167,7 @@ Generation::Step Generation::step(const Interrupt::Poll & poll) {
         first_ = false;
         step.prefill_s = watch.seconds();
     } else {
-        const std::lock_guard turn(model_->turns());
+        const Turn turn(model_->turns(), interrupt_);
         logits = context_->decode(&tokens_->back(), 1, interrupt_, poll);
     }
     step.reason = choose(logits, step.token);
@@ -197,7 +198,7 @@ int32_t Generation::choose_id(float * logits, Token & token) {
                                         " is not a token that the grammar allows here");
         }
         if (logprobs != nullptr) {
-            measure_logprobs(logits, n_vocab, *chosen, *logprobs);
+            options_.sampler->measure_logprobs(logits, n_vocab, *chosen, *logprobs);
         }
     } else if (options_.constraint) {
         chosen = options_.constraint->sample(*options_.sampler, logits, n_vocab, logprobs);
@@ -338,7 +339,12 @@ void Generation::start_ahead() {
     if (ahead_thread_.joinable()) {
         ahead_changed_.notify_all();
     } else {
-        ahead_thread_ = std::thread([this] { work_ahead(); });
+        try {
+            ahead_thread_ = std::thread([this] { work_ahead(); });
+        } catch (const std::system_error &) {
+            is_ahead_ = false;  // no thread is to be had: so it waits to be asked
+            options_.look_ahead = false;
+        }
     }
 }
 

@@ -122,13 +122,16 @@ void Grammar::find_allowed(size_t n) {
 int32_t Grammar::sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs) {
     // To ask about one token costs a microsecond, about the whole vocabulary many milliseconds. So draw,
     // ask, and draw again without those that were refused: the first that is allowed comes up as
-    // often as if only allowed ones had been drawn from.
+    // often as if only allowed ones had been drawn from, where nothing truncates.
     constexpr int n_tries = 64;
     bits_.assign((n + 31) / 32, ~0U);
     const bool each_draw_counts = sampler.options().mirostat != 0;
     for (int i = 0; i < n_tries && !each_draw_counts; ++i) {
-        const int32_t token = sampler.sample(logits, n, i == 0 ? nullptr : bits_.data(), bits_.size(), logprobs);
+        const int32_t token = sampler.sample(logits, n, i == 0 ? nullptr : bits_.data(), bits_.size());
         if (allows(token)) {
+            if (logprobs != nullptr) {
+                sampler.measure_logprobs(logits, n, token, *logprobs);
+            }
             return token;
         }
         bits_[static_cast<size_t>(token) / 32] &= ~(1U << (static_cast<uint32_t>(token) % 32));

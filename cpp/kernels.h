@@ -1,7 +1,7 @@
 // The passes over a whole row of logits, built once per instruction set.
 //
 // Every build of them gives the same bits: they are the same sixteen lanes of IEEE single
-// precision, in the same order, without fused multiply-add.
+// precision, in the same order, with fused multiply-add in the same places and nowhere else.
 #pragma once
 
 #include <cstddef>

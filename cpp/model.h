@@ -10,6 +10,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -49,7 +50,8 @@ struct ModelOptions {
 // ever: a signal handler may run in the middle of a step.
 class Turns {
   public:
-    void lock();
+    // Throws CancelledError if it is cancelled before its turn has come; null waits as long as it takes.
+    void lock(const Interrupt * interrupt = nullptr);
     void unlock();
     bool held_here() const { return owner_.load(std::memory_order_relaxed) == std::this_thread::get_id(); }
 
@@ -57,8 +59,22 @@ class Turns {
     std::mutex mutex_;
     std::condition_variable next_;
     uint64_t n_asked_ = 0;
-    uint64_t n_served_ = 0;
+    std::deque<uint64_t> waiting_;  // tickets; the first is served next
+    bool taken_ = false;
     std::atomic<std::thread::id> owner_{};
+};
+
+// A turn that is waited for, and given up when the step is cancelled: whoever cancels it may be the one who has
+// the turn now.
+class Turn {
+  public:
+    Turn(Turns & turns, const Interrupt & interrupt) : turns_(turns) { turns_.lock(&interrupt); }
+    ~Turn() { turns_.unlock(); }
+    Turn(const Turn &) = delete;
+    Turn & operator=(const Turn &) = delete;
+
+  private:
+    Turns & turns_;
 };
 
 // Appends a token's bytes, which need not be whole characters. Special tokens have none unless

@@ -25,6 +25,14 @@ SamplingOptions sorted(SamplingOptions options) {
     return options;
 }
 
+// Memory is kept for every token up to the largest.
+void check_token(const char * name, int32_t token) {
+    constexpr int32_t largest = (1 << 24) - 1;
+    if (token < 0 || token > largest) {
+        throw std::invalid_argument(std::string(name) + " must be 0 to 16777215, not " + std::to_string(token));
+    }
+}
+
 [[noreturn]] void row_has_changed() {
     throw Error("the logits changed while a token was drawn from them: no other thread may write to them meanwhile");
 }
@@ -84,9 +92,12 @@ SamplerState Sampler::state() const {
 
 void Sampler::restore(const SamplerState & state) {
     for (const int32_t token : state.history) {
-        if (token < 0) {
-            throw std::invalid_argument("history: a token must be at least 0, not " + std::to_string(token));
-        }
+        check_token("history: a token", token);
+    }
+    // Random numbers are drawn again to get there.
+    constexpr uint64_t most_draws = uint64_t{1} << 32U;
+    if (state.n_draws > most_draws) {
+        throw std::invalid_argument("n_draws must be 0 to 4294967296, not " + std::to_string(state.n_draws));
     }
     const Working working(busy_);
     seed_ = state.seed;
@@ -101,6 +112,7 @@ void Sampler::restore(const SamplerState & state) {
 }
 
 void Sampler::accept(int32_t token) {
+    check_token("token", token);
     const Working working(busy_);
     logit_edits_.accept(token);
 }
@@ -913,12 +925,16 @@ int32_t Sampler::sample(const float * logits, size_t n, TokenBits allowed, size_
     return chosen;
 }
 
-void measure_logprobs(const float * logits, size_t n, int32_t chosen, Logprobs & logprobs) {
-    SamplingOptions greedy;
-    greedy.temperature = 0.0F;
-    greedy.seed = 0;
-    const int32_t best = Sampler(greedy).sample(logits, n, nullptr, 0, &logprobs);
-    logprobs.chosen += logits[chosen] - logits[best];
+void Sampler::measure_logprobs(const float * logits, size_t n, int32_t chosen, Logprobs & logprobs) {
+    const Working working(busy_);
+    logits_ = logits;
+    n_ = n;
+    parts_.resize(block_count(n));
+    sums_.resize(block_count(n));
+    ids_.resize(std::max(ids_.size(), n));
+    bits_.resize((ids_.size() + 31) / 32, ~0U);
+    measure_logprobs(logprobs, /*maxima_are_of_all =*/false);
+    logprobs.chosen += logits[chosen];
 }
 
 std::vector<TokenProbability> Sampler::distribution(const float * logits, size_t n, TokenBits allowed,

@@ -31,9 +31,6 @@ struct Logprobs {
     std::vector<std::pair<int32_t, float>> top = {};  // the most likely tokens, best first
 };
 
-// Fills in the chosen token's, and those of the logprobs.top.size() most likely tokens.
-void measure_logprobs(const float * logits, size_t n, int32_t chosen, Logprobs & logprobs);
-
 // All that makes a sampler draw differently from a new one with the same options.
 struct SamplerState {
     uint32_t seed = 0;
@@ -56,11 +53,15 @@ class Sampler {
     int32_t sample(const float * logits, size_t n, TokenBits allowed = nullptr, size_t n_words = 0,
                    Logprobs * logprobs = nullptr);
 
+    // Fills in those of a token that was chosen elsewhere, and of the logprobs.top.size() most likely ones.
+    void measure_logprobs(const float * logits, size_t n, int32_t chosen, Logprobs & logprobs);
+
     // What the next sample() would draw from, the most likely first. Changes nothing.
     std::vector<TokenProbability> distribution(const float * logits, size_t n, TokenBits allowed = nullptr,
                                                size_t n_words = 0) const;
 
-    // Tells penalties and DRY that `token`, at least 0, is part of the text now.
+    // Tells penalties and DRY that `token` is part of the text now. Throws std::invalid_argument for one that no
+    // vocabulary has.
     void accept(int32_t token);
 
     // Back to the state after construction, with the same seed.
@@ -70,7 +71,7 @@ class Sampler {
     std::shared_ptr<Sampler> clone() const;
 
     SamplerState state() const;
-    // Throws std::invalid_argument if a token of the history is negative.
+    // Throws std::invalid_argument for tokens that no vocabulary has, or for more than 2^32 draws.
     void restore(const SamplerState & state);
 
     const SamplingOptions & options() const { return options_; }

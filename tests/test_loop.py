@@ -298,6 +298,33 @@ def test_two_streams_that_look_ahead(gemma: Model) -> None:
     assert together == alone
 
 
+CLOSE_IN_HANDLER = """
+import signal, sys, threading, time
+import overspill
+
+model = overspill.Model(sys.argv[1], n_ctx=4096, n_batch=512, n_threads=1)
+other = model.stream([1, 2, 3], temperature=0)
+for _ in range(3):
+    next(other)
+    time.sleep(0.01)  # so that it looks ahead
+signal.signal(signal.SIGALRM, lambda *_: other.close())
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+long = [i % 8000 for i in range(4000)]
+for token in model.stream(long, temperature=0, max_tokens=3):
+    pass
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(other.stats.stop_reason)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such timer there")
+def test_a_signal_handler_may_close_another_stream(tiny_gpt_oss_path: Path) -> None:
+    """Though that one waits for the turn which this thread has."""
+    command = [sys.executable, "-c", CLOSE_IN_HANDLER, str(tiny_gpt_oss_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "closed\n", done.stderr[-2000:]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 def test_ctrl_c_while_waiting_for_the_step_ahead(gemma: Model) -> None:
     """It reaches the caller from the step that it came in, though that step may come to its end."""

@@ -419,7 +419,7 @@ def test_masks() -> None:
         (np.zeros((2, 5), np.float32), ValueError, "one contiguous row"),
         (np.zeros(10, np.float32)[::2], ValueError, "one contiguous row"),
         (np.zeros(0, np.float32), ValueError, "one contiguous row"),
-        ([1.0, 2.0], TypeError, "incompatible"),
+        ([1.0, 2.0], TypeError, "a numpy array of float32, not list"),
     ],
 )
 def test_other_arrays_are_refused(logits: Any, error: type[Exception], text: str) -> None:
@@ -513,6 +513,23 @@ def test_options_are_values() -> None:
     with pytest.raises(FrozenInstanceError):
         options.temperature = 2  # type: ignore[misc]
     assert list(get_type_hints(SamplingKeywords)) == [field.name for field in fields(SamplingOptions)]
+
+
+def test_one_set_of_defaults() -> None:
+    """What the core takes for an option that is not given is what Python says."""
+    for name, value in _core.default_sampling().items():
+        assert getattr(SamplingOptions(), name) == pytest.approx(value, abs=1e-7), name
+
+
+@pytest.mark.parametrize("token", [2**31 - 1, 1 << 24])
+def test_tokens_that_no_vocabulary_has(token: int) -> None:
+    """Refused, since memory is kept for every token up to the largest."""
+    sampler = Sampler(repeat_penalty=1.1)
+    with pytest.raises(ValueError, match="token must be 0 to 16777215"):
+        sampler.accept(token)
+    with pytest.raises(ValueError, match="n_draws must be 0 to 4294967296"):
+        sampler.state = {**sampler.state, "n_draws": 2**60}
+    assert sampler.state["history"] == []
 
 
 def test_recommendations_of_a_file() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import operator
 import os
@@ -22,6 +21,7 @@ from overspill import _core
 from overspill.device import add_rpc_server, devices, physical_cores
 from overspill.hub import resolve
 from overspill.info import ModelInfo
+from overspill.json_schema import grammar_of_json_schema
 from overspill.placement import Placement
 from overspill.sampling import Sampler, SamplingKeywords, SamplingOptions, merge
 from overspill.types import (
@@ -68,40 +68,6 @@ def _tokens(name: str, values: Iterable[SupportsIndex]) -> list[int]:
         if abs(extreme) >= 2**31:
             raise ValueError(f"{name}: {extreme} is not in the vocabulary")
     return tokens
-
-
-# Keywords that llama.cpp's converter passes over, so that the reply could break them.
-_UNSUPPORTED = frozenset(
-    (
-        *("not", "if", "then", "else", "multipleOf", "uniqueItems", "contains", "minContains", "maxContains"),
-        *("minProperties", "maxProperties", "propertyNames", "patternProperties", "unevaluatedProperties"),
-        *("unevaluatedItems", "dependentRequired", "dependentSchemas", "dependencies"),
-    )
-)
-_BOUNDS = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"))
-
-
-def _check_schema(schema: object, where: str) -> None:
-    """Raise a ValueError for what would be left out of the grammar in silence."""
-    if not isinstance(schema, dict):
-        return
-    refused = _UNSUPPORTED | (_BOUNDS if schema.get("type") == "number" else set())
-    for keyword in schema:
-        if keyword in refused:
-            raise ValueError(
-                f"json_schema: {where}: {keyword} is not supported by llama.cpp's grammars"
-                f"{' for numbers' if keyword in _BOUNDS else ''}; overspill.guidance may know it"
-            )
-    for keyword in ("properties", "$defs", "definitions"):
-        for name, part in (schema[keyword] if isinstance(schema.get(keyword), dict) else {}).items():
-            _check_schema(part, f"{where}/{keyword}/{name}")
-    for keyword in ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf"):
-        part = schema.get(keyword)
-        if isinstance(part, list):
-            for number, one in enumerate(part):
-                _check_schema(one, f"{where}/{keyword}/{number}")
-        else:
-            _check_schema(part, f"{where}/{keyword}")
 
 
 def _chooser(sampler: TokenChooser | None, processors: Sequence[LogitsProcessor]) -> TokenChooser | None:
@@ -383,7 +349,7 @@ class Model:
         """Continue ``prompt``, token by token.
 
         The prompt is processed by the first ``next()``. While your code is busy with a token, the next one
-        is worked on already, unless Python code of yours takes part in choosing it.
+        is worked on already, unless Python code of yours or a :class:`Sampler` of yours takes part in choosing it.
 
         Parameters
         ----------
@@ -457,12 +423,7 @@ class Model:
         if json_schema is not None:
             if grammar is not None:
                 raise ValueError("give either grammar or json_schema")
-            schema = json_schema if isinstance(json_schema, str) else json.dumps(json_schema)
-            try:
-                _check_schema(json.loads(schema), "#")
-            except json.JSONDecodeError as error:
-                raise ValueError(f"json_schema: line {error.lineno}, column {error.colno}: {error.msg}") from None
-            return _core.grammar_of_json_schema(schema), None
+            return grammar_of_json_schema(json_schema), None
         if grammar is None or isinstance(grammar, str):
             return grammar, None
         if not isinstance(grammar, TokenMask):
