@@ -448,6 +448,9 @@ py::dict gguf_dict(const std::string & path) {
             converted = lenient_str(*text);
         } else if (const auto * array = std::get_if<GgufArray>(&value)) {
             converted = py::dict("element"_a = array->element_type, "length"_a = array->length);
+            if (!std::holds_alternative<std::monostate>(array->values)) {
+                converted["values"] = array->values;
+            }
         } else if (const auto * number = std::get_if<double>(&value)) {
             converted = py::float_(*number);
         } else if (const auto * flag = std::get_if<bool>(&value)) {

@@ -94,6 +94,34 @@ GgufContext open_header(const std::string & path) {
     return context;
 }
 
+template <typename Stored, typename Wide>
+std::vector<Wide> copy_of(const gguf_context * context, int64_t key) {
+    const auto * first = static_cast<const Stored *>(gguf_get_arr_data(context, key));
+    // Not in braces, which would make two flags of the pointers.
+    return std::vector<Wide>(first, first + gguf_get_arr_n(context, key));
+}
+
+GgufNumbers numbers_of(const gguf_context * context, int64_t key) {
+    constexpr size_t most = 4096;
+    if (gguf_get_arr_n(context, key) > most) {
+        return {};
+    }
+    switch (gguf_get_arr_type(context, key)) {
+        case GGUF_TYPE_UINT8: return copy_of<uint8_t, uint64_t>(context, key);
+        case GGUF_TYPE_INT8: return copy_of<int8_t, int64_t>(context, key);
+        case GGUF_TYPE_UINT16: return copy_of<uint16_t, uint64_t>(context, key);
+        case GGUF_TYPE_INT16: return copy_of<int16_t, int64_t>(context, key);
+        case GGUF_TYPE_UINT32: return copy_of<uint32_t, uint64_t>(context, key);
+        case GGUF_TYPE_INT32: return copy_of<int32_t, int64_t>(context, key);
+        case GGUF_TYPE_UINT64: return copy_of<uint64_t, uint64_t>(context, key);
+        case GGUF_TYPE_INT64: return copy_of<int64_t, int64_t>(context, key);
+        case GGUF_TYPE_FLOAT32: return copy_of<float, double>(context, key);
+        case GGUF_TYPE_FLOAT64: return copy_of<double, double>(context, key);
+        case GGUF_TYPE_BOOL: return copy_of<int8_t, bool>(context, key);
+        default: return {};
+    }
+}
+
 GgufValue value_of(const gguf_context * context, int64_t key) {
     switch (gguf_get_kv_type(context, key)) {
         case GGUF_TYPE_UINT8: return uint64_t{gguf_get_val_u8(context, key)};
@@ -108,7 +136,9 @@ GgufValue value_of(const gguf_context * context, int64_t key) {
         case GGUF_TYPE_FLOAT64: return gguf_get_val_f64(context, key);
         case GGUF_TYPE_BOOL: return gguf_get_val_bool(context, key);
         case GGUF_TYPE_STRING: return std::string(gguf_get_val_str(context, key));
-        default: return GgufArray{gguf_type_name(gguf_get_arr_type(context, key)), gguf_get_arr_n(context, key)};
+        default:
+            return GgufArray{gguf_type_name(gguf_get_arr_type(context, key)), gguf_get_arr_n(context, key),
+                             numbers_of(context, key)};
     }
 }
 

@@ -9,9 +9,14 @@
 
 namespace overspill {
 
+// None for text and for arrays of more than 4096 elements: vocabularies would cost more than the rest.
+using GgufNumbers =
+    std::variant<std::monostate, std::vector<bool>, std::vector<int64_t>, std::vector<uint64_t>, std::vector<double>>;
+
 struct GgufArray {
     std::string element_type;  // as GGUF names it, such as "str" or "i32"
     uint64_t length;
+    GgufNumbers values;
 };
 
 using GgufValue = std::variant<bool, int64_t, uint64_t, double, std::string, GgufArray>;

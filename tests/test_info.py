@@ -7,8 +7,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 
 from model_files import (
@@ -78,6 +80,40 @@ def test_split_models_are_read_whole(tmp_path: Path, info: ModelInfo) -> None:
     assert len(split.files) == 3
     assert split.bytes_by_part == info.bytes_by_part
     assert split.file_bytes == sum(Path(file).stat().st_size for file in split.files)
+
+
+def test_arrays_of_numbers_come_with_their_values(tmp_path: Path) -> None:
+    """Short ones do, of every type; text, and what is as long as a vocabulary, does not."""
+    path = tmp_path / "arrays.gguf"
+    writer = gguf.GGUFWriter(path, "arrays")
+    arrays: dict[gguf.GGUFValueType, list[Any]] = {
+        gguf.GGUFValueType.BOOL: [True, False, True],
+        gguf.GGUFValueType.UINT8: [0, 255],
+        gguf.GGUFValueType.INT8: [-128, 127],
+        gguf.GGUFValueType.UINT16: [0, 65535],
+        gguf.GGUFValueType.INT16: [-32768, 7],
+        gguf.GGUFValueType.UINT32: [0, 2**32 - 1],
+        gguf.GGUFValueType.INT32: list(range(-1, 4095)),
+        gguf.GGUFValueType.UINT64: [2**64 - 1],
+        gguf.GGUFValueType.INT64: [-(2**63), 2**53 + 1],
+        gguf.GGUFValueType.FLOAT32: [0.5, -1.25],
+        gguf.GGUFValueType.FLOAT64: [0.1],
+    }
+    for kind, values in arrays.items():
+        writer.add_key_value(kind.name, values, gguf.GGUFValueType.ARRAY, kind)
+    writer.add_array("text", ["one", "two"])
+    writer.add_array("longer", list(range(4097)))
+    writer.add_tensor("weight", np.zeros(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    metadata = ModelInfo.from_file(path).metadata
+    for kind, values in arrays.items():
+        found = metadata[kind.name]
+        assert (found["length"], found["values"]) == (len(values), values)
+        assert [type(value) for value in found["values"]] == [type(value) for value in values]
+    assert "values" not in metadata["text"] | metadata["longer"]
 
 
 def test_layers_that_fit(info: ModelInfo) -> None:

@@ -52,7 +52,8 @@ class ModelInfo:
     """
 
     metadata: dict[str, Any]
-    """Every key of the header; an array is a dict with its ``element`` type and its ``length``."""
+    """Every key of the header; an array is a dict with its ``element`` type, its ``length`` and, if it has at most
+    4096 numbers or flags, its ``values``."""
     tensors: list[Tensor]
     """Name, type, shape (the fastest dimension first) and bytes of each tensor, of all files."""
     files: list[str]
