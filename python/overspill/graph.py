@@ -1,0 +1,670 @@
+"""llama.cpp's graph of one step, in outline: which operation uses which weight, where it runs, what memory it takes.
+
+Built as src/llama-graph.cpp and src/models/*.cpp build it, cut into pieces as ggml-backend.cpp's scheduler does, and
+laid out in memory as ggml-alloc.c does. What a model's own file does besides, and no weight tells of, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+__all__ = [
+    "GraphInputs",
+    "LayerShape",
+    "LayerWeights",
+    "Node",
+    "Step",
+    "Weight",
+    "assign",
+    "build_step",
+    "compute_bytes",
+    "pieces",
+]
+
+OFFLOAD_TOKENS = 32
+"""From this many rows on, a GPU that can takes over an operation whose weight lies in the CPU's memory."""
+
+# ggml_op_can_inplace()
+_IN_PLACE = frozenset(
+    ("add", "add_id", "mul", "scale", "unary", "rope", "rms_norm", "soft_max", "clamp", "div", "fill")
+)
+_VIEWS = "view"
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A tensor of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    n_bytes: int
+
+
+LayerWeights = Mapping[str, Weight]
+"""The weights of a layer by what follows ``blk.N.`` in their names."""
+
+
+class Node:
+    """An operation, or a weight, a cache or an input that operations take."""
+
+    __slots__ = ("base", "device", "forced", "n_bytes", "op", "shape", "sources", "strided", "weight")
+
+    def __init__(
+        self,
+        op: str,
+        shape: tuple[int, ...],
+        sources: Sequence[Node] = (),
+        *,
+        n_bytes: int | None = None,
+        base: Node | None = None,
+        strided: bool = False,
+    ) -> None:
+        """Make one; a view has the ``base`` in whose memory it lies."""
+        self.op, self.shape, self.sources, self.strided = op, shape, sources, strided
+        self.n_bytes = 4 * prod(shape) if n_bytes is None else n_bytes
+        self.base = base
+        self.weight: str | int | None = None  # a weight's name, or the layer of a cache
+        self.forced: int | None = None  # the layer on whose device llama.cpp insists
+        self.device: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInputs:
+    """What a step is given besides tokens."""
+
+    n_cells: int
+    """Of the KV caches of layers without a window."""
+    n_cells_window: int | None
+    """Of those with one, None if there are none."""
+    rotates: bool = False
+    """Whether keys and values are turned, as llama.cpp does before it quantises them."""
+
+
+@dataclass
+class Step:
+    """The operations of one step in their order."""
+
+    n_tokens: int
+    nodes: list[Node] = field(default_factory=list)
+    leaves: list[Node] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+
+    def expand(self, node: Node) -> None:
+        """Add what ``node`` needs, from left to right, then itself, as ggml_build_forward_expand() does."""
+        if id(node) in self.seen:
+            return
+        self.seen.add(id(node))
+        for source in node.sources:
+            self.expand(source)
+        (self.nodes if node.sources else self.leaves).append(node)
+
+
+class _Builder:
+    """Builds a step; the methods follow those of llm_graph_context."""
+
+    def __init__(
+        self, step: Step, inputs: GraphInputs, weight: Callable[[Weight], Node], frequencies: Weight | None
+    ) -> None:
+        self.step, self.n, self.weight, self.frequencies = step, step.n_tokens, weight, frequencies
+        self.tables: dict[int, Node] = {}
+        rows = {"tokens": 4, "positions": 4, "k_indices": 8, "v_indices": 8, "mask": 2 * inputs.n_cells}
+        if inputs.n_cells_window is not None:
+            rows |= {"k_indices_window": 8, "v_indices_window": 8, "mask_window": 2 * inputs.n_cells_window}
+        self.inputs = {name: Node("input", (self.n,), n_bytes=size * self.n) for name, size in rows.items()}
+        self.inputs["out_ids"] = Node("input", (1,), n_bytes=4)
+        if inputs.rotates:
+            self.inputs["rotation"] = Node("input", (64, 64))
+        self.layer: LayerWeights = {}
+        self.shape = LayerShape(0, 0, 0, 0, 0, False, 0, "", 0)
+        self.index = 0
+
+    # --- operations
+
+    def view(self, node: Node, *shape: int, strided: bool = False) -> Node:
+        return Node(_VIEWS, shape, (node,), base=node.base or node, strided=strided or node.strided, n_bytes=0)
+
+    def has(self, stem: str) -> bool:
+        return f"{stem}.weight" in self.layer
+
+    def norm(self, node: Node, stem: str, *, forced: bool = True) -> Node:
+        weights = [(op, self.layer[f"{stem}.{suffix}"]) for op, suffix in (("mul", "weight"), ("add", "bias"))
+                   if f"{stem}.{suffix}" in self.layer]  # fmt: skip
+        if not weights:
+            return node
+        node = Node("rms_norm", node.shape, (node,))
+        node.forced = self.index if forced else None
+        for op, weight in weights:
+            node = Node(op, node.shape, (node, self.weight(weight)))
+        return node
+
+    def linear(self, stem: str, node: Node) -> Node:
+        weight = self.layer[f"{stem}.weight"]
+        node = Node("mul_mat", (weight.shape[1], *node.shape[1:]), (self.weight(weight), node))
+        return self.more(stem, node, "add")
+
+    def more(self, stem: str, node: Node, add: str, *sources: Node) -> Node:
+        """Apply the scale and the bias that a matrix may come with."""
+        if f"{stem}.scale" in self.layer:
+            node = Node("mul", node.shape, (node, self.weight(self.layer[f"{stem}.scale"])))
+        if f"{stem}.bias" in self.layer:
+            node = Node(add, node.shape, (node, self.weight(self.layer[f"{stem}.bias"]), *sources))
+        return node
+
+    # --- attention
+
+    def attention(self, node: Node) -> Node:
+        n, shape = self.n, self.shape
+        key_width, value_width, n_heads_kv = shape.key_width, shape.value_width, shape.n_heads_kv
+        if self.has("attn_qkv"):
+            qkv = self.linear("attn_qkv", node)
+            n_query = qkv.shape[0] - (key_width + value_width) * n_heads_kv
+            q = self.view(qkv, key_width, n_query // key_width, n, strided=True)
+            k = self.view(qkv, key_width, n_heads_kv, n, strided=True)
+            v = self.view(qkv, value_width, n_heads_kv, n, strided=True)
+        else:
+            q = self.linear("attn_q", node)
+            q = self.view(q, key_width, q.shape[0] // key_width, n)
+            # Layers that share the cache of an earlier one have none of these.
+            k, v = q, q
+            if self.has("attn_k"):
+                k = self.view(self.linear("attn_k", node), key_width, n_heads_kv, n)
+                v = self.view(self.linear("attn_v", node), value_width, n_heads_kv, n) if self.has("attn_v") else k
+        q = self.rope(self.norm(q, "attn_q_norm"))
+        if self.has("attn_k") or self.has("attn_qkv"):
+            k = self.rope(self.norm(k, "attn_k_norm"))
+        return self.attend(q, k, v, value_width)
+
+    def rope(self, node: Node) -> Node:
+        factors = []
+        if self.frequencies is not None:
+            # There once on each device.
+            table = self.tables.setdefault(self.shape.device, Node("table", self.frequencies.shape))
+            table.weight = self.index
+            factors = [table]
+        return Node("rope", node.shape, (node, self.inputs["positions"], *factors))
+
+    def rotate(self, node: Node) -> Node:
+        if "rotation" not in self.inputs:
+            return node
+        turned = Node("mul_mat", (64, prod(node.shape) // 64), (self.inputs["rotation"], self.view(node, 64, 0)))
+        return self.view(turned, *node.shape)
+
+    def attend(self, q: Node, k: Node, v: Node | None, value_width: int) -> Node:
+        """Store keys and values, and attend; without ``v`` the values are the first part of the keys."""
+        n, suffix = self.n, "_window" if self.shape.window else ""
+        q, k = self.rotate(q), self.rotate(k)
+        v = v if v is None else self.rotate(v)
+        # The values come last where some layers have a window.
+        for node in (q, k, v) if "mask_window" in self.inputs else (q, v, k):
+            if node is not None:
+                self.step.expand(node)
+        cache_k, cache_v = (Node("cache", (0,), n_bytes=0) for _ in range(2))
+        cache_k.weight = cache_v.weight = self.index
+        stored = [(cache_k, k, "k")] + ([(cache_v, v, "v")] if v is not None else [])
+        for cache, node, part in stored:
+            flat = self.view(node, prod(node.shape[:2]), n)
+            indices = self.inputs[f"{part}_indices{suffix}"]
+            self.step.expand(Node("set_rows", (0,), (flat, indices, cache), base=cache, n_bytes=0))
+        key_width, n_heads = q.shape[:2]
+        query = self.view(self.view(q, key_width, n_heads, n), key_width, n, n_heads, strided=True)
+        keys = self.view(self.view(cache_k, 0), 0, strided=True)
+        values = self.view(self.view(cache_k if v is None else cache_v, 0), 0, strided=True)
+        # As much would be copied to compute elsewhere.
+        keys.n_bytes, values.n_bytes = self.shape.key_bytes, self.shape.value_bytes
+        sources = [query, keys, values, self.inputs[f"mask{suffix}"]]
+        if "attn_sinks.weight" in self.layer:
+            sources.append(self.weight(self.layer["attn_sinks.weight"]))
+        out = Node("flash_attn", (value_width, n_heads, n), sources)
+        out.weight = self.index
+        if self.has("attn_v_b"):
+            weight = self.layer["attn_v_b.weight"]
+            permuted = self.view(out, value_width, n, n_heads, strided=True)
+            out = Node("mul_mat", (weight.shape[1], n, n_heads), (self.weight(weight), permuted))
+            out = Node("cont", (weight.shape[1], n_heads, n), (self.view(out, 0, strided=True),))
+        out = self.view(out, prod(out.shape[:2]), n)
+        self.step.expand(out)
+        out = self.rotate(out) if v is not None else out
+        return self.norm(out, "attn_sub_norm")
+
+    def latent_attention(self, node: Node) -> Node:
+        """Attend over one latent head, as deepseek2 does."""
+        n = self.n
+        down, up = self.layer["attn_kv_a_mqa.weight"], self.layer["attn_k_b.weight"]
+        rank, n_heads = up.shape[1], up.shape[2] if len(up.shape) > 2 else 1
+        rope_width = down.shape[1] - rank
+        if self.has("attn_q_a"):
+            q = self.linear("attn_q_b", self.norm(self.linear("attn_q_a", node), "attn_q_a_norm"))
+        else:
+            q = self.linear("attn_q", node)
+        q = self.view(q, q.shape[0] // n_heads, n_heads, n)
+        compressed = self.linear("attn_kv_a_mqa", node)
+        k_rope = self.rope(self.view(compressed, rope_width, 1, n, strided=True))
+        latent = self.norm(self.view(compressed, rank, n, strided=True), "attn_kv_a_norm")
+        q_rope = self.rope(self.view(q, rope_width, n_heads, n, strided=True))
+        q_plain = self.view(self.view(q, up.shape[0], n_heads, n, strided=True), up.shape[0], n, n_heads, strided=True)
+        absorbed = self.view(
+            Node("mul_mat", (rank, n, n_heads), (self.weight(up), q_plain)), rank, n_heads, n, strided=True
+        )
+        query = Node("concat", (rank + rope_width, n_heads, n), (absorbed, q_rope))
+        key = Node("concat", (rank + rope_width, 1, n), (self.view(latent, rank, 1, n), k_rope))
+        return self.attend(query, key, None, rank)
+
+    def recurrence(self, node: Node) -> Node:
+        """Mix tokens by a state; only roughly, since every architecture has its own way."""
+        used = [name for name in self.layer if name.startswith(("ssm_", "time_mix_", "shortconv."))]
+        matrices = [name for name in used if len(self.layer[name].shape) > 1]
+        cache = Node("cache", (0,), n_bytes=0)
+        cache.weight = self.index
+        for place, name in enumerate(used):
+            if name in matrices and name == matrices[-1]:
+                node = Node("set_rows", node.shape, (node, cache))
+                self.step.expand(Node("set_rows", (0,), (node, self.inputs["k_indices"], cache), base=cache, n_bytes=0))
+            weight = self.layer[name]
+            width = weight.shape[1] if name in matrices else node.shape[0]
+            node = Node("mul_mat" if name in matrices else "mul", (width, self.n), (self.weight(weight), node))
+            if place == 0:
+                self.step.expand(node)
+        return node
+
+    # --- feed-forward
+
+    def feed_forward(self, node: Node, suffix: str = "") -> Node:
+        hidden = up = self.linear(f"ffn_up{suffix}", node)
+        if self.has(f"ffn_gate{suffix}"):
+            gate = self.linear(f"ffn_gate{suffix}", node)
+            hidden = Node("glu", gate.shape, (gate, up))
+        elif self.layer[f"ffn_down{suffix}.weight"].shape[0] * 2 == up.shape[0]:
+            hidden = Node("glu", (up.shape[0] // 2, *up.shape[1:]), (up,))
+        else:
+            hidden = Node("unary", up.shape, (up,))
+        return self.linear(f"ffn_down{suffix}", hidden)
+
+    def experts(self, node: Node, n_used: int, router: str) -> Node:
+        """Let the chosen experts work; the router's options differ in operations of a few numbers only."""
+        n, width = self.n, node.shape[0]
+        logits = self.linear("ffn_gate_inp", node)
+        n_experts = logits.shape[0]
+        softmax_last = router == "softmax of the chosen"
+        probabilities = logits if softmax_last else Node("unary", logits.shape, (logits,))
+        choice = probabilities
+        if "exp_probs_b.bias" in self.layer:
+            choice = Node("add", choice.shape, (choice, self.weight(self.layer["exp_probs_b.bias"])))
+        sort = Node("argsort", (n_experts, n), (choice,))
+        chosen = self.view(sort, n_used, n, strided=True)
+        weights = Node("get_rows", (1, n_used, n), (self.view(probabilities, 1, n_experts, n), chosen))
+        flat = self.view(weights, n_used, n)
+        if softmax_last:
+            weights = self.view(Node("soft_max", flat.shape, (flat,)), 1, n_used, n)
+        elif router == "normalised":
+            total = Node("clamp", (1, n), (Node("sum_rows", (1, n), (flat,)),))
+            weights = self.view(Node("div", flat.shape, (flat, total)), 1, n_used, n)
+            weights = Node("scale", weights.shape, (weights,))
+        self.step.expand(weights)
+        spread = self.view(node, width, 1, n)
+
+        def work(stem: str, source: Node) -> Node:
+            weight = self.layer[f"{stem}.weight"]
+            out = Node("mul_mat_id", (weight.shape[1], n_used, n), (self.weight(weight), source, chosen))
+            return self.more(stem, out, "add_id", chosen)
+
+        if self.has("ffn_gate_up_exps"):
+            both = work("ffn_gate_up_exps", spread)
+            half = (both.shape[0] // 2, n_used, n)
+            hidden = Node("glu", half, (self.view(both, *half, strided=True), self.view(both, *half, strided=True)))
+        else:
+            up = work("ffn_up_exps", spread)
+            gate = work("ffn_gate_exps", spread) if self.has("ffn_gate_exps") else None
+            hidden = Node("unary", up.shape, (up,)) if gate is None else Node("glu", gate.shape, (gate, up))
+        out = work("ffn_down_exps", hidden)
+        out = Node("mul", out.shape, (out, weights))
+        self.step.expand(out)
+        parts = [self.view(out, width, n, strided=True) for _ in range(n_used)]
+        for part in parts:
+            self.step.expand(part)
+        total = parts[0]
+        for part in parts[1:]:
+            total = Node("add", (width, n), (total, part))
+            self.step.expand(total)
+        return total if n_used > 1 else Node("cont", (width, n), (total,))
+
+    def feed(self, node: Node, n_used: int, router: str) -> Node:
+        if not self.has("ffn_gate_inp"):
+            return self.feed_forward(node) if self.has("ffn_up") else node
+        total = self.experts(node, n_used, router)
+        if self.has("ffn_up_shexp"):
+            total = Node("add", total.shape, (total, self.feed_forward(node, "_shexp")))
+        elif self.has("ffn_up"):
+            total = Node("add", total.shape, (total, self.feed_forward(node)))
+        return total
+
+    def block(self, index: int, weights: LayerWeights, shape: LayerShape, node: Node, *, trim: bool) -> Node:
+        """Add a layer; ``trim`` leaves only the tokens whose logits are wanted."""
+        self.index, self.layer, self.shape, before = index, weights, shape, node
+        node = self.norm(node, "attn_norm")
+        if self.has("attn_kv_a_mqa") and self.has("attn_k_b"):
+            node = self.latent_attention(node)
+        elif self.has("attn_q") or self.has("attn_qkv"):
+            node = self.attention(node)
+        else:
+            node = self.recurrence(node)
+        if self.has("attn_output"):
+            node = self.linear("attn_output", node)
+        gpt_oss = self.has("post_attention_norm") and not self.has("ffn_norm")
+        if not gpt_oss:
+            # Gemma's comes before the sum; others call the norm after the sum so.
+            if trim:
+                node = Node("get_rows", (node.shape[0], 1), (node, self.inputs["out_ids"]))
+                before = Node("get_rows", (before.shape[0], 1), (before, self.inputs["out_ids"]))
+                self.n = 1
+            node = self.norm(node, "post_attention_norm")
+        summed = Node("add", before.shape, (node, before))
+        node = self.norm(summed, "post_attention_norm" if gpt_oss else "ffn_norm")
+        node = self.feed(node, shape.n_used, shape.router)
+        node = self.norm(node, "post_ffw_norm", forced=False)
+        return Node("add", summed.shape, (node, summed))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What the weights of a layer do not tell."""
+
+    key_width: int
+    """Of one head, as in :attr:`value_width`."""
+    value_width: int
+    n_heads_kv: int
+    key_bytes: int
+    """Of the cache of a layer, as in :attr:`value_bytes`, which counts what is read of the keys if there are no
+    values."""
+    value_bytes: int
+    window: bool
+    n_used: int
+    """Experts that a token passes through."""
+    router: str
+    """``"softmax of the chosen"``, ``"normalised"`` or ``"plain"``."""
+    device: int
+    """Where the layer's cache lies."""
+
+
+def build_step(
+    n_tokens: int,
+    layers: Sequence[tuple[int, LayerWeights, LayerShape]],
+    head: Mapping[str, Weight],
+    inputs: GraphInputs,
+    n_outputs: int = 1,
+) -> Step:
+    """Build the graph of a step over some layers.
+
+    Parameters
+    ----------
+    n_tokens
+        Tokens that are processed at once: 1 in decoding, ``n_ubatch`` in the worst case.
+    layers
+        Number, weights and shape of each.
+    head
+        The weights ``token_embd``, ``output_norm`` and ``output``; any may be missing.
+    inputs
+        Sizes of what else it is given.
+    n_outputs
+        Tokens whose logits are wanted.
+    """
+    step = Step(n_tokens)
+    known: dict[str, Node] = {}
+
+    def weight(of: Weight) -> Node:
+        if of.name not in known:
+            known[of.name] = node = Node("weight", of.shape, n_bytes=of.n_bytes)
+            node.weight = of.name
+        return known[of.name]
+
+    build = _Builder(step, inputs, weight, head.get("rope_freqs"))
+    node = None
+    if "token_embd" in head:
+        embedding = head["token_embd"]
+        node = Node("get_rows", (embedding.shape[0], n_tokens), (weight(embedding), build.inputs["tokens"]))
+        step.expand(node)
+        # Given instead of tokens, it is reserved all the same.
+        step.expand(Node("input", (embedding.shape[0], n_tokens)))
+        if "scaled" in head:
+            node = Node("scale", node.shape, (node,))
+    else:
+        first = layers[0][1]
+        width = next(weight.shape[0] for name, weight in first.items() if name.endswith("norm.weight"))
+        node = Node("input", (width, n_tokens))
+    for place, (index, weights, shape) in enumerate(layers):
+        last = place == len(layers) - 1 and "output" in head
+        gpt_oss = "post_attention_norm.weight" in weights and "ffn_norm.weight" not in weights
+        node = build.block(index, weights, shape, node, trim=last and not gpt_oss)
+        step.expand(node)
+    if "output" in head:
+        if build.n != n_outputs:
+            node = Node("get_rows", (node.shape[0], n_outputs), (node, build.inputs["out_ids"]))
+        build.layer = {"output_norm.weight": head["output_norm"]} if "output_norm" in head else {}
+        node = build.norm(node, "output_norm", forced=False)
+        node = Node("mul_mat", (head["output"].shape[1], n_outputs), (weight(head["output"]), node))
+        step.expand(node)
+    return step
+
+
+def assign(
+    step: Step,
+    cpu: int,
+    device_of_weight: Callable[[str], int],
+    device_of_layer: Callable[[int], int],
+    *,
+    forces: bool,
+    offloads: bool,
+) -> None:
+    """Set where each node is computed; devices are numbered as the scheduler does, the CPU last.
+
+    Parameters
+    ----------
+    step
+        The operations.
+    cpu
+        The CPU's number.
+    device_of_weight, device_of_layer
+        Where a weight lies by its name, and a layer's cache by its number.
+    forces
+        Whether norms are kept with their layer: in decoding, and where everything is on GPUs.
+    offloads
+        Whether the first GPU takes over large operations whose weights are in the CPU's memory.
+    """
+    for leaf in step.leaves:
+        if leaf.op == "weight":
+            leaf.device = device_of_weight(str(leaf.weight))
+        elif leaf.op in ("cache", "table"):
+            leaf.device = device_of_layer(int(leaf.weight or 0))
+        else:
+            leaf.device = cpu
+    nodes = [node for node in step.nodes if node.op != _VIEWS]
+    for node in nodes:
+        node.device = None
+        if forces and node.forced is not None:
+            node.device = device_of_layer(node.forced)
+        elif node.base is not None:
+            node.device = node.base.device
+        elif node.op not in ("rope", "flash_attn"):
+            weight = next((source for source in node.sources if source.op == "weight"), None)
+            if weight is not None:
+                node.device = weight.device
+                if offloads and weight.device == cpu and _n_rows(node) >= OFFLOAD_TOKENS:
+                    node.device = 0
+    # Neighbours follow: first those of GPUs, downwards and then upwards, then the rest.
+    for gpus_only in (True, False):
+        for direction in (nodes, nodes[::-1]):
+            current: int | None = None
+            for node in direction:
+                if node.device is not None:
+                    current = None if gpus_only and node.device == cpu else node.device
+                elif current is not None:
+                    node.device = current
+    for node in step.nodes:
+        if node.op == _VIEWS:
+            node.device = node.base.device if node.base is not None else None
+
+
+def _n_rows(node: Node) -> int:
+    """Return what ggml-cuda.cu's get_op_batch_size() does."""
+    if node.op == "get_rows":
+        return 0
+    if node.op == "mul_mat":
+        return node.shape[1]
+    if node.op in ("mul_mat_id", "rope"):
+        return node.shape[2]
+    return prod(node.shape[1:])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Operations in a row that one device computes."""
+
+    device: int
+    nodes: list[Node]
+    copied: list[Node]
+    """What has to be brought there first."""
+
+
+def pieces(step: Step) -> list[Piece]:
+    """Cut an assigned step where the device changes, as ggml_backend_sched_split_graph() does."""
+    found: list[Piece] = []
+    copies: set[tuple[int, int]] = set()
+    for node in step.nodes:
+        if node.op == _VIEWS:
+            if found:
+                found[-1].nodes.append(node)
+            continue
+        device = node.device
+        assert device is not None
+        new = not found or found[-1].device != device
+        if not new and found[-1].copied:
+            # The memory of weights that were brought is used again.
+            new = any(source.op in ("weight", "table") and source.device != device for source in node.sources)
+        if new:
+            found.append(Piece(device, [], []))
+        piece = found[-1]
+        for source in node.sources:
+            if source.device != device and (id(source), device) not in copies:
+                copies.add((id(source), device))
+                piece.copied.append(source)
+        piece.nodes.append(node)
+    return found
+
+
+class _Memory:
+    """ggml-alloc.c's allocator of one device, which only counts."""
+
+    def __init__(self) -> None:
+        self.free: list[list[int]] = [[0, 1 << 62]]
+        self.highest = 0
+
+    def take(self, size: int) -> int:
+        best = -1
+        for place in range(len(self.free) - 1):
+            if self.free[place][1] >= size and (best < 0 or self.free[place][1] <= self.free[best][1]):
+                best = place
+        block = self.free[best]
+        offset = block[0]
+        block[0] += size
+        block[1] -= size
+        if block[1] == 0:
+            del self.free[best]
+        self.highest = max(self.highest, offset + size)
+        return offset
+
+    def give(self, offset: int, size: int) -> None:
+        if size == 0:
+            return
+        for place, block in enumerate(self.free):
+            if block[0] + block[1] == offset:
+                block[1] += size
+                if place + 1 < len(self.free) and block[0] + block[1] == self.free[place + 1][0]:
+                    block[1] += self.free[place + 1][1]
+                    del self.free[place + 1]
+                return
+            if offset + size == block[0]:
+                # What could join with the one before, was found there.
+                block[0] = offset
+                block[1] += size
+                return
+            if block[0] > offset:
+                self.free.insert(place, [offset, size])
+                return
+
+
+_ALIGNMENT = 128  # CUDA's; the CPU's is less
+
+
+def _padded(n_bytes: int) -> int:
+    return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def compute_bytes(step: Step, n_devices: int) -> list[int]:
+    """Return the bytes that an assigned step needs on each device besides weights and caches."""
+    memories = [_Memory() for _ in range(n_devices)]
+    # Offset, size and device of what has memory of its own.
+    held: dict[int, tuple[int, int, int]] = {}
+    children: dict[int, int] = {}
+    views: dict[int, int] = {}
+    replaced: dict[tuple[int, int], Node] = {}
+    order: list[tuple[Node, int, list[Node]]] = []
+    external = {id(leaf) for leaf in step.leaves if leaf.op in ("weight", "cache", "table")}
+    for piece in pieces(step):
+        for source in piece.copied:
+            copy = Node("copy", source.shape, n_bytes=source.n_bytes or 4 * prod(source.shape), strided=source.strided)
+            replaced[id(source), piece.device] = copy
+            # Keeps the original until it is copied.
+            order.append((Node("keep", (0,), n_bytes=0, base=source), 0, [source]))
+            order.append((copy, piece.device, []))
+        for node in piece.nodes:
+            if node.op == _VIEWS:
+                order.append((node, piece.device, list(node.sources)))
+            else:
+                sources = [replaced.get((id(source), piece.device), source) for source in node.sources]
+                order.append((node, piece.device, sources))
+
+    def allocate(node: Node, device: int, sources: Iterable[Node]) -> None:
+        if id(node) in held or id(node) in external or node.base is not None:
+            return
+        size = _padded(node.n_bytes)
+        if node.op in _IN_PLACE:
+            for source in sources:
+                # What is seen through a view is not used again.
+                if (
+                    id(source) in held
+                    and source.shape == node.shape
+                    and not (source.strided or node.strided)
+                    and children.get(id(source)) == 1
+                    and not views.get(id(source), 0)
+                ):
+                    offset, old_size, place = held.pop(id(source))
+                    held[id(node)] = (offset, size, place)
+                    memories[place].give(offset + size, old_size - size)
+                    return
+        held[id(node)] = (memories[device].take(size), size, device)
+
+    for leaf in step.leaves:
+        allocate(leaf, n_devices - 1, ())
+    for node, _, sources in order:
+        if node.base is not None and node.op != "keep":
+            views[id(node.base)] = views.get(id(node.base), 0) + 1
+        for source in sources:
+            children[id(source)] = children.get(id(source), 0) + 1
+    last = order[-1][0]
+    for node, device, sources in order:
+        allocate(node, device, sources)
+        for source in sources:
+            children[id(source)] -= 1
+            if children[id(source)] or views.get(id(source), 0):
+                continue
+            owner = source
+            if source.base is not None:
+                owner = source.base
+                views[id(owner)] -= 1
+                if views[id(owner)] or children.get(id(owner), 0):
+                    continue
+            if id(owner) in held and owner is not last:
+                offset, size, place = held.pop(id(owner))
+                memories[place].give(offset, size)
+    return [memory.highest for memory in memories]
