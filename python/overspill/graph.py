@@ -454,7 +454,7 @@ def assign(
     device_of_layer: Callable[[int], int],
     *,
     forces: bool,
-    offloads: bool,
+    takes_over: int | None,
 ) -> None:
     """Set where each node is computed; devices are numbered as the scheduler does, the CPU last.
 
@@ -468,8 +468,8 @@ def assign(
         Where a weight lies by its name, and a layer's cache by its number.
     forces
         Whether norms are kept with their layer: in decoding, and where everything is on GPUs.
-    offloads
-        Whether the first GPU takes over large operations whose weights are in the CPU's memory.
+    takes_over
+        The GPU that takes over large operations whose weights are in the CPU's memory.
     """
     for leaf in step.leaves:
         if leaf.op == "weight":
@@ -489,8 +489,8 @@ def assign(
             weight = next((source for source in node.sources if source.op == "weight"), None)
             if weight is not None:
                 node.device = weight.device
-                if offloads and weight.device == cpu and _n_rows(node) >= OFFLOAD_TOKENS:
-                    node.device = 0
+                if takes_over is not None and weight.device == cpu and _n_rows(node) >= OFFLOAD_TOKENS:
+                    node.device = takes_over
     # Neighbours follow: first those of GPUs, downwards and then upwards, then the rest.
     for gpus_only in (True, False):
         for direction in (nodes, nodes[::-1]):
