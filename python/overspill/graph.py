@@ -78,8 +78,9 @@ class GraphInputs:
     """Of the KV caches of layers without a window."""
     n_cells_window: int | None
     """Of those with one, None if there are none."""
-    rotates: bool = False
-    """Whether keys and values are turned, as llama.cpp does before it quantises them."""
+    turn_k: int = 0
+    """Width of the matrix by which keys and queries are turned, as llama.cpp does before it quantises them; or 0."""
+    turn_v: int = 0
 
 
 @dataclass
@@ -114,8 +115,10 @@ class _Builder:
             rows |= {"k_indices_window": 8, "v_indices_window": 8, "mask_window": 2 * inputs.n_cells_window}
         self.inputs = {name: Node("input", (self.n,), n_bytes=size * self.n) for name, size in rows.items()}
         self.inputs["out_ids"] = Node("input", (1,), n_bytes=4)
-        if inputs.rotates:
-            self.inputs["rotation"] = Node("input", (64, 64))
+        for part, width in (("k", inputs.turn_k), ("v", inputs.turn_v)):
+            for suffix in ("", "_window")[: 1 if inputs.n_cells_window is None else 2]:
+                if width:
+                    self.inputs[f"turn_{part}{suffix}"] = Node("input", (width, width))
         self.layer: LayerWeights = {}
         self.shape = LayerShape(0, 0, 0, 0, 0, False, 0, "", 0)
         self.index = 0
@@ -185,17 +188,19 @@ class _Builder:
             factors = [table]
         return Node("rope", node.shape, (node, self.inputs["positions"], *factors))
 
-    def rotate(self, node: Node) -> Node:
-        if "rotation" not in self.inputs:
+    def turn(self, node: Node, part: str) -> Node:
+        matrix = self.inputs.get(f"turn_{part}_window" if self.shape.window else f"turn_{part}")
+        if matrix is None:
             return node
-        turned = Node("mul_mat", (64, prod(node.shape) // 64), (self.inputs["rotation"], self.view(node, 64, 0)))
-        return self.view(turned, *node.shape)
+        shape = (matrix.shape[0], prod(node.shape) // matrix.shape[0])
+        flat = Node("cont", shape, (node,)) if node.strided else self.view(node, *shape)
+        return self.view(Node("mul_mat", shape, (matrix, flat)), *node.shape)
 
     def attend(self, q: Node, k: Node, v: Node | None, value_width: int) -> Node:
         """Store keys and values, and attend; without ``v`` the values are the first part of the keys."""
         n, suffix = self.n, "_window" if self.shape.window else ""
-        q, k = self.rotate(q), self.rotate(k)
-        v = v if v is None else self.rotate(v)
+        if v is not None:
+            q, k, v = self.turn(q, "k"), self.turn(k, "k"), self.turn(v, "v")
         # The values come last where some layers have a window.
         for node in (q, k, v) if "mask_window" in self.inputs else (q, v, k):
             if node is not None:
@@ -225,7 +230,7 @@ class _Builder:
             out = Node("cont", (weight.shape[1], n_heads, n), (self.view(out, 0, strided=True),))
         out = self.view(out, prod(out.shape[:2]), n)
         self.step.expand(out)
-        out = self.rotate(out) if v is not None else out
+        out = self.turn(out, "v") if v is not None else out
         return self.norm(out, "attn_sub_norm")
 
     def latent_attention(self, node: Node) -> Node:

@@ -21,6 +21,7 @@ __all__ = ["Arrangement", "Settings", "Workload"]
 _PAGE_FAULT_BYTES_PER_S = 1.5e9
 _ALIGNMENT = 128  # of each tensor, in bytes: CUDA's
 _MATRICES = re.compile(r"ffn_(gate|up|down|gate_up)\.(weight|bias|scale)$")
+_FLOATS = ("f32", "f16", "bf16")
 _ROUTERS = {"gpt-oss": "softmax of the chosen"}
 _SCALED_EMBEDDING = ("gemma", "granite", "minicpm", "cohere2moe")
 
@@ -204,8 +205,16 @@ class Workload:
         settings = self.settings
         windows = [cache for cache in self.caches if cache.window is not None]
         cells = windows[0].cells(settings.n_ctx, settings.n_ubatch) if windows else None
-        turned = any("q" in kind for kind in (settings.type_k, settings.type_v))
-        return GraphInputs(padded_context(settings.n_ctx), cells, turned)
+        turn_k = turn_v = 0
+        heads = {(cache.key_width // cache.n_heads_kv, cache.value_width // cache.n_heads_kv)
+                 for cache in self.caches if cache.n_heads_kv}  # fmt: skip
+        if len(heads) == 1:
+            ((key, value),) = heads
+            if settings.type_k not in _FLOATS and key % 64 == 0:
+                turn_k = key & -key  # the largest power of two that it is a multiple of
+            if settings.type_v not in _FLOATS and value % 64 == 0:
+                turn_v = 64
+        return GraphInputs(padded_context(settings.n_ctx), cells, turn_k, turn_v)
 
     @cached_property
     def kv_bytes(self) -> list[int]:
@@ -248,7 +257,7 @@ class Workload:
         self, kind: _Kind, kv: int, devices: tuple[int, ...], following: int, taker: int | None
     ) -> _LayerCost:
         if kind.step is None:
-            ending = ("output", "output_norm") if kind.last else ()
+            ending = ("rope_freqs", *(("output", "output_norm") if kind.last else ()))
             head = {name: weight for name, weight in self.head.items() if name in ending}
             shape = self._shape(kind.index, 0)
             kind.step = graph.build_step(1, [(kind.index, kind.weights, shape)], head, self._inputs)
