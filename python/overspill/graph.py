@@ -143,7 +143,9 @@ class _Builder:
         return node
 
     def linear(self, stem: str, node: Node) -> Node:
-        weight = self.layer[f"{stem}.weight"]
+        weight = self.layer.get(f"{stem}.weight")
+        if weight is None or len(weight.shape) < 2:  # not as in any model that is known
+            return node
         node = Node("mul_mat", (weight.shape[1], *node.shape[1:]), (self.weight(weight), node))
         return self.more(stem, node, "add")
 
@@ -335,13 +337,13 @@ class _Builder:
         return total if n_used > 1 else Node("cont", (width, n), (total,))
 
     def feed(self, node: Node, n_used: int, router: str) -> Node:
-        if not self.has("ffn_gate_inp"):
-            return self.feed_forward(node) if self.has("ffn_up") else node
-        total = self.experts(node, n_used, router)
-        if self.has("ffn_up_shexp"):
-            total = Node("add", total.shape, (total, self.feed_forward(node, "_shexp")))
-        elif self.has("ffn_up"):
-            total = Node("add", total.shape, (total, self.feed_forward(node)))
+        ways = [suffix for suffix in ("_shexp", "") if self.has(f"ffn_up{suffix}") and self.has(f"ffn_down{suffix}")]
+        has_experts = self.has("ffn_down_exps") and (self.has("ffn_up_exps") or self.has("ffn_gate_up_exps"))
+        if not (self.has("ffn_gate_inp") and has_experts):
+            return self.feed_forward(node, ways[0]) if ways else node
+        total = self.experts(node, max(n_used, 1), router)
+        for suffix in ways[:1]:
+            total = Node("add", total.shape, (total, self.feed_forward(node, suffix)))
         return total
 
     def block(self, index: int, weights: LayerWeights, shape: LayerShape, node: Node, *, trim: bool) -> Node:
@@ -350,7 +352,7 @@ class _Builder:
         node = self.norm(node, "attn_norm")
         if self.has("attn_kv_a_mqa") and self.has("attn_k_b"):
             node = self.latent_attention(node)
-        elif self.has("attn_q") or self.has("attn_qkv"):
+        elif shape.key_width and (self.has("attn_q") or self.has("attn_qkv")):
             node = self.attention(node)
         else:
             node = self.recurrence(node)
@@ -435,7 +437,7 @@ def build_step(
             node = Node("scale", node.shape, (node,))
     else:
         first = layers[0][1]
-        width = next(weight.shape[0] for name, weight in first.items() if name.endswith("norm.weight"))
+        width = next((weight.shape[0] for name, weight in first.items() if name.endswith("norm.weight")), 1)
         node = Node("input", (width, n_tokens))
     for place, (index, weights, shape) in enumerate(layers):
         last = place == len(layers) - 1 and "output" in head
@@ -505,6 +507,9 @@ def assign(
                     current = None if gpus_only and node.device == cpu else node.device
                 elif current is not None:
                     node.device = current
+    for node in nodes:
+        if node.device is None:
+            node.device = cpu
     for node in step.nodes:
         if node.op == _VIEWS:
             node.device = node.base.device if node.base is not None else None

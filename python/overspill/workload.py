@@ -112,6 +112,8 @@ class Workload:
         for name, kind in (("type_k", settings.type_k), ("type_v", settings.type_v)):
             if kind not in CACHE_TYPES:
                 raise ValueError(f"{name} must be one of {', '.join(CACHE_TYPES)}, not {kind!r}")
+        if not info.layers or not any(info.layers):
+            raise ValueError(f"{info.name or info.architecture} has no layers with weights that could be placed")
         self.info, self.hardware, self.settings = info, hardware, settings
         self.devices: list[DeviceSpec] = list(hardware.devices)
         self.cpu = len(self.devices) - 1
@@ -285,42 +287,58 @@ class Workload:
             # The next layer's; it may be alone.
             found[-1].nodes.pop()
             found = found if found[-1].nodes else found[:-1]
+        left = set(names)
         for piece in found:
             device = self.devices[piece.device]
             for node in piece.nodes:
-                if node.op in ("view", "keep"):
+                if node.op == "view":
                     continue
-                terms[piece.device, "operations"] += device.op_s
-                if node.op == "flash_attn" or (node.op == "set_rows" and not kind.cache.key_width):
-                    n_bytes = self.kv_bytes_read[kind.index]
-                    place = self.devices[kv]
-                    terms[kv, "kv"] += n_bytes / place.bandwidth_bytes_per_s
-                    if kv != piece.device:
-                        gpu = device if place.kind == "cpu" else place
-                        terms[piece.device, "hops"] += n_bytes / gpu.link_bytes_per_s
+                if node.op == "flash_attn":
+                    self._attending(kind, kv, piece.device, terms)
                     continue
                 weight = next((source for source in node.sources if source.op == "weight"), None)
                 if weight is None:
+                    terms[piece.device, "operations"] += device.op_s
                     continue
                 name = str(weight.weight)
-                part, n_bytes, rate = self._reading(kind, name, node, piece.device)
+                left.discard(name)
+                part, n_bytes, rate = self._reading(kind, name, piece.device)
                 terms[piece.device, part] += n_bytes / rate
                 read_from_cpu += n_bytes if piece.device == self.cpu else 0
+                if rate == device.bandwidth_bytes_per_s:  # a measured one has it in it
+                    terms[piece.device, "operations"] += device.op_s
         for piece in found[1:]:
             terms[piece.device, "hops"] += self.devices[piece.device].hop_s
-        seconds = sum(terms.values())
-        return _LayerCost(
-            seconds, found[0].device, found[-1].device, len(found) - 1, read_from_cpu, tuple(terms.items())
-        )
+        # What the graph in outline does not use is read all the same.
+        for name in left:
+            place = devices[names[name]]
+            part, n_bytes, rate = self._reading(kind, name, place)
+            terms[place, part] += n_bytes / rate
+            read_from_cpu += n_bytes if place == self.cpu else 0
+        if kind.cache.state_bytes and not kind.cache.key_width:
+            terms[kv, "kv"] += self.kv_bytes_read[kind.index] / self.devices[kv].bandwidth_bytes_per_s
+        ends = [piece.device for piece in found] or [kv]
+        return _LayerCost(sum(terms.values()), ends[0], ends[-1], len(ends) - 1, read_from_cpu, tuple(terms.items()))
 
-    def _reading(self, kind: _Kind, name: str, node: Node, device: int) -> tuple[str, int, float]:
+    def _attending(self, kind: _Kind, kv: int, device: int, terms: defaultdict[tuple[int, str], float]) -> None:
+        """Add the time of attention to a KV cache."""
+        n_bytes, place = self.kv_bytes_read[kind.index], self.devices[kv]
+        measured = self.devices[device].rates.get(f"{self.settings.type_k}:attention")
+        terms[kv, "kv"] += n_bytes / (measured or place.bandwidth_bytes_per_s)
+        if not measured:
+            terms[device, "operations"] += self.devices[device].op_s
+        if kv != device:
+            gpu = place if place.kind == "gpu" else self.devices[device]
+            terms[device, "hops"] += n_bytes / gpu.link_bytes_per_s
+
+    def _reading(self, kind: _Kind, name: str, device: int) -> tuple[str, int, float]:
         """Return part, bytes that are read of a weight, and the rate at which they are."""
         stem = name.split(".", 2)[2] if name.startswith("blk.") else ""
         weight = kind.weights.get(stem) or self.head[name.removesuffix(".weight")]
         kind_name = kind.types.get(stem) or self._head_types[name.removesuffix(".weight")]
         rates = self._rates[device]
         part = "output" if not stem else part_of(name)
-        if node.op in ("mul_mat_id", "add_id"):
+        if part == "experts":
             n_bytes = weight.n_bytes * self.info.n_experts_used // max(self.info.n_experts, 1)
             return part, n_bytes, rates.get(f"{kind_name}:experts", rates[kind_name])
         return part, weight.n_bytes, rates[kind_name]
@@ -443,8 +461,8 @@ class Workload:
         n_tokens = min(padded_context(settings.n_ctx), settings.n_ubatch)
         chosen = [(layer, self._named(layer), self._shape(layer, arranged.kv[layer])) for layer in layers]
         head = dict(self.head)
-        if self.info.architecture.startswith(_SCALED_EMBEDDING):
-            head["scaled"] = head["output"]
+        if self.info.architecture.startswith(_SCALED_EMBEDDING) and "token_embd" in head:
+            head["scaled"] = head["token_embd"]
         step = graph.build_step(n_tokens, chosen, head, self._inputs)
         names = {}
         for layer, weights, _ in chosen:
