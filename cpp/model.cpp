@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include "device.h"
 #include "error.h"
 #include "generation.h"
 #include "gguf_file.h"
@@ -52,29 +53,6 @@ void check_switch(const char * argument, const std::string & value) {
 llama_flash_attn_type flash_attention_of(const std::string & name) {
     return name == "auto" ? LLAMA_FLASH_ATTN_TYPE_AUTO
                           : (name == "on" ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED);
-}
-
-std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads) {
-    // Asked for by name, since the CPU backend may be a plugin.
-    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    if (cpu == nullptr) {
-        throw Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew");
-    }
-    ggml_backend_reg_t backend = ggml_backend_dev_backend_reg(cpu);
-    const auto create = reinterpret_cast<decltype(&ggml_threadpool_new)>(
-        ggml_backend_reg_get_proc_address(backend, "ggml_threadpool_new"));
-    const auto destroy = reinterpret_cast<decltype(&ggml_threadpool_free)>(
-        ggml_backend_reg_get_proc_address(backend, "ggml_threadpool_free"));
-    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
-    return {create(&params), destroy};
-}
-
-template <typename T>
-void check_range(const char * name, T value, T low, T high) {
-    if (value < low || value > high) {
-        throw std::invalid_argument(std::string(name) + " must be " + std::to_string(low) + " to " +
-                                    std::to_string(high) + ", not " + std::to_string(value));
-    }
 }
 
 }  // namespace

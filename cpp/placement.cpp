@@ -1,5 +1,6 @@
 #include "placement.h"
 
+#include "device.h"
 #include "error.h"
 #include "gguf_file.h"
 
@@ -14,18 +15,6 @@
 namespace overspill {
 
 namespace {
-
-ggml_backend_dev_t device_named(const std::string & name) {
-    std::string known;
-    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        if (name == ggml_backend_dev_name(device)) {
-            return device;
-        }
-        known += (i == 0 ? "" : ", ") + std::string(ggml_backend_dev_name(device));
-    }
-    throw std::invalid_argument("placement: there is no device " + name + " here; there are " + known);
-}
 
 bool is_cpu(ggml_backend_dev_t device) {
     return ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;

@@ -323,7 +323,7 @@ class Workload:
     def _attending(self, kind: _Kind, kv: int, device: int, terms: defaultdict[tuple[int, str], float]) -> None:
         """Add the time of attention to a KV cache."""
         n_bytes, place = self.kv_bytes_read[kind.index], self.devices[kv]
-        measured = self.devices[device].rates.get(f"{self.settings.type_k}:attention")
+        measured = self.devices[device].rates.get(f"{self.settings.type_k}:kv")
         terms[kv, "kv"] += n_bytes / (measured or place.bandwidth_bytes_per_s)
         if not measured:
             terms[device, "operations"] += self.devices[device].op_s
