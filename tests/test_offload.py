@@ -111,6 +111,65 @@ def test_same_answers_wherever_it_lies(request: pytest.FixtureRequest, endpoints
         assert result["kv_as_wanted"], case
 
 
+AUTO = """
+import json, logging, os, sys
+from pathlib import Path
+import overspill
+from upstream_tools import stand_in_gpu
+
+lines = []
+class Keep(logging.Handler):
+    def emit(self, record):
+        lines.append((record.levelname, record.getMessage()))
+logging.getLogger("overspill").addHandler(Keep())
+logging.getLogger("overspill").setLevel(logging.INFO)
+logging.getLogger("overspill.llama").propagate = False
+
+path, tools = sys.argv[1], Path(sys.argv[2])
+margin = 1 << 30
+results = []
+for claimed, real in json.loads(sys.argv[3]):
+    stand_in_gpu(tools, "GPU0", margin + claimed, refuse_bytes=real)
+    lines.clear()
+    with overspill.Model(path, n_ctx=512, n_threads=1) as model:
+        text = model.generate([1, 2, 3], temperature=0, max_tokens=8).text
+        use = model.memory.get("GPU0")
+        results.append({
+            "text": text,
+            "gpu_bytes": use.total_bytes if use else 0,
+            "log": [line for line in lines if "offload:" in line[1]],
+        })
+with overspill.Model(path, n_ctx=512, n_threads=1, memory={"gpu": margin}) as model:
+    results.append({"text": text, "gpu_bytes": "GPU0" in model.placement.devices_used, "log": []})
+try:
+    overspill.Model(path, n_ctx=512, n_threads=1, offload="gpu")
+except overspill.OutOfMemoryError as error:
+    results.append([error.device, error.needed_bytes, str(error)])
+print(json.dumps(results), flush=True)
+os._exit(0)
+"""
+
+
+def test_auto_uses_a_gpu_and_retreats_where_it_refuses(tiny_gpt_oss_path: Path, upstream_tools: Path) -> None:
+    """As much as it gives, in as many tries as it takes, in one line of the log; the text stays the same."""
+    # What the GPU says that it has beyond the margin, and what it really gives; 0: what it says.
+    sizes = [[60_000_000, 0], [60_000_000, 14_000_000], [60_000_000, 3_000_000]]
+    *results, capped, refused = in_process(AUTO, str(tiny_gpt_oss_path), str(upstream_tools), json.dumps(sizes))
+    assert len({result["text"] for result in results}) == 1
+    whole, less, nothing = results
+    assert whole["gpu_bytes"] > less["gpu_bytes"] > 0 == nothing["gpu_bytes"]
+    assert less["gpu_bytes"] <= 14_000_000
+    assert [[level for level, _ in result["log"]] for result in results] == [["INFO"], ["WARNING"], ["WARNING"]]
+    assert all("tok/s are to be expected" in result["log"][0][1] for result in results)
+    assert "GPU0 refused" in less["log"][0][1]
+    assert not capped["gpu_bytes"]
+    # Who asks for everything there is told.
+    device, needed_bytes, text = refused
+    assert device == "GPU0"
+    assert needed_bytes > 0
+    assert "GPU0 refused" in text
+
+
 def test_placement_of_a_model_on_the_cpu(gemma: Model, tiny_gpt_oss: Model) -> None:
     """Read back, with the bytes of the KV cache, and shown."""
     for model in (gemma, tiny_gpt_oss):

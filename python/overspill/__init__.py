@@ -32,9 +32,11 @@ except ImportError as error:
 
 from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError, OutOfMemoryError
 from overspill.device import add_rpc_server, devices
+from overspill.hardware import DeviceSpec, Hardware
 from overspill.info import ModelInfo
 from overspill.model import Model, Stream
 from overspill.placement import LlamaPlacement, Placement
+from overspill.planner import Forecast, Plan, Verdict, forecast, plan, ubatch_trade
 from overspill.sampling import Sampler, SamplingOptions
 from overspill.types import (
     Completion,
@@ -54,7 +56,10 @@ __all__ = [
     "Completion",
     "ContextFullError",
     "Device",
+    "DeviceSpec",
     "Error",
+    "Forecast",
+    "Hardware",
     "LlamaPlacement",
     "LogitsProcessor",
     "MemoryUse",
@@ -63,6 +68,7 @@ __all__ = [
     "ModelLoadError",
     "OutOfMemoryError",
     "Placement",
+    "Plan",
     "Sampler",
     "SamplingOptions",
     "Stats",
@@ -71,8 +77,12 @@ __all__ = [
     "Token",
     "TokenChooser",
     "TokenMask",
+    "Verdict",
     "add_rpc_server",
     "devices",
+    "forecast",
+    "plan",
+    "ubatch_trade",
 ]
 
 __version__ = version("overspill")

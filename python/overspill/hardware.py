@@ -163,7 +163,8 @@ class DeviceSpec:
         """Return one line."""
         hop = f" · {self.hop_s * 1e6:.0f} µs a visit" if self.hop_s else ""
         about = f" ({self.description})" if self.description else ""
-        return f"{self.name}{about}: {self.memory_bytes / 2**30:.1f} GiB · {self.bandwidth_bytes_per_s / 1e9:.1f} GB/s{hop}"
+        memory = f"{self.memory_bytes / 2**30:.1f} GiB"
+        return f"{self.name}{about}: {memory} · {self.bandwidth_bytes_per_s / 1e9:.1f} GB/s{hop}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import operator
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from overspill import _core
 from overspill.device import add_rpc_server, devices, physical_cores
+from overspill.hardware import Hardware
 from overspill.hub import resolve
 from overspill.info import ModelInfo
 from overspill.json_schema import grammar_of_json_schema
-from overspill.placement import Placement
+from overspill.placement import CPU, Placement
+from overspill.planner import Plan, plan
 from overspill.sampling import Sampler, SamplingKeywords, SamplingOptions, merge
 from overspill.types import (
     CacheType,
@@ -43,9 +45,6 @@ from overspill.types import (
 __all__ = ["Model", "Offload", "Stream"]
 
 logger = logging.getLogger("overspill")
-
-# Room that `offload="auto"` leaves on a GPU for compute buffers and for the desktop.
-_GPU_MARGIN_BYTES = 1 << 30
 
 Offload: TypeAlias = Literal["auto", "cpu", "gpu"] | int | Placement | Mapping[str, Any]
 
@@ -86,6 +85,22 @@ def _chooser(sampler: TokenChooser | None, processors: Sequence[LogitsProcessor]
         return None if sampler is None else sampler(logits, tokens)
 
     return choose
+
+
+def _with_less(planned: Plan, device: str, share: float) -> Plan | None:
+    """Return a plan with so much less on a GPU, or None if nothing lies there."""
+    use = planned.forecast().memory.get(device)
+    if use is None or device == CPU or device not in planned.devices_used:
+        return None
+    room = max(0, int(use.total_bytes * (1 - share)) + use.margin_bytes if share < 1 else 0)
+    devices = tuple(
+        replace(one, memory_bytes=min(one.memory_bytes, room)) if one.name == device else one
+        for one in planned.hardware.devices
+    )
+    settings = {
+        name: getattr(planned.settings, name) for name in ("n_ctx", "n_ubatch", "type_k", "type_v", "load_mode")
+    }
+    return plan(planned.info, hardware=replace(planned.hardware, devices=devices), **settings)
 
 
 class Stream:
@@ -251,16 +266,13 @@ class Model:
             "vocab_only": bool(vocab_only),
             "check_tensors": bool(check_tensors),
         }
-        wanted = self._placement(offload) if not vocab_only else None
-        arguments = {} if wanted is None else asdict(wanted.llama_arguments())
-        self._core = _core.Model(os.fsencode(self._path), {**self._settings, **arguments}, progress)
-        self._wanted = wanted
+        self._core, self._wanted = self._load(offload, memory or {}, progress)
         self._evaluation: _core.Evaluation | None = None
         self._logits: NDArray[np.float32] | None = None
         self._dry_breakers: dict[tuple[str, ...], list[list[int]]] = {}
         _open_models.add(self)
 
-    def _placement(self, offload: Offload) -> Placement | None:
+    def _placement(self, offload: Offload, memory: Mapping[str, int | str]) -> Placement | None:
         """Return what ``offload`` stands for; None for the CPU alone, which needs no look at the header."""
         if not (
             isinstance(offload, Placement | Mapping)
@@ -284,9 +296,66 @@ class Model:
         if not gpus or offload in ("cpu", 0):
             return None
         if offload == "auto":
-            free = sum(max(gpu.free_bytes - _GPU_MARGIN_BYTES, 0) for gpu in gpus)
-            return Placement.from_layers(self.info, gpus, self.info.layers_that_fit(free, self._settings["n_ctx"]))
+            return self._plan(Hardware.here(self.info, memory=memory, n_threads=self._settings["n_threads"]))
         return Placement.from_offload(self.info, gpus, offload)
+
+    def _plan(self, hardware: Hardware) -> Plan:
+        settings = {name: self._settings[name] for name in ("n_ubatch", "type_k", "type_v", "load_mode")}
+        return plan(self.info, hardware=hardware, n_ctx=self._settings["n_ctx"] or None, **settings)
+
+    def _load(
+        self, offload: Offload, memory: Mapping[str, int | str], progress: Progress | None
+    ) -> tuple[_core.Model, Placement | None]:
+        """Load it; where the placement is ours to choose, with less on a GPU each time that it refuses memory."""
+        path = os.fsencode(self._path)
+        if self._settings["vocab_only"]:
+            return _core.Model(path, self._settings, progress), None
+        wanted = self._placement(offload, memory)
+        if isinstance(wanted, Plan):
+            wanted = self._fitted(wanted)
+        refusals: list[str] = []
+        while True:
+            arguments = {} if wanted is None else asdict(wanted.llama_arguments())
+            try:
+                core = _core.Model(path, {**self._settings, **arguments}, progress)
+                break
+            except _core.OutOfMemoryError as error:
+                smaller = (
+                    _with_less(wanted, error.device, 0.1 * 2 ** len(refusals)) if isinstance(wanted, Plan) else None
+                )
+                if smaller is None:
+                    raise
+                refusals.append(str(error))
+                wanted = smaller
+        if isinstance(wanted, Plan):
+            forecast = wanted.forecast()
+            retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
+            logger.log(
+                logging.WARNING if refusals else logging.INFO,
+                "offload: %s%s: %s About %.1f tok/s are to be expected.",
+                forecast.verdict,
+                retreat,
+                forecast.reason,
+                forecast.tokens_per_s,
+            )
+        return core, wanted
+
+    def _fitted(self, wanted: Plan) -> Plan:
+        """Ask llama.cpp itself what the plan would take, without loading, and plan with less where that is too much."""
+        for _ in range(2):
+            options = {**self._settings, **asdict(wanted.llama_arguments()), "dry_run": True}
+            needed = _core.Model(os.fsencode(self._path), options, None).memory()["devices"]
+            over = {
+                gpu.name: sum(needed[gpu.name].values()) - gpu.memory_bytes
+                for gpu in wanted.hardware.gpus
+                if gpu.name in needed and sum(needed[gpu.name].values()) > gpu.memory_bytes
+            }
+            for name, n_bytes in over.items():
+                share = n_bytes / max(1, wanted.forecast().memory[name].total_bytes)
+                wanted = _with_less(wanted, name, share) or wanted
+            if not over:
+                break
+        return wanted
 
     @cached_property
     def placement(self) -> Placement:

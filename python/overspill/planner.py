@@ -53,7 +53,7 @@ class MemoryUse:
     @property
     def missing_bytes(self) -> int:
         """What there is too little, 0 if it fits."""
-        return max(0, self.total_bytes + self.margin_bytes - self.free_bytes)
+        return max(0, self.total_bytes + self.margin_bytes - self.free_bytes) if self.total_bytes else 0
 
 
 @dataclass(frozen=True)
