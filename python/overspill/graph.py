@@ -505,7 +505,7 @@ def assign(
             for node in direction:
                 if node.device is not None:
                     current = None if gpus_only and node.device == cpu else node.device
-                elif current is not None:
+                elif current is not None and _can_compute(node, current, cpu):
                     node.device = current
     for node in nodes:
         if node.device is None:
@@ -513,6 +513,11 @@ def assign(
     for node in step.nodes:
         if node.op == _VIEWS:
             node.device = node.base.device if node.base is not None else None
+
+
+def _can_compute(node: Node, device: int, cpu: int) -> bool:
+    """Return whether a device can; a GPU cannot with a weight that lies on another."""
+    return all(source.device in (device, cpu) for source in node.sources if source.op in ("weight", "table", "cache"))
 
 
 def _n_rows(node: Node) -> int:

@@ -180,6 +180,17 @@ class Search:
                 high = count - 1
         return best
 
+    def _routers_to_experts(self, arranged: Arrangement) -> Arrangement:
+        """Keep routers on the CPU where all experts are, if that is faster: the GPU has its costs for each step."""
+        groups = [*arranged.groups]
+        for layer, devices in enumerate(groups):
+            matrices, dense = self._matrices[layer], self._dense[layer]
+            if matrices and dense and all(devices[group] == self.cpu for group in matrices):
+                groups[layer] = tuple(self.cpu if group in dense else device for group, device in enumerate(devices))
+        trial = Arrangement(arranged.kv, groups, arranged.output, arranged.embedding)
+        faster = self.work.evaluate(trial).seconds < self.work.evaluate(arranged).seconds
+        return trial if faster else arranged
+
     # --- the search
 
     def best(self) -> Arrangement:
@@ -199,7 +210,7 @@ class Search:
         finished = []
         for plan in plans[:_N_FINISHED]:
             if (found := self._finish(plan)) is not None:
-                finished.append((found[0] * (_SPILLING if plan.spills else 1), found[1]))
+                finished.append((found[0] * self._handicap(plan), found[1]))
         if finished:
             return min(finished, key=lambda found: found[0])[1]
         nearest = [self.build(plan, self._guess, anyhow=True) for plan in plans]
@@ -233,8 +244,11 @@ class Search:
         for subset in sorted(subsets, key=len, reverse=True):
             if len(subset) > 1:
                 self._climb(subset, consider)
-        # A prompt is read faster where attention is on a GPU, so the CPU's must be worth it.
-        return sorted(scores, key=lambda plan: (scores[plan][0], scores[plan][1] * (_SPILLING if plan.spills else 1)))
+        return sorted(scores, key=lambda plan: (scores[plan][0], scores[plan][1] * self._handicap(plan)))
+
+    def _handicap(self, plan: _Plan) -> float:
+        """Return by how much a plan must be better: if attention need not be on the CPU."""
+        return _SPILLING if plan.spills and self.cpu not in self.pins.kv else 1.0
 
     def _count_layers(self, gpu: int, consider: _Consider) -> None:
         """Look at all numbers of layers on one GPU, and at other ways for those that are best."""
@@ -340,7 +354,7 @@ class Search:
             arranged, room = self.build(plan, compute)
             if arranged is None:
                 break
-            arranged = self._fill(arranged, room)
+            arranged = self._routers_to_experts(self._fill(arranged, room))
             actual = self.work.compute_bytes(arranged)
             use = self.work.evaluate(arranged)
             if self._excess(arranged) <= 0 and (best is None or use.seconds < best[0]):
