@@ -23,28 +23,14 @@ GIB = 1 << 30
 HeaderPath = Callable[[str], Path]
 
 
-def hardware(
-    *vram_gib: float, ram_gib: float = 128, gpu: float = 936e9, ram: float = 47e9, hop_s: float = 0, op_s: float = 0
-) -> Hardware:
-    """Return GPUs like the RTX 3090 and dual-channel DDR4-2933, by default as a roofline: nothing but bandwidth."""
-    gpus = [
-        DeviceSpec(
-            f"GPU{number}",
-            "gpu",
-            int(size * GIB),
-            gpu,
-            op_s=op_s,
-            hop_s=hop_s,
-            link_bytes_per_s=12e9,
-            copies_host_weights=True,
-        )
-        for number, size in enumerate(vram_gib)
-    ]
-    return Hardware((*gpus, DeviceSpec("CPU", "cpu", int(ram_gib * GIB), ram, op_s=op_s / 3)), "given", 8)
+def hardware(*vram_gib: float, ram_gib: float = 128, roofline: bool = True, **more: Any) -> Hardware:
+    """Return GPUs like the RTX 3090 beside DDR4-2933, by default as a roofline: nothing but bandwidth."""
+    vram = [int(size * GIB) for size in vram_gib]
+    return Hardware.given(ram=int(ram_gib * GIB), vram=vram or 0, link="12GB/s", roofline=roofline, **more)
 
 
-REAL = {"hop_s": 30e-6, "op_s": 3e-6}
-"""Costs of about the size that CUDA has."""
+REAL = {"roofline": False}
+"""With fixed costs of about the size that CUDA's have."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +66,7 @@ def test_terms_add_up(header: Callable[[str], ModelInfo]) -> None:
     info = header("gpt-oss-20b")
     devices = hardware(24, **REAL)
     rates = {"mxfp4:experts": 30e9, "q8_0": 40e9}
-    devices = replace(devices, devices=(devices.devices[0], replace(devices.cpu, rates=rates, op_s=1e-6)))
+    devices = replace(devices, devices=(devices.devices[0], replace(devices.cpu, rates=rates)))
     placement = Placement.gpu(info, devices)
     placement.assign(part="experts", device="cpu")
     placement.layers[0].attention = "cpu"
@@ -115,11 +101,8 @@ def compare(
 ) -> tuple[Forecast, list[float]]:
     """Check a forecast's bytes and pieces against a dry run; return it and the relative errors."""
     info = ModelInfo.from_file(path)
-    devices = hardware(*[10000] * (len(placement.devices) - 1), ram_gib=10000)
-    if not settings.op_offload:
-        devices = replace(
-            devices, devices=tuple(replace(device, copies_host_weights=False) for device in devices.devices)
-        )
+    devices = [DeviceSpec(name, "gpu", 10000 * GIB, 1e12) for name in placement.devices[:-1]]
+    everything = Hardware((*devices, DeviceSpec("CPU", "cpu", 10000 * GIB, 1e11)), "given", 8)
     asked = placement.llama_arguments()
     dry_run = upstream_dry_run(
         tools,
@@ -131,7 +114,7 @@ def compare(
     found = forecast(
         info,
         placement,
-        devices,
+        everything,
         n_ctx=settings.n_ctx,
         n_ubatch=settings.n_ubatch,
         type_k=settings.type_k,
@@ -196,16 +179,15 @@ def test_memory_is_what_llama_cpp_takes(
     compare(upstream_tools, path, place(ModelInfo.from_file(path), hardware(1)), settings)
 
 
-def random_placement(info: ModelInfo, seed: int) -> Placement:
+def random_placement(info: ModelInfo, seed: int, gpu: str) -> Placement:
     """Return something that hardly anybody would want."""
     choose = random.Random(seed)
-    n_layers, gpus = info.n_layers, [f"GPU{number}" for number in range(choose.choice([1, 2]))]
+    n_layers, gpus = info.n_layers, [f"{gpu}{number}" for number in range(choose.choice([1, 2]))]
     placement = Placement(info, gpus)
     first = choose.choice([0, 0, 1, n_layers // 2])
     middle = choose.randint(first, n_layers)
     for layer in range(first, n_layers):
-        gpu = gpus[0] if layer < middle else gpus[-1]
-        placement.apply({f"layers {layer}": gpu})
+        placement.apply({f"layers {layer}": gpus[0] if layer < middle else gpus[-1]})
     placement.output = gpus[-1] if info.tied_embedding else choose.choice([gpus[-1], "CPU"])
     for layer in range(n_layers):
         if choose.random() < 0.4:
@@ -222,11 +204,13 @@ def random_placement(info: ModelInfo, seed: int) -> Placement:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_any_placement(seed: int, header_path: HeaderPath, upstream_tools: Path) -> None:
-    """Layers torn apart, on two GPUs, with and without the GPU's help for what lies in RAM."""
+    """Layers torn apart, on one GPU and on two, that compute with what lies in RAM or, as RPC servers, do not."""
     name = ["gpt-oss-120b", "llama-3-8b", "qwen-3-32b", "deepseek-v3", "gemma-3-27b", "gpt-oss-20b"][seed % 6]
     path = header_path(name)
-    settings = DryRunSettings(n_ctx=8192, n_batch=512, n_ubatch=512, flash_attention="on", op_offload=seed % 4 < 2)
-    compare(upstream_tools, path, random_placement(ModelInfo.from_file(path), seed), settings)
+    remote = seed % 4 >= 2
+    settings = DryRunSettings(n_ctx=8192, n_batch=512, n_ubatch=512, flash_attention="on", op_offload=not remote)
+    placement = random_placement(ModelInfo.from_file(path), seed, "RPC" if remote else "GPU")
+    compare(upstream_tools, path, placement, settings)
 
 
 def placement_of_fit(info: ModelInfo, devices: Hardware, fit: Fit) -> Placement:
@@ -265,8 +249,8 @@ def test_never_slower_than_llama_cpps_fit(
     memory = {f"GPU{number}": int(size * GIB) for number, size in enumerate(vram_gib)}
     settings = DryRunSettings(n_ctx=n_ctx, flash_attention="on")
     fit = upstream_fit(upstream_tools, path, memory, settings)
-    for costs in ({}, REAL):
-        devices = hardware(*vram_gib, ram_gib=512, **costs)
+    for roofline in (True, False):
+        devices = hardware(*vram_gib, ram_gib=512, roofline=roofline)
         ours = plan(info, hardware=devices, n_ctx=n_ctx)
         theirs = forecast(info, placement_of_fit(info, devices, fit), devices, n_ctx=n_ctx)
         assert ours.forecast().tokens_per_s >= theirs.tokens_per_s * (1 - 1e-9)
@@ -321,7 +305,7 @@ def test_plan_of_a_mixture_of_experts(header: Callable[[str], ModelInfo]) -> Non
         ("gpt-oss-120b", hardware(ram_gib=32), {}, "does not fit"),
         ("gpt-oss-120b", hardware(24, ram_gib=32, **REAL), {}, "does not fit"),
         # A device behind a slow network, slower than RAM.
-        ("llama-3-8b", hardware(24, gpu=10e9, hop_s=5e-3), {}, "CPU only"),
+        ("llama-3-8b", hardware(24, gpu_bandwidth="10GB/s", hop_s=5e-3), {}, "CPU only"),
     ],
 )
 def test_verdicts(

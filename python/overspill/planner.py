@@ -149,9 +149,6 @@ def _memory(work: Workload, use: Use, compute: Sequence[int]) -> dict[str, Memor
 
 
 def _number_of(hardware: Hardware, device: str) -> int:
-    for number, known in enumerate(hardware.devices):
-        if known.name.lower() == device.lower():
-            return number
     return hardware.devices.index(hardware.device(device))
 
 
@@ -511,8 +508,7 @@ def _pins(info: ModelInfo, hardware: Hardware, mapping: Mapping[str, Any]) -> tu
     by_part: dict[str, int] = {}
     by_name: dict[str, int] = {}
     for rule in rules:
-        device = hardware.gpus[0].name if rule.device.lower() == "gpu" else rule.device
-        number = _number_of(hardware, device)
+        number = _number_of(hardware, rule.device)
         if rule.pattern is not None:
             by_name |= {name: number for name, *_ in info.tensors if re.search(rule.pattern, name)}
             continue

@@ -122,10 +122,6 @@ class Workload:
         self.n_layers = info.n_layers
         # The last ones may only draft; llama.cpp leaves their weights alone.
         self.n_computed = self.n_layers - int(info.metadata.get(f"{info.architecture}.nextn_predict_layers", 0))
-        self._rates = [
-            {**dict.fromkeys(info.bytes_by_type, device.bandwidth_bytes_per_s), **device.rates}
-            for device in self.devices
-        ]
         self._read_tensors()
         self._costs: dict[tuple[object, ...], _LayerCost] = {}
         self._weights: dict[tuple[object, ...], tuple[int, ...]] = {}
@@ -237,7 +233,8 @@ class Workload:
     def takes_over(self, kv: Sequence[int], output: int, groups: Sequence[tuple[int, ...]]) -> int | None:
         """Return the GPU that computes large batches with what lies in the CPU's memory, if one does."""
         order = self.used(kv, output, groups)
-        return next((device for device in order if self.devices[device].copies_host_weights), None)
+        # Every backend for GPUs does but RPC.
+        return next((device for device in order if not self.devices[device].name.startswith("RPC")), None)
 
     def used(self, kv: Sequence[int], output: int, groups: Sequence[tuple[int, ...]]) -> list[int]:
         """Return the GPUs on which anything lies, in llama.cpp's order."""
@@ -293,26 +290,24 @@ class Workload:
             for node in piece.nodes:
                 if node.op == "view":
                     continue
+                terms[piece.device, "operations"] += device.op_s
                 if node.op == "flash_attn":
                     self._attending(kind, kv, piece.device, terms)
                     continue
                 weight = next((source for source in node.sources if source.op == "weight"), None)
                 if weight is None:
-                    terms[piece.device, "operations"] += device.op_s
                     continue
                 name = str(weight.weight)
                 left.discard(name)
-                part, n_bytes, rate = self._reading(kind, name, piece.device)
+                part, n_bytes, rate = self._reading(kind, name, piece.device, node.op)
                 terms[piece.device, part] += n_bytes / rate
                 read_from_cpu += n_bytes if piece.device == self.cpu else 0
-                if rate == device.bandwidth_bytes_per_s:  # a measured one has it in it
-                    terms[piece.device, "operations"] += device.op_s
         for piece in found[1:]:
             terms[piece.device, "hops"] += self.devices[piece.device].hop_s
         # What the graph in outline does not use is read all the same.
         for name in left:
             place = devices[names[name]]
-            part, n_bytes, rate = self._reading(kind, name, place)
+            part, n_bytes, rate = self._reading(kind, name, place, "mul_mat")
             terms[place, part] += n_bytes / rate
             read_from_cpu += n_bytes if place == self.cpu else 0
         if kind.cache.state_bytes and not kind.cache.key_width:
@@ -323,25 +318,23 @@ class Workload:
     def _attending(self, kind: _Kind, kv: int, device: int, terms: defaultdict[tuple[int, str], float]) -> None:
         """Add the time of attention to a KV cache."""
         n_bytes, place = self.kv_bytes_read[kind.index], self.devices[kv]
-        measured = self.devices[device].rates.get(f"{self.settings.type_k}:kv")
-        terms[kv, "kv"] += n_bytes / (measured or place.bandwidth_bytes_per_s)
-        if not measured:
-            terms[device, "operations"] += self.devices[device].op_s
+        terms[kv, "kv"] += n_bytes / self.devices[device].rate(f"{self.settings.type_k}:kv")
         if kv != device:
             gpu = place if place.kind == "gpu" else self.devices[device]
             terms[device, "hops"] += n_bytes / gpu.link_bytes_per_s
 
-    def _reading(self, kind: _Kind, name: str, device: int) -> tuple[str, int, float]:
+    def _reading(self, kind: _Kind, name: str, device: int, operation: str) -> tuple[str, int, float]:
         """Return part, bytes that are read of a weight, and the rate at which they are."""
         stem = name.split(".", 2)[2] if name.startswith("blk.") else ""
         weight = kind.weights.get(stem) or self.head[name.removesuffix(".weight")]
-        kind_name = kind.types.get(stem) or self._head_types[name.removesuffix(".weight")]
-        rates = self._rates[device]
-        part = "output" if not stem else part_of(name)
+        type_name = kind.types.get(stem) or self._head_types[name.removesuffix(".weight")]
+        part, n_bytes, spec = part_of(name) if stem else "output", weight.n_bytes, self.devices[device]
         if part == "experts":
-            n_bytes = weight.n_bytes * self.info.n_experts_used // max(self.info.n_experts, 1)
-            return part, n_bytes, rates.get(f"{kind_name}:experts", rates[kind_name])
-        return part, weight.n_bytes, rates[kind_name]
+            n_bytes = n_bytes * self.info.n_experts_used // max(self.info.n_experts, 1)
+        if operation == "mul_mat_id":
+            # Without a rate for a choice of experts, the one for whole matrices is nearest.
+            return part, n_bytes, spec.rates.get(f"{type_name}:experts", spec.rate(type_name))
+        return part, n_bytes, spec.rate(type_name) if operation == "mul_mat" else spec.bandwidth_bytes_per_s
 
     # --- all of it
 
