@@ -17,9 +17,9 @@ from overspill import ModelInfo
 from overspill.hardware import DeviceSpec, Hardware
 from overspill.placement import Placement
 from overspill.planner import Forecast, forecast, plan, ubatch_trade
-from upstream_tools import DryRunPlacement, DryRunSettings, Fit, upstream_dry_run, upstream_fit
+from plan_cases import CASES, GIB, Case
+from upstream_tools import DryRunPlacement, DryRunSettings, upstream_dry_run
 
-GIB = 1 << 30
 HeaderPath = Callable[[str], Path]
 
 
@@ -213,50 +213,18 @@ def test_any_placement(seed: int, header_path: HeaderPath, upstream_tools: Path)
     compare(upstream_tools, path, placement, settings)
 
 
-def placement_of_fit(info: ModelInfo, devices: Hardware, fit: Fit) -> Placement:
-    """Return what llama.cpp's fit chose, as a placement."""
-    placement = Placement(info, devices)
-    for layer, device in enumerate(fit.dry_run.layers[:-1]):
-        placement.apply({f"layers {layer}": device})
-    placement.output = fit.dry_run.layers[-1]
-    for pattern, device in reversed(fit.placement.overrides):  # llama.cpp takes the first that matches
-        if any(re.search(pattern, tensor) for tensor, *_ in info.tensors):
-            placement.override(pattern, device)
-    return placement
-
-
-FIT_CASES: list[tuple[str, tuple[float, ...], int]] = [
-    *((name, (vram,), 8192) for name in ("gpt-oss-20b", "llama-3-8b", "gemma-3-27b") for vram in (8, 12, 16)),
-    *((name, (vram,), 8192) for name in ("gpt-oss-120b", "qwen-3-32b") for vram in (8, 16, 24, 48)),
-    *((name, (vram,), 8192) for name in ("llama-3-70b", "deepseek-v3") for vram in (12, 24, 96)),
-    ("llama-3-8b", (8,), 65536),
-    ("gpt-oss-20b", (12,), 131072),
-    ("gpt-oss-120b", (24,), 131072),
-    ("gpt-oss-120b", (24, 24), 8192),
-    ("llama-3-70b", (24, 16), 8192),
-    ("deepseek-v3", (48, 24), 8192),
-    ("gpt-oss-20b", (8, 8), 8192),
-]
-
-
-@pytest.mark.parametrize(("name", "vram_gib", "n_ctx"), FIT_CASES)
-def test_never_slower_than_llama_cpps_fit(
-    name: str, vram_gib: tuple[float, ...], n_ctx: int, header_path: HeaderPath, upstream_tools: Path
-) -> None:
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_never_slower_than_llama_cpps_fit(case: Case, header_path: HeaderPath, upstream_tools: Path) -> None:
     """At the same memory, by the same forecast, with and without the fixed costs of a GPU; and it does fit."""
-    path = header_path(name)
+    path = header_path(case.model)
     info = ModelInfo.from_file(path)
-    memory = {f"GPU{number}": int(size * GIB) for number, size in enumerate(vram_gib)}
-    settings = DryRunSettings(n_ctx=n_ctx, flash_attention="on")
-    fit = upstream_fit(upstream_tools, path, memory, settings)
+    fit = case.fit(upstream_tools, path)
     for roofline in (True, False):
-        devices = hardware(*vram_gib, ram_gib=512, roofline=roofline)
-        ours = plan(info, hardware=devices, n_ctx=n_ctx)
-        theirs = forecast(info, placement_of_fit(info, devices, fit), devices, n_ctx=n_ctx)
-        assert ours.forecast().tokens_per_s >= theirs.tokens_per_s * (1 - 1e-9)
-    found, _ = compare(upstream_tools, path, ours, settings)
-    for name in memory:
-        assert found.memory[name].total_bytes <= memory[name] - GIB, name
+        ours, outlook, theirs = case.compare(info, fit, roofline=roofline)
+        assert outlook.tokens_per_s >= theirs.tokens_per_s * (1 - 1e-9)
+    found, _ = compare(upstream_tools, path, ours, DryRunSettings(n_ctx=case.n_ctx, flash_attention="on"))
+    for number, size in enumerate(case.vram_gib):
+        assert found.memory[f"GPU{number}"].total_bytes <= (size - 1) * GIB
 
 
 def test_half_as_fast_again_as_whole_layers(header: Callable[[str], ModelInfo]) -> None:
