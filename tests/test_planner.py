@@ -101,7 +101,10 @@ def compare(
 ) -> tuple[Forecast, list[float]]:
     """Check a forecast's bytes and pieces against a dry run; return it and the relative errors."""
     info = ModelInfo.from_file(path)
-    devices = [DeviceSpec(name, "gpu", 10000 * GIB, 1e12) for name in placement.devices[:-1]]
+    devices = [
+        DeviceSpec(name, "gpu", 10000 * GIB, 1e12, copies_host_weights=settings.op_offload)
+        for name in placement.devices[:-1]
+    ]
     everything = Hardware((*devices, DeviceSpec("CPU", "cpu", 10000 * GIB, 1e11)), "given", 8)
     asked = placement.llama_arguments()
     dry_run = upstream_dry_run(
@@ -179,10 +182,10 @@ def test_memory_is_what_llama_cpp_takes(
     compare(upstream_tools, path, place(ModelInfo.from_file(path), hardware(1)), settings)
 
 
-def random_placement(info: ModelInfo, seed: int, gpu: str) -> Placement:
+def random_placement(info: ModelInfo, seed: int) -> Placement:
     """Return something that hardly anybody would want."""
     choose = random.Random(seed)
-    n_layers, gpus = info.n_layers, [f"{gpu}{number}" for number in range(choose.choice([1, 2]))]
+    n_layers, gpus = info.n_layers, [f"GPU{number}" for number in range(choose.choice([1, 2]))]
     placement = Placement(info, gpus)
     first = choose.choice([0, 0, 1, n_layers // 2])
     middle = choose.randint(first, n_layers)
@@ -204,13 +207,11 @@ def random_placement(info: ModelInfo, seed: int, gpu: str) -> Placement:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_any_placement(seed: int, header_path: HeaderPath, upstream_tools: Path) -> None:
-    """Layers torn apart, on one GPU and on two, that compute with what lies in RAM or, as RPC servers, do not."""
+    """Layers torn apart, on one GPU and on two, that compute with what lies in RAM or do not."""
     name = ["gpt-oss-120b", "llama-3-8b", "qwen-3-32b", "deepseek-v3", "gemma-3-27b", "gpt-oss-20b"][seed % 6]
     path = header_path(name)
-    remote = seed % 4 >= 2
-    settings = DryRunSettings(n_ctx=8192, n_batch=512, n_ubatch=512, flash_attention="on", op_offload=not remote)
-    placement = random_placement(ModelInfo.from_file(path), seed, "RPC" if remote else "GPU")
-    compare(upstream_tools, path, placement, settings)
+    settings = DryRunSettings(n_ctx=8192, n_batch=512, n_ubatch=512, flash_attention="on", op_offload=seed % 4 < 2)
+    compare(upstream_tools, path, random_placement(ModelInfo.from_file(path), seed), settings)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

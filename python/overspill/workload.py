@@ -233,8 +233,7 @@ class Workload:
     def takes_over(self, kv: Sequence[int], output: int, groups: Sequence[tuple[int, ...]]) -> int | None:
         """Return the GPU that computes large batches with what lies in the CPU's memory, if one does."""
         order = self.used(kv, output, groups)
-        # Every backend for GPUs does but RPC.
-        return next((device for device in order if not self.devices[device].name.startswith("RPC")), None)
+        return next((device for device in order if self.devices[device].copies_host_weights), None)
 
     def used(self, kv: Sequence[int], output: int, groups: Sequence[tuple[int, ...]]) -> list[int]:
         """Return the GPUs on which anything lies, in llama.cpp's order."""
