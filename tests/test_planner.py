@@ -440,6 +440,9 @@ def test_edited_plans(header: Callable[[str], ModelInfo]) -> None:
     assert copy.forecast().tokens_per_s < before.tokens_per_s
     assert copy.forecast() == forecast(info, Placement.from_dict(copy.to_dict(), info), devices)
     assert found.forecast() == before
+    for shown in (str(found), found._repr_html_()):
+        assert f"{before.tokens_per_s:.1f} tokens/s" in shown
+        assert "fits on the GPU" in shown
     assert before.to_dict()["memory"]["GPU0"]["weights_bytes"] == before.memory["GPU0"].weights_bytes
 
 

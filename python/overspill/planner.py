@@ -7,12 +7,16 @@ the arithmetic. :func:`plan` looks for the placement that makes it least and sti
 
 from __future__ import annotations
 
+import html
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
+
+from rich.console import Group
+from rich.text import Text
 
 from overspill.graph import OFFLOAD_TOKENS
 from overspill.hardware import Hardware
@@ -312,8 +316,8 @@ def _reason(work: Workload, arranged: Arrangement, use: Use, memory: Mapping[str
         )
         parts.append(f"attention and KV cache of {all_layers}")
     if n_whole or n_some:
-        some = f" and some of {_count(n_some, 'more layer' if n_whole else 'layer')}" if n_some else ""
-        parts.append(f"the {what} of {n_whole} of {n_all} layers{some}" if n_whole else f"{what}{some}")
+        some = f" and a part of {'one' if n_some == 1 else n_some} more" if n_some else ""
+        parts.append(f"the {what} of {n_whole} of {n_all} layers{some}")
     if arranged.output != work.cpu:
         parts.append("the output head")
     slowest, seconds = max(
@@ -421,6 +425,24 @@ class Plan(Placement):
     def forecast(self) -> Forecast:
         """Say how fast it is and what it needs; see :class:`Forecast`."""
         return _forecast(*_arrange(self.info, self, self.hardware, self.settings))
+
+    def _lines(self) -> list[str]:
+        outlook = self.forecast()
+        uses = " · ".join(
+            f"{name} {format_bytes(use.total_bytes)} of {format_bytes(use.free_bytes)}"
+            for name, use in outlook.memory.items()
+        )
+        depth = f"{self.settings.depth} of {self.settings.n_ctx} tokens into the context"
+        lines = [f"{outlook.verdict}: {outlook.tokens_per_s:.1f} tokens/s, {depth}", uses, outlook.reason]
+        return [*lines, *(f"- {remedy}" for remedy in outlook.remedies)]
+
+    def __rich__(self) -> Group:
+        """Return the table, and what to expect."""
+        return Group(super().__rich__(), "", *(Text(line) for line in self._lines()))
+
+    def _repr_html_(self) -> str:
+        lines = "<br>".join(html.escape(line) for line in self._lines())
+        return f"{super()._repr_html_()}<p>{lines}</p>"
 
     def copy(self) -> Plan:
         """Return another one that is equal, to edit."""
