@@ -167,18 +167,18 @@ class Search:
     def whole_layers(self) -> Arrangement | None:
         """Return the largest number of whole layers that fits on the first GPU, as llama.cpp counts them, if any."""
         work, cpu = self.work, self.cpu
-        best: Arrangement | None = None
-        low, high = 0, work.n_layers if self.gpus else -1
-        while low <= high:
-            count = (low + high + 1) // 2
+        layers = [sum(kind.group_bytes) + kv_bytes for kind, kv_bytes in zip(work.kinds, work.kv_bytes, strict=True)]
+        # All, and then as many fewer as the excess must be worth.
+        count = work.n_layers if self.gpus else -1
+        while count >= 0:
             kv = [cpu] * (work.n_layers - count) + [0] * count
             groups = [(device,) * len(kind.groups) for device, kind in zip(kv, work.kinds, strict=True)]
             arranged = Arrangement(kv, groups, 0, cpu)
-            if self._excess(arranged) <= 0:
-                best, low = arranged, count + 1
-            else:
-                high = count - 1
-        return best
+            excess = self._excess(arranged)
+            if excess <= 0:
+                return arranged
+            count -= max(1, excess // max(1, *layers))
+        return None
 
     def _routers_to_experts(self, arranged: Arrangement) -> Arrangement:
         """Keep routers on the CPU where all experts are, if that is faster: the GPU has its costs for each step."""
