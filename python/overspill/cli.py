@@ -465,7 +465,7 @@ def _print_plan(planned: overspill.Plan, pins: dict[str, str], settings: dict[st
     for remedy in expected.remedies:
         output.print(f"- {remedy}", markup=False)
     output.print()
-    output.print(planned)
+    output.print(overspill.Placement.__rich__(planned))
     memory = _table("device", "weights", "KV cache", "computing", "left free", "of", "ms per token")
     for name, use in expected.memory.items():
         milliseconds = 1e3 * sum(expected.seconds_by_term.get(name, {}).values())
