@@ -251,7 +251,8 @@ void Sampler::list(float low, float high) {
     const size_t n_found = kernels_->find(logits_, n_, allowed_, maxima_.data(), low, high, ids_.data());
     list_.resize(n_found);
     for (size_t i = 0; i < n_found; ++i) {
-        list_[i] = {logits_[ids_[i]], ids_[i], 0.0F};
+        // Never under `low`, nor NaN, though another thread should write to the row by now.
+        list_[i] = {std::max(low, logits_[ids_[i]]), ids_[i], 0.0F};
     }
     for (const Candidate & one : edits_) {
         if (one.logit >= low && one.logit < high) {
@@ -463,6 +464,9 @@ Sampler::Glance Sampler::glance(size_t k) {
     Glance seen{};
     seen.low = std::max(kth_largest_maximum(maxima_, std::min(k, maxima_.size() / 2)), cut_.logit);
     list(seen.low, infinity);
+    if (list_.empty()) {
+        row_has_changed();
+    }
     seen.mass = weigh_list(largest_, 1.0F);
     floats_.resize(n_per_block * maxima_.size());
     for (size_t block = 0; block < maxima_.size(); ++block) {
@@ -746,6 +750,9 @@ Sampler::Chosen Sampler::draw_from_list(float scale) {
             break;
         }
     }
+    if (chosen == nullptr) {
+        row_has_changed();
+    }
     return {chosen->id, chosen->logit, static_cast<double>(chosen->weight) / total};
 }
 
@@ -931,8 +938,10 @@ void Sampler::measure_logprobs(const float * logits, size_t n, int32_t chosen, L
     n_ = n;
     parts_.resize(block_count(n));
     sums_.resize(block_count(n));
-    ids_.resize(std::max(ids_.size(), n));
-    bits_.resize((ids_.size() + 31) / 32, ~0U);
+    if (ids_.size() < n) {
+        bits_.assign((n + 31) / 32, ~0U);
+        ids_.resize(n);
+    }
     measure_logprobs(logprobs, /*maxima_are_of_all =*/false);
     logprobs.chosen += logits[chosen];
 }

@@ -460,6 +460,57 @@ def test_two_threads_at_once_are_told_so() -> None:
     assert 0 <= sampler.sample(x) < len(x)
 
 
+WRITE = """
+import math, sys
+import numpy as np
+row = np.memmap(sys.argv[1], np.float32)
+random = np.random.default_rng(0)
+n = len(row)
+kinds = [random.normal(0, 3, n), random.normal(-50, 1, n), np.full(n, -math.inf), np.full(n, math.nan), np.zeros(n)]
+print("writing", flush=True)
+while True:
+    for kind in kinds:
+        row[:] = kind
+"""
+SAMPLE = """
+import sys
+from dataclasses import replace
+import numpy as np
+from overspill import Error, Sampler
+from test_sampler import PLAIN
+row = np.asarray(np.memmap(sys.argv[1], np.float32))
+for keywords in [
+    *({"top_p": p, "temperature": t} for p in (0.0, 0.3, 0.9) for t in (0.0, 1.0)),
+    *({"top_k": 40}, {"typical_p": 0.5}, {"top_n_sigma": 1.0}, {"min_p": 0.05}, {"mirostat": 2}),
+    *({"xtc_probability": 1.0, "xtc_threshold": t} for t in (0.0, 0.01)),
+    *({"dynamic_temperature_range": 0.5}, {"top_p": 0.9, "min_p": 0.01}),
+]:
+    sampler = Sampler(replace(PLAIN, **keywords))
+    for _ in range(500):
+        try:
+            assert 0 <= sampler.sample(row) < len(row)
+        except Error as error:
+            assert "the logits" in str(error)
+    assert 0 <= sampler.sample(np.zeros(1000, np.float32)) < 1000
+"""
+
+
+def test_a_row_that_changes_meanwhile(tmp_path: Path) -> None:
+    """Another process writes to it: a token or an Error comes out, and nothing is read that is not there."""
+    path = tmp_path / "row"
+    np.zeros(20_000, np.float32).tofile(path)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen([sys.executable, "-c", WRITE, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "writing\n"
+            command = [sys.executable, "-c", SAMPLE, str(path)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        finally:
+            writer.kill()
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.parametrize(
     ("keywords", "error", "text"),
     [
