@@ -679,7 +679,8 @@ PYBIND11_MODULE(_core, m) {
         .def(
             "restore",
             [](Sampler & sampler, uint32_t seed, uint64_t n_draws, std::vector<int32_t> history, float mirostat_mu) {
-                sampler.restore({seed, n_draws, std::move(history), mirostat_mu});
+                // To draw so many random numbers again may take seconds.
+                without_gil([&] { sampler.restore({seed, n_draws, std::move(history), mirostat_mu}); });
             },
             "seed"_a, "n_draws"_a, "history"_a, "mirostat_mu"_a);
 
