@@ -170,10 +170,6 @@ double DeviceMeter::average_s(size_t n_distinct, const std::function<ggml_tensor
         for (size_t i = 0; i < n_operations; ++i) {
             ggml_tensor * result = build(pass.context.get(), i % n_distinct);
             if (!output) {
-                if (!ggml_backend_dev_supports_op(device_, result)) {
-                    throw Error(name_ + " has no operation for this: " + ggml_op_desc(result) + " with " +
-                                ggml_type_name(result->src[0]->type));
-                }
                 output.reset(ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alloc_size(type, result)));
                 if (!output) {
                     throw Error(name_ + " has no memory to be measured with");
@@ -273,27 +269,44 @@ double DeviceMeter::attention_bytes_per_s(const std::string & type, int64_t n_he
     }
     const std::lock_guard lock(mutex_);
     const Activity activity("measuring how fast a device reads a KV cache");
-    ggml_backend_buffer_t buffer = working_set(ggml_backend_dev_buffer_type(device_));
-    const ggml_context_ptr caches_context(ggml_init({ggml_tensor_overhead() * (most_distinct + 1), nullptr, true}));
-    const std::vector<ggml_tensor *> caches = fill(buffer, [&] {
+    const auto new_cache = [&](ggml_context * context) {
         // A row of the cache holds all heads of a token; attention looks at it head by head.
-        ggml_tensor * cache = ggml_new_tensor_3d(caches_context.get(), kv_type, head_width, n_kv, n_heads_kv);
+        ggml_tensor * cache = ggml_new_tensor_3d(context, kv_type, head_width, n_kv, n_heads_kv);
         cache->nb[2] = cache->nb[1];
         cache->nb[1] = cache->nb[2] * static_cast<size_t>(n_heads_kv);
         return cache;
-    });
+    };
+    const auto new_query = [&](ggml_context * context) {
+        return ggml_new_tensor_3d(context, GGML_TYPE_F32, head_width, 1, n_heads);
+    };
+    const auto new_mask = [&](ggml_context * context) { return ggml_new_tensor_2d(context, GGML_TYPE_F16, n_kv, 1); };
+    const auto attention = [](ggml_context * context, ggml_tensor * query, ggml_tensor * k, ggml_tensor * v,
+                              ggml_tensor * mask) {
+        ggml_tensor * result = ggml_flash_attn_ext(context, query, k, v, mask, 0.125F, 0.0F, 0.0F);
+        ggml_prec_set_acc(result, GGML_PREC_F32);
+        return result;
+    };
+    {
+        const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 8, nullptr, true}));
+        ggml_tensor * example = attention(context.get(), new_query(context.get()), new_cache(context.get()),
+                                          new_cache(context.get()), new_mask(context.get()));
+        if (!ggml_backend_dev_supports_op(device_, example)) {
+            throw Error(name_ + " has no flash attention for a KV cache of the type " + type + " and heads of " +
+                        std::to_string(head_width));
+        }
+    }
+    ggml_backend_buffer_t buffer = working_set(ggml_backend_dev_buffer_type(device_));
+    const ggml_context_ptr caches_context(ggml_init({ggml_tensor_overhead() * (most_distinct + 1), nullptr, true}));
+    const std::vector<ggml_tensor *> caches = fill(buffer, [&] { return new_cache(caches_context.get()); });
     const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * 2, nullptr, true}));
-    ggml_tensor * query = ggml_new_tensor_3d(inputs_context.get(), GGML_TYPE_F32, head_width, 1, n_heads);
-    ggml_tensor * mask = ggml_new_tensor_2d(inputs_context.get(), GGML_TYPE_F16, n_kv, 1);
+    ggml_tensor * query = new_query(inputs_context.get());
+    ggml_tensor * mask = new_mask(inputs_context.get());
     const ggml_backend_buffer_ptr inputs = allocate(inputs_context.get());
     set(query, 0.1F);
     const std::vector<ggml_fp16_t> nothing_masked(static_cast<size_t>(n_kv));
     ggml_backend_tensor_set(mask, nothing_masked.data(), 0, ggml_nbytes(mask));
     const double operation_s = average_s(caches.size(), [&](ggml_context * context, size_t i) {
-        ggml_tensor * attention =
-            ggml_flash_attn_ext(context, query, caches[i], caches[(i + 1) % caches.size()], mask, 0.125F, 0.0F, 0.0F);
-        ggml_prec_set_acc(attention, GGML_PREC_F32);
-        return attention;
+        return attention(context, query, caches[i], caches[(i + 1) % caches.size()], mask);
     });
     return 2.0 * static_cast<double>(ggml_nbytes(caches[0])) / operation_s;
 }

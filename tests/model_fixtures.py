@@ -18,6 +18,7 @@ from header_files import write_gpt_oss_20b_of_6_layers, write_header
 from model_files import llama_cpp_folder, write_tiny_gpt_oss
 from overspill import Model
 from overspill.hub import demo_model
+from rpc_server import running_server
 from upstream_tools import build_upstream_tools
 
 # The wheel's dependencies are many, and only its model file is wanted, so it is no dependency of ours.
@@ -154,3 +155,10 @@ def tiny_gpt_oss(tiny_gpt_oss_path: Path) -> Iterator[Model]:
 def upstream_tools() -> Path:
     """Return the folder of llama.cpp's ``llama-completion`` and ``llama-bench``."""
     return build_upstream_tools(Path(__file__).parent.parent / "build" / "upstream-tools")
+
+
+@pytest.fixture
+def rpc_server() -> Iterator[str]:
+    """Start the server that is in the wheel; return its endpoint."""
+    with running_server() as endpoint:
+        yield endpoint

@@ -10,13 +10,12 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import overspill
-from rpc_server import free_port, listens, start_server
+from rpc_server import free_port, listens
 
 # In a process of its own, since a device cannot be taken away again.
 TRIAL = """
@@ -173,17 +172,6 @@ def run_trial(trial: str, *arguments: str) -> None:
     command = [sys.executable, "-c", trial, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert (done.returncode, done.stdout) in ((0, "same\n"), (0, "survived\n")), done.stderr[-2000:]
-
-
-@pytest.fixture
-def rpc_server() -> Iterator[str]:
-    """Start a server; return its endpoint."""
-    port = free_port()
-    process = start_server(port)
-    yield f"127.0.0.1:{port}"
-    process.terminate()
-    output, _ = process.communicate(timeout=30)
-    assert b"CPU" in output, output
 
 
 def test_layers_on_a_remote_device_give_the_same_text(rpc_server: str, tiny_gpt_oss_path: Path) -> None:

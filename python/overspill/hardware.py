@@ -163,8 +163,8 @@ class DeviceSpec:
         """Return one line."""
         hop = f" · {self.hop_s * 1e6:.0f} µs a visit" if self.hop_s else ""
         about = f" ({self.description})" if self.description else ""
-        memory = f"{self.memory_bytes / 2**30:.1f} GiB"
-        return f"{self.name}{about}: {memory} · {self.bandwidth_bytes_per_s / 1e9:.1f} GB/s{hop}"
+        size, speed = self.memory_bytes / 2**30, self.bandwidth_bytes_per_s / 1e9
+        return f"{self.name}{about}: {size:.1f} GiB · {speed:.1f} GB/s{hop}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,17 +259,18 @@ class Hardware:
             question for device in found for question in _questions(device, info, found, n_threads, kv_type, no_host)
         ]
         if measure:
-            _answer([q for q in questions if refresh or not cache.has(q)], cache, found, n_threads, no_host, progress)
+            missing = [question for question in questions if refresh or question.key not in cache.figures]
+            _answer(missing, cache, found, n_threads, no_host, progress)
         free_bytes = {device.name: device.free_bytes for device in found}
         free_bytes[found[-1].name] = _available_ram_bytes() or free_bytes[found[-1].name]
         specs = []
         for device in found:
-            known = {q.figure: cache.get(q) for q in questions if q.device is device and cache.has(q)}
+            known = {q.figure: cache.figures[q.key] for q in questions if q.device is device and q.key in cache.figures}
             cap = caps.get(device.name)
             # A backend that does not tell what is free says 0.
             room = free_bytes[device.name] if cap is None else min(cap, free_bytes[device.name] or cap)
             specs.append(_spec(device, room, known))
-        complete = all(cache.has(question) for question in questions)
+        complete = all(question.key in cache.figures for question in questions)
         return cls(tuple(specs), "measured" if complete else "assumed", n_threads)
 
     @classmethod
@@ -619,9 +620,9 @@ def _answer(
                 cache.put(question, question.ask(meter))
             except _core.Error as error:
                 # A type that the device cannot compute with, say; llama.cpp will say so if it matters.
-                logger.info("%s could not be measured: %s", question.text, error)
-                cache.put(question, None)
-            logger.debug("measured %s, %s: %s", *question.key, cache.get(question))
+                logger.warning("%s could not be measured: %s", question.text, error)
+                continue
+            logger.debug("measured %s, %s: %.4g", *question.key, cache.figures[question.key])
     finally:
         cache.save()
 
@@ -634,13 +635,16 @@ def _working_set_bytes(device: Device) -> int:
     return max(16 << 20, min(wanted, device.free_bytes // 4 or wanted))
 
 
-def _spec(device: Device, memory_bytes: int, known: Mapping[str, float | None]) -> DeviceSpec:
+def _spec(device: Device, memory_bytes: int, known: Mapping[str, float]) -> DeviceSpec:
     kind: Literal["cpu", "gpu"] = "cpu" if device.kind == "cpu" else "gpu"
-    figures = {figure: value for figure, value in known.items() if value is not None}
-    op_s = figures.pop("op_s", 2e-6 if kind == "cpu" else 3e-6)
-    hop_s = figures.pop("hop_s", 0.0 if kind == "cpu" else 300e-6 if device.backend == "RPC" else 30e-6)
-    link = figures.pop("link_bytes_per_s", math.inf if kind == "cpu" else 0.1e9 if device.backend == "RPC" else 12e9)
-    bandwidth = figures.pop("bandwidth", max(figures.values(), default=40e9 if kind == "cpu" else 400e9))
+    figures = dict(known)
+    if kind == "cpu":
+        assumed = {"op_s": 2e-6, "hop_s": 0.0, "link_bytes_per_s": math.inf, "bandwidth": 40e9}
+    elif device.backend == "RPC":
+        assumed = {"op_s": 3e-6, "hop_s": 300e-6, "link_bytes_per_s": 0.1e9, "bandwidth": 100e9}
+    else:
+        assumed = {"op_s": 3e-6, "hop_s": 30e-6, "link_bytes_per_s": 12e9, "bandwidth": 400e9}
+    op_s, hop_s, link, bandwidth = (figures.pop(figure, otherwise) for figure, otherwise in assumed.items())
     copies = kind == "gpu" and device.backend != "RPC"
     return DeviceSpec(
         device.name, kind, memory_bytes, bandwidth, figures, op_s, hop_s, link, device.description, copies
@@ -661,25 +665,25 @@ def _cache_file() -> Path:
 
 
 class _Cache:
-    """Figures by device and quantity, in a file; None stands for what cannot be measured."""
+    """Figures by device and quantity, in a file."""
 
     _FORMAT = 1
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._figures = self._read()
-        self._new: dict[tuple[str, str], float | None] = {}
+        self.figures = self._read()
+        self._new: dict[tuple[str, str], float] = {}
 
-    def _read(self) -> dict[tuple[str, str], float | None]:
+    def _read(self) -> dict[tuple[str, str], float]:
         try:
             data = json.loads(self._file.read_text(encoding="utf-8"))
             if data["format"] != self._FORMAT:
                 return {}
             return {
-                (device, key): value if value is None else float(value)
+                (device, key): float(value)
                 for device, figures in data["devices"].items()
                 for key, value in figures.items()
-                if value is None or (math.isfinite(value) and value >= 0)
+                if math.isfinite(value) and value >= 0
             }
         except FileNotFoundError:
             return {}
@@ -687,20 +691,14 @@ class _Cache:
             logger.info("%s is not readable, so it is written anew: %r", self._file, error)
             return {}
 
-    def has(self, question: _Question) -> bool:
-        return question.key in self._figures
-
-    def get(self, question: _Question) -> float | None:
-        return self._figures.get(question.key)
-
-    def put(self, question: _Question, figure: float | None) -> None:
-        self._figures[question.key] = self._new[question.key] = figure
+    def put(self, question: _Question, figure: float) -> None:
+        self.figures[question.key] = self._new[question.key] = figure
 
     def save(self) -> None:
         """Add what is new to the file, which others may have written to in the meantime."""
         if not self._new:
             return
-        devices: defaultdict[str, dict[str, float | None]] = defaultdict(dict)
+        devices: defaultdict[str, dict[str, float]] = defaultdict(dict)
         for (device, key), figure in sorted({**self._read(), **self._new}.items()):
             devices[device][key] = figure
         try:

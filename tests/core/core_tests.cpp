@@ -6,6 +6,7 @@
 #include "generation.h"
 #include "gguf_file.h"
 #include "log.h"
+#include "measurement.h"
 #include "model.h"
 #include "utf8_buffer.h"
 
@@ -370,6 +371,28 @@ void test_model(const std::string & path) {
     check(!open->next({}), "a stream outlives its model");
 }
 
+// Under a sanitizer no figure is right; nothing is to be read or written out of bounds, and nothing left.
+void test_measurement() {
+    MeterOptions options;
+    options.n_threads = 2;
+    options.working_set_bytes = 4 << 20;
+    options.budget_s = 0;
+    DeviceMeter meter("CPU", options);
+    for (const char * type : {"f32", "f16", "q8_0", "q4_K", "mxfp4"}) {
+        for (const int64_t n_out : {1, 64, 96, 100'000}) {
+            check(meter.weight_rate(type, 512, n_out, 0, 0).bytes_per_s > 0, "a rate of weights");
+            check(meter.weight_rate(type, 512, n_out, 5, 2).bytes_per_s > 0, "a rate of experts");
+        }
+    }
+    check(meter.attention_bytes_per_s("f16", 8, 2, 64, 256) > 0, "a rate of a KV cache");
+    check(meter.operation_s(2880) >= 0, "the cost of an operation");
+    check(meter.visit_s(2880) == 0, "the CPU is where one is anyway");
+    check(std::isinf(meter.link_bytes_per_s(1 << 20)), "nothing lies between the CPU and its memory");
+    check_throws<std::invalid_argument>([&] { meter.weight_rate("i32", 64, 64, 0, 0); }, "i32", "weights of integers");
+    check_throws<Error>([&] { meter.weight_rate("f32", 1 << 20, 1, 0, 0); }, "too few", "rows beyond the memory");
+    check_throws<std::invalid_argument>([&] { DeviceMeter("CUDA7", options); }, "CPU", "a device that is not there");
+}
+
 void test_damaged_files(const std::string & path, const std::filesystem::path & folder) {
     std::ifstream source(path, std::ios::binary);
     const std::string bytes{std::istreambuf_iterator<char>(source), {}};
@@ -413,6 +436,7 @@ int main(int argc, char ** argv) {
     test_sampler();
     test_model(argv[1]);
     test_views(argv[1]);
+    test_measurement();
     test_damaged_files(argv[1], argv[2]);
     check(log_pending() && !drain_log().empty() && !log_pending(), "llama.cpp's log was kept");
     std::printf("%d passed, %d failed\n", n_checks - n_failures, n_failures);

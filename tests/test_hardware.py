@@ -1,0 +1,487 @@
+"""Sizes and rates as people write them, hardware that is given, and hardware that is measured."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import overspill
+from model_files import EXPERT_WIDTH, EXPERTS, EXPERTS_USED, HEAD_WIDTH, HEADS, HEADS_KV, WIDTH
+from overspill import Model, ModelInfo, _core
+from overspill.hardware import DeviceSpec, Hardware, _available_ram_bytes, _weight_shapes, parse_bytes, parse_rate
+
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def cache_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a cache folder of its own; return the file that measurements are kept in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "overspill" / "hardware.json"
+
+
+@pytest.fixture(scope="module")
+def info(tiny_gpt_oss_path: Path) -> ModelInfo:
+    """Return the header of the tiny gpt-oss."""
+    return ModelInfo.from_file(tiny_gpt_oss_path)
+
+
+def meter(device: str = "CPU", *, working_set_bytes: int = 16 << 20) -> _core.DeviceMeter:
+    """Return one that is quick rather than right."""
+    return _core.DeviceMeter(
+        device, n_threads=1, working_set_bytes=working_set_bytes, gpus=[], host_buffers=True, budget_s=0
+    )
+
+
+# --- what people write -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("24GiB", 24 * GIB),
+        ("24gib", 24 * GIB),
+        ("24 GB", 24_000_000_000),
+        ("16.5 GB", 16_500_000_000),
+        ("1.5GiB", 3 * GIB // 2),
+        (" .5 MiB ", 2**19),
+        ("512MB", 512_000_000),
+        ("3kB", 3000),
+        ("3KiB", 3072),
+        ("1TB", 10**12),
+        ("1TiB", 2**40),
+        ("17B", 17),
+        ("0GiB", 0),
+        (12345, 12345),
+        (0, 0),
+    ],
+)
+def test_sizes(text: int | str, expected: int) -> None:
+    """Powers of 1000 and of 1024 are told apart, and integers are bytes."""
+    assert parse_bytes("vram", text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("24", 'vram must have a unit: "24GiB" or "24GB", not "24"'),
+        ("24G", 'vram must have a unit: "24GiB" or "24GB", not "24G"'),
+        ("24GB/s", "vram must have a unit"),
+        ("", "vram must be a size such as"),
+        ("lots", "vram must be a size such as"),
+        ("nanGiB", "vram must be a size such as"),
+        ("1e3GiB", "vram must have a unit"),
+        ("1,5GiB", "vram must have a unit"),
+        ("-24GiB", r"vram must be 0 to 2\*\*50 bytes, not \"-24GiB\""),
+        ("2000TiB", r"vram must be 0 to 2\*\*50 bytes"),
+        ("9" * 400 + "GiB", r"vram must be 0 to 2\*\*50 bytes"),
+        (-1, r"vram must be 0 to 2\*\*50 bytes, not -1"),
+        (2**50 + 1, r"vram must be 0 to 2\*\*50 bytes"),
+    ],
+)
+def test_bad_sizes(text: int | str, message: str) -> None:
+    """Errors say what is meant."""
+    with pytest.raises(ValueError, match=message):
+        parse_bytes("vram", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("936GB/s", 936e9),
+        ("47 gB/S", 47e9),
+        ("1GiB / s", GIB),
+        ("10Gbit/s", 1.25e9),
+        ("100 Mbit/s", 12.5e6),
+        (5e9, 5e9),
+        (7, 7.0),
+    ],
+)
+def test_rates(text: float | str, expected: float) -> None:
+    """Bytes and bits are told apart, and numbers are bytes per second."""
+    assert parse_rate("link", text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("936", 'link must have a unit: "936GB/s" or "936Gbit/s", not "936"'),
+        ("936GB", "link must have a unit"),
+        ("936GB/h", "link must have a unit"),
+        ("10Gb/s", 'link: write "10GB/s" for bytes or "10Gbit/s" for bits'),
+        ("fast", "link must be a rate"),
+        ("0GB/s", "link must be over 0"),
+        ("-1GB/s", "link must be over 0"),
+        (0, "link must be over 0"),
+        (math.inf, "link must be over 0"),
+        (math.nan, "link must be over 0"),
+    ],
+)
+def test_bad_rates(text: float | str, message: str) -> None:
+    """Errors say what is meant."""
+    with pytest.raises(ValueError, match=message):
+        parse_rate("link", text)
+
+
+@pytest.mark.parametrize("value", [None, 1.5, [1], b"1GiB"])
+def test_what_is_no_size(value: object) -> None:
+    """Half a byte is a mistake."""
+    with pytest.raises(TypeError, match="vram must be bytes as an integer"):
+        parse_bytes("vram", value)  # type: ignore[arg-type]
+
+
+# --- given hardware ----------------------------------------------------------------------------
+
+
+def test_given() -> None:
+    """What is said is what is there; what is not said is assumed, and called so."""
+    full = {"gpu_bandwidth": "1008GB/s", "ram_bandwidth": "89.6GB/s", "link": "25GB/s", "hop_s": 2e-5, "op_s": 1e-6}
+    hardware = Hardware.given(vram="24GiB", ram="128GiB", n_threads=8, **full)  # type: ignore[arg-type]
+    assert (hardware.source, hardware.n_threads, len(hardware.gpus)) == ("given", 8, 1)
+    assert hardware.gpus[0] == DeviceSpec("GPU0", "gpu", 24 * GIB, 1008e9, {}, 1e-6, 2e-5, 25e9, "", True)
+    assert hardware.cpu == DeviceSpec("CPU", "cpu", 128 * GIB, 89.6e9, {}, 1e-6)
+    assert Hardware.given(vram="24GiB", ram="128GiB").source == "assumed"
+    assert Hardware.given(ram="8GiB", ram_bandwidth=40e9, op_s=0).source == "given"
+
+
+def test_several_gpus() -> None:
+    """One rate is for all, a list has one for each; without VRAM there is no GPU."""
+    hardware = Hardware.given(vram=["24GiB", "16 GB"], ram=GIB, gpu_bandwidth=["936GB/s", 500e9], link="12GB/s")
+    assert [gpu.name for gpu in hardware.gpus] == ["GPU0", "GPU1"]
+    assert [gpu.memory_bytes for gpu in hardware.gpus] == [24 * GIB, 16_000_000_000]
+    assert [gpu.bandwidth_bytes_per_s for gpu in hardware.gpus] == [936e9, 500e9]
+    assert [gpu.link_bytes_per_s for gpu in hardware.gpus] == [12e9, 12e9]
+    assert Hardware.given(ram=GIB).gpus == Hardware.given(ram=GIB, vram=0).gpus == ()
+    with pytest.raises(ValueError, match="gpu_bandwidth must be one rate, or one for each of the 3 GPUs, not 2"):
+        Hardware.given(vram=[GIB] * 3, ram=GIB, gpu_bandwidth=[1e9, 1e9])
+
+
+def test_roofline() -> None:
+    """Bytes over bandwidth, and nothing else."""
+    roofline = Hardware.given(vram="24GiB", ram="128GiB", roofline=True)
+    assert all(device.op_s == device.hop_s == 0 for device in roofline.devices)
+    usual = Hardware.given(vram="24GiB", ram="128GiB")
+    assert usual.gpus[0].hop_s > 0
+    assert usual.cpu.hop_s == 0
+
+
+def test_device_names() -> None:
+    """In any case, and by what they are."""
+    hardware = Hardware.given(vram=[GIB, GIB], ram=GIB)
+    assert hardware.device("gpu") is hardware.device("gpu0") is hardware.gpus[0]
+    assert hardware.device("GPU1") is hardware.gpus[1]
+    assert hardware.device("Cpu") is hardware.cpu
+    with pytest.raises(ValueError, match="device must be one of GPU0, GPU1, CPU, not CUDA7"):
+        hardware.device("CUDA7")
+    with pytest.raises(ValueError, match="device must be one of CPU, not gpu"):
+        Hardware.given(ram=GIB).device("gpu")
+
+
+def test_json_round_trip() -> None:
+    """Strict JSON, so an endless link is null."""
+    hardware = Hardware.given(vram=["24GiB", "8GiB"], ram="64GiB", gpu_bandwidth=[936e9, 400e9])
+    hardware = replace(hardware, devices=(replace(hardware.gpus[0], rates={"q8_0": 5e11}), *hardware.devices[1:]))
+    text = json.dumps(hardware.to_dict(), allow_nan=False)
+    assert Hardware.from_dict(json.loads(text)) == hardware
+    assert json.loads(text)["devices"][-1]["link_bytes_per_s"] is None
+    assert hardware.device("gpu").rate("q8_0") == 5e11
+    assert hardware.device("gpu").rate("q4_K") == 936e9
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"devices": []},
+        {"devices": None},
+        {"source": "guessed"},
+        {"n_threads": 0},
+        {"n_threads": "many"},
+        {"devices": [{"name": "CPU"}]},
+    ],
+)
+def test_damaged_json(damage: dict[str, object]) -> None:
+    """What was not saved by this is a ValueError, whatever is wrong with it."""
+    data = Hardware.given(vram=GIB, ram=GIB).to_dict()
+    with pytest.raises(ValueError):
+        Hardware.from_dict({**data, **damage})
+    for figure in ("memory_bytes", "bandwidth_bytes_per_s", "op_s", "hop_s", "link_bytes_per_s"):
+        broken = Hardware.given(vram=GIB, ram=GIB).to_dict()
+        broken["devices"][0][figure] = -1
+        with pytest.raises(ValueError, match=f"GPU0: {figure}"):
+            Hardware.from_dict(broken)
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+def write_files(root: Path, files: dict[str, str]) -> None:
+    """Write files below ``root``."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+def test_available_ram(tmp_path: Path) -> None:
+    """The least of what the kernel and the control groups leave; caches can be given up."""
+    assert _available_ram_bytes(tmp_path) is None
+    write_files(tmp_path, {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable:   8388608 kB\n"})
+    assert _available_ram_bytes(tmp_path) == 8 * GIB
+    # Version 2: the inner group has no limit, the outer one has.
+    write_files(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/outer/inner\n",
+            "sys/fs/cgroup/outer/inner/memory.max": "max\n",
+            "sys/fs/cgroup/outer/inner/memory.current": "1000\n",
+            "sys/fs/cgroup/outer/memory.max": f"{4 * GIB}\n",
+            "sys/fs/cgroup/outer/memory.current": f"{3 * GIB}\n",
+            "sys/fs/cgroup/outer/memory.stat": f"anon 1\ninactive_file {GIB}\nactive_file {GIB // 2}\n",
+        },
+    )
+    assert _available_ram_bytes(tmp_path) == 5 * GIB // 2
+    # Version 1, in a container that sees its own part of the tree only.
+    write_files(
+        tmp_path,
+        {
+            "proc/self/cgroup": "9:cpu,memory:/of/the/host\n0::/\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * GIB}\n",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{GIB}\n",
+            "sys/fs/cgroup/memory/memory.stat": f"total_inactive_file {GIB // 4}\n",
+        },
+    )
+    assert _available_ram_bytes(tmp_path) == 5 * GIB // 4
+
+
+def test_caps() -> None:
+    """What a model may use is at most what is free, and at most what is allowed."""
+    free = Hardware.here(measure=False)
+    assert free.cpu.memory_bytes > 0
+    assert Hardware.here(measure=False, memory={"cpu": "1MiB"}).cpu.memory_bytes == 2**20
+    assert Hardware.here(measure=False, memory={"CPU": "1000TB"}).cpu.memory_bytes < 2**45
+    with pytest.raises(ValueError, match=r"memory must be one of .*CPU, not CUDA7"):
+        Hardware.here(memory={"CUDA7": "1GiB"})
+    with pytest.raises(ValueError, match=r"memory\['cpu'\] must have a unit"):
+        Hardware.here(memory={"cpu": "24"})
+    with pytest.raises(ValueError, match="n_threads must be 1 to 512, not 0"):
+        Hardware.here(n_threads=0)
+
+
+# --- measuring ---------------------------------------------------------------------------------
+
+
+def assert_sane(device: DeviceSpec, figures: set[str]) -> None:
+    """Assert that it has these rates, and that no machine is faster or slower than they say."""
+    assert set(device.rates) == figures
+    for rate in (*device.rates.values(), device.bandwidth_bytes_per_s):
+        assert 1e6 < rate < 2e12
+    assert 0 < device.op_s < 0.1
+    assert 0 <= device.hop_s < 1
+
+
+def test_shapes(info: ModelInfo) -> None:
+    """The largest of each kind is taken, and biases, norms and the embedding are not."""
+    shapes = _weight_shapes(info)
+    assert shapes["mxfp4:experts"] == ("mxfp4", WIDTH, EXPERT_WIDTH, EXPERTS, EXPERTS_USED)
+    assert shapes["f32"] == ("f32", WIDTH, EXPERTS, 0, 0)
+    assert shapes["q8_0"][:2] == ("q8_0", WIDTH)
+    assert set(shapes) == {"mxfp4:experts", "f32", "q8_0"}
+
+
+def test_measuring_and_keeping(info: ModelInfo, cache_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The second call measures nothing, and a third one only what is new."""
+    caplog.set_level(logging.DEBUG, "overspill")
+    shares: list[float] = []
+    texts: list[str] = []
+
+    def progress(text: str, share: float) -> None:
+        texts.append(text)
+        shares.append(share)
+
+    first = Hardware.here(info, n_threads=1, progress=progress)
+    assert first.source == "measured"
+    assert first.cpu.link_bytes_per_s == math.inf
+    assert_sane(first.cpu, {"mxfp4:experts", "q8_0", "f32", "f16:kv"})
+    assert shares == sorted(shares)
+    assert shares[0] == 0 < shares[-1] < 1
+    assert all(text.startswith("CPU: ") for text in texts)
+
+    def n_measured() -> int:
+        found = [record for record in caplog.records if record.message.startswith("measured")]
+        caplog.clear()
+        return len(found)
+
+    assert n_measured() == len(texts) == 6
+    written = cache_file.read_bytes()
+    again = Hardware.here(info, n_threads=1, progress=progress)
+    assert n_measured() == 0
+    assert len(texts) == 6
+    assert (again.cpu.rates, again.cpu.op_s) == (first.cpu.rates, first.cpu.op_s)
+    assert cache_file.read_bytes() == written
+    assert Hardware.here(info, n_threads=1, measure=False).source == "measured"
+    assert Hardware.here(info, n_threads=1, kv_type="q8_0").cpu.rates.keys() == {*first.cpu.rates, "q8_0:kv"} - {
+        "f16:kv"
+    }
+    assert n_measured() == 1
+    Hardware.here(info, n_threads=1, refresh=True)
+    assert n_measured() == 6
+
+
+def test_what_is_not_measured_is_assumed(info: ModelInfo, cache_file: Path) -> None:
+    """It says so, and nothing is written."""
+    hardware = Hardware.here(info, n_threads=1, measure=False)
+    assert hardware.source == "assumed"
+    assert hardware.cpu.rates == {}
+    assert hardware.cpu.rate("q8_0") == hardware.cpu.bandwidth_bytes_per_s > 0
+    assert not cache_file.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'{"format": 99, "devices": {}}',
+        b'{"format": 1, "devices": []}',
+        b'{"format": 1, "devices": {"x": {"y": "z"}}}',
+        b'{"format": 1, "devices": {"x": {"y": NaN, "z": -1}}}',
+    ],
+)
+def test_a_corrupt_cache_is_written_anew(content: bytes, cache_file: Path) -> None:
+    """It is ignored, not trusted and not fatal."""
+    cache_file.parent.mkdir(parents=True)
+    cache_file.write_bytes(content)
+    assert Hardware.here(measure=False).source == "assumed"
+    assert cache_file.read_bytes() == content
+    assert Hardware.here(n_threads=1).source == "measured"
+    devices = json.loads(cache_file.read_bytes())["devices"]
+    assert all(value > 0 for figures in devices.values() for value in figures.values())
+    assert [file.name for file in cache_file.parent.iterdir()] == [cache_file.name]
+
+
+def test_a_cache_that_cannot_be_written(cache_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The figures are right all the same, and a warning tells."""
+    cache_file.parent.parent.mkdir(parents=True)
+    cache_file.parent.write_text("a file where the folder should be")
+    assert Hardware.here(n_threads=1).source == "measured"
+    assert "could not be kept" in caplog.text
+
+
+def test_an_interrupted_measurement_keeps_what_it_has(info: ModelInfo, cache_file: Path) -> None:
+    """Ctrl-C between two measurements loses neither the first nor the exception."""
+
+    def interrupt(text: str, share: float) -> None:
+        if share > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Hardware.here(info, n_threads=1, progress=interrupt)
+    (figures,) = json.loads(cache_file.read_bytes())["devices"].values()
+    assert list(figures) == ["f16 4096x4096"]
+
+
+def test_weights_lie_where_llama_cpp_puts_them(
+    tiny_gpt_oss_path: Path, info: ModelInfo, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The buffers that are measured are those that llama.cpp says it loads into, repacked ones where it repacks."""
+    caplog.set_level(logging.DEBUG, "overspill.llama")
+    with Model(tiny_gpt_oss_path, n_ctx=64, n_threads=1, offload="cpu"):
+        pass
+    loaded = set(re.findall(r"(\w+) model buffer size", caplog.text))
+    buffers = {shape[0]: meter().weight_rate(*shape)[1] for shape in _weight_shapes(info).values()}
+    assert buffers["f32"] == "CPU"
+    assert set(buffers.values()) == {name.replace("CPU_Mapped", "CPU") for name in loaded}
+
+
+@pytest.mark.parametrize(
+    "kind", ["f32", "f16", "bf16", "q4_0", "q5_1", "q8_0", "q2_K", "q6_K", "iq2_xxs", "iq4_nl", "mxfp4"]
+)
+def test_types(kind: str) -> None:
+    """Types with and without scales, tables and repacked layouts can be measured, with experts and without."""
+    one = meter()
+    for shape in ((1024, 512, 0, 0), (1024, 512, 8, 2), (256, 1, 3, 3), (2048, 500_000, 0, 0), (1024, 1024, 1024, 8)):
+        rate, buffer = one.weight_rate(kind, *shape)
+        assert 1e6 < rate < 2e12
+        assert buffer.startswith(("CPU", "AMX"))
+
+
+def test_bad_measurements() -> None:
+    """llama.cpp would end the process over some of these."""
+    one = meter()
+    for arguments, message in (
+        (("i32", 64, 64, 0, 0), "type must be one that weights have"),
+        (("q8_K", 256, 64, 0, 0), "type must be one that weights have"),
+        (("what", 64, 64, 0, 0), "not what"),
+        (("q4_K", 100, 64, 0, 0), "n_in must be a multiple of 256 for q4_K, not 100"),
+        (("f32", 0, 64, 0, 0), "n_in must be 1 to"),
+        (("f32", 64, -1, 0, 0), "n_out must be 1 to"),
+        (("f32", 64, 64, 4, 5), "n_used must be 1 to 4, not 5"),
+        (("f32", 64, 64, 4, 0), "n_used must be 1 to 4, not 0"),
+        (("f32", 64, 64, 0, 1), "n_used must be 0 to 0, not 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            one.weight_rate(*arguments)
+    with pytest.raises(ValueError, match="n_heads must be a multiple of n_heads_kv"):
+        one.attention_bytes_per_s("f16", 6, 4, 64, 256)
+    with pytest.raises(ValueError, match="head_width must be a multiple of 32 for q8_0, not 48"):
+        one.attention_bytes_per_s("q8_0", 8, 4, 48, 256)
+    with pytest.raises(overspill.Error, match="MiB are too few"):
+        meter(working_set_bytes=1 << 20).weight_rate("f32", 1 << 20, 64, 0, 0)
+    with pytest.raises(ValueError, match=r"device must be one of .*CPU.*, not CUDA7"):
+        meter("CUDA7")
+    with pytest.raises(ValueError, match="working_set_bytes must be"):
+        meter(working_set_bytes=1000)
+
+
+# In a process of its own, since a device cannot be taken away again.
+TRIAL = """
+import json, sys
+import overspill
+from overspill.hardware import Hardware
+
+path, endpoint = sys.argv[1:]
+info = overspill.ModelInfo.from_file(path)
+alone = Hardware.here(info, n_threads=1)
+(added,) = overspill.add_rpc_server(endpoint)
+asked = []
+with_server = Hardware.here(info, n_threads=1, progress=lambda text, share: asked.append(text))
+again = Hardware.here(info, n_threads=1, memory={"gpu": "2MiB"}, progress=lambda text, share: asked.append(text))
+assert again.gpus[0].memory_bytes == 2 * 2**20 < with_server.gpus[0].memory_bytes
+assert (again.gpus[0].rates, again.cpu.rates) == (with_server.gpus[0].rates, alone.cpu.rates)
+print(json.dumps([asked, endpoint, with_server.to_dict()]))
+"""
+
+
+def test_a_remote_device(rpc_server: str, tiny_gpt_oss_path: Path, cache_file: Path) -> None:
+    """It is measured as the CPU is, with what it costs to get there; the CPU's figures are kept."""
+    command = [sys.executable, "-c", TRIAL, str(tiny_gpt_oss_path), rpc_server]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    asked, endpoint, data = json.loads(done.stdout)
+    assert [text.partition(":")[0] for text in asked] == ["RPC0"] * 8
+    hardware = Hardware.from_dict(data)
+    assert [device.name for device in hardware.devices] == ["RPC0", "CPU"]
+    remote = hardware.device("gpu")
+    assert_sane(remote, {"mxfp4:experts", "q8_0", "f32", "f16:kv"})
+    assert remote.hop_s > 0
+    assert 1e6 < remote.link_bytes_per_s < 1e12
+    assert remote.description == endpoint
+    assert any(endpoint in device for device in json.loads(cache_file.read_bytes())["devices"])
+
+
+def test_attention_reads_the_cache_of_all_heads() -> None:
+    """Of types with and without blocks, and for one head as for many."""
+    one = meter()
+    for kind in ("f16", "q8_0"):
+        for shape in ((HEADS, HEADS_KV, HEAD_WIDTH, 256), (1, 1, 128, 300), (64, 8, 64, 1024)):
+            assert 1e6 < one.attention_bytes_per_s(kind, *shape) < 2e12
