@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -24,7 +25,9 @@ from overspill import _core
 from overspill.hub import demo_model, resolve
 from overspill.model import Offload
 from overspill.serve import serve
-from overspill.types import LoadMode
+from overspill.tuner import Trial, Tuned
+from overspill.tuner import tune as find_fastest
+from overspill.types import CacheType, LoadMode
 
 __all__ = ["main"]
 
@@ -134,7 +137,8 @@ def run(
     n_threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default: physical cores.")] = None,
     n_batch: Annotated[int, typer.Option("--batch", help="Tokens of the prompt processed at once.")] = 512,
     offload: Annotated[
-        str, typer.Option(help="auto, cpu, gpu, a number of layers for the GPU, or a file of overspill plan --save.")
+        str,
+        typer.Option(help="auto, cpu, gpu, tuned, a number of layers for the GPU, or a file of overspill plan --save."),
     ] = "auto",
     load_mode: Annotated[str, typer.Option(help="mmap, read, mlock, mmap+mlock or direct-io.")] = "mmap",
     rpc: Annotated[
@@ -222,7 +226,7 @@ def _table(*headings: str) -> Table:
     # Columns for reading, without a box, so that a pipe gets plain text.
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        right = heading not in ("", "name", "kind", "backend", "description", "part", "device")
+        right = heading not in ("", "name", "kind", "backend", "description", "part", "device", "setting", "value")
         table.add_column(heading, justify="right" if right else "left", no_wrap=right, overflow="fold")
     return table
 
@@ -316,6 +320,124 @@ def info(
         output.print(summary, markup=False)
         output.print()
         output.print(sizes)
+
+
+@app.command(epilog=EXIT_CODES)
+def tune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or hf:OWNER/REPOSITORY/FILE.gguf.")],
+    n_ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of prompt and reply together.")] = None,
+    memory: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DEVICE=SIZE", help="Use no more of a device, as in gpu=20GiB; may be repeated."),
+    ] = None,
+    kv_type: Annotated[
+        list[str] | None,
+        typer.Option(help="Try this type of the KV cache too, such as q8_0; may be repeated. It may change replies."),
+    ] = None,
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there; may be repeated."),
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what decodes MODEL fastest here, from the plan on, and keep it for Model(path, offload="tuned").
+
+    Ctrl-C ends it and keeps the best so far.
+    """
+    _set_up(verbose=False)
+    with _one_line_errors():
+        sizes = dict(_pair("--memory", text) for text in memory or ())
+        console = errors if as_json else _output()
+        with _Trials(console, quiet=as_json and not console.is_terminal) as trials:
+            found = find_fastest(
+                model,
+                n_ctx=n_ctx,
+                memory=sizes,
+                allow_kv_types=cast("list[CacheType]", kv_type or []),
+                rpc=rpc or (),
+                seconds=seconds,
+                report=trials.report,
+            )
+        if as_json:
+            print(json.dumps(_tuned(found), indent=2))
+        else:
+            _print_tuned(found)
+    if found.stopped == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"{option} must be DEVICE=SIZE, such as gpu=20GiB, not {text}")
+    return name, value
+
+
+class _Trials:
+    """What was tried so far: a table that grows in a terminal, and lines elsewhere."""
+
+    def __init__(self, console: Console, *, quiet: bool) -> None:
+        self._console, self._quiet = console, quiet
+        self._trials: list[Trial] = []
+        self._live = Live(console=console, get_renderable=self._render, auto_refresh=False)
+
+    def __enter__(self) -> _Trials:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._trials = [trial for trial in self._trials if trial.state != "measuring"]
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def report(self, trial: Trial) -> None:
+        """Show that a trial began, or what came of it."""
+        if self._trials and self._trials[-1].state == "measuring":
+            self._trials.pop()
+        self._trials.append(trial)
+        if self._console.is_terminal:
+            self._live.refresh()
+        elif trial.state != "measuring" and not self._quiet:
+            self._console.print(*_row(trial)[:4], trial.problem, markup=False, soft_wrap=True)
+
+    def _render(self) -> Table:
+        table = _table("setting", "value", "tok/s", "")
+        for trial in self._trials:
+            setting, value, speed, outcome = _row(trial)
+            table.add_row(setting, value, speed, outcome, style="bold" if trial.state == "kept" else None)
+        return table
+
+
+def _row(trial: Trial) -> tuple[str, str, str, str]:
+    speed = "–" if trial.tokens_per_s is None else f"{trial.tokens_per_s:.2f}"
+    return trial.setting, trial.value, speed, f"{trial.state}{'…' if trial.state == 'measuring' else ''}"
+
+
+def _print_tuned(found: Tuned) -> None:
+    output = _output()
+    why = f" ({found.stopped}: not everything was tried)" if found.stopped else ""
+    gain = found.tokens_per_s / found.planned_tokens_per_s - 1
+    output.print(f"\nbest: {found.tokens_per_s:.2f} tok/s, {gain:+.0%} against the plan{why}", markup=False)
+    output.print(", ".join(f"{name}={value}" for name, value in found.settings.items()), markup=False)
+    output.print(found.placement)
+    if found.file is None:
+        output.print("not kept: an earlier run found faster ones, or the cache folder cannot be written")
+    else:
+        output.print(f'kept in {found.file} for Model(path, offload="tuned")', markup=False, soft_wrap=True)
+
+
+def _tuned(found: Tuned) -> dict[str, Any]:
+    return {
+        "trials": [asdict(trial) for trial in found.trials],
+        "tokens_per_s": found.tokens_per_s,
+        "planned_tokens_per_s": found.planned_tokens_per_s,
+        "settings": found.settings,
+        "placement": found.placement.to_dict(),
+        "stopped": found.stopped,
+        "file": None if found.file is None else str(found.file),
+    }
 
 
 @app.command(epilog=EXIT_CODES)

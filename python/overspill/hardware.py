@@ -21,7 +21,7 @@ from overspill.device import devices, physical_cores
 from overspill.info import ModelInfo
 from overspill.types import Device, as_integer
 
-__all__ = ["DeviceSpec", "Hardware", "parse_bytes", "parse_rate"]
+__all__ = ["DeviceSpec", "Hardware", "cache_folder", "parse_bytes", "parse_rate", "replace_json"]
 
 logger = logging.getLogger("overspill")
 
@@ -254,7 +254,7 @@ class Hardware:
         n_threads = physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512)
         found = _usable(devices())
         caps = _caps(memory or {}, found)
-        cache = _Cache(_cache_file())
+        cache = _Cache(cache_folder() / "hardware.json")
         questions = [
             question for device in found for question in _questions(device, info, found, n_threads, kv_type, no_host)
         ]
@@ -654,14 +654,25 @@ def _spec(device: Device, memory_bytes: int, known: Mapping[str, float]) -> Devi
 # --- what was measured before -------------------------------------------------------------------
 
 
-def _cache_file() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of what is kept of this machine; it need not be there yet."""
     if "XDG_CACHE_HOME" in os.environ or sys.platform not in ("win32", "darwin"):
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     elif sys.platform == "darwin":
         folder = Path.home() / "Library" / "Caches"
     else:
         folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return folder / "overspill" / "hardware.json"
+    return folder / "overspill"
+
+
+def replace_json(file: Path, data: object) -> None:
+    """Write a file, of which readers see the old content or the new, and nothing in between."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=file.parent, prefix=f"{file.stem}-", delete=False
+    ) as draft:
+        json.dump(data, draft, indent=1, allow_nan=False)
+    Path(draft.name).replace(file)
 
 
 class _Cache:
@@ -702,11 +713,6 @@ class _Cache:
         for (device, key), figure in sorted({**self._read(), **self._new}.items()):
             devices[device][key] = figure
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=self._file.parent, prefix="hardware-", delete=False
-            ) as draft:
-                json.dump({"format": self._FORMAT, "devices": devices}, draft, indent=1, allow_nan=False)
-            Path(draft.name).replace(self._file)
+            replace_json(self._file, {"format": self._FORMAT, "devices": devices})
         except OSError as error:
             logger.warning("what was measured could not be kept: %s", error)

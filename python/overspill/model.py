@@ -26,6 +26,7 @@ from overspill.json_schema import grammar_of_json_schema
 from overspill.placement import CPU, Placement
 from overspill.planner import Plan, plan
 from overspill.sampling import Sampler, SamplingKeywords, SamplingOptions, merge
+from overspill.tuned import tuned_options
 from overspill.types import (
     CacheType,
     Completion,
@@ -46,7 +47,7 @@ __all__ = ["Model", "Offload", "Stream"]
 
 logger = logging.getLogger("overspill")
 
-Offload: TypeAlias = Literal["auto", "cpu", "gpu"] | int | Placement | Mapping[str, Any]
+Offload: TypeAlias = Literal["auto", "cpu", "gpu", "tuned"] | int | Placement | Mapping[str, Any]
 
 _open_models: weakref.WeakSet[Model] = weakref.WeakSet()
 
@@ -170,8 +171,8 @@ class Model:
         What goes to the GPU: ``"auto"`` (what :func:`overspill.plan` finds fastest; if a GPU refuses the
         memory after all, less), ``"cpu"`` (nothing, the GPU is not touched), ``"gpu"`` (everything; an
         :class:`Error` without a GPU), the number of layers, as llama.cpp's ``n_gpu_layers`` counts them
-        (the output head is the first, and the last layers come next), a :class:`Placement`, or a mapping
-        such as ``{"default": "gpu", "experts": "cpu"}`` (see :meth:`Placement.apply`).
+        (the output head is the first, and the last layers come next), ``"tuned"`` (what ``overspill tune`` found
+        fastest for this model on this machine, other settings included), a :class:`Placement`, or a mapping such as ``{"default": "gpu", "experts": "cpu"}`` (see :meth:`Placement.apply`).
     rpc
         Endpoints, ``"host:port"``, of servers (``overspill serve-device``) whose devices are added first, as
         :func:`add_rpc_server` does.
@@ -252,6 +253,18 @@ class Model:
         n_ctx = None if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1)
         for endpoint in rpc:
             add_rpc_server(endpoint)
+        if offload == "tuned":
+            # What is given counts more than what was tuned.
+            tuned = tuned_options(self.info)
+            offload = tuned["offload"]
+            n_ctx = tuned["n_ctx"] if n_ctx is None else n_ctx
+            n_ubatch = min(tuned["n_ubatch"], n_batch) if n_ubatch is None else n_ubatch
+            n_threads = tuned["n_threads"] if n_threads is None else n_threads
+            type_k = tuned["type_k"] if type_k == "f16" else type_k
+            type_v = tuned["type_v"] if type_v == "f16" else type_v
+            flash_attention = tuned["flash_attention"] if flash_attention == "auto" else flash_attention
+            repack = tuned["repack"] if repack == "auto" else repack
+            load_mode = tuned["load_mode"] if load_mode == "mmap" else load_mode
         n_batch = as_integer("n_batch", n_batch, 1, 65536)
         self._settings: dict[str, Any] = {
             "n_ctx": n_ctx or 0,
@@ -280,7 +293,7 @@ class Model:
             or (isinstance(offload, int) and not isinstance(offload, bool) and 0 <= offload < 2**31)
         ):
             raise ValueError(
-                'offload must be "auto", "cpu", "gpu", a number of layers from 0, a Placement or a mapping, '
+                'offload must be "auto", "cpu", "gpu", "tuned", a number of layers from 0, a Placement or a mapping, '
                 f"not {offload!r}"
             )
         gpus = [] if offload == "cpu" else [device for device in devices() if device.kind in ("gpu", "integrated_gpu")]

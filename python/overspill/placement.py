@@ -395,6 +395,11 @@ class Placement:
         return self._model.name
 
     @property
+    def fingerprint(self) -> str:
+        """Tells the model apart from others, by its architecture and its tensors' names and bytes."""
+        return self._model.fingerprint
+
+    @property
     def n_layers(self) -> int:
         """Number of layers of the model."""
         return self._model.n_layers
