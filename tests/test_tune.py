@@ -56,6 +56,12 @@ def test_a_result_is_kept_for_its_model(tiny_gpt_oss_path: Path, gemma_path: Pat
         assert model.n_ctx == 256
         assert model.placement == found.placement
         assert model.generate([1, 2, 3], max_tokens=2).tokens
+    with Model(tiny_gpt_oss_path, offload="tuned") as model:
+        assert model.n_ctx == 256
+        assert model.placement == found.placement
+        assert model.n_threads == found.settings["n_threads"]
+    with Model(tiny_gpt_oss_path, offload="tuned", n_ctx=128) as model:
+        assert model.n_ctx == 128
     other = ModelInfo.from_file(gemma_path)
     assert load_tuned(other) is None
     found.file.write_text(found.file.read_text()[:100])

@@ -172,7 +172,8 @@ class Model:
         memory after all, less), ``"cpu"`` (nothing, the GPU is not touched), ``"gpu"`` (everything; an
         :class:`Error` without a GPU), the number of layers, as llama.cpp's ``n_gpu_layers`` counts them
         (the output head is the first, and the last layers come next), ``"tuned"`` (what ``overspill tune`` found
-        fastest for this model on this machine, other settings included), a :class:`Placement`, or a mapping such as ``{"default": "gpu", "experts": "cpu"}`` (see :meth:`Placement.apply`).
+        fastest for this model on this machine, other settings included), a :class:`Placement`, or a mapping such as
+        ``{"default": "gpu", "experts": "cpu"}`` (see :meth:`Placement.apply`).
     rpc
         Endpoints, ``"host:port"``, of servers (``overspill serve-device``) whose devices are added first, as
         :func:`add_rpc_server` does.
