@@ -38,6 +38,7 @@ from overspill.model import Model, Stream
 from overspill.placement import LlamaPlacement, Placement
 from overspill.planner import Forecast, Plan, Verdict, forecast, plan, ubatch_trade
 from overspill.sampling import Sampler, SamplingOptions
+from overspill.tuner import Trial, Tuned, tune
 from overspill.types import (
     Completion,
     Device,
@@ -77,11 +78,14 @@ __all__ = [
     "Token",
     "TokenChooser",
     "TokenMask",
+    "Trial",
+    "Tuned",
     "Verdict",
     "add_rpc_server",
     "devices",
     "forecast",
     "plan",
+    "tune",
     "ubatch_trade",
 ]
 
