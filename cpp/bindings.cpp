@@ -514,6 +514,10 @@ void add_rpc_server(const std::string & endpoint) {
         ggml_backend_reg_t server = nullptr;
         try {
             server = add(endpoint.c_str());
+            // Asked for the first time, their types of memory need the server, and later on they do not.
+            for (size_t i = 0; server != nullptr && i < ggml_backend_reg_dev_count(server); ++i) {
+                ggml_backend_dev_buffer_type(ggml_backend_reg_dev_get(server, i));
+            }
         } catch (const std::exception & error) {
             throw Error("no RPC server answers at " + endpoint + ": " + error.what());
         }

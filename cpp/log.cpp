@@ -1,6 +1,7 @@
 #include "log.h"
 
 #include "error.h"
+#include "rpc.h"
 
 #include <ggml-backend.h>
 #include <llama.h>
@@ -176,11 +177,8 @@ void ErrorCapture::throw_if_out_of_memory(const std::string & what) const {
         const std::string buffer = line.substr(at + mark.size(), size_at - at - mark.size());
         const auto n_bytes = static_cast<size_t>(std::strtoull(line.c_str() + size_at + size_mark.size(), nullptr, 10));
         const std::string device = device_of_buffer(buffer);
-        size_t free_bytes = 0;
-        size_t total_bytes = 0;
-        if (ggml_backend_dev_t found = ggml_backend_dev_by_name(device.c_str()); found != nullptr) {
-            ggml_backend_dev_memory(found, &free_bytes, &total_bytes);
-        }
+        ggml_backend_dev_t found = ggml_backend_dev_by_name(device.c_str());
+        const size_t free_bytes = found == nullptr ? 0 : device_memory(found).free_bytes;
         const auto mebibytes = [](size_t bytes) { return std::to_string(bytes >> 20U) + " MiB"; };
         throw OutOfMemoryError(what + device + " refused " + mebibytes(n_bytes) + ", of " + mebibytes(free_bytes) +
                                    " that it says are free now; put less on it (a smaller n_ctx, other offload)",

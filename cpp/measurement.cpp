@@ -86,6 +86,8 @@ DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
     }
     const Activity activity("preparing to measure a device");
     const ErrorCapture errors;
+    const ggml_backend_dev_t devices[] = {device_, nullptr};
+    servers_ = std::make_unique<const RpcServers>(devices);
     cpu_.reset(ggml_backend_dev_init(cpu_device(), nullptr));
     if (device_ != cpu_device()) {
         other_.reset(ggml_backend_dev_init(device_, nullptr));
@@ -100,11 +102,17 @@ DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
                                                                                                 threadpool_.get());
 }
 
+Error DeviceMeter::no_memory() const {
+    check_server();
+    return Error(name_ + " has no memory to be measured with");
+}
+
 void DeviceMeter::compute(ggml_cgraph * graph) {
     if (ggml_backend_graph_compute(backend_, graph) != GGML_STATUS_SUCCESS) {
         throw Error(name_ + " failed while it was measured");
     }
     wait_for(ggml_graph_node(graph, -1));
+    check_server();
 }
 
 ggml_backend_buffer_t DeviceMeter::working_set(ggml_backend_buffer_type_t type) {
@@ -114,6 +122,7 @@ ggml_backend_buffer_t DeviceMeter::working_set(ggml_backend_buffer_type_t type) 
         const size_t n_bytes = std::min<size_t>(options_.working_set_bytes, ggml_backend_buft_get_max_size(type));
         buffer.reset(ggml_backend_buft_alloc_buffer(type, n_bytes));
         if (!buffer) {
+            check_server();
             throw Error(name_ + " has no " + std::to_string(n_bytes >> 20) +
                         " MiB to be measured with: " + errors.reason("out of memory"));
         }
@@ -155,7 +164,7 @@ ggml_backend_buffer_ptr DeviceMeter::allocate(ggml_context * context) {
     ggml_backend_buffer_ptr buffer(
         ggml_backend_alloc_ctx_tensors_from_buft(context, ggml_backend_dev_buffer_type(device_)));
     if (!buffer) {
-        throw Error(name_ + " has no memory to be measured with");
+        throw no_memory();
     }
     return buffer;
 }
@@ -172,7 +181,7 @@ double DeviceMeter::average_s(size_t n_distinct, const std::function<ggml_tensor
             if (!output) {
                 output.reset(ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alloc_size(type, result)));
                 if (!output) {
-                    throw Error(name_ + " has no memory to be measured with");
+                    throw no_memory();
                 }
             }
             // All at one place, since nobody reads them: a decode uses its buffers again, too.
@@ -328,7 +337,7 @@ double DeviceMeter::operation_s(int64_t n_embd) {
         ggml_build_forward_expand(chain.graph, last);
         const ggml_gallocr_ptr memory(ggml_gallocr_new(ggml_backend_dev_buffer_type(device_)));
         if (!ggml_gallocr_alloc_graph(memory.get(), chain.graph)) {
-            throw Error(name_ + " has no memory to be measured with");
+            throw no_memory();
         }
         set(weights, 0.1F);
         set(vector, 0.1F);
@@ -376,7 +385,7 @@ double DeviceMeter::visit_s(int64_t n_embd) {
         }
         ggml_build_forward_expand(chain.graph, last);
         if (!ggml_backend_sched_alloc_graph(scheduler.get(), chain.graph)) {
-            throw Error(name_ + " has no memory to be measured with");
+            throw no_memory();
         }
         set(input, 0.1F);
         return typical_s(options_.budget_s, [&] {
@@ -384,6 +393,7 @@ double DeviceMeter::visit_s(int64_t n_embd) {
                 throw Error(name_ + " failed while it was measured");
             }
             wait_for(last);
+            check_server();
         });
     };
     const double moving_s = chain_s(Where::both) - (chain_s(Where::device) + chain_s(Where::cpu)) / 2;
@@ -402,12 +412,13 @@ double DeviceMeter::link_bytes_per_s(uint64_t n_bytes) {
     const ggml_backend_buffer_ptr buffer(
         ggml_backend_alloc_ctx_tensors_from_buft(context.get(), ggml_backend_dev_buffer_type(device_)));
     if (!buffer) {
-        throw Error(name_ + " has no memory to be measured with");
+        throw no_memory();
     }
     std::vector<uint8_t> data(n_bytes, 0x3C);
     const double there_and_back_s = typical_s(options_.budget_s, [&] {
         ggml_backend_tensor_set(block, data.data(), 0, n_bytes);
         ggml_backend_tensor_get(block, data.data(), 0, n_bytes);
+        check_server();
     });
     return 2.0 * static_cast<double>(n_bytes) / there_and_back_s;
 }

@@ -3,6 +3,8 @@
 #pragma once
 
 #include "device.h"
+#include "error.h"
+#include "rpc.h"
 
 #include <ggml-cpp.h>
 
@@ -60,6 +62,8 @@ class DeviceMeter {
     std::vector<ggml_tensor *> fill(ggml_backend_buffer_t buffer, const std::function<ggml_tensor *()> & make);
     ggml_backend_buffer_ptr allocate(ggml_context * context);
     void compute(ggml_cgraph * graph);
+    Error no_memory() const;
+    void check_server() const { servers_->check(name_ + " was measured"); }
     double average_s(size_t n_distinct, const std::function<ggml_tensor *(ggml_context *, size_t)> & build);
 
     std::mutex mutex_;
@@ -67,6 +71,7 @@ class DeviceMeter {
     MeterOptions options_;
     ggml_backend_dev_t device_;
     std::vector<ggml_backend_dev_t> gpus_;
+    std::unique_ptr<const RpcServers> servers_;
     std::shared_ptr<ggml_threadpool> threadpool_;
     ggml_backend_ptr cpu_;
     ggml_backend_ptr other_;  // null if the device is the CPU

@@ -52,7 +52,7 @@ void RpcServers::check(const std::string & activity) const {
         ggml_backend_dev_t device = ggml_backend_get_device(connection.get());
         if (device_memory(device).total_bytes == 0) {
             throw Error("the RPC server at " + std::string(ggml_backend_dev_description(device)) + " was lost while " +
-                        activity + "; close the model, and load it again when the server runs");
+                        activity + "; when it runs again, close the models that used it and load them anew");
         }
     }
 }

@@ -47,6 +47,7 @@ import signal
 import sys
 import pytest
 import overspill
+from overspill import _core
 from rpc_server import free_port, start_server
 
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as programs for pipes have it; a lost connection must not raise it
@@ -110,7 +111,25 @@ for offload in (1, 3, "gpu"):
     with load(offload=offload) as model:
         assert [token.id for token in model.generate("Once upon a time", temperature=0, max_tokens=24).tokens] == alone
     assert len(overspill.devices()) == 2  # the same device all along
+
+# A measurement with a lost server is no measurement, and a plan does without it.
+meter = _core.DeviceMeter("RPC0", n_threads=1, working_set_bytes=2**24, gpus=[], host_buffers=True, budget_s=0.01)
+assert meter.link_bytes_per_s(1000) > 0
 kill()
+for measure in (
+    lambda: meter.link_bytes_per_s(1000),
+    lambda: meter.visit_s(256),
+    lambda: meter.operation_s(256),
+    lambda: meter.weight_rate("f16", 256, 256, 0, 0),
+):
+    with pytest.raises(overspill.Error, match=lost + "RPC0 was measured"):
+        measure()
+del meter, measure
+with pytest.raises(overspill.Error, match=f"no RPC server answers at {endpoint}"):
+    _core.DeviceMeter("RPC0", n_threads=1, working_set_bytes=2**24, gpus=[], host_buffers=True, budget_s=0.01)
+assert [device.name for device in overspill.Hardware.here(measure=False).devices] == ["CPU"]
+with overspill.Model(path, n_ctx=256, n_threads=1) as model:
+    assert [token.id for token in model.generate("Once upon a time", temperature=0, max_tokens=24).tokens] == alone
 print("survived")
 """
 

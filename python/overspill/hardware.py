@@ -425,7 +425,12 @@ def _index_of(argument: str, name: str, names: Sequence[str]) -> int:
 def _usable(found: Sequence[Device]) -> list[Device]:
     """Return the devices that llama.cpp puts layers on, in its order, and the CPU last."""
     # src/llama.cpp, llama_prepare_model_devices: servers, then GPUs, integrated ones only where there is no other.
-    servers = [device for device in found if device.kind == "gpu" and device.backend == "RPC"]
+    servers = []
+    for device in (device for device in found if device.backend == "RPC"):
+        if device.total_bytes:
+            servers.append(device)
+        else:
+            logger.warning("%s is left out: no RPC server answers at %s", device.name, device.description)
     gpus = [device for device in found if device.kind == "gpu" and device.backend != "RPC"]
     integrated = [device for device in found if device.kind == "integrated_gpu"]
     cpus = [device for device in found if device.kind == "cpu"]
