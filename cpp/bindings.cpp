@@ -753,7 +753,6 @@ PYBIND11_MODULE(_core, m) {
         "grammar_of_json_schema",
         [](const std::string & schema) { return without_gil([&] { return grammar_of_json_schema(schema); }); },
         "schema"_a);
-    m.def("system_info", [] { return lenient_str(llama_print_system_info()); });
     m.def("read_gguf", &gguf_dict, "path"_a);
     m.def(
         "file_type_name", [](int32_t type) { return llama_ftype_name(static_cast<llama_ftype>(type)); }, "file_type"_a);

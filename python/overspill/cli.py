@@ -19,11 +19,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 
 import overspill
 from overspill import _core
-from overspill.doctor import examine
 from overspill.hub import demo_model, resolve
 from overspill.model import Offload
 from overspill.serve import serve
@@ -622,39 +620,6 @@ def _print_plan(planned: overspill.Plan, pins: dict[str, str], settings: dict[st
 
 def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-@app.command(epilog=EXIT_CODES)
-def doctor(
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A GGUF file that is to run here.", show_default=False)
-    ] = None,
-    n_ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of prompt and reply together.")] = None,
-    n_threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default: physical cores.")] = None,
-    load_mode: Annotated[str, typer.Option(help="mmap, read, mlock, mmap+mlock or direct-io.")] = "mmap",
-    as_json: Json = False,
-) -> None:
-    """Say what would make decoding slow on this machine, and what to do about it."""
-    _set_up(verbose=False)
-    with _one_line_errors():
-        path = None if model is None else resolve(model)
-        findings = examine(path, n_ctx=n_ctx, n_threads=n_threads, load_mode=cast(LoadMode, load_mode))
-        if as_json:
-            print(json.dumps([asdict(finding) for finding in findings], indent=2))
-            return
-        output = _output()
-        marks = {"fine": ("✓", "green"), "warning": ("!", "yellow"), "bad": ("✗", "red")}
-        table = Table(box=None, pad_edge=False, show_header=False)
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, style="bold")
-        table.add_column(overflow="fold")
-        for finding in findings:
-            mark, colour = marks[finding.severity]
-            text = Text(finding.reading)
-            if finding.advice:
-                text.append(f"\n→ {finding.advice}", style=colour)
-            table.add_row(Text(mark, colour), finding.title, text)
-        output.print(table)
 
 
 def _print_version(wanted: bool) -> None:
