@@ -500,6 +500,23 @@ py::list device_list() {
     return devices;
 }
 
+// What the CPU backend was built for and found, such as AVX2 and AVX512.
+std::vector<std::string> cpu_features() {
+    ggml_backend_reg_t cpu = ggml_backend_reg_by_name("CPU");
+    if (cpu == nullptr) {
+        throw Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew");
+    }
+    const auto get = reinterpret_cast<ggml_backend_get_features_t>(
+        ggml_backend_reg_get_proc_address(cpu, "ggml_backend_get_features"));
+    std::vector<std::string> names;
+    for (const ggml_backend_feature * one = get == nullptr ? nullptr : get(cpu); one != nullptr && one->name; ++one) {
+        if (one->value != std::string("0")) {
+            names.emplace_back(one->name);
+        }
+    }
+    return names;
+}
+
 void add_rpc_server(const std::string & endpoint) {
     using AddServer = ggml_backend_reg_t (*)(const char *);
     without_gil([&] {
@@ -757,6 +774,7 @@ PYBIND11_MODULE(_core, m) {
     m.def(
         "file_type_name", [](int32_t type) { return llama_ftype_name(static_cast<llama_ftype>(type)); }, "file_type"_a);
     m.def("devices", &device_list);
+    m.def("cpu_features", &cpu_features);
     m.def("add_rpc_server", &add_rpc_server, "endpoint"_a);
     m.def("load_backends", &load_backends, "folder"_a);
 }

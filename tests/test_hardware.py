@@ -16,7 +16,7 @@ import pytest
 import overspill
 from model_files import EXPERT_WIDTH, EXPERTS, EXPERTS_USED, HEAD_WIDTH, HEADS, HEADS_KV, WIDTH
 from overspill import Model, ModelInfo, _core
-from overspill.hardware import DeviceSpec, Hardware, _available_ram_bytes, _weight_shapes, parse_bytes, parse_rate
+from overspill.hardware import DeviceSpec, Hardware, _weight_shapes, available_ram_bytes, parse_bytes, parse_rate
 
 GIB = 2**30
 
@@ -231,9 +231,9 @@ def write_files(root: Path, files: dict[str, str]) -> None:
 
 def test_available_ram(tmp_path: Path) -> None:
     """The least of what the kernel and the control groups leave; caches can be given up."""
-    assert _available_ram_bytes(tmp_path) is None
+    assert available_ram_bytes(tmp_path) is None
     write_files(tmp_path, {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable:   8388608 kB\n"})
-    assert _available_ram_bytes(tmp_path) == 8 * GIB
+    assert available_ram_bytes(tmp_path) == 8 * GIB
     # Version 2: the inner group has no limit, the outer one has.
     write_files(
         tmp_path,
@@ -246,7 +246,7 @@ def test_available_ram(tmp_path: Path) -> None:
             "sys/fs/cgroup/outer/memory.stat": f"anon 1\ninactive_file {GIB}\nactive_file {GIB // 2}\n",
         },
     )
-    assert _available_ram_bytes(tmp_path) == 5 * GIB // 2
+    assert available_ram_bytes(tmp_path) == 5 * GIB // 2
     # Version 1, in a container that sees its own part of the tree only.
     write_files(
         tmp_path,
@@ -257,7 +257,7 @@ def test_available_ram(tmp_path: Path) -> None:
             "sys/fs/cgroup/memory/memory.stat": f"total_inactive_file {GIB // 4}\n",
         },
     )
-    assert _available_ram_bytes(tmp_path) == 5 * GIB // 4
+    assert available_ram_bytes(tmp_path) == 5 * GIB // 4
 
 
 def test_caps() -> None:

@@ -19,9 +19,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 import overspill
 from overspill import _core
+from overspill.doctor import examine
 from overspill.hub import demo_model, resolve
 from overspill.model import Offload
 from overspill.serve import serve
@@ -438,6 +440,35 @@ def _tuned(found: Tuned) -> dict[str, Any]:
         "stopped": found.stopped,
         "file": None if found.file is None else str(found.file),
     }
+
+
+@app.command(epilog=EXIT_CODES)
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="A GGUF file, or hf:OWNER/REPOSITORY/FILE.gguf.", show_default=False),
+    ] = None,
+    n_threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default: physical cores.")] = None,
+    load_mode: Annotated[str, typer.Option(help="mmap, read, mlock, mmap+mlock or direct-io.")] = "mmap",
+    as_json: Json = False,
+) -> None:
+    """Say what would make decoding slow here, MODEL's in particular, and what to do; nothing is loaded."""
+    _set_up(verbose=False)
+    with _one_line_errors():
+        header = None if model is None else overspill.ModelInfo.from_file(resolve(model))
+        found = examine(header, n_threads=n_threads, load_mode=cast(LoadMode, load_mode))
+        if as_json:
+            print(json.dumps([asdict(finding) for finding in found], indent=2))
+            return
+        table = _table("", "")
+        table.show_header = False
+        for finding in found:
+            style = {"bad": "bold red", "warning": "yellow", "fine": "green"}[finding.severity]
+            said = Text.assemble((finding.title, "bold"), f"\n{finding.reading}")
+            if finding.advice:
+                said.append(f"\n→ {finding.advice}")
+            table.add_row(Text(finding.severity, style), said)
+        _output().print(table)
 
 
 @app.command(epilog=EXIT_CODES)

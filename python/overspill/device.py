@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 from overspill import _core
@@ -106,17 +107,20 @@ def greet_rpc_server(endpoint: str, host: str, port: int, timeout_s: float) -> N
         )
 
 
-def physical_cores() -> int:
-    """Return the number of physical cores that this process may use, at least 1."""
+def physical_cores(root: Path = Path("/"), usable: Collection[int] | None = None) -> int:
+    """Return the number of physical cores that this process may use, at least 1.
+
+    ``root`` is where ``sys`` lies; ``usable`` are logical CPUs, default those that this thread may run on.
+    """
     if sys.platform != "linux":
         # Half of the logical ones, where simultaneous multithreading is usual.
         logical = os.cpu_count() or 1
         return max(1, logical if sys.platform == "darwin" else logical // 2)
-    usable = os.sched_getaffinity(0)
+    usable = os.sched_getaffinity(0) if usable is None else usable
     siblings = set()
     for cpu in usable:
         try:
-            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings").read_text())
+            siblings.add((root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings").read_text())
         except OSError:
             return len(usable)
     return len(siblings)

@@ -21,7 +21,16 @@ from overspill.device import devices, physical_cores
 from overspill.info import ModelInfo
 from overspill.types import Device, as_integer
 
-__all__ = ["DeviceSpec", "Hardware", "cache_folder", "parse_bytes", "parse_rate", "replace_json"]
+__all__ = [
+    "DeviceSpec",
+    "Hardware",
+    "available_ram_bytes",
+    "cache_folder",
+    "control_groups",
+    "parse_bytes",
+    "parse_rate",
+    "replace_json",
+]
 
 logger = logging.getLogger("overspill")
 
@@ -262,7 +271,7 @@ class Hardware:
             missing = [question for question in questions if refresh or question.key not in cache.figures]
             _answer(missing, cache, found, n_threads, no_host, progress)
         free_bytes = {device.name: device.free_bytes for device in found}
-        free_bytes[found[-1].name] = _available_ram_bytes() or free_bytes[found[-1].name]
+        free_bytes[found[-1].name] = available_ram_bytes() or free_bytes[found[-1].name]
         specs = []
         for device in found:
             known = {q.figure: cache.figures[q.key] for q in questions if q.device is device and q.key in cache.figures}
@@ -446,7 +455,7 @@ def _caps(memory: Mapping[str, Size], found: Sequence[Device]) -> dict[str, int]
     }
 
 
-def _available_ram_bytes(root: Path = Path("/")) -> int | None:
+def available_ram_bytes(root: Path = Path("/")) -> int | None:
     """Return what new processes can have without swapping, as far as Linux and its control groups say."""
     try:
         available = re.search(r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
@@ -457,39 +466,41 @@ def _available_ram_bytes(root: Path = Path("/")) -> int | None:
     return max(0, min(limits)) if limits else None
 
 
-def _group_rooms(root: Path) -> Iterator[int]:
-    """Yield what each control group that this process is in leaves, file caches not counted as used."""
+def control_groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """Yield the folders of the control groups that this process is in, and whether they are of version 2."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
     for line in groups:
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top, limit, usage, caches = (
-                "sys/fs/cgroup",
-                "memory.max",
-                "memory.current",
-                ("inactive_file", "active_file"),
-            )
-        elif "memory" in controllers.split(","):
-            top, limit, usage = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            caches = ("total_inactive_file", "total_active_file")
-        else:
+        unified = controllers == ""
+        if not unified and controller not in controllers.split(","):
             continue
-        mount = root / top
+        mount = root / "sys/fs/cgroup" / ("" if unified else controller)
         folder = mount / path.lstrip("/")
         # In a container the path may be the host's, of which only the own part is mounted.
         for group in [folder, *folder.parents]:
             if group != mount and mount not in group.parents:
                 break
-            try:
-                most = int((group / limit).read_text())  # "max" where there is no limit
-                used = int((group / usage).read_text())
-                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                yield most - used + sum(int(stat.get(cache, 0)) for cache in caches)
-            except (OSError, ValueError):
-                continue
+            yield group, unified
+
+
+def _group_rooms(root: Path) -> Iterator[int]:
+    """Yield what each control group that this process is in leaves, file caches not counted as used."""
+    for group, unified in control_groups(root, "memory"):
+        if unified:
+            limit, usage, caches = "memory.max", "memory.current", ("inactive_file", "active_file")
+        else:
+            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            caches = ("total_inactive_file", "total_active_file")
+        try:
+            most = int((group / limit).read_text())  # "max" where there is no limit
+            used = int((group / usage).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            yield most - used + sum(int(stat.get(cache, 0)) for cache in caches)
+        except (OSError, ValueError):
+            continue
 
 
 def _last_level_cache_bytes() -> int:
