@@ -683,13 +683,16 @@ float Sampler::final_temperature() {
     if (options_.dynamic_temperature_range == 0.0F) {
         return options_.temperature;
     }
-    double entropy = 0;
-    if (listed_ || n_nominal_ == 0) {
+    const bool of_list = listed_ || n_nominal_ == 0;
+    if (of_list) {
         list_kept();
         n_nominal_ = std::max(n_nominal_, list_.size());
-        if (n_nominal_ < 2) {
-            return 1.0F;
-        }
+    }
+    if (n_nominal_ < 2) {
+        return 1.0F;
+    }
+    double entropy = 0;
+    if (of_list) {
         const float largest = listed_largest();
         entropy = entropy_of_list(largest, weigh_list(largest, 1.0F));
     } else {

@@ -11,7 +11,7 @@ from overspill import SamplingOptions
 
 Floats = NDArray[np.float64]
 
-EXACT = 1e-12  # what sums of shares such as 19 / 38 may be off
+EXACT = 1e-10  # what sums of a hundred thousand shares such as 1 / 201088 may be off
 
 
 def edited(logits: NDArray[np.float32], options: SamplingOptions, history: list[int]) -> NDArray[np.float32]:
@@ -72,6 +72,19 @@ def survivors(logits: NDArray[np.float32], options: SamplingOptions) -> tuple[ND
     if temperature == 0:
         return ids[:1], np.ones(1)
     return ids, softmax(x / temperature)
+
+
+def mirostat_survivors(
+    logits: NDArray[np.float32], options: SamplingOptions
+) -> tuple[NDArray[np.int64], Floats, NDArray[np.int64]]:
+    """Return the ids that Mirostat starts with, their probabilities, and ids too near to its limit to tell."""
+    x = logits.astype(np.float64) / options.temperature
+    surprise = -np.log2(np.maximum(softmax(x), 1e-300))
+    mu = 2 * options.mirostat_tau
+    ids = np.flatnonzero(surprise <= mu)
+    if not len(ids):
+        ids = np.array([x.argmax()])
+    return ids, softmax(x[ids]), np.flatnonzero(np.abs(surprise - mu) < 1e-5)
 
 
 def softmax(x: Floats) -> Floats:
