@@ -1,6 +1,7 @@
 // What Python sees of the core: declarations, and the conversions that they need.
 // Everything that may take long runs without the GIL, after its arguments were converted.
 
+#include "device.h"
 #include "error.h"
 #include "evaluation.h"
 #include "generation.h"
@@ -502,12 +503,8 @@ py::list device_list() {
 
 // What the CPU backend was built for and found, such as AVX2 and AVX512.
 std::vector<std::string> cpu_features() {
-    ggml_backend_reg_t cpu = ggml_backend_reg_by_name("CPU");
-    if (cpu == nullptr) {
-        throw Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew");
-    }
-    const auto get = reinterpret_cast<ggml_backend_get_features_t>(
-        ggml_backend_reg_get_proc_address(cpu, "ggml_backend_get_features"));
+    const auto get = cpu_function<ggml_backend_get_features_t>("ggml_backend_get_features");
+    ggml_backend_reg_t cpu = ggml_backend_dev_backend_reg(cpu_device());
     std::vector<std::string> names;
     for (const ggml_backend_feature * one = get == nullptr ? nullptr : get(cpu); one != nullptr && one->name; ++one) {
         if (one->value != std::string("0")) {

@@ -33,16 +33,23 @@ std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads) {
     return {create(&params), destroy};
 }
 
-ggml_type weight_type(const std::string & name) {
+ggml_type type_named(const std::string & name) {
     for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-        const auto type = static_cast<ggml_type>(i);
-        // What cannot be read as floats are integers, or the types of intermediate results.
-        const bool holds_weights = type == GGML_TYPE_F32 || ggml_get_type_traits(type)->to_float != nullptr;
-        if (holds_weights && name == ggml_type_name(type)) {
-            return type;
+        const char * known = ggml_type_name(static_cast<ggml_type>(i));
+        if (known != nullptr && name == known) {
+            return static_cast<ggml_type>(i);
         }
     }
-    throw std::invalid_argument("type must be one that weights have, such as f16, q8_0 or mxfp4, not " + name);
+    return GGML_TYPE_COUNT;
+}
+
+ggml_type weight_type(const std::string & name) {
+    const ggml_type type = type_named(name);
+    // What cannot be read as floats are integers, or the types of intermediate results.
+    if (type == GGML_TYPE_COUNT || (type != GGML_TYPE_F32 && ggml_get_type_traits(type)->to_float == nullptr)) {
+        throw std::invalid_argument("type must be one that weights have, such as f16, q8_0 or mxfp4, not " + name);
+    }
+    return type;
 }
 
 ggml_tensor * WeightUse::weights(ggml_context * context) const {

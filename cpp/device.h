@@ -29,7 +29,10 @@ Function cpu_function(const char * name) {
 
 std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads);
 
-// The type of weights by its name in files, such as "q8_0". Throws std::invalid_argument for what no weights have.
+// A type by its name in files; GGML_TYPE_COUNT if there is none.
+ggml_type type_named(const std::string & name);
+
+// The type of weights by its name, such as "q8_0". Throws std::invalid_argument for what no weights have.
 ggml_type weight_type(const std::string & name);
 
 // Weights and the operation that reads them: a product with one matrix, or with n_used of n_experts matrices.

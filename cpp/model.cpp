@@ -78,7 +78,7 @@ void Turns::lock(const Interrupt * interrupt) {
             throw CancelledError("interrupted");
         }
     }
-    waiting_.pop_front();
+    waiting_.erase(waiting_.begin());
     taken_ = true;
     owner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
 }

@@ -10,7 +10,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -59,7 +58,7 @@ class Turns {
     std::mutex mutex_;
     std::condition_variable next_;
     uint64_t n_asked_ = 0;
-    std::deque<uint64_t> waiting_;  // tickets; the first is served next
+    std::vector<uint64_t> waiting_;  // tickets, the first served next; few, and its memory is kept
     bool taken_ = false;
     std::atomic<std::thread::id> owner_{};
 };

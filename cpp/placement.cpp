@@ -5,6 +5,7 @@
 #include "gguf_file.h"
 
 #include <ggml-backend.h>
+#include <ggml-cpp.h>
 #include <llama-ext.h>
 
 #include <algorithm>
@@ -26,33 +27,20 @@ std::string device_of(ggml_backend_buffer_type_t type) {
     return ggml_backend_buft_is_host(type) || device == nullptr ? "CPU" : ggml_backend_dev_name(device);
 }
 
-struct GgmlDeleter {
-    void operator()(ggml_context * context) const { ggml_free(context); }
-};
-struct BufferDeleter {
-    void operator()(ggml_backend_buffer * buffer) const { ggml_backend_buffer_free(buffer); }
-};
-
 // Whether the device can compute with a matrix of its own memory as llama.cpp's graphs do. The loader asks the same,
 // but not where an override decides.
 bool can_use(ggml_backend_dev_t device, const GgufTensor & tensor) {
     if (tensor.shape.size() < 2 || (tensor.shape.size() == 2 && tensor.shape[1] == 1)) {
         return true;  // vectors are F32, which everything can add and multiply
     }
-    const std::unique_ptr<ggml_context, GgmlDeleter> context(
-        ggml_init({ggml_tensor_overhead() * 8, nullptr, /*no_alloc =*/true}));
-    auto type = GGML_TYPE_COUNT;
-    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-        const char * name = ggml_type_name(static_cast<ggml_type>(i));
-        type = name != nullptr && tensor.type == name ? static_cast<ggml_type>(i) : type;
-    }
+    const ggml_type type = type_named(tensor.type);
     if (type == GGML_TYPE_COUNT) {
         return true;  // the loader will say what it thinks of that
     }
+    const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 8, nullptr, /*no_alloc =*/true}));
     ggml_tensor * weights =
         ggml_new_tensor(context.get(), type, static_cast<int>(tensor.shape.size()), tensor.shape.data());
-    const std::unique_ptr<ggml_backend_buffer, BufferDeleter> buffer(
-        ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(device), 0));
+    const ggml_backend_buffer_ptr buffer(ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(device), 0));
     weights->buffer = buffer.get();
     ggml_tensor * operation = nullptr;
     if (tensor.name.rfind("token_embd", 0) == 0) {

@@ -5,8 +5,6 @@
 
 #include <cstdint>
 #include <map>
-#include <memory>
-
 #include <string>
 #include <utility>
 #include <vector>
@@ -66,7 +64,7 @@ struct MemoryReport {
     int32_t n_splits = 0;                           // parts of the graph of one token that run on one device
 };
 
-// `output_bytes` is what the context reserved for logits. The context must be at rest.
+// `n_tokens` and `n_outputs` are those of its largest ubatch. The context must be at rest.
 MemoryReport report_memory(llama_context & context, uint32_t n_tokens, uint32_t n_outputs, bool dry_run);
 
 }  // namespace overspill

@@ -119,17 +119,21 @@ void Sampler::accept(int32_t token) {
 
 // --- The row ------------------------------------------------------------------------------------
 
-void Sampler::look_at(const float * logits, size_t n, TokenBits allowed, size_t n_words, Logprobs * logprobs) {
+// Makes room for it, too.
+void Sampler::take_row(const float * logits, size_t n) {
     logits_ = logits;
     n_ = n;
-    const size_t n_blocks = block_count(n);
-    maxima_.resize(n_blocks);
-    sums_.resize(n_blocks);
-    parts_.resize(n_blocks);
+    for (std::vector<float> * per_block : {&maxima_, &sums_, &parts_}) {
+        per_block->resize(block_count(n));
+    }
     if (ids_.size() < n) {
         bits_.assign((n + 31) / 32, ~0U);
         ids_.resize(n);
     }
+}
+
+void Sampler::look_at(const float * logits, size_t n, TokenBits allowed, size_t n_words, Logprobs * logprobs) {
+    take_row(logits, n);
     edits_.clear();
     for (const EditedLogit & one : logit_edits_.of(logits, n)) {
         edits_.push_back({one.logit, one.id, 0.0F});
@@ -937,14 +941,7 @@ int32_t Sampler::sample(const float * logits, size_t n, TokenBits allowed, size_
 
 void Sampler::measure_logprobs(const float * logits, size_t n, int32_t chosen, Logprobs & logprobs) {
     const Working working(busy_);
-    logits_ = logits;
-    n_ = n;
-    parts_.resize(block_count(n));
-    sums_.resize(block_count(n));
-    if (ids_.size() < n) {
-        bits_.assign((n + 31) / 32, ~0U);
-        ids_.resize(n);
-    }
+    take_row(logits, n);
     measure_logprobs(logprobs, /*maxima_are_of_all =*/false);
     logprobs.chosen += logits[chosen];
 }

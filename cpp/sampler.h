@@ -133,6 +133,7 @@ class Sampler {
         return allowed_ == nullptr || ((allowed_[id / 32] >> (static_cast<uint32_t>(id) % 32)) & 1U) != 0;
     }
 
+    void take_row(const float * logits, size_t n);
     void look_at(const float * logits, size_t n, TokenBits allowed, size_t n_words, Logprobs * logprobs);
     void restore_bits();
     void measure_logprobs(Logprobs & logprobs, bool maxima_are_of_all);

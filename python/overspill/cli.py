@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -198,11 +198,18 @@ def _text_or_file(text: str | None) -> str | None:
     return text if text is None or text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
 
 
-def _load(path: os.PathLike[str], **options: Any) -> overspill.Model:
-    columns = (TextColumn("loading"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[str, float], None]]:
+    """Show a bar on a terminal; yield what takes a description and the share that is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("loading", total=1.0)
-        return overspill.Model(path, progress=lambda share: bar.update(task, completed=share), **options)
+        task = bar.add_task(what, total=1.0)
+        yield lambda description, share: bar.update(task, description=description, completed=share)
+
+
+def _load(path: os.PathLike[str], **options: Any) -> overspill.Model:
+    with _bar("loading") as show:
+        return overspill.Model(path, progress=lambda share: show("loading", share), **options)
 
 
 def _print_stream(stream: overspill.Stream) -> int:
@@ -349,7 +356,7 @@ def tune(
     """
     _set_up(verbose=False)
     with _one_line_errors():
-        sizes = dict(_pair("--memory", text) for text in memory or ())
+        sizes = dict(_pair("--memory", "DEVICE=SIZE, such as gpu=20GiB", text) for text in memory or ())
         console = errors if as_json else _output()
         with _Trials(console, quiet=as_json and not console.is_terminal) as trials:
             found = find_fastest(
@@ -369,11 +376,12 @@ def tune(
         raise typer.Exit(INTERRUPTED)
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise ValueError(f"{option} must be DEVICE=SIZE, such as gpu=20GiB, not {text}")
-    return name, value
+def _pair(option: str, form: str, text: str) -> tuple[str, str]:
+    # A pin may be a regular expression with a sign of its own.
+    what, equals, value = text.rpartition("=")
+    if not (what and equals and value):
+        raise ValueError(f"{option} must be {form}, not {text!r}")
+    return what, value
 
 
 class _Trials:
@@ -553,7 +561,7 @@ def plan(
         else:
             for endpoint in rpc or ():
                 overspill.add_rpc_server(endpoint)
-            gpus = [device for device in overspill.devices() if device.kind in ("gpu", "integrated_gpu")]
+            gpus = [device for device in overspill.devices() if device.is_gpu]
             if len(vram or ()) > len(gpus):
                 raise ValueError(
                     f"--vram is given {len(vram or ())} times, and there are {len(gpus)} GPUs here; "
@@ -568,26 +576,17 @@ def plan(
             "type_k": type_k,
             "type_v": type_v,
         }
-        pins = dict(_pin(text) for text in pin or ())
+        pins = dict(_pair("--pin", 'like "experts=cpu"', text) for text in pin or ())
         planned = overspill.plan(header, hardware=hardware, pins=pins, **settings)
         if save is not None:
             planned.save(save)
         _print_plan(planned, pins, settings, as_json)
 
 
-def _pin(text: str) -> tuple[str, str]:
-    what, equals, device = text.rpartition("=")
-    if not (what and equals and device):
-        raise ValueError(f'--pin must be like "experts=cpu", not {text!r}')
-    return what, device
-
-
 def _measured(header: overspill.ModelInfo, memory: dict[str, str]) -> overspill.Hardware:
-    columns = (TextColumn("measuring {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("", total=1.0)
+    with _bar("measuring") as show:
         return overspill.Hardware.here(
-            header, memory=memory, progress=lambda what, share: bar.update(task, description=what, completed=share)
+            header, memory=memory, progress=lambda what, share: show(f"measuring {what}", share)
         )
 
 

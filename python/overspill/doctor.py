@@ -225,7 +225,7 @@ def _instructions(machine: Machine) -> Iterator[Finding]:
 
 
 def _gpus(machine: Machine) -> Iterator[Finding]:
-    here = [device for device in machine.devices if device.kind in ("gpu", "integrated_gpu")]
+    here = [device for device in machine.devices if device.is_gpu]
     lost = [backend for backend in machine.gpu_backends if all(device.backend != backend for device in here)]
     known = f"NVIDIA's driver lists {', '.join(machine.nvidia_gpus) or 'no GPU'}"
     hidden = machine.visible_cuda_devices

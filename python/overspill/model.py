@@ -98,10 +98,7 @@ def _with_less(planned: Plan, device: str, share: float) -> Plan | None:
         replace(one, memory_bytes=min(one.memory_bytes, room)) if one.name == device else one
         for one in planned.hardware.devices
     )
-    settings = {
-        name: getattr(planned.settings, name) for name in ("n_ctx", "n_ubatch", "type_k", "type_v", "load_mode")
-    }
-    return plan(planned.info, hardware=replace(planned.hardware, devices=devices), **settings)
+    return planned.for_hardware(replace(planned.hardware, devices=devices))
 
 
 class Stream:
@@ -297,7 +294,7 @@ class Model:
                 'offload must be "auto", "cpu", "gpu", "tuned", a number of layers from 0, a Placement or a mapping, '
                 f"not {offload!r}"
             )
-        gpus = [] if offload == "cpu" else [device for device in devices() if device.kind in ("gpu", "integrated_gpu")]
+        gpus = [] if offload == "cpu" else [device for device in devices() if device.is_gpu]
         if isinstance(offload, Placement):
             offload.check(self.info, gpus)
             return offload
@@ -310,12 +307,10 @@ class Model:
         if not gpus or offload in ("cpu", 0):
             return None
         if offload == "auto":
-            return self._plan(Hardware.here(self.info, memory=memory, n_threads=self._settings["n_threads"]))
+            hardware = Hardware.here(self.info, memory=memory, n_threads=self._settings["n_threads"])
+            settings = {name: self._settings[name] for name in ("n_ubatch", "type_k", "type_v", "load_mode")}
+            return plan(self.info, hardware=hardware, n_ctx=self._settings["n_ctx"] or None, **settings)
         return Placement.from_offload(self.info, gpus, offload)
-
-    def _plan(self, hardware: Hardware) -> Plan:
-        settings = {name: self._settings[name] for name in ("n_ubatch", "type_k", "type_v", "load_mode")}
-        return plan(self.info, hardware=hardware, n_ctx=self._settings["n_ctx"] or None, **settings)
 
     def _load(
         self, offload: Offload, memory: Mapping[str, int | str], progress: Progress | None
@@ -341,11 +336,12 @@ class Model:
                     raise
                 refusals.append(str(error))
                 wanted = smaller
-        if isinstance(wanted, Plan):
+        level = logging.WARNING if refusals else logging.INFO
+        if isinstance(wanted, Plan) and logger.isEnabledFor(level):
             forecast = wanted.forecast()
             retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
             logger.log(
-                logging.WARNING if refusals else logging.INFO,
+                level,
                 "offload: %s%s: %s About %.1f tok/s are to be expected.",
                 forecast.verdict,
                 retreat,
@@ -356,6 +352,8 @@ class Model:
 
     def _fitted(self, wanted: Plan) -> Plan:
         """Ask llama.cpp itself what the plan would take, without loading, and plan with less where that is too much."""
+        if wanted.devices_used == (CPU,):
+            return wanted  # what is asked about are GPUs
         for _ in range(2):
             options = {**self._settings, **asdict(wanted.llama_arguments()), "dry_run": True}
             needed = _core.Model(os.fsencode(self._path), options, None).memory()["devices"]

@@ -25,10 +25,20 @@ from overspill.kv_cache import CACHE_TYPES
 from overspill.placement import Placement, mapping_rules
 from overspill.placement_table import format_bytes
 from overspill.search import Pins, Search
-from overspill.types import LoadMode, as_integer
+from overspill.types import LoadMode, MemoryUse, as_integer
 from overspill.workload import Arrangement, Settings, Use, Workload
 
-__all__ = ["Forecast", "MemoryUse", "Plan", "Settings", "UbatchTrade", "Verdict", "forecast", "plan", "ubatch_trade"]
+__all__ = [
+    "Forecast",
+    "MemoryForecast",
+    "Plan",
+    "Settings",
+    "UbatchTrade",
+    "Verdict",
+    "forecast",
+    "plan",
+    "ubatch_trade",
+]
 
 Verdict: TypeAlias = Literal["fits on the GPU", "partial GPU offload possible", "CPU only", "does not fit"]
 
@@ -38,21 +48,13 @@ _UBATCHES = (256, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryUse:
-    """What a placement needs on a device, in bytes."""
+class MemoryForecast(MemoryUse):
+    """What a placement needs on a device, in bytes, and what is there."""
 
-    weights_bytes: int
-    kv_bytes: int
-    compute_bytes: int
     free_bytes: int
     """That the device has for it, before anything."""
     margin_bytes: int = 0
     """Of these, what is to be left."""
-
-    @property
-    def total_bytes(self) -> int:
-        """What is needed altogether."""
-        return self.weights_bytes + self.kv_bytes + self.compute_bytes
 
     @property
     def missing_bytes(self) -> int:
@@ -71,7 +73,7 @@ class Forecast:
     ``output``, ``operations`` (a fixed cost of each), ``hops`` (of the changes to this device), ``page faults``."""
     n_splits: int
     """Pieces of the graph, as llama.cpp's log counts them."""
-    memory: dict[str, MemoryUse]
+    memory: dict[str, MemoryForecast]
     """By device."""
     verdict: Verdict
     reason: str
@@ -138,14 +140,14 @@ def _settings(info: ModelInfo, **given: Any) -> Settings:
     return Settings(n_ctx, depth, n_ubatch, given["type_k"], given["type_v"], margin_bytes, given["load_mode"])
 
 
-def _fits(use: MemoryUse) -> bool:
+def _fits(use: MemoryForecast) -> bool:
     return use.missing_bytes == 0
 
 
-def _memory(work: Workload, use: Use, compute: Sequence[int]) -> dict[str, MemoryUse]:
+def _memory(work: Workload, use: Use, compute: Sequence[int]) -> dict[str, MemoryForecast]:
     margins = [work.settings.margin_bytes] * work.cpu + [0]
     return {
-        device.name: MemoryUse(
+        device.name: MemoryForecast(
             use.weights_bytes[number], use.kv_bytes[number], compute[number], device.memory_bytes, margins[number]
         )
         for number, device in enumerate(work.devices)
@@ -235,7 +237,7 @@ def _forecast(work: Workload, arranged: Arrangement) -> Forecast:
     )
 
 
-def _verdict(work: Workload, arranged: Arrangement, memory: Mapping[str, MemoryUse]) -> Verdict:
+def _verdict(work: Workload, arranged: Arrangement, memory: Mapping[str, MemoryForecast]) -> Verdict:
     if not all(map(_fits, memory.values())):
         return "does not fit"
     places = {*arranged.kv, arranged.output, *(device for layer in arranged.groups for device in layer)}
@@ -278,7 +280,9 @@ _READING = {
 }
 
 
-def _reason(work: Workload, arranged: Arrangement, use: Use, memory: Mapping[str, MemoryUse], verdict: Verdict) -> str:
+def _reason(
+    work: Workload, arranged: Arrangement, use: Use, memory: Mapping[str, MemoryForecast], verdict: Verdict
+) -> str:
     info, cpu = work.info, work.devices[work.cpu].name
     needed = sum(place.total_bytes for place in memory.values())
     subject = f"{info.name or info.architecture} needs {format_bytes(needed)}"
@@ -335,7 +339,9 @@ def _reason(work: Workload, arranged: Arrangement, use: Use, memory: Mapping[str
     return text
 
 
-def _remedies(work: Workload, arranged: Arrangement, memory: Mapping[str, MemoryUse], verdict: Verdict) -> list[str]:
+def _remedies(
+    work: Workload, arranged: Arrangement, memory: Mapping[str, MemoryForecast], verdict: Verdict
+) -> list[str]:
     if verdict == "fits on the GPU":
         return []
     cpu, found = work.devices[work.cpu].name, list[str]()
@@ -375,7 +381,7 @@ def _smaller_caches(work: Workload, missing: int, share: float = 1.0) -> list[st
     return found
 
 
-def _all_on_gpus(work: Workload, memory: Mapping[str, MemoryUse], gpus: Sequence[str]) -> list[str]:
+def _all_on_gpus(work: Workload, memory: Mapping[str, MemoryForecast], gpus: Sequence[str]) -> list[str]:
     needed = sum(place.weights_bytes + place.kv_bytes for place in memory.values()) - work.fixed_bytes["embedding"]
     needed += max(memory[name].compute_bytes for name in gpus)
     missing = needed - sum(max(0, memory[name].free_bytes - memory[name].margin_bytes) for name in gpus)
@@ -443,6 +449,10 @@ class Plan(Placement):
     def _repr_html_(self) -> str:
         lines = "<br>".join(html.escape(line) for line in self._lines())
         return f"{super()._repr_html_()}<p>{lines}</p>"
+
+    def for_hardware(self, hardware: Hardware) -> Plan:
+        """Plan the same anew for other hardware, with nothing pinned."""
+        return _plan(self.info, hardware, self.settings, {})
 
     def copy(self) -> Plan:
         """Return another one that is equal, to edit."""

@@ -198,7 +198,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.info = ModelInfo.from_file(self.path)
-        self.gpus = [device for device in devices() if device.kind in ("gpu", "integrated_gpu")]
+        self.gpus = [device for device in devices() if device.is_gpu]
         # Without a GPU only what RAM is free is of interest, which need not be measured.
         self.hardware = Hardware.here(self.info, memory=self.memory, measure=bool(self.gpus))
         self.tried: list[Placement] = []

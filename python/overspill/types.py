@@ -135,6 +135,11 @@ class Device:
     """Free memory now; host RAM for a CPU. 0 where the backend does not tell."""
     total_bytes: int
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU, an integrated one or a device of an RPC server too."""
+        return self.kind in ("gpu", "integrated_gpu")
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
