@@ -113,6 +113,7 @@ def test_same_answers_wherever_it_lies(request: pytest.FixtureRequest, endpoints
 
 AUTO = """
 import json, logging, os, sys
+from dataclasses import replace
 from pathlib import Path
 import overspill
 from upstream_tools import stand_in_gpu
@@ -130,8 +131,13 @@ margin = 1 << 30
 results = []
 for claimed, real in json.loads(sys.argv[3]):
     stand_in_gpu(tools, "GPU0", margin + claimed, refuse_bytes=real)
+    # A GPU that is worth it by its figures; by those that would be measured, it may be or not.
+    here = overspill.Hardware.here(measure=False)
+    gpu = replace(here.gpus[0], bandwidth_bytes_per_s=1e12, rates={}, op_s=0, hop_s=0)
+    cpu = replace(here.cpu, bandwidth_bytes_per_s=1e9, rates={}, op_s=1e-6)
+    planned = overspill.plan(path, hardware=replace(here, devices=(gpu, cpu)), n_ctx=512)
     lines.clear()
-    with overspill.Model(path, n_ctx=512, n_threads=1) as model:
+    with overspill.Model(path, n_ctx=512, n_threads=1, offload=planned) as model:
         text = model.generate([1, 2, 3], temperature=0, max_tokens=8).text
         use = model.memory.get("GPU0")
         results.append({
@@ -139,6 +145,8 @@ for claimed, real in json.loads(sys.argv[3]):
             "gpu_bytes": use.total_bytes if use else 0,
             "log": [line for line in lines if "offload:" in line[1]],
         })
+with overspill.Model(path, n_ctx=512, n_threads=1) as model:  # measured here, and planned by that
+    results.append({"text": model.generate([1, 2, 3], temperature=0, max_tokens=8).text, "log": lines[-1:]})
 with overspill.Model(path, n_ctx=512, n_threads=1, memory={"gpu": margin}) as model:
     results.append({"text": text, "gpu_bytes": "GPU0" in model.placement.devices_used, "log": []})
 try:
@@ -154,8 +162,11 @@ def test_auto_uses_a_gpu_and_retreats_where_it_refuses(tiny_gpt_oss_path: Path, 
     """As much as it gives, in as many tries as it takes, in one line of the log; the text stays the same."""
     # What the GPU says that it has beyond the margin, and what it really gives; 0: what it says.
     sizes = [[60_000_000, 0], [60_000_000, 14_000_000], [60_000_000, 3_000_000]]
-    *results, capped, refused = in_process(AUTO, str(tiny_gpt_oss_path), str(upstream_tools), json.dumps(sizes))
-    assert len({result["text"] for result in results}) == 1
+    *results, measured, capped, refused = in_process(
+        AUTO, str(tiny_gpt_oss_path), str(upstream_tools), json.dumps(sizes)
+    )
+    assert len({result["text"] for result in (*results, measured)}) == 1
+    assert "tok/s are to be expected" in measured["log"][0][1]
     whole, less, nothing = results
     assert whole["gpu_bytes"] > less["gpu_bytes"] > 0 == nothing["gpu_bytes"]
     assert less["gpu_bytes"] <= 14_000_000
