@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
 from typing import Any
 
@@ -267,6 +268,33 @@ def test_grammars_that_cannot_be_compiled(
         ({"anyOf": [{"type": "null"}], "properties": {"a": {}}}, "properties beside anyOf"),
         ({"type": "object", "properties": {}, "required": ["b"]}, "required 'b'"),
         ({"prefixItems": [{"type": "null"}], "minItems": 2}, "#: more or fewer items than the 1"),
+        ({"prefixItems": [{"type": "null"}], "items": {"type": "string"}}, "#: items beside prefixItems"),
+        ({"minItems": 3}, "#: minItems without a type"),
+        ({"type": "array", "minItems": 3, "maxItems": 2}, "#: minItems is more than maxItems"),
+        ({"type": "array", "minItems": "3"}, "#: minItems must be an integer"),
+        ({"type": "string", "minLength": 2**32}, "#: minLength must be an integer from 0"),
+        ({"type": "integer", "minimum": 0, "exclusiveMinimum": 5}, "#: exclusiveMinimum beside minimum"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "#: no integer is within the bounds"),
+        ({"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 2}, "#: no integer is within the bounds"),
+        ({"type": "integer", "minimum": 0, "maximum": 2**64 - 1}, "#: maximum must be a number under 2**62"),
+        ({"type": "string", "enum": [1, "a"]}, "#: a type beside enum"),
+        ({"type": ["integer", "null"], "const": 1.5}, "#: a type beside const"),
+        ({"type": "string", "$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}}, "#: a type beside $ref"),
+        ({"type": "object", "anyOf": [{"type": "string"}]}, "#: a type beside anyOf"),
+        ({"type": "array", "allOf": [{"properties": {}}]}, "#: a type beside allOf"),
+        ({"allOf": [{"type": "integer", "minimum": 0}]}, "#: allOf anything but objects"),
+        ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"type": "string"}}}, "#: allOf anything but objects"),
+        ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}}, "#: allOf anything but objects"),
+        ({"type": "object", "allOf": [{"enum": ["a"]}]}, "#: allOf anything but objects"),
+        ({"type": "integer", "enum": [math.inf]}, "#: a type beside enum"),
+        ({"allOf": [{"anyOf": [{"properties": {"a": {}}}]}]}, "#: allOf anything but objects"),
+        ({"allOf": [{"properties": {"a": {}}}, {"properties": {"a": {}}}]}, "#: the property 'a' twice"),
+        (
+            {"allOf": [{"properties": {}, "additionalProperties": False}, {"properties": {"a": {}}}]},
+            "#: additionalProperties in allOf",
+        ),
+        ({"type": "object", "properties": {}, "required": 5}, "#: required must be a list of strings"),
+        ({"type": 5}, "#: type must be a string"),
         ({"type": "array", "items": {"type": "number", "multipleOf": 0.5}}, "#/items: multipleOf"),
         ({"properties": {"not": {"type": "number", "minimum": 1}}}, "#/properties/not: minimum"),
         ({"anyOf": [{}, {"type": "object", "maxProperties": 1}]}, "#/anyOf/1: maxProperties"),

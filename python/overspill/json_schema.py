@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,13 +27,15 @@ _BY_TYPE = {
     "boolean": frozenset(),
     "null": frozenset(),
 }
-# Of these, one stands alone; a type beside it has to be right, but need not be looked at.
+# Of these, one stands alone; but for a type that it agrees with.
 _ALONE = ("$ref", "anyOf", "oneOf", "allOf", "const", "enum")
 _FORMATS = ("date", "time", "date-time", "uuid")
 
 
 def grammar_of_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
     """Return a grammar in GBNF, whose texts are JSON that fits ``schema``, though it may have fewer than do fit.
+
+    ``oneOf`` counts as ``anyOf``, as llama.cpp's converter takes it.
 
     Raises
     ------
@@ -41,9 +44,10 @@ def grammar_of_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
     """
     text = schema if isinstance(schema, str) else json.dumps(schema)
     try:
-        _check(json.loads(text), "#")
+        root = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"json_schema: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    _check(root, "#", root)
     return _core.grammar_of_json_schema(text)
 
 
@@ -51,15 +55,15 @@ def _refuse(where: str, why: str) -> ValueError:
     return ValueError(f"json_schema: {where}: {why} by llama.cpp's grammars; overspill.guidance may know it")
 
 
-def _check(schema: object, where: str) -> None:
+def _check(schema: object, where: str, root: object) -> None:
     if not isinstance(schema, dict):
         return
     for keyword in ("$defs", "definitions"):
-        _check_all(schema.get(keyword), f"{where}/{keyword}")
+        _check_all(schema.get(keyword), f"{where}/{keyword}", root)
     keywords = {keyword for keyword in schema if keyword not in _ANNOTATIONS}
     alone = next((keyword for keyword in _ALONE if keyword in keywords), None)
     kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
+    kinds = kinds if isinstance(kinds, list) else [kinds]
     if alone is not None:
         allowed, beside = frozenset((alone, "type")), f" beside {alone}"
     elif kinds:
@@ -71,45 +75,135 @@ def _check(schema: object, where: str) -> None:
             allowed -= _BY_TYPE["integer"]
     else:
         # What objects and arrays alone have is taken for one of them.
-        kinds = [kind for kind in ("object", "array") if keywords & _BY_TYPE[kind]][:1]
+        kinds = [kind for kind in ("object", "array") if keywords & _BY_TYPE[kind] - {"minItems", "maxItems"}][:1]
         allowed, beside = frozenset().union(*(_BY_TYPE[kind] for kind in kinds)), " without a type"
     for keyword in sorted(keywords - allowed):
         raise _refuse(where, f"{keyword}{beside} is not supported")
-    for keyword in ("anyOf", "oneOf", "allOf"):
-        _check_all(schema.get(keyword), f"{where}/{keyword}")
     if alone is None:
-        _check_object(schema, where)
-        _check_array(schema, where)
+        _check_object(schema, where, root)
+        _check_array(schema, where, root)
         _check_string(schema, where)
+        _check_bounds(schema, where)
+        return
+    parts = schema[alone]
+    if alone in ("anyOf", "oneOf", "allOf"):
+        _check_all(parts, f"{where}/{alone}", root)
+    if alone == "allOf" and isinstance(parts, list):
+        _check_all_of([_resolved(part, root) for part in parts], where, may_be_enum="type" not in schema)
+    if "type" in schema and not _agrees(alone, parts, kinds):
+        raise _refuse(where, f"a type beside {alone} that does not follow from it is not supported")
 
 
-def _check_all(parts: object, where: str) -> None:
+def _check_all(parts: object, where: str, root: object) -> None:
     named = parts.items() if isinstance(parts, dict) else enumerate(parts) if isinstance(parts, list) else ()
     for name, part in named:
-        _check(part, f"{where}/{name}")
+        _check(part, f"{where}/{name}", root)
 
 
-def _check_object(schema: dict[str, Any], where: str) -> None:
+def _resolved(schema: object, root: object) -> dict[str, Any]:
+    """Return what a part stands for; {} for what the converter will not find either."""
+    for _ in range(100):  # a reference may lead to itself
+        if not isinstance(schema, dict):
+            break
+        reference = schema.get("$ref")
+        if not isinstance(reference, str):
+            return schema
+        schema = root
+        for name in reference.split("/")[1:]:
+            schema = schema.get(name) if isinstance(schema, dict) else None
+    return {}
+
+
+def _check_all_of(parts: list[dict[str, Any]], where: str, may_be_enum: bool) -> None:
+    """Check that the converter, which puts the properties of all into one object, does what is meant."""
+    if len(parts) == 1 and "enum" in parts[0] and may_be_enum:
+        return
+    properties: set[str] = set()
+    for part in parts:
+        of_part = part.get("properties", {})
+        if part.get("type", "object") != "object" or "properties" not in part or not isinstance(of_part, dict):
+            raise _refuse(where, "allOf anything but objects with properties is not supported")
+        if len(parts) > 1 and part.get("additionalProperties", True) is not True:
+            raise _refuse(where, "additionalProperties in allOf is not supported")
+        if properties & set(of_part):
+            raise _refuse(where, f"the property {min(properties & set(of_part))!r} twice in allOf is not supported")
+        properties |= set(of_part)
+
+
+def _agrees(alone: str, parts: object, kinds: list[Any]) -> bool:
+    """Tell whether the type, which the converter does not look at, says nothing new."""
+    if alone == "allOf":
+        return kinds == ["object"]
+    if alone in ("anyOf", "oneOf"):
+        return isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") in kinds for part in parts)
+    values = [parts] if alone == "const" else parts
+    return alone != "$ref" and isinstance(values, list) and all(_kinds_of(value) & set(kinds) for value in values)
+
+
+def _kinds_of(value: object) -> set[str]:
+    if isinstance(value, bool) or value is None:
+        return {"null"} if value is None else {"boolean"}
+    if isinstance(value, int | float):
+        return {"integer", "number"} if float(value).is_integer() else {"number"}
+    return {"string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"}
+
+
+def _check_object(schema: dict[str, Any], where: str, root: object) -> None:
     properties = schema.get("properties", {})
-    _check_all(properties, f"{where}/properties")
-    _check(schema.get("additionalProperties"), f"{where}/additionalProperties")
-    for name in schema.get("required", []):
+    _check_all(properties, f"{where}/properties", root)
+    _check(schema.get("additionalProperties"), f"{where}/additionalProperties", root)
+    required = schema.get("required", [])
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise ValueError(f"json_schema: {where}: required must be a list of strings")
+    for name in required:
         if isinstance(properties, dict) and name not in properties:
             raise _refuse(where, f"required {name!r} that is none of the properties is not supported")
 
 
-def _check_array(schema: dict[str, Any], where: str) -> None:
+def _check_array(schema: dict[str, Any], where: str, root: object) -> None:
+    if {"items", "prefixItems"} <= set(schema):
+        raise _refuse(where, "items beside prefixItems is not supported")
+    low, high = _range(schema, "minItems", "maxItems", where)
     items = schema.get("prefixItems", schema.get("items"))
     if not isinstance(items, list):
-        _check(items, f"{where}/items")
+        _check(items, f"{where}/items", root)
         return
     # The grammar has exactly these.
-    _check_all(items, f"{where}/{'prefixItems' if 'prefixItems' in schema else 'items'}")
-    if not schema.get("minItems", 0) <= len(items) <= schema.get("maxItems", len(items)):
+    _check_all(items, f"{where}/{'prefixItems' if 'prefixItems' in schema else 'items'}", root)
+    if not low <= len(items) <= high:
         raise _refuse(where, f"more or fewer items than the {len(items)} that are named are not supported")
 
 
+def _range(schema: dict[str, Any], least: str, most: str, where: str) -> tuple[int, int]:
+    """Return two counts, which the converter reads as 32 bits."""
+    for keyword in (least, most):
+        count = schema.get(keyword, 0)
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < 2**31:
+            raise ValueError(f"json_schema: {where}: {keyword} must be an integer from 0 to 2147483647, not {count!r}")
+    low, high = schema.get(least, 0), schema.get(most, 2**31 - 1)
+    if low > high:
+        raise ValueError(f"json_schema: {where}: {least} is more than {most}, so nothing fits")
+    return low, high
+
+
+def _check_bounds(schema: dict[str, Any], where: str) -> None:
+    if sum(keyword in schema for keyword in ("minimum", "exclusiveMinimum")) > 1:
+        raise _refuse(where, "exclusiveMinimum beside minimum is not supported")
+    if sum(keyword in schema for keyword in ("maximum", "exclusiveMaximum")) > 1:
+        raise _refuse(where, "exclusiveMaximum beside maximum is not supported")
+    for keyword in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
+        bound = schema.get(keyword, 0)
+        # The converter reads them as 64 bits, and takes those at the ends for none.
+        if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < 2**62:
+            raise ValueError(f"json_schema: {where}: {keyword} must be a number under 2**62, not {bound!r}")
+    low = max(math.ceil(schema.get("minimum", -(2**63))), math.floor(schema.get("exclusiveMinimum", -(2**63))) + 1)
+    high = min(math.floor(schema.get("maximum", 2**63)), math.ceil(schema.get("exclusiveMaximum", 2**63)) - 1)
+    if low > high:
+        raise ValueError(f"json_schema: {where}: no integer is within the bounds")
+
+
 def _check_string(schema: dict[str, Any], where: str) -> None:
+    _range(schema, "minLength", "maxLength", where)
     given: list[str] = [keyword for keyword in ("pattern", "format") if keyword in schema]
     given += ["a length"] if {"minLength", "maxLength"} & set(schema) else []
     if len(given) > 1:
