@@ -175,6 +175,24 @@ def test_the_reply_fits_the_schema(gemma: Model, closing: Closing, number: int, 
 
 
 @pytest.mark.parametrize(
+    "pattern",
+    ["^.{2,6}$", "^[^a]{2,6}$", "^[ -~]{2,6}$", '^["\\\\x]{2}$', '^"[a-z]\\\\?(\n|\\t)"+\\u0022$', "^\\x5C{2}[^-a-]$"],
+)
+def test_patterns_speak_of_what_the_json_means(gemma: Model, pattern: str) -> None:
+    """A quote, a backslash or a line break is escaped or left out, however likely it is."""
+    spoilers = [i for i in range(gemma.n_vocab) if re.search(rb'["\\\\\n\t]', gemma.token_bytes(i))]
+
+    def prefer(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> None:
+        logits[spoilers] += 15
+
+    for seed in range(3):
+        options: dict[str, Any] = {"json_schema": {"type": "string", "pattern": pattern}, "temperature": 1.5}
+        reply = gemma.generate("JSON: ", max_tokens=60, seed=seed, logits_processors=[prefer], **options)
+        assert reply.stats.stop_reason == StopReason.EOS, reply.text
+        assert re.search(pattern, json.loads(reply.text)), reply.text
+
+
+@pytest.mark.parametrize(
     ("grammar", "pattern"),
     [
         ('root ::= "yes" | "no"', "yes|no"),
@@ -257,6 +275,10 @@ def test_grammars_that_cannot_be_compiled(
         ({"type": "object", "properties": {"a": {"$ref": "#/$defs/nothing"}}}, "#/$defs/nothing"),
         ({"type": "string", "pattern": "^(ab$"}, "unbalanced parentheses"),
         ({"type": "string", "pattern": "ab"}, "not anchored"),
+        ({"type": "string", "pattern": "^\\d$"}, "\\d"),
+        ({"type": "string", "pattern": '^[\\d"]$'}, "\\d"),
+        ({"properties": {"a": {"type": "string", "pattern": '^["]$'}}}, "#/properties/a: the pattern's [\"]"),
+        ({"type": "string", "pattern": "^\\UFFFFFFFF$"}, "\\UFFFFFFFF is no character"),
         ({"properties": {"a": {"type": "string", "pattern": "^(ab$"}}}, "#/properties/a: "),
         ({"properties": {"a": {"type": "string", "pattern": "ab"}}}, "#/properties/a: "),
         ({"type": ["number", "null"], "minimum": 5}, "#: minimum for number or null is not supported"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ def grammar_of_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
     except json.JSONDecodeError as error:
         raise ValueError(f"json_schema: line {error.lineno}, column {error.colno}: {error.msg}") from None
     _check(root, "#", root)
-    return _core.grammar_of_json_schema(text)
+    return _core.grammar_of_json_schema(json.dumps(root))
 
 
 def _refuse(where: str, why: str) -> ValueError:
@@ -212,6 +213,71 @@ def _check_string(schema: dict[str, Any], where: str) -> None:
         raise _refuse(where, f"the format {schema['format']!r} is not supported")
     if isinstance(schema.get("pattern"), str):
         try:
+            schema["pattern"] = _pattern_in_json(schema["pattern"])
             _core.grammar_of_json_schema(json.dumps({"type": "string", "pattern": schema["pattern"]}))
         except ValueError as error:
             raise ValueError(str(error).replace("json_schema: ", f"json_schema: {where}: ", 1)) from None
+
+
+# A character class or one character, escaped or not.
+_PATTERN_UNIT = re.compile(
+    r"\[(?P<negated>\^?)(?P<items>(?:\\.|[^\]\\])*)\]"
+    r"|\\(?:x(?P<x>[0-9a-fA-F]{2})|u(?P<u>[0-9a-fA-F]{4})|U(?P<U>[0-9a-fA-F]{8})|(?P<escaped>.))|.",
+    re.DOTALL,
+)
+# What JSON has only escaped: as items of a character class, and as code points.
+_ESCAPED_ITEMS = r'"\\\x00-\x1F'
+_UNESCAPED = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x10FFFF))
+
+
+def _pattern_in_json(pattern: str) -> str:
+    """Return a pattern of what stands in the JSON text, which is what the converter takes a pattern for."""
+    return _PATTERN_UNIT.sub(_unit_in_json, pattern)
+
+
+def _unit_in_json(unit: re.Match[str]) -> str:
+    text = unit[0]
+    if text == ".":
+        return f"[^{_ESCAPED_ITEMS}]"
+    if unit["items"] is None:
+        code = _code_of(unit)
+        if code > 0x10FFFF:
+            raise ValueError(f"json_schema: the pattern's {text} is no character")
+        character = chr(code)
+        in_json = json.dumps(character, ensure_ascii=False)[1:-1]
+        return text if in_json == character else "(?:" + in_json.replace("\\", "\\\\") + ")"
+    if unit["negated"]:
+        return f"[^{_ESCAPED_ITEMS}{unit['items']}]"
+    ranges = _ranges_of(unit["items"])
+    # Those that would have to be escaped are left out.
+    kept = [(max(low, a), min(high, b)) for low, high in ranges for a, b in _UNESCAPED if low <= b and a <= high]
+    if kept == ranges:
+        return text
+    if not kept:
+        raise ValueError(
+            f"json_schema: the pattern's {text}, all escaped in JSON, is not supported by llama.cpp's grammars"
+        )
+    return "[" + "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in kept) + "]"
+
+
+def _ranges_of(items: str) -> list[tuple[int, int]]:
+    units = list(_PATTERN_UNIT.finditer(items))
+    ranges = []
+    while units:
+        low = high = _code_of(units.pop(0))
+        if len(units) > 1 and units[0][0] == "-":
+            high = _code_of(units[1])
+            del units[:2]
+        ranges.append((low, high))
+    return ranges
+
+
+def _code_of(unit: re.Match[str]) -> int:
+    if code := unit["x"] or unit["u"] or unit["U"]:
+        return int(code, 16)
+    character: str = unit["escaped"] or unit[0]
+    if unit["escaped"] and character in "nrt":
+        return ord({"n": "\n", "r": "\r", "t": "\t"}[character])
+    if unit["escaped"] and character.isalnum():
+        raise ValueError(f"json_schema: the pattern's {unit[0]} is not supported by llama.cpp's grammars")
+    return ord(character)
