@@ -10,15 +10,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import get_args
+from typing import Any, get_args
 
 import gguf
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import overspill
 from model_files import write_tiny_gpt_oss
-from overspill import Model, ModelLoadError
-from overspill.types import LoadMode
+from overspill import Model, ModelLoadError, OutOfMemoryError
+from overspill.hardware import available_ram_bytes
+from overspill.types import LoadMode, Switch
 
 PROMPT = "Once upon a time"
 
@@ -278,6 +281,35 @@ def test_split_models(tmp_path: Path, tiny_gpt_oss: Model) -> None:
         load(first)
     renamed = first.rename(tmp_path / "renamed.gguf")
     refused(renamed, "is not named like it")
+
+
+def test_more_than_ram_holds(header_path: Callable[[str], Path], gemma_path: Path) -> None:
+    """An error names the device and the need before anything is allocated; with a mapped file it depends on the KV."""
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"n_ctx": 2**31 - 1}, r"the KV cache of 2147483647 tokens would take 6144 GiB: give a smaller n_ctx"),
+        ({"load_mode": "read", "n_ctx": 2**28}, r"the weights and the KV cache .*: give load_mode=\"mmap\", a smaller"),
+    ]
+    for options, text in cases:
+        with pytest.raises(OutOfMemoryError, match=text) as caught:
+            Model(gemma_path, offload="cpu", **options)
+        assert caught.value.device == "CPU"
+        assert caught.value.needed_bytes > 2**38
+    path = header_path("gpt-oss-120b")
+    if (available_ram_bytes() or 2**40) < 2**35:
+        with pytest.raises(OutOfMemoryError, match="would take 59"):
+            Model(path, offload="cpu", load_mode="read", n_ctx=512)
+
+
+def test_repacked_weights_that_ram_cannot_hold(gemma_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapped file is used as it is then: the logits are those without repacking, bit by bit."""
+
+    def logits(repack: Switch) -> NDArray[np.float32]:
+        with Model(gemma_path, offload="cpu", n_ctx=256, n_threads=2, repack=repack) as model:
+            return model.eval(model.tokenize(PROMPT)).copy()
+
+    plain = logits("off")
+    monkeypatch.setattr("overspill.model.available_ram_bytes", lambda: 200 << 20)
+    assert np.array_equal(logits("auto"), plain)
 
 
 @pytest.mark.parametrize("load_mode", get_args(LoadMode))

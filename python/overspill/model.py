@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from overspill import _core
 from overspill.device import add_rpc_server, devices, physical_cores
-from overspill.hardware import Hardware
+from overspill.hardware import Hardware, available_ram_bytes
 from overspill.hub import resolve
 from overspill.info import ModelInfo
 from overspill.json_schema import grammar_of_json_schema
+from overspill.kv_cache import CACHE_TYPES, layer_caches
 from overspill.placement import CPU, Placement
+from overspill.placement_table import format_bytes
 from overspill.planner import Plan, plan
 from overspill.sampling import Sampler, SamplingKeywords, SamplingOptions, merge
 from overspill.tuned import tuned_options
@@ -63,7 +65,8 @@ def _tokens(name: str, values: Iterable[SupportsIndex]) -> list[int]:
     try:
         tokens = [operator.index(value) for value in values]
     except TypeError:
-        raise TypeError(f"{name} must be a string or a sequence of token ids, not {values!r:.80}") from None
+        text = "a string or " if name == "prompt" else ""
+        raise TypeError(f"{name} must be {text}a sequence of token ids, not {values!r:.80}") from None
     for extreme in (min(tokens, default=0), max(tokens, default=0)):
         if abs(extreme) >= 2**31:
             raise ValueError(f"{name}: {extreme} is not in the vocabulary")
@@ -192,7 +195,7 @@ class Model:
     repack
         Whether weights on the CPU are loaded in the order that its matrix products like best, which is faster and takes
         RAM beside a mapped file, and rounds otherwise: ``"auto"`` (not beside a CUDA GPU, which could not read them for
-        large batches then), ``"on"`` or ``"off"``.
+        large batches then, nor where a mapped file's weights have no place in RAM), ``"on"`` or ``"off"``.
     load_mode
         ``"mmap"`` maps the file, ``"read"`` reads it into memory (which lets a GPU pin it),
         ``"mlock"`` and ``"mmap+mlock"`` keep it from being swapped out, ``"direct-io"`` reads
@@ -213,7 +216,7 @@ class Model:
     ModelLoadError
         The file is missing, is not a GGUF, is damaged, or is not of a known architecture.
     OutOfMemoryError
-        A device has too little memory for its part.
+        A device has too little memory for its part; of RAM, before any of it is used.
     Error
         Anything else that llama.cpp could not do, or an RPC server that was lost.
     ValueError, TypeError
@@ -307,7 +310,13 @@ class Model:
         if not gpus or offload in ("cpu", 0):
             return None
         if offload == "auto":
-            hardware = Hardware.here(self.info, memory=memory, n_threads=self._settings["n_threads"])
+            hardware = Hardware.here(
+                self.info,
+                memory=memory,
+                n_threads=self._settings["n_threads"],
+                kv_type=self._settings["type_k"],
+                no_host=self._settings["repack"] == "on",
+            )
             settings = {name: self._settings[name] for name in ("n_ubatch", "type_k", "type_v", "load_mode")}
             return plan(self.info, hardware=hardware, n_ctx=self._settings["n_ctx"] or None, **settings)
         return Placement.from_offload(self.info, gpus, offload)
@@ -322,6 +331,7 @@ class Model:
         wanted = self._placement(offload, memory)
         if isinstance(wanted, Plan):
             wanted = self._fitted(wanted)
+        self._mind_ram(wanted)
         refusals: list[str] = []
         while True:
             arguments = {} if wanted is None else asdict(wanted.llama_arguments())
@@ -368,6 +378,42 @@ class Model:
             if not over:
                 break
         return wanted
+
+    def _mind_ram(self, wanted: Placement | None) -> None:
+        """Refuse what RAM has no room for. Linux would grant it, and end the process when the memory is written to."""
+        settings = self._settings
+        available = available_ram_bytes()
+        n_ctx = settings["n_ctx"] or min(self.info.n_ctx_train or 8192, 8192)
+        types = settings["type_k"], settings["type_v"]
+        if available is None or not CACHE_TYPES.keys() >= set(types) or self.info.n_layers > len(self.info.tensors):
+            return  # what is wrong is told by what loads it
+        kv = [
+            cache.n_bytes(n_ctx, settings["n_ubatch"], *types)
+            for layer, cache in enumerate(layer_caches(self.info))
+            if wanted is None or wanted.kv[layer] == CPU
+        ]
+        devices_by_tensor = {} if wanted is None else wanted.tensors()
+        weights = sum(n for name, *_, n in self.info.tensors if devices_by_tensor.get(name, CPU) == CPU)
+        is_mapped = settings["load_mode"].startswith("mmap")
+        if sum(kv) + weights <= available:
+            return
+        if settings["repack"] == "auto" and is_mapped:
+            settings["repack"] = "off"  # copies have no place; of a mapped file, what is used stays in RAM
+        needed = sum(kv) + (0 if is_mapped else weights)
+        if available < needed < 4 * available:
+            # Of architectures that are not known here, the header says what there may be at most: llama.cpp knows.
+            arguments = {} if wanted is None else asdict(wanted.llama_arguments())
+            options = {**settings, **arguments, "dry_run": True}
+            use = _core.Model(os.fsencode(self._path), options, None).memory()["devices"][CPU]
+            needed = use["kv_bytes"] + use["compute_bytes"] + (0 if is_mapped else use["weights_bytes"])
+        if needed > available:
+            what, less = ("", "") if is_mapped else ("the weights and ", 'load_mode="mmap", ')
+            error = _core.OutOfMemoryError(
+                f"{format_bytes(available)} of RAM are free, and {what}the KV cache of {n_ctx} tokens would take "
+                f'{format_bytes(needed)}: give {less}a smaller n_ctx, or type_k and type_v such as "q8_0"'
+            )
+            error.device, error.needed_bytes = CPU, needed
+            raise error
 
     @cached_property
     def placement(self) -> Placement:
