@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,8 @@ GIB = 2**30
 def cache_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test a cache folder of its own; return the file that measurements are kept in."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # What is measured here is to be kept, whatever else this machine is doing.
+    monkeypatch.setattr("overspill.hardware._MOST_INTERRUPTIONS_PER_S", math.inf)
     return tmp_path / "cache" / "overspill" / "hardware.json"
 
 
@@ -334,6 +338,22 @@ def test_measuring_and_keeping(info: ModelInfo, cache_file: Path, caplog: pytest
     assert n_measured() == 6
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count how often a thread was interrupted")
+def test_what_was_measured_beside_other_programs_is_not_kept(
+    cache_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is used, with a warning, and measured again the next time."""
+    monkeypatch.setattr("overspill.hardware._MOST_INTERRUPTIONS_PER_S", 20)
+    spin = [sys.executable, "-c", "while True: pass"]
+    with ExitStack() as others:
+        for _ in range(2 * (os.cpu_count() or 1)):
+            process = others.enter_context(subprocess.Popen(spin))
+            others.callback(process.kill)
+        assert Hardware.here(n_threads=1).source == "measured"
+    assert "other programs kept the CPU busy" in caplog.text
+    assert Hardware.here(n_threads=1, measure=False).source == "assumed"
+
+
 def test_what_is_not_measured_is_assumed(info: ModelInfo, cache_file: Path) -> None:
     """It says so, and nothing is written."""
     hardware = Hardware.here(info, n_threads=1, measure=False)
@@ -448,6 +468,7 @@ TRIAL = """
 import json, sys
 import overspill
 from overspill.hardware import Hardware
+overspill.hardware._MOST_INTERRUPTIONS_PER_S = float("inf")
 
 path, endpoint = sys.argv[1:]
 info = overspill.ModelInfo.from_file(path)

@@ -6,8 +6,10 @@ Each model is loaded in a process of its own, since a device cannot be taken awa
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,13 @@ def endpoints() -> Iterator[list[str]]:
 
 
 def in_process(script: str, *arguments: str) -> Any:
-    """Run Python code, and return the JSON that it prints."""
+    """Run Python code, and return the JSON that it prints. What it measures is not kept for others."""
     command = [sys.executable, "-c", script, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parent)
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "XDG_CACHE_HOME": cache}
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parent, env=environment
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

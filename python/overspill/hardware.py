@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,6 +43,7 @@ Report: TypeAlias = Callable[[str, float], object]
 """Given what is measured next, and the share that is done, 0 to 1."""
 
 _LARGEST = 2**50
+_MOST_INTERRUPTIONS_PER_S = 20  # of each thread
 _UNITS = {"B": 1.0} | {
     f"{prefix}{suffix}": float(base**power)
     for power, prefix in enumerate("KMGT", start=1)
@@ -232,7 +234,8 @@ class Hardware:
 
         A measurement takes about 0.1 s for each device and type of weights. Results are kept in ``hardware.json`` in
         the user's cache folder, so that the next call measures nothing. They hold for a device, or the endpoint of
-        an RPC server, for the number of threads and for this version of llama.cpp.
+        an RPC server, for the number of threads and for this version of llama.cpp. What was measured of the CPU beside
+        other programs that kept it busy is not kept.
 
         Parameters
         ----------
@@ -616,6 +619,7 @@ def _answer(
 ) -> None:
     meter: _core.DeviceMeter | None = None
     measured: Device | None = None
+    disturbed = 0
     try:
         for i, question in enumerate(questions):
             if progress is not None:
@@ -633,7 +637,13 @@ def _answer(
                 )
             assert meter is not None
             try:
-                cache.put(question, question.ask(meter))
+                start, interruptions = time.perf_counter(), _interruptions()
+                figure = question.ask(meter)
+                per_s = (_interruptions() - interruptions) / (time.perf_counter() - start)
+                # On an idle machine a thread is hardly ever put aside; beside another program, 100 times a second.
+                is_disturbed = measured.kind == "cpu" and per_s > _MOST_INTERRUPTIONS_PER_S * n_threads
+                cache.put(question, figure, keep=not is_disturbed)
+                disturbed += is_disturbed
             except _core.Error as error:
                 # A type that the device cannot compute with, say; llama.cpp will say so if it matters.
                 logger.warning("%s could not be measured: %s", question.text, error)
@@ -641,6 +651,21 @@ def _answer(
             logger.debug("measured %s, %s: %.4g", *question.key, cache.figures[question.key])
     finally:
         cache.save()
+    if disturbed:
+        logger.warning(
+            "other programs kept the CPU busy while its speed was measured: %d of the figures are used now and will be "
+            "measured again next time",
+            disturbed,
+        )
+
+
+def _interruptions() -> int:
+    """Return how often the system put a thread of this process aside for something else; 0 if it does not say."""
+    if sys.platform == "win32":
+        return 0
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _working_set_bytes(device: Device) -> int:
@@ -718,8 +743,10 @@ class _Cache:
             logger.info("%s is not readable, so it is written anew: %r", self._file, error)
             return {}
 
-    def put(self, question: _Question, figure: float) -> None:
-        self.figures[question.key] = self._new[question.key] = figure
+    def put(self, question: _Question, figure: float, *, keep: bool) -> None:
+        self.figures[question.key] = figure
+        if keep:
+            self._new[question.key] = figure
 
     def save(self) -> None:
         """Add what is new to the file, which others may have written to in the meantime."""
