@@ -353,12 +353,16 @@ Chooser chooser_of(const py::object & callable) {
     };
 }
 
-std::shared_ptr<Generation> open_stream(const std::shared_ptr<Model> & model, std::vector<int32_t> prompt,
-                                        const std::shared_ptr<Sampler> & sampler, int64_t max_tokens,
-                                        std::vector<std::string> stop, int32_t logprobs,
-                                        const std::optional<std::string> & grammar, const py::object & mask,
-                                        const py::object & choose, bool logits, bool look_ahead) {
+std::shared_ptr<Generation> open_stream(
+    const std::shared_ptr<Model> & model, std::vector<int32_t> prompt, const std::shared_ptr<Sampler> & sampler,
+    int64_t max_tokens, std::vector<std::string> stop, int32_t logprobs, const std::optional<std::string> & grammar,
+    const py::object & mask, const py::object & choose, bool logits, bool look_ahead, bool reuse,
+    std::vector<int32_t> named, std::vector<std::pair<uint32_t, uint32_t>> droppable,
+    std::vector<std::string> trigger_patterns, std::vector<int32_t> trigger_tokens, std::vector<int32_t> begun) {
     GenerationOptions options;
+    options.reuse = reuse;
+    options.named = std::move(named);
+    options.droppable = std::move(droppable);
     options.sampler = sampler;
     options.max_tokens = max_tokens;
     options.stop = std::move(stop);
@@ -371,7 +375,8 @@ std::shared_ptr<Generation> open_stream(const std::shared_ptr<Model> & model, st
     }
     return without_gil([&] {
         if (grammar) {
-            options.constraint = model->grammar(*grammar);
+            options.constraint =
+                model->grammar(*grammar, {std::move(trigger_patterns), std::move(trigger_tokens), std::move(begun)});
         }
         return Generation::start(model, std::move(prompt), std::move(options));
     });
@@ -408,7 +413,40 @@ py::tuple stats_of(const Generation & generation) {
     const py::object reason =
         stats.stop_reason == StopReason::none ? py::none() : py::object(py::str(stop_reason_name(stats.stop_reason)));
     return py::make_tuple(stats.n_prompt_tokens, stats.n_tokens, stats.prefill_s, stats.decode_s,
-                          stats.time_to_first_token_s, reason);
+                          stats.time_to_first_token_s, reason, stats.n_cached_tokens, stats.n_dropped_tokens);
+}
+
+py::dict render_chat(const ChatTemplate & chat, std::string messages, std::string tools, std::string tool_choice,
+                     std::string json_schema, bool enable_thinking, bool add_generation_prompt,
+                     std::map<std::string, std::string> variables) {
+    ChatOptions options{std::move(messages)};
+    options.tools = std::move(tools);
+    options.tool_choice = std::move(tool_choice);
+    options.json_schema = std::move(json_schema);
+    options.enable_thinking = enable_thinking;
+    options.add_generation_prompt = add_generation_prompt;
+    options.variables = std::move(variables);
+    const ChatPrompt prompt = without_gil([&] { return chat.render(options); });
+    py::dict result;
+    result["text"] = lenient_str(prompt.text);
+    result["grammar"] = prompt.grammar.empty() ? py::object(py::none()) : py::object(lenient_str(prompt.grammar));
+    result["trigger_patterns"] = prompt.start.trigger_patterns;
+    result["trigger_tokens"] = prompt.start.trigger_tokens;
+    result["begun"] = prompt.start.begun;
+    result["named"] = prompt.named;
+    result["stop"] = prompt.stop;
+    result["supports_thinking"] = prompt.supports_thinking;
+    result["parser"] = std::const_pointer_cast<ReplyParser>(prompt.parser);  // for pybind11, which knows no const
+    return result;
+}
+
+py::tuple parse_reply(const ReplyParser & parser, const std::string & text, bool is_partial) {
+    const Reply reply = without_gil([&] { return parser.parse(text, is_partial); });
+    py::list calls;
+    for (const ToolCall & call : reply.tool_calls) {
+        calls.append(py::make_tuple(lenient_str(call.name), lenient_str(call.arguments), lenient_str(call.id)));
+    }
+    return py::make_tuple(lenient_str(reply.reasoning), lenient_str(reply.content), calls);
 }
 
 std::string repr_of(const Token & token) {
@@ -630,7 +668,15 @@ PYBIND11_MODULE(_core, m) {
         .def(py::init(&load_model), "path"_a, "options"_a, "progress"_a)
         .def("memory", &memory_dict)
         .def("open_stream", &open_stream, "prompt"_a, py::kw_only(), "sampler"_a, "max_tokens"_a, "stop"_a,
-             "logprobs"_a, "grammar"_a, "mask"_a, "choose"_a, "logits"_a, "look_ahead"_a)
+             "logprobs"_a, "grammar"_a, "mask"_a, "choose"_a, "logits"_a, "look_ahead"_a, "reuse"_a, "named"_a,
+             "droppable"_a, "trigger_patterns"_a, "trigger_tokens"_a, "begun"_a)
+        .def_property_readonly("has_chat_template", &Model::has_chat_template)
+        .def(
+            "chat_template",
+            [](const Model & model, const std::string & source) {
+                return without_gil([&] { return model.chat_template(source); });
+            },
+            "source"_a)
         .def(
             "dry_breakers",
             [](const Model & model, const std::vector<std::string> & texts) {
@@ -667,6 +713,13 @@ PYBIND11_MODULE(_core, m) {
         .def_property_readonly("n_ctx", &Model::n_ctx)
         .def_property_readonly("n_ctx_train", &Model::n_ctx_train)
         .def_property_readonly("n_threads", &Model::n_threads);
+
+    py::class_<ChatTemplate>(m, "ChatTemplate", py::is_final())
+        .def("render", &render_chat, "messages"_a, py::kw_only(), "tools"_a, "tool_choice"_a, "json_schema"_a,
+             "enable_thinking"_a, "add_generation_prompt"_a, "variables"_a)
+        .def_property_readonly("source", [](const ChatTemplate & chat) { return lenient_str(chat.source()); });
+    py::class_<ReplyParser, std::shared_ptr<ReplyParser>>(m, "ReplyParser", py::is_final())
+        .def("parse", &parse_reply, "text"_a, "is_partial"_a);
 
     py::class_<Generation, std::shared_ptr<Generation>>(m, "Generation", py::is_final(),
                                                         py::release_gil_before_calling_cpp_dtor())

@@ -36,7 +36,9 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
       n_batch_(std::min(options.n_batch, options.n_ctx)),
       n_outputs_(std::min(options.n_outputs, n_batch_)),
       n_ubatch_(std::min(options.n_ubatch, n_batch_)),
-      dry_run_(options.dry_run) {
+      dry_run_(options.dry_run),
+      partial_memory_(llama_model_n_swa(model_.get()) > 0 || llama_model_is_recurrent(model_.get()) ||
+                      llama_model_is_hybrid(model_.get())) {
     const Activity activity("creating a context");
     llama_context_params params = llama_context_default_params();
     params.n_ctx = options.n_ctx;
@@ -70,6 +72,8 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
         throw Error(what + errors.reason("too little memory?") + " (a smaller n_ctx needs less)");
     }
     n_splits_ = logged_graph_splits();
+    constexpr uint32_t most_reserved = 1 << 20;
+    decoded_.reserve(std::min(n_ctx_, most_reserved));
     llama_attach_threadpool(context_.get(), threadpool_.get(), threadpool_.get());
 }
 
@@ -87,12 +91,81 @@ bool Context::can_continue_text() const {
 void Context::clear() {
     // Not the data: cells without a position are never looked at.
     llama_memory_clear(llama_get_memory(context_.get()), /*data =*/false);
-    n_decoded_ = 0;
+    decoded_.clear();
+    remembered_.clear();
+    incomplete_ = false;
+}
+
+size_t Context::keep(const std::vector<int32_t> & tokens) {
+    const Activity activity("going back to the beginning that two prompts share");
+    const auto [end, unused] = std::mismatch(decoded_.begin(), decoded_.end(), tokens.begin(), tokens.end());
+    auto n = static_cast<size_t>(end - decoded_.begin());
+    n = std::min(n, tokens.empty() ? 0 : tokens.size() - 1);
+    if (n == 0 || incomplete_) {
+        clear();
+        return 0;
+    }
+    if (n == decoded_.size()) {
+        return n;
+    }
+    llama_memory_t memory = llama_get_memory(context_.get());
+    // Of a sliding window, only what the next tokens look at has to be there still.
+    const auto window = static_cast<llama_pos>(llama_model_n_swa(model_.get()));
+    const auto position = static_cast<llama_pos>(n);
+    const bool is_there = !partial_memory_ || llama_memory_seq_pos_min(memory, 0) <= std::max(0, position - window);
+    if (!is_there || !llama_memory_seq_rm(memory, 0, position, -1)) {
+        n = n_remembered_ <= n ? n_remembered_ : 0;
+        const bool restored = n > 0 && !remembered_.empty() &&
+                              llama_state_seq_set_data_ext(context_.get(), remembered_.data(), remembered_.size(), 0,
+                                                           LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == remembered_.size() &&
+                              llama_memory_seq_rm(memory, 0, static_cast<llama_pos>(n), -1);
+        if (!restored) {
+            clear();
+            return 0;
+        }
+    }
+    decoded_.resize(n);
+    if (n_remembered_ > n) {
+        remembered_.clear();
+    }
+    return n;
+}
+
+void Context::remember() {
+    if (!partial_memory_) {
+        return;
+    }
+    const Activity activity("remembering the state of a context");
+    remembered_.resize(llama_state_seq_get_size_ext(context_.get(), 0, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
+    remembered_.resize(llama_state_seq_get_data_ext(context_.get(), remembered_.data(), remembered_.size(), 0,
+                                                    LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
+    n_remembered_ = decoded_.size();
+}
+
+bool Context::can_drop() const {
+    return llama_memory_can_shift(llama_get_memory(context_.get()));
+}
+
+bool Context::drop(uint32_t from, uint32_t to) {
+    llama_memory_t memory = llama_get_memory(context_.get());
+    if (from >= to || to > decoded_.size() || !can_drop()) {
+        return false;
+    }
+    const Activity activity("dropping old tokens");
+    const auto begin = static_cast<llama_pos>(from);
+    const auto end = static_cast<llama_pos>(to);
+    if (!llama_memory_seq_rm(memory, 0, begin, end)) {
+        return false;
+    }
+    llama_memory_seq_add(memory, 0, end, -1, begin - end);
+    decoded_.erase(decoded_.begin() + begin, decoded_.begin() + end);
+    remembered_.clear();
+    return true;
 }
 
 float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
                         bool all) {
-    if (n_decoded_ + n > n_ctx_) {
+    if (decoded_.size() + n > n_ctx_) {
         throw ContextFullError("the context of " + std::to_string(n_ctx_) + " tokens is full");
     }
     interrupt_ = &interrupt;
@@ -114,6 +187,7 @@ float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrup
     }
     interrupt_ = nullptr;
     poll_ = nullptr;
+    incomplete_ = incomplete_ || status != 0;
     if (status == 2) {
         throw CancelledError("interrupted");
     }
@@ -126,7 +200,7 @@ float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrup
     if (status != 0 || logits == nullptr) {
         throw Error("decoding failed: " + errors.reason("llama_decode returned " + std::to_string(status)));
     }
-    n_decoded_ += n;
+    decoded_.insert(decoded_.end(), tokens, tokens + n);
     return logits;
 }
 

@@ -62,6 +62,18 @@ class Context {
     // Forgets everything that was decoded.
     void clear();
 
+    // Keeps of what was decoded the longest beginning that it has in common with `tokens`, less than all of them,
+    // forgets the rest, and returns how many tokens it has kept. That may be none, for memories that cannot go back.
+    size_t keep(const std::vector<int32_t> & tokens);
+    // Of memories that cannot go far back (sliding windows, recurrent layers), remembers the present, for keep().
+    void remember();
+    // Whether it has such a memory.
+    bool needs_to_remember() const { return partial_memory_; }
+
+    // Forgets the tokens in [from, to) and moves the later ones up; false if the memory cannot do that.
+    bool can_drop() const;
+    bool drop(uint32_t from, uint32_t to);
+
     // Decodes at most n_batch tokens after those before, and returns the logits after the last
     // one: n_vocab floats; or, if `all` is set, a row after each of at most n_outputs tokens. They
     // may be written to, and stay where they are as long as the context lives; the next decode
@@ -78,7 +90,7 @@ class Context {
     uint32_t n_ctx() const { return n_ctx_; }
     uint32_t n_batch() const { return n_batch_; }
     uint32_t n_outputs() const { return n_outputs_; }
-    uint32_t n_decoded() const { return n_decoded_; }
+    uint32_t n_decoded() const { return static_cast<uint32_t>(decoded_.size()); }
 
   private:
     struct Deleter {
@@ -95,7 +107,11 @@ class Context {
     uint32_t n_ubatch_;
     bool dry_run_;
     int32_t n_splits_ = 0;
-    uint32_t n_decoded_ = 0;
+    bool partial_memory_;
+    bool incomplete_ = false;          // a decode failed, and may have left something behind
+    std::vector<int32_t> decoded_;     // the tokens in the KV cache
+    size_t n_remembered_ = 0;          // tokens that had been decoded then
+    std::vector<uint8_t> remembered_;  // the state of windows and recurrent layers
     std::atomic<uint64_t> n_decodes_{0};
     std::vector<int8_t> wanted_;  // kept for its memory
     // Set during a decode only, for the callback.

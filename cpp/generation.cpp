@@ -119,7 +119,16 @@ Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt
     for (const auto & [token, bias] : options_.sampler->options().logit_bias) {
         model_->check_token("logit_bias", token);
     }
-    context_ = model_->take_context();
+    for (const auto & [from, to] : options_.droppable) {
+        if (from >= to || to > n_prompt_) {
+            throw std::invalid_argument("droppable must be spans of the prompt");
+        }
+    }
+    std::sort(options_.named.begin(), options_.named.end());
+    context_ = model_->take_context(/*clear =*/!options_.reuse);
+    if (!context_->can_drop()) {
+        options_.droppable.clear();
+    }
     if (tokens_->size() > context_->n_ctx()) {
         const std::string n_ctx = std::to_string(context_->n_ctx());
         model_->give_back(std::move(context_));
@@ -138,11 +147,21 @@ Generation::~Generation() {
     }
 }
 
-float * Generation::prefill(const Interrupt::Poll & poll) {
+float * Generation::prefill(const Interrupt::Poll & poll, size_t & n_cached) {
     float * logits = nullptr;
     const auto n_prompt = static_cast<uint32_t>(n_prompt_);
-    for (uint32_t done = 0; done < n_prompt;) {
-        const uint32_t n = std::min(context_->n_batch(), n_prompt - done);
+    if (options_.reuse) {
+        const Turn turn(model_->turns(), interrupt_);
+        n_cached = context_->keep(*tokens_);
+    }
+    auto done = static_cast<uint32_t>(n_cached);
+    // The next prompt may differ in its last tokens from this one, which ask for the reply.
+    constexpr uint32_t n_of_question = 16;
+    const uint32_t to_remember = options_.reuse && context_->needs_to_remember() && n_prompt > done + n_of_question
+                                     ? n_prompt - n_of_question
+                                     : 0;
+    while (done < n_prompt) {
+        const uint32_t n = std::min(context_->n_batch(), (done < to_remember ? to_remember : n_prompt) - done);
         // Between two batches other streams have their turn, and close() its chance.
         const Turn turn(model_->turns(), interrupt_);
         // A GPU does not ask during a batch.
@@ -151,6 +170,9 @@ float * Generation::prefill(const Interrupt::Poll & poll) {
         }
         logits = context_->decode(tokens_->data() + done, n, interrupt_, poll);
         done += n;
+        if (done == to_remember) {
+            context_->remember();
+        }
     }
     for (const int32_t token : *tokens_) {
         options_.sampler->accept(token);
@@ -163,11 +185,12 @@ Generation::Step Generation::step(const Interrupt::Poll & poll) {
     Step step;
     float * logits = nullptr;
     if (first_) {
-        logits = prefill(poll);
+        logits = prefill(poll, step.n_cached);
         first_ = false;
         step.prefill_s = watch.seconds();
     } else {
         const Turn turn(model_->turns(), interrupt_);
+        step.n_dropped = context_->n_decoded() == context_->n_ctx() ? make_room() : 0;
         logits = context_->decode(&tokens_->back(), 1, interrupt_, poll);
     }
     step.reason = choose(logits, step.token);
@@ -178,6 +201,31 @@ Generation::Step Generation::step(const Interrupt::Poll & poll) {
     }
     step.seconds = watch.seconds();
     return step;
+}
+
+// Drops the first span of the prompt that may be, and returns how many tokens that were; 0 if none may.
+size_t Generation::make_room() {
+    if (options_.droppable.empty()) {
+        return 0;
+    }
+    const auto [from, to] = options_.droppable.front();
+    if (!context_->drop(from, to)) {
+        options_.droppable.clear();
+        return 0;
+    }
+    options_.droppable.erase(options_.droppable.begin());
+    const uint32_t n = to - from;
+    for (auto & [later_from, later_to] : options_.droppable) {
+        later_from -= n;
+        later_to -= n;
+    }
+    tokens_->erase(tokens_->begin() + from, tokens_->begin() + to);
+    n_prompt_ -= n;
+    return n;
+}
+
+bool Generation::is_named(int32_t token) const {
+    return std::binary_search(options_.named.begin(), options_.named.end(), token);
 }
 
 int32_t Generation::choose_id(float * logits, Token & token) {
@@ -221,7 +269,7 @@ StopReason Generation::choose(float * logits, Token & token) {
     token.id = choose_id(logits, token);
     tokens_->push_back(token.id);
     bytes_.clear();
-    append_token_bytes(vocab, token.id, /*special =*/false, bytes_);
+    append_token_bytes(vocab, token.id, /*special =*/is_named(token.id), bytes_);
     characters_.push(bytes_, token.text);
 
     StopReason reason = StopReason::none;
@@ -229,7 +277,7 @@ StopReason Generation::choose(float * logits, Token & token) {
         reason = StopReason::eos;
     } else if (static_cast<int64_t>(tokens_->size() - n_prompt_) == options_.max_tokens) {
         reason = StopReason::max_tokens;
-    } else if (context_->n_decoded() == context_->n_ctx()) {
+    } else if (context_->n_decoded() == context_->n_ctx() && options_.droppable.empty()) {
         reason = StopReason::context_full;
     }
     if (reason != StopReason::none) {
@@ -286,6 +334,8 @@ std::optional<Token> Generation::next(const Interrupt::Poll & poll) {
 Token Generation::deliver(Step step) {
     {
         const std::lock_guard lock(stats_mutex_);
+        stats_.n_cached_tokens += step.n_cached;
+        stats_.n_dropped_tokens += step.n_dropped;
         if (stats_.n_tokens++ == 0) {
             stats_.prefill_s = step.prefill_s;
             stats_.time_to_first_token_s = step.seconds;

@@ -45,8 +45,13 @@ struct GenerationOptions {
     int32_t n_logprobs = -1;  // -1: none; 0: fill in Token::logprob; n: and the n most likely, at most 1000
     std::shared_ptr<Constraint> constraint = {};
     Chooser choose = {};
-    bool keep_logits = false;  // fill in Token::logits
-    bool look_ahead = true;    // work on the next token while the caller is busy with this one
+    bool keep_logits = false;         // fill in Token::logits
+    bool look_ahead = true;           // work on the next token while the caller is busy with this one
+    bool reuse = false;               // do not decode again what the stream before has in common with the prompt
+    std::vector<int32_t> named = {};  // special tokens whose names are part of the text
+    // When the context is full: spans [from, to) of the prompt's tokens that may be dropped, in their order, one each
+    // time.
+    std::vector<std::pair<uint32_t, uint32_t>> droppable = {};
 };
 
 struct Token {
@@ -61,6 +66,8 @@ struct Token {
 
 struct GenerationStats {
     size_t n_prompt_tokens = 0;
+    size_t n_cached_tokens = 0;   // of the prompt, not decoded again
+    size_t n_dropped_tokens = 0;  // to make room
     int64_t n_tokens = 0;
     double prefill_s = 0;
     double decode_s = 0;
@@ -107,13 +114,17 @@ class Generation : public std::enable_shared_from_this<Generation> {
     struct Step {
         Token token = {};
         StopReason reason = StopReason::none;
+        size_t n_cached = 0;
+        size_t n_dropped = 0;
         double prefill_s = 0;
         double seconds = 0;
     };
 
     Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options);
     Step step(const Interrupt::Poll & poll);
-    float * prefill(const Interrupt::Poll & poll);
+    float * prefill(const Interrupt::Poll & poll, size_t & n_cached);
+    size_t make_room();
+    bool is_named(int32_t token) const;
     StopReason choose(float * logits, Token & token);
     int32_t choose_id(float * logits, Token & token);
     Token deliver(Step step);

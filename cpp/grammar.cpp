@@ -79,7 +79,8 @@ void check_gbnf([[maybe_unused]] const llama_vocab & vocab, const std::string & 
 
 }  // namespace
 
-Grammar::Grammar(std::shared_ptr<llama_model> model, const std::string & gbnf) : model_(std::move(model)) {
+Grammar::Grammar(std::shared_ptr<llama_model> model, const std::string & gbnf, const Start & start)
+    : model_(std::move(model)) {
     const llama_vocab & vocab = *llama_model_get_vocab(model_.get());
     if (llama_vocab_type(&vocab) == LLAMA_VOCAB_TYPE_NONE) {
         throw Error("a grammar needs a model with a tokenizer");
@@ -87,9 +88,26 @@ Grammar::Grammar(std::shared_ptr<llama_model> model, const std::string & gbnf) :
     check_gbnf(vocab, gbnf);
     const Activity activity("compiling a grammar");
     const ErrorCapture errors;
-    grammar_.reset(llama_sampler_init_grammar(&vocab, gbnf.c_str(), "root"));
+    if (start.trigger_patterns.empty() && start.trigger_tokens.empty()) {
+        grammar_.reset(llama_sampler_init_grammar(&vocab, gbnf.c_str(), "root"));
+    } else {
+        std::vector<const char *> patterns;
+        for (const std::string & pattern : start.trigger_patterns) {
+            patterns.push_back(pattern.c_str());
+        }
+        grammar_.reset(llama_sampler_init_grammar_lazy_patterns(&vocab, gbnf.c_str(), "root", patterns.data(),
+                                                                patterns.size(), start.trigger_tokens.data(),
+                                                                start.trigger_tokens.size()));
+    }
     if (!grammar_) {
         throw std::invalid_argument("grammar: " + errors.reason("it cannot be compiled"));
+    }
+    try {
+        for (const int32_t token : start.begun) {
+            accept(token);
+        }
+    } catch (const std::exception & error) {
+        throw Error("the grammar does not go on from what asks for the reply: " + std::string(error.what()));
     }
 }
 

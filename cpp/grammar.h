@@ -29,8 +29,15 @@ class Constraint {
 // A grammar in llama.cpp's GBNF, whose start symbol is `root`.
 class Grammar : public Constraint {
   public:
+    struct Start {
+        // The grammar holds from the match of one of these regular expressions (its first group, if it has one) or
+        // one of these tokens on; from the start, if there are none.
+        std::vector<std::string> trigger_patterns = {};
+        std::vector<int32_t> trigger_tokens = {};
+        std::vector<int32_t> begun = {};  // what has come of it already
+    };
     // Throws std::invalid_argument that names the place in the grammar. Keeps the model alive.
-    Grammar(std::shared_ptr<llama_model> model, const std::string & gbnf);
+    Grammar(std::shared_ptr<llama_model> model, const std::string & gbnf, const Start & start);
 
     int32_t sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs) override;
     bool allows(int32_t token) override;

@@ -374,8 +374,18 @@ std::vector<std::vector<int32_t>> Model::dry_breakers(const std::vector<std::str
     return breakers;
 }
 
-std::unique_ptr<Grammar> Model::grammar(const std::string & gbnf) const {
-    return std::make_unique<Grammar>(loaded(), gbnf);
+std::unique_ptr<Grammar> Model::grammar(const std::string & gbnf, const Grammar::Start & start) const {
+    return std::make_unique<Grammar>(loaded(), gbnf, start);
+}
+
+std::unique_ptr<ChatTemplate> Model::chat_template(const std::string & source) const {
+    const auto model = loaded();
+    tokenizer(*model);
+    return std::make_unique<ChatTemplate>(model, source);
+}
+
+bool Model::has_chat_template() const {
+    return ChatTemplate::exists(*loaded());
 }
 
 void Model::check_token(const std::string & argument, int32_t token) const {
@@ -385,7 +395,7 @@ void Model::check_token(const std::string & argument, int32_t token) const {
     }
 }
 
-std::shared_ptr<Context> Model::take_context() {
+std::shared_ptr<Context> Model::take_context(bool clear) {
     std::shared_ptr<Context> context;
     {
         const std::lock_guard lock(mutex_);
@@ -394,7 +404,9 @@ std::shared_ptr<Context> Model::take_context() {
     if (!context) {
         context = make_context(1);
     }
-    context->clear();
+    if (clear) {
+        context->clear();
+    }
     return context;
 }
 

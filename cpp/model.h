@@ -1,6 +1,7 @@
 // A loaded model: its vocabulary, and the contexts that streams decode with.
 #pragma once
 
+#include "chat_template.h"
 #include "context.h"
 #include "grammar.h"
 #include "placement.h"
@@ -112,7 +113,10 @@ class Model {
     // The token sequences that DRY takes for breakers: every way in which a token can end, or begin, with
     // one of these texts, followed by the tokens of the rest of it. Takes long for large vocabularies.
     std::vector<std::vector<int32_t>> dry_breakers(const std::vector<std::string> & texts) const;
-    std::unique_ptr<Grammar> grammar(const std::string & gbnf) const;
+    std::unique_ptr<Grammar> grammar(const std::string & gbnf, const Grammar::Start & start) const;
+    // The model's own, or one in Jinja. Throws Error if there is none, or it has mistakes.
+    std::unique_ptr<ChatTemplate> chat_template(const std::string & source) const;
+    bool has_chat_template() const;
 
     // Throws std::invalid_argument, naming `argument`.
     void check_token(const std::string & argument, int32_t token) const;
@@ -121,8 +125,9 @@ class Model {
 
     // Held for every step: contexts share the thread pool and the devices.
     Turns & turns() { return turns_; }
-    // A cleared context for one stream. Throws Error if the model cannot generate text.
-    std::shared_ptr<Context> take_context();
+    // A context for one stream; not cleared, it may hold what the stream before has decoded. Throws Error if the
+    // model cannot generate text.
+    std::shared_ptr<Context> take_context(bool clear);
     // One that gives so many rows of logits per batch, and is not kept for reuse.
     std::shared_ptr<Context> make_context(uint32_t n_outputs);
     void give_back(std::shared_ptr<Context> context);

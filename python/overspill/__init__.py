@@ -31,6 +31,7 @@ except ImportError as error:
     ) from error
 
 from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError, OutOfMemoryError
+from overspill.chat import Channel, Chat, ChatStream, ChatTemplate, ChatToken, ToolCall
 from overspill.device import add_rpc_server, devices
 from overspill.hardware import DeviceSpec, Hardware
 from overspill.info import ModelInfo
@@ -53,6 +54,11 @@ from overspill.types import (
 
 __all__ = [
     "CancelledError",
+    "Channel",
+    "Chat",
+    "ChatStream",
+    "ChatTemplate",
+    "ChatToken",
     "ClosedError",
     "Completion",
     "ContextFullError",
@@ -78,6 +84,7 @@ __all__ = [
     "Token",
     "TokenChooser",
     "TokenMask",
+    "ToolCall",
     "Trial",
     "Tuned",
     "Verdict",

@@ -10,7 +10,7 @@ from typing import Any
 
 from overspill import _core
 
-__all__ = ["grammar_of_json_schema"]
+__all__ = ["checked_schema", "grammar_of_json_schema"]
 
 # They say nothing about what fits.
 _ANNOTATIONS = frozenset(
@@ -43,13 +43,18 @@ def grammar_of_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
     ValueError
         It is no JSON schema, or has something that llama.cpp's grammars cannot hold; the message says where.
     """
+    return _core.grammar_of_json_schema(checked_schema(schema))
+
+
+def checked_schema(schema: str | Mapping[str, Any] | bool) -> str:
+    """Return the schema as llama.cpp's converter is to have it, in JSON; raises what the function above does."""
     text = schema if isinstance(schema, str) else json.dumps(schema)
     try:
         root = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"json_schema: line {error.lineno}, column {error.colno}: {error.msg}") from None
     _check(root, "#", root)
-    return _core.grammar_of_json_schema(json.dumps(root))
+    return json.dumps(root)
 
 
 def _refuse(where: str, why: str) -> ValueError:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill import _core
+from overspill.chat import ChatStream, ChatTemplate, Message, OnFull, ReplyForm, Tool, ToolChoice
 from overspill.device import add_rpc_server, devices, physical_cores
 from overspill.hardware import Hardware, available_ram_bytes
 from overspill.hub import resolve
@@ -147,9 +148,9 @@ class Stream:
     @property
     def stats(self) -> Stats:
         """What the stream did so far, and how fast."""
-        prompt_tokens, tokens, prefill_s, decode_s, first_s, reason = self._generation.stats()
+        prompt_tokens, tokens, prefill_s, decode_s, first_s, reason, cached, dropped = self._generation.stats()
         stop_reason = None if reason is None else StopReason(reason)
-        return Stats(prompt_tokens, tokens, prefill_s, decode_s, first_s, stop_reason)
+        return Stats(prompt_tokens, tokens, prefill_s, decode_s, first_s, stop_reason, cached, dropped)
 
     def __repr__(self) -> str:
         """Return the stats in brackets."""
@@ -471,6 +472,8 @@ class Model:
         json_schema: str | Mapping[str, Any] | bool | None = None,
         logits: bool = False,
         logprobs: bool | int = False,
+        reuse: bool = False,
+        form: ReplyForm | None = None,
         **keywords: Unpack[SamplingKeywords],
     ) -> Stream:
         """Continue ``prompt``, token by token.
@@ -506,6 +509,11 @@ class Model:
             Fill in :attr:`Token.logits`.
         logprobs
             Fill in :attr:`Token.logprob`; a number, 1 to 1000, also :attr:`Token.top_logprobs` with so many tokens.
+        reuse
+            Do not decode again what the prompt has in common with the model's latest stream, prompt and reply. Its
+            batches are others then, so that logits may differ in the last digits.
+        form
+            What :meth:`chat` wants of the reply.
         **keywords
             The fields of :class:`SamplingOptions`, such as ``temperature=0.7``; they overrule ``sampling``.
 
@@ -529,19 +537,100 @@ class Model:
         else:
             sampling = merge(self.sampling if sampling is None else sampling, keywords)
         gbnf, mask = self._constraint(grammar, json_schema)
+        form = form or ReplyForm()
+        if form.grammar is not None:
+            if gbnf is not None or mask is not None:
+                raise ValueError("give either tools or grammar: calls to tools have a grammar of their own")
+            gbnf = form.grammar
         generation = self._core.open_stream(
             self.tokenize(prompt) if isinstance(prompt, str) else _tokens("prompt", prompt),
             sampler=(sampler if isinstance(sampler, Sampler) else Sampler(sampling, model=self))._core,
             max_tokens=-1 if max_tokens is None else as_integer("max_tokens", max_tokens, 1, 2**63 - 1),
-            stop=stops,
+            stop=[*stops, *form.stop],
             logprobs=int(logprobs) - 1 if isinstance(logprobs, bool) else as_integer("logprobs", logprobs, 1, 1000),
             grammar=gbnf,
             mask=mask,
             choose=_chooser(None if isinstance(sampler, Sampler) else sampler, logits_processors),
             logits=bool(logits),
             look_ahead=not isinstance(sampler, Sampler),
+            reuse=bool(reuse),
+            named=form.named,
+            droppable=form.droppable,
+            trigger_patterns=form.trigger_patterns,
+            trigger_tokens=form.trigger_tokens,
+            begun=form.begun,
         )
         return Stream(generation)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the file has a chat template, so that :meth:`chat` knows how the model is to be addressed."""
+        return self._core.has_chat_template
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """How the file says that conversations are put to the model; an :class:`Error` if it does not."""
+        return ChatTemplate(self)
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice = "auto",
+        reasoning_effort: str | None = None,
+        thinking: bool = True,
+        json_schema: str | Mapping[str, Any] | bool | None = None,
+        on_full: OnFull = "error",
+        **options: Any,
+    ) -> ChatStream:
+        """Stream a reply to a conversation, in the model's own format.
+
+        What the conversation has in common with the latest stream, prompt and reply, is not decoded again.
+
+        Parameters
+        ----------
+        messages
+            A question, or the conversation: mappings as OpenAI's API has them, with ``role`` (``"system"``,
+            ``"user"``, ``"assistant"``, ``"tool"``) and ``content``; of assistants also ``reasoning_content`` and
+            ``tool_calls``, of tools ``tool_call_id`` and ``name``.
+        tools
+            What the model may ask for: functions of yours, whose signature and docstring say what they are for, or
+            descriptions as OpenAI's API has them. They are not called; see :attr:`ChatStream.tool_calls`.
+        tool_choice
+            ``"auto"`` leaves it to the model, ``"required"`` makes it call one, ``"none"`` forbids it.
+        reasoning_effort
+            For models that know it, such as gpt-oss: ``"low"``, ``"medium"`` or ``"high"``.
+        thinking
+            False asks models that can do without reasoning not to.
+        json_schema
+            The answer is JSON that fits it; reasoning before it is free.
+        on_full
+            ``"error"``: a conversation that does not fit into ``n_ctx`` is a :class:`ContextFullError`; ``"shift"``:
+            its oldest turns are left out, and forgotten while the reply comes, until it does; where the model cannot
+            forget some of what it read, a reply that fills the context ends there.
+        **options
+            Those of :meth:`stream`: ``max_tokens``, ``stop``, sampling options, ``logprobs`` and so on.
+
+        Raises
+        ------
+        Error
+            The model has no chat template.
+        ContextFullError
+            The conversation does not fit into ``n_ctx``.
+        ValueError, TypeError
+            A message or a tool is none, or the template refuses it; or as for :meth:`stream`.
+        """
+        return self.chat_template.open(
+            messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            reasoning_effort=reasoning_effort,
+            thinking=thinking,
+            json_schema=json_schema,
+            on_full=on_full,
+            options=options,
+        )
 
     def _constraint(
         self, grammar: str | TokenMask | None, json_schema: str | Mapping[str, Any] | bool | None

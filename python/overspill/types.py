@@ -89,6 +89,10 @@ class Stats:
     """Prefill and the first draw; None before the first token."""
     stop_reason: StopReason | None
     """None while the stream is open."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that were not decoded again, since the stream before had them; see ``stream(reuse=True)``."""
+    dropped_tokens: int = 0
+    """Tokens of old turns that were forgotten to make room; see ``chat(on_full="shift")``."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -102,6 +106,8 @@ class Stats:
             f"{speed:.2f} tok/s" if speed is not None else "– tok/s",
             f"{self.tokens} token{'' if self.tokens == 1 else 's'}",
             f"{first:.2f} s to first token" if first is not None else "no first token",
+            *([f"{self.cached_tokens} cached"] if self.cached_tokens else []),
+            *([f"{self.dropped_tokens} dropped"] if self.dropped_tokens else []),
             f"stop: {self.stop_reason}" if self.stop_reason is not None else "running",
         ]
         return " · ".join(parts)
