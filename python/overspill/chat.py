@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -313,8 +314,8 @@ class ChatTemplate:
         """
         if not source and not model.has_chat_template:
             raise _core.Error(
-                f"{model.path} has no chat template: it is a base model, to be continued with model.stream(prompt); or give "
-                f"a template in Jinja as model.chat_template = overspill.ChatTemplate(model, source)"
+                f"{model.path} has no chat template: it is a base model, to be continued with model.stream(prompt); or "
+                "give a template in Jinja: model.chat_template = overspill.ChatTemplate(model, source)"
             )
         self._model = model
         self._core = model._core.chat_template(source)
@@ -459,7 +460,7 @@ class ChatTemplate:
             if start == 0:
                 place = ends.get(offset)
             places.append(place)
-        return [(a, b) for a, b in zip(places, places[1:], strict=False) if a is not None and b is not None and a < b]
+        return [(a, b) for a, b in pairwise(places) if a is not None and b is not None and a < b]
 
 
 def _json(argument: str, value: object) -> str:
@@ -474,9 +475,10 @@ def _messages(messages: str | Sequence[Message]) -> list[Message]:
         return [{"role": "user", "content": messages}]
     if isinstance(messages, Mapping) or not isinstance(messages, Sequence):
         raise TypeError(f"messages must be a string or a sequence of mappings, not {messages!r:.80}")
-    if not messages:
+    said: list[Any] = list(messages)
+    if not said:
         raise ValueError("messages must have at least one message")
-    for i, message in enumerate(messages):
+    for i, message in enumerate(said):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise TypeError(
                 f'messages[{i}] must be a mapping such as {{"role": "user", "content": "Hello"}}, not {message!r:.80}'
@@ -485,7 +487,7 @@ def _messages(messages: str | Sequence[Message]) -> list[Message]:
             raise TypeError(f"messages[{i}]: content must be a text, not {message['content']!r:.80}")
         if "content" not in message and "tool_calls" not in message:
             raise ValueError(f"messages[{i}] must have content")
-    return [dict(message) for message in messages]
+    return [dict(message) for message in said]
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message]:
@@ -552,11 +554,9 @@ class Chat:
         **options
             Those of :meth:`Model.chat`, for this reply.
         """
-        new = (
-            []
-            if message is None
-            else [dict(part) for part in _messages([message] if isinstance(message, Mapping) else message)]
-        )
+        new: list[dict[str, Any]] = []
+        if message is not None:
+            new = [dict(part) for part in _messages(message if isinstance(message, str) else [message])]
         stream = self.model.chat([*self.messages, *new], **{**self.options, **options})
         self.messages += new
 

@@ -87,6 +87,6 @@ def _schema_of(kind: object, where: str) -> dict[str, Any]:
     if (kind is dict or origin in (dict, Mapping)) and (not arguments or arguments[0] is str):
         return {"type": "object", "additionalProperties": _schema_of(arguments[1], where) if arguments else {}}
     raise TypeError(
-        f"{where} has a type that JSON does not know: use str, int, float, bool, None, list, dict, Literal, an Enum or a "
-        f"union of these, or describe the tool with a JSON schema"
+        f"{where} has a type that JSON does not know: use str, int, float, bool, None, list, dict, Literal, an Enum or "
+        "a union of these, or describe the tool with a JSON schema"
     )

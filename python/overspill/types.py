@@ -90,7 +90,7 @@ class Stats:
     stop_reason: StopReason | None
     """None while the stream is open."""
     cached_tokens: int = 0
-    """Tokens of the prompt that were not decoded again, since the stream before had them; see ``stream(reuse=True)``."""
+    """Tokens of the prompt that were not decoded again, as the stream before had them; see ``stream(reuse=True)``."""
     dropped_tokens: int = 0
     """Tokens of old turns that were forgotten to make room; see ``chat(on_full="shift")``."""
 
