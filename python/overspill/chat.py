@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from overspill import _core
 from overspill.hardware import replace_json
-from overspill.json_schema import checked_schema
+from overspill.json_schema import checked_schema, grammar_of_json_schema
 from overspill.tools import Tool, describe_tools
 from overspill.types import Stats, StopReason
 
@@ -235,6 +235,8 @@ class ChatStream:
             return self._rest_as_it_is()
         try:
             reasoning, content, calls = self._parser.parse(self.raw, is_partial)
+            if not is_partial and self.raw.strip() and not (reasoning or content or calls):
+                raise _core.Error("it is nothing but marks")
         except _core.Error as error:
             self.is_malformed = True
             logger.warning("the reply does not follow the model's own format, the rest is given as it is: %s", error)
@@ -384,7 +386,10 @@ class ChatTemplate:
             raise ValueError(f"on_full must be one of {', '.join(get_args(OnFull))}, not {on_full!r}")
         if tools and json_schema is not None:
             raise ValueError("give either tools or json_schema")
-        schema = "" if json_schema is None else checked_schema(json_schema)
+        schema = ""
+        if json_schema is not None:
+            grammar_of_json_schema(json_schema)  # says where it cannot be compiled
+            schema = checked_schema(json_schema)
         said = _messages(messages)
 
         def render(part: Sequence[Message], add_generation_prompt: bool = True) -> dict[str, Any]:
