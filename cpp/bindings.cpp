@@ -1,6 +1,7 @@
 // What Python sees of the core: declarations, and the conversions that they need.
 // Everything that may take long runs without the GIL, after its arguments were converted.
 
+#include "batch.h"
 #include "device.h"
 #include "error.h"
 #include "evaluation.h"
@@ -408,12 +409,49 @@ Token next_token(Generation & generation) {
     return std::move(*token);
 }
 
-py::tuple stats_of(const Generation & generation) {
-    const GenerationStats stats = generation.stats();
+py::tuple stats_tuple(const GenerationStats & stats) {
     const py::object reason =
         stats.stop_reason == StopReason::none ? py::none() : py::object(py::str(stop_reason_name(stats.stop_reason)));
     return py::make_tuple(stats.n_prompt_tokens, stats.n_tokens, stats.prefill_s, stats.decode_s,
                           stats.time_to_first_token_s, reason, stats.n_cached_tokens, stats.n_dropped_tokens);
+}
+
+std::shared_ptr<BatchGeneration> open_batch(const std::shared_ptr<Model> & model,
+                                            std::vector<std::vector<int32_t>> prompts,
+                                            const std::vector<std::shared_ptr<Sampler>> & samplers, int64_t max_tokens,
+                                            const std::vector<std::string> & stop, int32_t logprobs,
+                                            const std::optional<std::string> & grammar, uint32_t parallel,
+                                            uint32_t n_ctx) {
+    return without_gil([&] {
+        std::vector<BatchRequest> requests;
+        for (size_t i = 0; i < prompts.size(); ++i) {
+            GenerationOptions options;
+            options.sampler = samplers.at(i);
+            options.max_tokens = max_tokens;
+            options.stop = stop;
+            options.n_logprobs = logprobs;
+            if (grammar) {
+                options.constraint = model->grammar(*grammar, {});
+            }
+            requests.push_back({std::move(prompts[i]), std::move(options)});
+        }
+        return std::make_shared<BatchGeneration>(model, std::move(requests), parallel, n_ctx);
+    });
+}
+
+py::tuple next_outcome(BatchGeneration & batch) {
+    const Signals signals;
+    std::optional<BatchOutcome> outcome;
+    try {
+        outcome = without_gil([&] { return batch.next(signals.poll()); });
+    } catch (const CancelledError &) {
+        signals.rethrow();
+        throw;
+    }
+    if (!outcome) {
+        throw py::stop_iteration();
+    }
+    return py::make_tuple(outcome->request, std::move(outcome->tokens), stats_tuple(outcome->stats));
 }
 
 py::dict render_chat(const ChatTemplate & chat, std::string messages, std::string tools, std::string tool_choice,
@@ -670,6 +708,8 @@ PYBIND11_MODULE(_core, m) {
         .def("open_stream", &open_stream, "prompt"_a, py::kw_only(), "sampler"_a, "max_tokens"_a, "stop"_a,
              "logprobs"_a, "grammar"_a, "mask"_a, "choose"_a, "logits"_a, "look_ahead"_a, "reuse"_a, "named"_a,
              "droppable"_a, "trigger_patterns"_a, "trigger_tokens"_a, "begun"_a)
+        .def("open_batch", &open_batch, "prompts"_a, py::kw_only(), "samplers"_a, "max_tokens"_a, "stop"_a,
+             "logprobs"_a, "grammar"_a, "parallel"_a, "n_ctx"_a)
         .def_property_readonly("has_chat_template", &Model::has_chat_template)
         .def(
             "chat_template",
@@ -732,7 +772,13 @@ PYBIND11_MODULE(_core, m) {
                 without_gil([&] { generation.close(why); });
             },
             "reason"_a)
-        .def("stats", &stats_of);
+        .def("stats", [](const Generation & generation) { return stats_tuple(generation.stats()); });
+
+    py::class_<BatchGeneration, std::shared_ptr<BatchGeneration>>(m, "BatchGeneration", py::is_final(),
+                                                                  py::release_gil_before_calling_cpp_dtor())
+        .def("__iter__", [](const py::object & self) { return self; })
+        .def("__next__", &next_outcome)
+        .def("close", [](BatchGeneration & batch) { without_gil([&] { batch.close(); }); });
 
     py::class_<Sampler, std::shared_ptr<Sampler>>(m, "Sampler", py::is_final())
         .def(py::init([](const py::dict & options) { return std::make_shared<Sampler>(sampling_options(options)); }),

@@ -33,7 +33,7 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
       model_(std::move(model)),
       threadpool_(std::move(threadpool)),
       n_ctx_(options.n_ctx),
-      n_batch_(std::min(options.n_batch, options.n_ctx)),
+      n_batch_(std::min(options.n_batch, options.n_ctx * options.n_sequences)),
       n_outputs_(std::min(options.n_outputs, n_batch_)),
       n_ubatch_(std::min(options.n_ubatch, n_batch_)),
       dry_run_(options.dry_run),
@@ -41,13 +41,17 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
                       llama_model_is_hybrid(model_.get())) {
     const Activity activity("creating a context");
     llama_context_params params = llama_context_default_params();
-    params.n_ctx = options.n_ctx;
+    // Each sequence has cells of its own, in whole blocks, so that attention does not look at the others'.
+    constexpr uint32_t block = 256;
+    params.n_ctx =
+        options.n_sequences == 1 ? options.n_ctx : (options.n_ctx + block - 1) / block * block * options.n_sequences;
+    params.kv_unified = false;
     params.n_batch = n_batch_;
     // Rows of logits are reserved twice: per batch in the output buffer, per ubatch in the graph.
     constexpr uint32_t n_ubatch_for_all = 64;
-    n_ubatch_ = n_outputs_ > 1 ? std::min(n_ubatch_, n_ubatch_for_all) : n_ubatch_;
+    n_ubatch_ = n_outputs_ > 1 && options.n_sequences == 1 ? std::min(n_ubatch_, n_ubatch_for_all) : n_ubatch_;
     params.n_ubatch = n_ubatch_;
-    params.n_seq_max = 1;
+    params.n_seq_max = options.n_sequences;
     params.n_outputs_max = n_outputs_;  // n_batch of them would be reserved otherwise
     params.n_threads = options.n_threads;
     params.n_threads_batch = options.n_threads;
@@ -163,28 +167,15 @@ bool Context::drop(uint32_t from, uint32_t to) {
     return true;
 }
 
-float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
-                        bool all) {
-    if (decoded_.size() + n > n_ctx_) {
-        throw ContextFullError("the context of " + std::to_string(n_ctx_) + " tokens is full");
-    }
+// `decode` returns llama_decode()'s status.
+template <typename Decode>
+void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, const Decode & decode) {
     interrupt_ = &interrupt;
     poll_ = &poll;
     const Activity activity("decoding");
     const ErrorCapture errors;
-    // Upstream declares the tokens mutable, and does not change them.
-    llama_batch batch = llama_batch_get_one(const_cast<llama_token *>(tokens), static_cast<int32_t>(n));
-    if (all) {
-        wanted_.assign(n, 1);
-        batch.logits = wanted_.data();
-    }
     n_decodes_.fetch_add(1, std::memory_order_relaxed);
-    const int32_t status = llama_decode(context_.get(), batch);
-    // A GPU may still be working: this waits for it, so the step ends here and not in the sampler.
-    float * logits = nullptr;
-    if (status == 0) {
-        logits = all ? llama_get_logits(context_.get()) : llama_get_logits_ith(context_.get(), -1);
-    }
+    const int32_t status = decode();
     interrupt_ = nullptr;
     poll_ = nullptr;
     incomplete_ = incomplete_ || status != 0;
@@ -197,11 +188,69 @@ float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrup
     if (status == 1) {
         throw ContextFullError("the KV cache has no room for " + std::to_string(n) + " more tokens");
     }
-    if (status != 0 || logits == nullptr) {
+    if (status != 0) {
         throw Error("decoding failed: " + errors.reason("llama_decode returned " + std::to_string(status)));
     }
+}
+
+float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
+                        bool all) {
+    if (decoded_.size() + n > n_ctx_) {
+        throw ContextFullError("the context of " + std::to_string(n_ctx_) + " tokens is full");
+    }
+    float * logits = nullptr;
+    run(n, interrupt, poll, [&] {
+        // Upstream declares the tokens mutable, and does not change them.
+        llama_batch batch = llama_batch_get_one(const_cast<llama_token *>(tokens), static_cast<int32_t>(n));
+        if (all) {
+            wanted_.assign(n, 1);
+            batch.logits = wanted_.data();
+        }
+        const int32_t status = llama_decode(context_.get(), batch);
+        // A GPU may still be working: this waits for it, so the step ends here and not in the sampler.
+        if (status == 0) {
+            logits = all ? llama_get_logits(context_.get()) : llama_get_logits_ith(context_.get(), -1);
+        }
+        constexpr int32_t no_logits = -2;
+        return status == 0 && logits == nullptr ? no_logits : status;
+    });
     decoded_.insert(decoded_.end(), tokens, tokens + n);
     return logits;
+}
+
+void Context::decode(const std::vector<BatchToken> & tokens, Interrupt & interrupt, const Interrupt::Poll & poll) {
+    if (!batch_) {
+        batch_.reset(new llama_batch(llama_batch_init(static_cast<int32_t>(n_batch_), 0, 1)));
+    }
+    llama_batch & batch = *batch_;
+    batch.n_tokens = 0;
+    for (const BatchToken & one : tokens) {
+        const auto i = static_cast<size_t>(batch.n_tokens++);
+        batch.token[i] = one.token;
+        batch.pos[i] = static_cast<llama_pos>(one.position);
+        batch.n_seq_id[i] = 1;
+        batch.seq_id[i][0] = static_cast<llama_seq_id>(one.sequence);
+        batch.logits[i] = one.wants_logits ? 1 : 0;
+    }
+    run(static_cast<uint32_t>(tokens.size()), interrupt, poll, [&] {
+        const int32_t status = llama_decode(context_.get(), batch);
+        if (status == 0) {
+            llama_synchronize(context_.get());
+        }
+        return status;
+    });
+}
+
+float * Context::logits_of(size_t place) {
+    float * logits = llama_get_logits_ith(context_.get(), static_cast<int32_t>(place));
+    if (logits == nullptr) {
+        throw Error("there are no logits of token " + std::to_string(place) + " of the batch");
+    }
+    return logits;
+}
+
+void Context::forget(uint32_t sequence) {
+    llama_memory_seq_rm(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence), -1, -1);
 }
 
 }  // namespace overspill

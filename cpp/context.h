@@ -38,7 +38,7 @@ class Interrupt {
 };
 
 struct ContextOptions {
-    uint32_t n_ctx;     // tokens, over 0
+    uint32_t n_ctx;     // tokens of a sequence, over 0
     uint32_t n_batch;   // tokens of a prompt per batch
     uint32_t n_ubatch;  // of which so many are computed at once
     int32_t n_threads;
@@ -46,8 +46,16 @@ struct ContextOptions {
     ggml_type type_v;
     llama_flash_attn_type flash_attention;
     uint32_t n_outputs = 1;  // rows of logits that one batch may give, at most n_batch; memory is reserved for all
-    bool dry_run = false;    // of a model that was not loaded: can only report its memory
+    uint32_t n_sequences = 1;
+    bool dry_run = false;                            // of a model that was not loaded: can only report its memory
     std::shared_ptr<const RpcServers> servers = {};  // those of the model
+};
+
+struct BatchToken {
+    int32_t token;
+    uint32_t position;
+    uint32_t sequence;
+    bool wants_logits;
 };
 
 class Context {
@@ -81,6 +89,13 @@ class Context {
     // Throws CancelledError if interrupted, ContextFullError, or Error.
     float * decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
                    bool all = false);
+    // The same for tokens of several sequences, at most n_batch, whose logits logits_of() has until the next decode.
+    void decode(const std::vector<BatchToken> & tokens, Interrupt & interrupt, const Interrupt::Poll & poll);
+    // Of a token that wanted them, by its place in the batch.
+    float * logits_of(size_t place);
+    // Forgets a whole sequence.
+    void forget(uint32_t sequence);
+
     // How often that was called: logits are those of the latest time.
     uint64_t n_decodes() const { return n_decodes_.load(std::memory_order_relaxed); }
 
@@ -93,6 +108,9 @@ class Context {
     uint32_t n_decoded() const { return static_cast<uint32_t>(decoded_.size()); }
 
   private:
+    template <typename Decode>
+    void run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, const Decode & decode);
+
     struct Deleter {
         void operator()(llama_context * context) const { llama_free(context); }
     };
@@ -114,6 +132,13 @@ class Context {
     std::vector<uint8_t> remembered_;  // the state of windows and recurrent layers
     std::atomic<uint64_t> n_decodes_{0};
     std::vector<int8_t> wanted_;  // kept for its memory
+    struct BatchDeleter {
+        void operator()(llama_batch * batch) const {
+            llama_batch_free(*batch);
+            delete batch;
+        }
+    };
+    std::unique_ptr<llama_batch, BatchDeleter> batch_;  // of several sequences
     // Set during a decode only, for the callback.
     Interrupt * interrupt_ = nullptr;
     const Interrupt::Poll * poll_ = nullptr;

@@ -94,7 +94,7 @@ std::shared_ptr<Generation> Generation::start(std::shared_ptr<Model> model, std:
     return generation;
 }
 
-Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options)
+Sequence::Sequence(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options)
     : model_(std::move(model)),
       tokens_(std::make_shared<std::vector<int32_t>>(std::move(prompt))),
       n_prompt_(tokens_->size()),
@@ -125,19 +125,40 @@ Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt
         }
     }
     std::sort(options_.named.begin(), options_.named.end());
-    context_ = model_->take_context(/*clear =*/!options_.reuse);
-    if (!context_->can_drop()) {
-        options_.droppable.clear();
+}
+
+void Sequence::accept_prompt() {
+    for (const int32_t token : *tokens_) {
+        options_.sampler->accept(token);
     }
-    if (tokens_->size() > context_->n_ctx()) {
+}
+
+void Sequence::release() {
+    options_.choose = {};
+    options_.constraint = {};
+}
+
+void Sequence::drop(uint32_t from, uint32_t to) {
+    tokens_->erase(tokens_->begin() + from, tokens_->begin() + to);
+    n_prompt_ -= to - from;
+}
+
+Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options)
+    : model_(std::move(model)), sequence_(model_, std::move(prompt), std::move(options)) {
+    GenerationOptions & checked = sequence_.options();
+    context_ = model_->take_context(/*clear =*/!checked.reuse);
+    if (!context_->can_drop()) {
+        checked.droppable.clear();
+    }
+    const size_t n_prompt = sequence_.n_prompt();
+    if (n_prompt > context_->n_ctx()) {
         const std::string n_ctx = std::to_string(context_->n_ctx());
         model_->give_back(std::move(context_));
-        throw ContextFullError("the prompt has " + std::to_string(tokens_->size()) + " tokens, but the context holds " +
+        throw ContextFullError("the prompt has " + std::to_string(n_prompt) + " tokens, but the context holds " +
                                n_ctx + "; load the model with a larger n_ctx, or shorten the prompt");
     }
-    // It never moves, so that a chooser can look at it from Python.
-    tokens_->reserve(size_t{context_->n_ctx()} + 1);
-    stats_.n_prompt_tokens = n_prompt_;
+    sequence_.reserve(size_t{context_->n_ctx()} + 1);
+    stats_.n_prompt_tokens = n_prompt;
 }
 
 Generation::~Generation() {
@@ -149,17 +170,17 @@ Generation::~Generation() {
 
 float * Generation::prefill(const Interrupt::Poll & poll, size_t & n_cached) {
     float * logits = nullptr;
-    const auto n_prompt = static_cast<uint32_t>(n_prompt_);
-    if (options_.reuse) {
+    const auto n_prompt = static_cast<uint32_t>(sequence_.n_prompt());
+    const bool reuse = sequence_.options().reuse;
+    if (reuse) {
         const Turn turn(model_->turns(), interrupt_);
-        n_cached = context_->keep(*tokens_);
+        n_cached = context_->keep(sequence_.tokens());
     }
     auto done = static_cast<uint32_t>(n_cached);
     // The next prompt may differ in its last tokens from this one, which ask for the reply.
     constexpr uint32_t n_of_question = 16;
-    const uint32_t to_remember = options_.reuse && context_->needs_to_remember() && n_prompt > done + n_of_question
-                                     ? n_prompt - n_of_question
-                                     : 0;
+    const uint32_t to_remember =
+        reuse && context_->needs_to_remember() && n_prompt > done + n_of_question ? n_prompt - n_of_question : 0;
     while (done < n_prompt) {
         const uint32_t n = std::min(context_->n_batch(), (done < to_remember ? to_remember : n_prompt) - done);
         // Between two batches other streams have their turn, and close() its chance.
@@ -168,15 +189,13 @@ float * Generation::prefill(const Interrupt::Poll & poll, size_t & n_cached) {
         if (interrupt_.cancelled() || (poll && poll())) {
             throw CancelledError("interrupted");
         }
-        logits = context_->decode(tokens_->data() + done, n, interrupt_, poll);
+        logits = context_->decode(sequence_.tokens().data() + done, n, interrupt_, poll);
         done += n;
         if (done == to_remember) {
             context_->remember();
         }
     }
-    for (const int32_t token : *tokens_) {
-        options_.sampler->accept(token);
-    }
+    sequence_.accept_prompt();
     return logits;
 }
 
@@ -191,10 +210,11 @@ Generation::Step Generation::step(const Interrupt::Poll & poll) {
     } else {
         const Turn turn(model_->turns(), interrupt_);
         step.n_dropped = context_->n_decoded() == context_->n_ctx() ? make_room() : 0;
-        logits = context_->decode(&tokens_->back(), 1, interrupt_, poll);
+        logits = context_->decode(&sequence_.tokens().back(), 1, interrupt_, poll);
     }
-    step.reason = choose(logits, step.token);
-    if (options_.keep_logits) {
+    const bool is_full = context_->n_decoded() == context_->n_ctx() && sequence_.options().droppable.empty();
+    step.reason = sequence_.choose(logits, context_, is_full, step.token);
+    if (sequence_.options().keep_logits) {
         step.token.context = context_;
         step.token.logits = logits;
         step.token.n_decodes = context_->n_decodes();
@@ -205,30 +225,30 @@ Generation::Step Generation::step(const Interrupt::Poll & poll) {
 
 // Drops the first span of the prompt that may be, and returns how many tokens that were; 0 if none may.
 size_t Generation::make_room() {
-    if (options_.droppable.empty()) {
+    auto & droppable = sequence_.options().droppable;
+    if (droppable.empty()) {
         return 0;
     }
-    const auto [from, to] = options_.droppable.front();
+    const auto [from, to] = droppable.front();
     if (!context_->drop(from, to)) {
-        options_.droppable.clear();
+        droppable.clear();
         return 0;
     }
-    options_.droppable.erase(options_.droppable.begin());
+    droppable.erase(droppable.begin());
     const uint32_t n = to - from;
-    for (auto & [later_from, later_to] : options_.droppable) {
+    for (auto & [later_from, later_to] : droppable) {
         later_from -= n;
         later_to -= n;
     }
-    tokens_->erase(tokens_->begin() + from, tokens_->begin() + to);
-    n_prompt_ -= n;
+    sequence_.drop(from, to);
     return n;
 }
 
-bool Generation::is_named(int32_t token) const {
+bool Sequence::is_named(int32_t token) const {
     return std::binary_search(options_.named.begin(), options_.named.end(), token);
 }
 
-int32_t Generation::choose_id(float * logits, Token & token) {
+int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token) {
     const auto n_vocab = static_cast<size_t>(model_->n_vocab());
     Logprobs * logprobs = nullptr;
     if (options_.n_logprobs >= 0) {
@@ -237,7 +257,7 @@ int32_t Generation::choose_id(float * logits, Token & token) {
     }
     std::optional<int32_t> chosen;
     if (options_.choose) {
-        chosen = options_.choose({logits, context_, tokens_});
+        chosen = options_.choose({logits, context, tokens_});
     }
     if (chosen) {
         model_->check_token("the sampler's answer", *chosen);
@@ -264,9 +284,9 @@ int32_t Generation::choose_id(float * logits, Token & token) {
     return *chosen;
 }
 
-StopReason Generation::choose(float * logits, Token & token) {
-    const auto & vocab = *llama_model_get_vocab(&context_->model());
-    token.id = choose_id(logits, token);
+StopReason Sequence::choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token) {
+    const auto & vocab = *llama_model_get_vocab(&context->model());
+    token.id = choose_id(logits, context, token);
     tokens_->push_back(token.id);
     bytes_.clear();
     append_token_bytes(vocab, token.id, /*special =*/is_named(token.id), bytes_);
@@ -277,7 +297,7 @@ StopReason Generation::choose(float * logits, Token & token) {
         reason = StopReason::eos;
     } else if (static_cast<int64_t>(tokens_->size() - n_prompt_) == options_.max_tokens) {
         reason = StopReason::max_tokens;
-    } else if (context_->n_decoded() == context_->n_ctx() && options_.droppable.empty()) {
+    } else if (is_full) {
         reason = StopReason::context_full;
     }
     if (reason != StopReason::none) {
@@ -313,7 +333,7 @@ std::optional<Token> Generation::next(const Interrupt::Poll & poll) {
     const bool busy_caller = !first_ && std::chrono::steady_clock::now() - returned_at_ > worth_it;
     try {
         Token token = deliver(is_ahead_ ? take_ahead(poll) : step(poll));
-        if (context_ && busy_caller && options_.look_ahead) {
+        if (context_ && busy_caller && sequence_.options().look_ahead) {
             start_ahead();
         }
         returned_at_ = std::chrono::steady_clock::now();
@@ -356,8 +376,7 @@ void Generation::finish(StopReason reason) {
         stats_.stop_reason = reason;
     }
     // What was asked of Python is let go of by the thread that came from there.
-    options_.choose = {};
-    options_.constraint = {};
+    sequence_.release();
     model_->give_back(std::move(context_));
 }
 
@@ -393,7 +412,7 @@ void Generation::start_ahead() {
             ahead_thread_ = std::thread([this] { work_ahead(); });
         } catch (const std::system_error &) {
             is_ahead_ = false;  // no thread is to be had: so it waits to be asked
-            options_.look_ahead = false;
+            sequence_.options().look_ahead = false;
         }
     }
 }

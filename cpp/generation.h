@@ -90,6 +90,41 @@ class StopStrings {
     std::string held_;
 };
 
+// A prompt and the reply to it, as far as it has come: what turns logits into tokens and tokens into text.
+class Sequence {
+  public:
+    // Throws std::invalid_argument. Keeps the model alive.
+    Sequence(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options);
+
+    // Before the first token, so that penalties count the prompt.
+    void accept_prompt();
+    // Takes the next token and says whether it is the last. `is_full` if no token has room after this one.
+    StopReason choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token);
+    // Lets go of what was asked of Python.
+    void release();
+    // Forgets tokens of the prompt.
+    void drop(uint32_t from, uint32_t to);
+
+    const std::vector<int32_t> & tokens() const { return *tokens_; }
+    size_t n_prompt() const { return n_prompt_; }
+    GenerationOptions & options() { return options_; }
+    // It never moves then, so that a chooser can look at it from Python.
+    void reserve(size_t n) { tokens_->reserve(n); }
+
+  private:
+    int32_t choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token);
+    bool is_named(int32_t token) const;
+
+    std::shared_ptr<Model> model_;
+    std::shared_ptr<std::vector<int32_t>> tokens_;  // prompt and reply
+    size_t n_prompt_;
+    GenerationOptions options_;
+    Utf8Buffer characters_;
+    StopStrings stops_;
+    std::string bytes_;  // of one token, kept for its memory
+    Logprobs logprobs_;  // the same
+};
+
 class Generation : public std::enable_shared_from_this<Generation> {
   public:
     // Throws std::invalid_argument, ContextFullError if the prompt does not fit, ClosedError, Error.
@@ -124,9 +159,6 @@ class Generation : public std::enable_shared_from_this<Generation> {
     Step step(const Interrupt::Poll & poll);
     float * prefill(const Interrupt::Poll & poll, size_t & n_cached);
     size_t make_room();
-    bool is_named(int32_t token) const;
-    StopReason choose(float * logits, Token & token);
-    int32_t choose_id(float * logits, Token & token);
     Token deliver(Step step);
     void finish(StopReason reason);
 
@@ -136,14 +168,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
     void stop_ahead();
 
     std::shared_ptr<Model> model_;
-    std::shared_ptr<std::vector<int32_t>> tokens_;  // prompt and reply
-    size_t n_prompt_;
-    GenerationOptions options_;
+    Sequence sequence_;
     std::shared_ptr<Context> context_;  // empty once it has ended
-    Utf8Buffer characters_;
-    StopStrings stops_;
-    std::string bytes_;  // of one token, kept for its memory
-    Logprobs logprobs_;  // the same
     Interrupt interrupt_;
     bool first_ = true;
     std::chrono::steady_clock::time_point returned_at_{};

@@ -201,6 +201,7 @@ ContextOptions Model::context_options(uint32_t n_outputs, std::shared_ptr<const 
             cache_type_of("type_v", options_.type_v),
             flash_attention_of(options_.flash_attention),
             n_outputs,
+            /*n_sequences =*/1,
             options_.dry_run,
             std::move(servers)};
 }
@@ -411,19 +412,32 @@ std::shared_ptr<Context> Model::take_context(bool clear) {
 }
 
 std::shared_ptr<Context> Model::make_context(uint32_t n_outputs) {
+    return make_context(context_options(n_outputs, {}));
+}
+
+std::shared_ptr<Context> Model::make_batch_context(uint32_t n_sequences, uint32_t n_ctx) {
+    ContextOptions options = context_options(1, {});
+    options.n_ctx = n_ctx;
+    options.n_sequences = n_sequences;
+    options.n_outputs = n_sequences;
+    options.n_batch = std::max(options.n_batch, n_sequences);
+    return make_context(options);
+}
+
+std::shared_ptr<Context> Model::make_context(const ContextOptions & options) {
     if (!cannot_generate_.empty()) {
         throw Error("the model " + name_ + " " + cannot_generate_);
     }
     const auto model = loaded();
+    ContextOptions with_servers = options;
     std::shared_ptr<ggml_threadpool> threadpool;
-    std::shared_ptr<const RpcServers> servers;
     {
         const std::lock_guard lock(mutex_);
         threadpool = threadpool_;
-        servers = servers_;
+        with_servers.servers = servers_;
     }
     const std::lock_guard turn(turns_);
-    return std::make_shared<Context>(model, threadpool, context_options(n_outputs, servers));
+    return std::make_shared<Context>(model, threadpool, with_servers);
 }
 
 void Model::give_back(std::shared_ptr<Context> context) {

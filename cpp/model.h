@@ -130,6 +130,8 @@ class Model {
     std::shared_ptr<Context> take_context(bool clear);
     // One that gives so many rows of logits per batch, and is not kept for reuse.
     std::shared_ptr<Context> make_context(uint32_t n_outputs);
+    // One for several sequences of at most n_ctx tokens each, with a row of logits for each of them.
+    std::shared_ptr<Context> make_batch_context(uint32_t n_sequences, uint32_t n_ctx);
     void give_back(std::shared_ptr<Context> context);
     void add(const std::shared_ptr<Generation> & generation);
 
@@ -138,6 +140,7 @@ class Model {
     const llama_vocab & tokenizer(const llama_model & model) const;  // throws Error if there is none
     void prepare_to_generate();
     ContextOptions context_options(uint32_t n_outputs, std::shared_ptr<const RpcServers> servers) const;
+    std::shared_ptr<Context> make_context(const ContextOptions & options);
 
     std::string name_;
     ModelOptions options_;

@@ -86,6 +86,18 @@ class Model:
         trigger_tokens: Sequence[int],
         begun: Sequence[int],
     ) -> Generation: ...
+    def open_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samplers: Sequence[Sampler],
+        max_tokens: int,
+        stop: Sequence[str],
+        logprobs: int,
+        grammar: str | None,
+        parallel: int,
+        n_ctx: int,
+    ) -> BatchGeneration: ...
     @property
     def has_chat_template(self) -> bool: ...
     def chat_template(self, source: str) -> ChatTemplate: ...
@@ -114,6 +126,14 @@ class Generation:
     def __next__(self) -> Token: ...
     def close(self, reason: str) -> None: ...
     def stats(self) -> tuple[int, int, float, float, float | None, str | None, int, int]: ...
+
+@final
+class BatchGeneration:
+    def __iter__(self) -> BatchGeneration: ...
+    def __next__(
+        self,
+    ) -> tuple[int, list[Token], tuple[int, int, float, float, float | None, str | None, int, int]]: ...
+    def close(self) -> None: ...
 
 @final
 class ChatTemplate:

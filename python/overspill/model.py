@@ -74,6 +74,17 @@ def _tokens(name: str, values: Iterable[SupportsIndex]) -> list[int]:
     return tokens
 
 
+def _stops(stop: str | Sequence[str]) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if not all(isinstance(text, str) for text in stops):
+        raise TypeError(f"stop must be a string or a sequence of strings, not {stop!r}")
+    return stops
+
+
+def _n_logprobs(logprobs: bool | int) -> int:
+    return int(logprobs) - 1 if isinstance(logprobs, bool) else as_integer("logprobs", logprobs, 1, 1000)
+
+
 def _chooser(sampler: TokenChooser | None, processors: Sequence[LogitsProcessor]) -> TokenChooser | None:
     """Return one function for processors and sampler, or None if there is neither."""
     for function in (*processors, *([sampler] if sampler is not None else [])):
@@ -103,6 +114,12 @@ def _with_less(planned: Plan, device: str, share: float) -> Plan | None:
         for one in planned.hardware.devices
     )
     return planned.for_hardware(replace(planned.hardware, devices=devices))
+
+
+def _stats(values: tuple[int, int, float, float, float | None, str | None, int, int]) -> Stats:
+    prompt_tokens, tokens, prefill_s, decode_s, first_s, reason, cached, dropped = values
+    stop_reason = None if reason is None else StopReason(reason)
+    return Stats(prompt_tokens, tokens, prefill_s, decode_s, first_s, stop_reason, cached, dropped)
 
 
 class Stream:
@@ -148,9 +165,7 @@ class Stream:
     @property
     def stats(self) -> Stats:
         """What the stream did so far, and how fast."""
-        prompt_tokens, tokens, prefill_s, decode_s, first_s, reason, cached, dropped = self._generation.stats()
-        stop_reason = None if reason is None else StopReason(reason)
-        return Stats(prompt_tokens, tokens, prefill_s, decode_s, first_s, stop_reason, cached, dropped)
+        return _stats(self._generation.stats())
 
     def __repr__(self) -> str:
         """Return the stats in brackets."""
@@ -528,9 +543,7 @@ class Model:
         ValueError, TypeError
             An argument is out of the range given above, or a grammar or schema cannot be compiled.
         """
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if not all(isinstance(text, str) for text in stops):
-            raise TypeError(f"stop must be a string or a sequence of strings, not {stop!r}")
+        stops = _stops(stop)
         if isinstance(sampler, Sampler):
             if sampling is not None or keywords:
                 raise ValueError("a Sampler has its own options: give either it or sampling options")
@@ -547,7 +560,7 @@ class Model:
             sampler=(sampler if isinstance(sampler, Sampler) else Sampler(sampling, model=self))._core,
             max_tokens=-1 if max_tokens is None else as_integer("max_tokens", max_tokens, 1, 2**63 - 1),
             stop=[*stops, *form.stop],
-            logprobs=int(logprobs) - 1 if isinstance(logprobs, bool) else as_integer("logprobs", logprobs, 1, 1000),
+            logprobs=_n_logprobs(logprobs),
             grammar=gbnf,
             mask=mask,
             choose=_chooser(None if isinstance(sampler, Sampler) else sampler, logits_processors),
@@ -720,6 +733,78 @@ class Model:
         with self.stream(prompt, **options) as stream:
             tokens = list(stream)
         return Completion("".join(token.text for token in tokens), tokens, stream.stats)
+
+    def generate_many(
+        self,
+        prompts: Iterable[str | Sequence[int]],
+        *,
+        parallel: int = 16,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        sampling: SamplingOptions | None = None,
+        grammar: str | None = None,
+        json_schema: str | Mapping[str, Any] | bool | None = None,
+        logprobs: bool | int = False,
+        **keywords: Unpack[SamplingKeywords],
+    ) -> Iterator[tuple[int, Completion]]:
+        """Continue many prompts together, and yield each reply as it ends: its place in ``prompts``, and the reply.
+
+        All that are under way are decoded in one batch, which reads the weights once for all of them; as soon as one
+        ends, the next begins. A batch rounds otherwise than one token alone does, so where two tokens are about
+        as likely, a reply may go another way than :meth:`generate`'s. Times in ``stats`` are those of the batches.
+
+        Parameters
+        ----------
+        prompts
+            Texts or token ids, as for :meth:`stream`.
+        parallel
+            At most so many at a time, 1 to 256. Each has a KV cache of its own, as long as the longest prompt and
+            ``max_tokens`` together.
+        max_tokens, stop, sampling, grammar, json_schema, logprobs, **keywords
+            As for :meth:`stream`, for each of them; with a ``seed``, each begins with that one.
+
+        Raises
+        ------
+        ContextFullError
+            A prompt does not fit into ``n_ctx``.
+        OutOfMemoryError
+            There is too little memory for so many KV caches.
+        ClosedError, Error, ValueError, TypeError
+            As for :meth:`stream`.
+        """
+        if isinstance(prompts, str):
+            raise TypeError(f"prompts must be a sequence of texts, not {prompts!r:.80}")
+        tokens = [
+            self.tokenize(prompt) if isinstance(prompt, str) else _tokens(f"prompts[{i}]", prompt)
+            for i, prompt in enumerate(prompts)
+        ]
+        parallel = as_integer("parallel", parallel, 1, 256)
+        sampling = merge(self.sampling if sampling is None else sampling, keywords)
+        gbnf, mask = self._constraint(grammar, json_schema)
+        if mask is not None:
+            raise TypeError("grammar must be GBNF here: a mask has the state of one reply")
+        limit = -1 if max_tokens is None else as_integer("max_tokens", max_tokens, 1, 2**63 - 1)
+        longest = max(map(len, tokens), default=1)
+        n_ctx = self.n_ctx if limit < 0 else min(self.n_ctx, max(longest, 1) + limit)
+        batch = self._core.open_batch(
+            tokens,
+            samplers=[Sampler(sampling, model=self)._core for _ in tokens],
+            max_tokens=limit,
+            stop=_stops(stop),
+            logprobs=_n_logprobs(logprobs),
+            grammar=gbnf,
+            parallel=parallel,
+            n_ctx=max(n_ctx, min(longest, self.n_ctx)),
+        )
+        return self._completions(batch)
+
+    @staticmethod
+    def _completions(batch: _core.BatchGeneration) -> Iterator[tuple[int, Completion]]:
+        try:
+            for i, reply, stats in batch:
+                yield i, Completion("".join(token.text for token in reply), reply, _stats(stats))
+        finally:
+            batch.close()
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of ``text``.
