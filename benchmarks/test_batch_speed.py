@@ -12,8 +12,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from overspill import Model
 
-WORDS = ("the sea", "a dog", "love", "music", "rain", "Paris", "a book", "light", "time", "gold", "fire", "war", "peace",
-         "bread", "snow", "wind")  # fmt: skip
+WORDS = [
+    *("the sea", "a dog", "love", "music", "rain", "Paris", "a book", "light"),
+    *("time", "gold", "fire", "war", "peace", "bread", "snow", "wind"),
+]
 PROMPTS = [f"What is {word}?" for word in WORDS]
 N_TOKENS = 64
 
@@ -59,6 +61,6 @@ def test_sixteen_prompts(benchmark: BenchmarkFixture, request: pytest.FixtureReq
     benchmark.extra_info.update({"ratio": ratio, "limit": limit})
     print(
         f"\n{name}: alone {1 / min(alone_s):.0f} tok/s, together {1 / min(together_s):.0f}, {ratio:.2f} times as many; "
-        f"a step takes {one * 1e3:.1f} ms for one token and {sixteen * 1e3:.1f} for sixteen, so at most {limit:.2f} times"
+        f"a step takes {one * 1e3:.1f} ms for one token and {sixteen * 1e3:.1f} for 16, so at most {limit:.2f} times"
     )
     assert ratio >= min(3.0, 0.8 * limit)
