@@ -32,6 +32,7 @@ except ImportError as error:
 
 from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError, OutOfMemoryError
 from overspill.chat import Channel, Chat, ChatStream, ChatTemplate, ChatToken, ToolCall
+from overspill.comparison import Answer, ComparedModel, Comparison, compare
 from overspill.device import add_rpc_server, devices
 from overspill.hardware import DeviceSpec, Hardware
 from overspill.info import ModelInfo
@@ -53,6 +54,7 @@ from overspill.types import (
 )
 
 __all__ = [
+    "Answer",
     "CancelledError",
     "Channel",
     "Chat",
@@ -60,6 +62,8 @@ __all__ = [
     "ChatTemplate",
     "ChatToken",
     "ClosedError",
+    "ComparedModel",
+    "Comparison",
     "Completion",
     "ContextFullError",
     "Device",
@@ -89,6 +93,7 @@ __all__ = [
     "Tuned",
     "Verdict",
     "add_rpc_server",
+    "compare",
     "devices",
     "forecast",
     "plan",
