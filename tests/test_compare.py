@@ -18,12 +18,13 @@ from html import escape
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from rich.console import Console
 
 import overspill
+from model_files import llama_cpp_folder
 from overspill import Answer, ComparedModel, Comparison, Hardware, Model, ModelInfo, compare
 from overspill.comparison import plan_together
 from overspill.comparison_view import Columns, Sections
@@ -73,8 +74,11 @@ def test_answers_are_those_of_each_model_alone(gemma_path: Path, smollm2_path: P
             assert one.memory == model.memory
             assert one.placement == model.placement
             for question, answer in zip(QUESTIONS, one.answers, strict=True):
-                alone = model.generate(question, seed=3, temperature=0.9, max_tokens=8)
-                assert (answer.question, answer.text) == (question, alone.text)
+                options: dict[str, Any] = {"seed": 3, "temperature": 0.9, "max_tokens": 8}
+                chats = model.has_chat_template
+                with model.chat(question, **options) if chats else model.stream(question, **options) as alone:
+                    text = "".join(token.text for token in alone)
+                assert (answer.question, answer.text, answer.reasoning) == (question, text, "")
                 assert answer.stats is not None
                 assert answer.stats.stop_reason == alone.stats.stop_reason
                 assert answer.stats.tokens == alone.stats.tokens
@@ -89,6 +93,54 @@ def test_the_same_seed_for_all(tiny_gpt_oss_path: Path) -> None:
     assert len(set(texts)) == 1
     assert other.models[0].answers[0].text != texts[0]
     assert [one.label for one in found.models] == [f"{tiny_gpt_oss_path.stem}, number {i}" for i in (1, 2)]
+
+
+HARMONY = (
+    "<|channel|>analysis<|message|>They ask. **Think**.<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>It is *blue*."
+)
+
+
+@pytest.fixture(scope="module")
+def harmony_path(tiny_gpt_oss_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the tiny gpt-oss with the chat template of the real one."""
+    path = tmp_path_factory.mktemp("harmony") / "harmony.gguf"
+    template = llama_cpp_folder() / "models/templates/openai-gpt-oss-120b.jinja"
+    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template-file", str(template)]
+    subprocess.run([*command, str(tiny_gpt_oss_path), str(path)], check=True, capture_output=True, timeout=120)
+    return path
+
+
+def test_a_chat_model_is_asked_in_its_own_format(harmony_path: Path, tiny_gpt_oss_path: Path) -> None:
+    """With the system prompt; what it says to itself is kept apart. A base model continues the question itself."""
+    found = compare(
+        [harmony_path, tiny_gpt_oss_path],
+        "Why?",
+        system="Be brief.",
+        reasoning_effort="high",
+        grammar=saying(HARMONY),
+        **{**OPTIONS, "n_ctx": 1024, "max_tokens": 300},
+    )
+    (chat,), (base,) = (one.answers for one in found.models)
+    assert (chat.reasoning, chat.text) == ("They ask. **Think**.", "It is *blue*.")
+    assert (base.reasoning, base.text) == ("", HARMONY)
+    assert chat.stats is not None
+    assert base.stats is not None
+    with Model(harmony_path, n_ctx=64, n_threads=1) as model:
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+        prompt = model.chat_template.render(messages, reasoning_effort="high")
+        assert "Be brief." in prompt
+        assert chat.stats.prompt_tokens == len(model.tokenize(prompt))
+        assert base.stats.prompt_tokens == len(model.tokenize("Why?"))
+    html = found.to_html()
+    assert "<details><summary>Reasoning</summary>" in html
+    assert "<strong>Think</strong>" in html.partition("<details>")[2].partition("</details>")[0]
+    assert "<em>blue</em>" in html.partition("</details>")[2]
+    views: list[Callable[[Console], Columns | Sections]] = [lambda console: Columns(console, 2), Sections]
+    for view in views:
+        out = shown(harmony_path, HARMONY, view, 100, color_system="standard")
+        assert re.search(r"\x1b\[2(;3)?mThey ask", out.replace("\x1b[0m\x1b[2m", ""))
+        assert re.search(r"(?<!m)It is \*blue\*\.", out)
 
 
 def test_labels_tell_files_apart(tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
@@ -474,11 +526,9 @@ def test_markdown() -> None:
 
 
 def test_the_page_says_what_was_so(gemma_path: Path, tiny_gpt_oss_path: Path) -> None:
-    """Each answer with its stats, memory, verdict, settings, folded reasoning, and the language of a text."""
+    """Each answer with its stats, memory, verdict, settings, and the language of a text."""
     found = compare([gemma_path, tiny_gpt_oss_path], QUESTIONS, temperature=0.5, seed=7, **OPTIONS)
-    found.models[0].answers[0].reasoning = "First, **think**."
-    html = found.to_html()
-    page = Page(html)
+    page = Page(found.to_html())
     for one in found.models:
         assert one.forecast.reason in page.text
         assert overspill.placement_table.format_bytes(one.memory["CPU"].total_bytes) in page.text
@@ -488,7 +538,6 @@ def test_the_page_says_what_was_so(gemma_path: Path, tiny_gpt_oss_path: Path) ->
             assert f"{answer.stats.time_to_first_token_s:.2f} s to first token" in page.text
     for text in (*found.summary(), *QUESTIONS, "CPU only", "cut off", "temperature 0.5", "seed"):
         assert text in page.text
-    assert re.search(r"<details><summary>Reasoning</summary>.*<strong>think</strong>", html)
     assert [a["lang"] for tag, a in page.elements if tag == "h2" and "lang" in a] == ["", "ja"]
     assert [len(one["attention"]) for one in page.maps] == [18, 4]
     assert len(json.loads(json.dumps(found.to_dict()))["models"]) == 2
@@ -656,11 +705,18 @@ def test_a_model_that_fails_makes_the_command_fail(tiny_gpt_oss_path: Path, tmp_
     assert "damaged.gguf" in report.read_text(encoding="utf-8")
 
 
-def shown(path: Path, text: str, view: Callable[[Console], Columns | Sections], width: int) -> str:
+def shown(
+    path: Path,
+    text: str,
+    view: Callable[[Console], Columns | Sections],
+    width: int,
+    color_system: Literal["standard"] | None = None,
+) -> str:
     """Return what a view prints of a model that says something, beside itself."""
-    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, height=20)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=color_system, height=20)
     with view(console) as shown_in:
-        compare([path] * 2, "x", grammar=saying(text), report=shown_in.report, **{**OPTIONS, "max_tokens": 200})
+        options = {**OPTIONS, "n_ctx": 1024, "max_tokens": 200}
+        compare([path] * 2, "x", grammar=saying(text), report=shown_in.report, **options)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

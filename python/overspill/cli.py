@@ -327,7 +327,7 @@ def compare(
         models, asked = _models_and_questions(arguments, questions)
         if html is not None:
             _check_place(html)
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         given = [_offload(text) for text in offload or ["auto"]]
         with ExitStack() as stack:
             view: Columns | Sections | None = None

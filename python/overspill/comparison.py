@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from overspill import _core
-from overspill.chat import Channel, ChatStream, ChatToken
+from overspill.chat import ChatStream
 from overspill.device import add_rpc_server, devices
 from overspill.hardware import Hardware
 from overspill.hub import resolve
@@ -259,7 +259,7 @@ def compare(
     report
         Called with the :class:`Comparison` whenever there is more of it: after every token, for example.
     **options
-        As of :meth:`overspill.Model.stream`, which go for chats too, such as ``max_tokens=500`` and ``temperature=0.7``.
+        As of :meth:`overspill.Model.stream`, also for chats, such as ``max_tokens=500`` and ``temperature=0.7``.
 
     Returns
     -------
@@ -488,7 +488,7 @@ class _Run:
                 with stream:
                     self._pull(stream, answer)
             finally:
-                answer.stats = stream.stats
+                _take_note(stream, answer)
         finally:
             self._comparison.current = None
         self._report(self._comparison)
@@ -497,17 +497,14 @@ class _Run:
         while True:
             # Only what the model raises is its problem: what `report` raises is the caller's.
             try:
-                token = next(stream, None)
+                token = stream.__next__()
+            except StopIteration:
+                return
             except _core.Error as error:
                 self._note(error, answer)
                 return
-            if token is None:
-                return
-            if isinstance(token, ChatToken) and token.channel == Channel.REASONING:
-                answer.reasoning += token.text
-            else:
-                answer.text += token.text
-            answer.stats = stream.stats
+            answer.text += token.text  # of a chat, what it is part of is noted instead
+            _take_note(stream, answer)
             self._report(self._comparison)
 
     def _open(self, model: Model, question: str) -> Stream | ChatStream:
@@ -516,3 +513,10 @@ class _Run:
         system = self._comparison.settings["system"]
         messages = [] if system is None else [{"role": "system", "content": system}]
         return model.chat([*messages, {"role": "user", "content": question}], **self._chat, **self._options)
+
+
+def _take_note(stream: Stream | ChatStream, answer: Answer) -> None:
+    answer.stats = stream.stats
+    if isinstance(stream, ChatStream):
+        # At the end of it is what was held back as the possible beginning of a mark.
+        answer.reasoning, answer.text = stream.reasoning, stream.text
