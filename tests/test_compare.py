@@ -126,6 +126,8 @@ def test_a_chat_model_is_asked_in_its_own_format(harmony_path: Path, tiny_gpt_os
     assert (base.reasoning, base.text) == ("", HARMONY)
     assert chat.stats is not None
     assert base.stats is not None
+    assert [one.chats for one in found.models] == [True, False]
+    assert Page(found.to_html()).text.count("no chat template") == 1
     with Model(harmony_path, n_ctx=64, n_threads=1) as model:
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
         prompt = model.chat_template.render(messages, reasoning_effort="high")
@@ -476,7 +478,7 @@ def hostile(address: str) -> str:
 @pytest.fixture
 def hostile_page(tiny_gpt_oss_path: Path, tmp_path: Path, canary: Canary) -> str:
     """Return the page of a model whose output, question, system prompt and file name are all HTML."""
-    path = tmp_path / "<img src=x onerror=alert(1)>&\"'.gguf"
+    path = tmp_path / f"<img src=x onerror=alert(1)>&\"'{'long' * 20}.gguf"
     path.symlink_to(tiny_gpt_oss_path)
     text = hostile(canary.address)
     found = compare(

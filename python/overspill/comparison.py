@@ -67,6 +67,8 @@ class ComparedModel:
     memory: dict[str, MemoryUse] = field(default_factory=dict)
     """Bytes on each device, once it is loaded."""
     n_ctx: int | None = None
+    chats: bool | None = None
+    """Whether it has a chat template; if not, it continues the question. None until it is loaded."""
     sampling: SamplingOptions | None = None
     """What its file recommends, and what was asked for instead; None until it is loaded."""
     load_s: float | None = None
@@ -165,6 +167,7 @@ class Comparison:
                     "label": one.label,
                     "path": str(one.path),
                     "n_ctx": one.n_ctx,
+                    "chats": one.chats,
                     "sampling": None if one.sampling is None else asdict(one.sampling),
                     "load_s": one.load_s,
                     "problem": one.problem,
@@ -472,6 +475,7 @@ class _Run:
         model = Model(one.path, offload=offload, progress=loading, **self._loading)
         one.load_s = time.perf_counter() - start
         one.memory, one.placement, one.n_ctx = model.memory, model.placement, model.n_ctx
+        one.chats = model.has_chat_template
         known = {option.name for option in fields(SamplingOptions)}
         one.sampling = merge(model.sampling, {name: value for name, value in self._options.items() if name in known})
         return model

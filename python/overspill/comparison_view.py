@@ -16,8 +16,9 @@ from rich.text import Text
 from overspill.comparison import Answer, ComparedModel, Comparison
 from overspill.placement_table import format_bytes
 
-__all__ = ["Columns", "Sections"]
+__all__ = ["NO_CHAT", "Columns", "Sections"]
 
+NO_CHAT = "no chat template: it continues the text"
 _NARROWEST_COLUMN = 24
 _REFRESH_S = 0.1
 # What would move the cursor, or turn around what stands beside it.
@@ -44,6 +45,8 @@ def _facts(one: ComparedModel, answer: Answer) -> list[tuple[list[str], str]]:
     facts.append((uses, "dim"))
     expected = f"about {one.forecast.tokens_per_s:.1f} tok/s expected"
     facts.append(([one.forecast.verdict, *([expected] if one.hardware.source == "measured" else [])], "dim"))
+    if one.chats is False:
+        facts.append(([NO_CHAT], "yellow"))
     return facts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import groupby
 
@@ -20,6 +20,7 @@ from markupsafe import Markup
 import overspill
 from overspill import _core
 from overspill.comparison import Answer, ComparedModel, Comparison
+from overspill.comparison_view import NO_CHAT
 from overspill.info import layer_of, part_of
 from overspill.placement import CPU, PARTS
 from overspill.placement_table import format_bytes
@@ -222,7 +223,7 @@ def _memory_bars(models: Sequence[ComparedModel], device: str) -> list[_Bar]:
     return bars
 
 
-def _stats(answer: Answer) -> list[tuple[str, bool]]:
+def _stats(one: ComparedModel, answer: Answer) -> list[tuple[str, bool]]:
     """Return what the stats say, and whether it is something to mind."""
     stats = answer.stats
     if stats is None:
@@ -236,6 +237,8 @@ def _stats(answer: Answer) -> list[tuple[str, bool]]:
     ]
     if stats.stop_reason is not None:
         facts.append((_STOPS[stats.stop_reason], stats.stop_reason not in (StopReason.EOS, StopReason.STOP_STRING)))
+    if one.chats is False:
+        facts.append((NO_CHAT, True))
     return facts
 
 
@@ -317,5 +320,6 @@ def html_report(comparison: Comparison) -> str:
         stats=_stats,
         markdown=render_markdown,
         language=_language,
+        sampling=lambda one: "" if one.sampling is None else str(replace(one.sampling, seed=None)),
         plain=lambda text: _without_folder(text, models),
     )
