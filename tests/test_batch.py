@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import overspill
-from overspill import ContextFullError, Model, StopReason
+from overspill import ContextFullError, Model, OutOfMemoryError, StopReason
 from rounding import is_same
 
 WORDS = ("the sea", "a dog", "love", "music", "rain", "Paris", "a book", "light", "time", "gold", "fire", "war")
@@ -63,6 +63,15 @@ def test_leaving_early_and_closing(smollm2_path: Any) -> None:
         assert model.generate("After that", max_tokens=4).text
     with pytest.raises(overspill.ClosedError):
         model.generate_many(PROMPTS)
+
+
+def test_more_than_ram_holds(smollm2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before it is allocated."""
+    monkeypatch.setattr("overspill.model.available_ram_bytes", lambda: 100 << 20)
+    with pytest.raises(OutOfMemoryError, match="KV caches for 12 prompts of 1024 tokens would take 270") as caught:
+        smollm2.generate_many(PROMPTS)
+    assert caught.value.device == "CPU"
+    assert caught.value.needed_bytes == 12 * 1024 * 30 * 2 * 192 * 2
 
 
 @pytest.mark.parametrize(

@@ -400,22 +400,18 @@ class Model:
         settings = self._settings
         available = available_ram_bytes()
         n_ctx = settings["n_ctx"] or min(self.info.n_ctx_train or 8192, 8192)
-        types = settings["type_k"], settings["type_v"]
-        if available is None or not CACHE_TYPES.keys() >= set(types) or self.info.n_layers > len(self.info.tensors):
+        types = {settings["type_k"], settings["type_v"]}
+        if available is None or not CACHE_TYPES.keys() >= types or self.info.n_layers > len(self.info.tensors):
             return  # what is wrong is told by what loads it
-        kv = [
-            cache.n_bytes(n_ctx, settings["n_ubatch"], *types)
-            for layer, cache in enumerate(layer_caches(self.info))
-            if wanted is None or wanted.kv[layer] == CPU
-        ]
+        kv = self._kv_in_ram_bytes(n_ctx, wanted)
         devices_by_tensor = {} if wanted is None else wanted.tensors()
         weights = sum(n for name, *_, n in self.info.tensors if devices_by_tensor.get(name, CPU) == CPU)
         is_mapped = settings["load_mode"].startswith("mmap")
-        if sum(kv) + weights <= available:
+        if kv + weights <= available:
             return
         if settings["repack"] == "auto" and is_mapped:
             settings["repack"] = "off"  # copies have no place; of a mapped file, what is used stays in RAM
-        needed = sum(kv) + (0 if is_mapped else weights)
+        needed = kv + (0 if is_mapped else weights)
         if available < needed < 4 * available:
             # Of architectures that are not known here, the header says what there may be at most: llama.cpp knows.
             arguments = {} if wanted is None else asdict(wanted.llama_arguments())
@@ -430,6 +426,14 @@ class Model:
             )
             error.device, error.needed_bytes = CPU, needed
             raise error
+
+    def _kv_in_ram_bytes(self, n_ctx: int, wanted: Placement | None) -> int:
+        settings = self._settings
+        return sum(
+            cache.n_bytes(n_ctx, settings["n_ubatch"], settings["type_k"], settings["type_v"])
+            for layer, cache in enumerate(layer_caches(self.info))
+            if wanted is None or wanted.kv[layer] == CPU
+        )
 
     @cached_property
     def placement(self) -> Placement:
@@ -786,6 +790,16 @@ class Model:
         limit = -1 if max_tokens is None else as_integer("max_tokens", max_tokens, 1, 2**63 - 1)
         longest = max(map(len, tokens), default=1)
         n_ctx = self.n_ctx if limit < 0 else min(self.n_ctx, max(longest, 1) + limit)
+        n_together = min(parallel, len(tokens))
+        needed = n_together * self._kv_in_ram_bytes(n_ctx, self._wanted)
+        available = available_ram_bytes()
+        if available is not None and needed > available:
+            error = _core.OutOfMemoryError(
+                f"{format_bytes(available)} of RAM are free, and KV caches for {n_together} prompts of {n_ctx} tokens "
+                f"would take {format_bytes(needed)}: give fewer in parallel, or max_tokens"
+            )
+            error.device, error.needed_bytes = CPU, needed
+            raise error
         batch = self._core.open_batch(
             tokens,
             samplers=[Sampler(sampling, model=self)._core for _ in tokens],

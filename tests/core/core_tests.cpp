@@ -1,6 +1,7 @@
 // The core without Python, for the sanitizers. Usage: overspill_core_tests MODEL.gguf FOLDER
 // MODEL is any small model that generates text; damaged copies of it are written to FOLDER.
 
+#include "batch.h"
 #include "error.h"
 #include "evaluation.h"
 #include "generation.h"
@@ -297,6 +298,60 @@ std::string text_of(const std::shared_ptr<Model> & model, int64_t max_tokens,
     return text;
 }
 
+// What is kept of the stream before, what is dropped for room, and several at once: nothing is read that is not there.
+void test_reuse(const std::shared_ptr<Model> & model) {
+    SamplingOptions greedy;
+    greedy.temperature = 0;
+    const auto options = [&](int64_t max_tokens) {
+        GenerationOptions result;
+        result.sampler = std::make_shared<Sampler>(greedy);
+        result.max_tokens = max_tokens;
+        return result;
+    };
+    std::vector<int32_t> prompt(90);
+    std::iota(prompt.begin(), prompt.end(), 1);
+    for (const size_t n : {90U, 90U, 40U, 60U, 3U, 1U, 80U}) {
+        GenerationOptions reusing = options(20);
+        reusing.reuse = true;
+        const auto generation =
+            Generation::start(model, {prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(n)}, reusing);
+        while (generation->next({})) {
+        }
+        const GenerationStats stats = generation->stats();
+        check(stats.n_cached_tokens < n, "at least one token of a prompt is decoded");
+    }
+    GenerationOptions dropping = options(100);
+    dropping.droppable = {{0, 20}, {20, 50}};
+    const auto generation = Generation::start(model, prompt, dropping);
+    int64_t n_tokens = 0;
+    while (generation->next({})) {
+        ++n_tokens;
+    }
+    check(generation->stats().n_dropped_tokens == 50 || n_tokens < 59, "old tokens are dropped for new ones");
+
+    for (const uint32_t parallel : {1U, 3U}) {
+        std::vector<BatchRequest> requests;
+        for (size_t i = 1; i <= 7; ++i) {
+            requests.push_back(
+                {std::vector<int32_t>(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(10 * i)),
+                 options(static_cast<int64_t>(i))});
+        }
+        BatchGeneration batch(model, std::move(requests), parallel, 128);
+        size_t n_ended = 0;
+        while (const auto outcome = batch.next({})) {
+            ++n_ended;
+            check(outcome->tokens.size() <= outcome->request + 1, "each reply has its own end");
+        }
+        check(n_ended == 7, "all of a batch end");
+    }
+    std::vector<BatchRequest> requests;
+    requests.push_back({prompt, options(20)});
+    BatchGeneration interrupted(model, std::move(requests), 1, 128);
+    check_throws<CancelledError>([&] { interrupted.next([] { return true; }); }, "", "a batch whose poll says stop");
+    check(!interrupted.next({}), "an ended batch stays ended");
+    interrupted.close();
+}
+
 void test_model(const std::string & path) {
     ModelOptions options;
     options.n_ctx = 128;
@@ -353,6 +408,9 @@ void test_model(const std::string & path) {
     reader.join();
     check(full->stats().stop_reason == StopReason::context_full || full->stats().stop_reason == StopReason::eos,
           "a stream ends with the context");
+
+    test_reuse(model);
+    check(text_of(model, 20) == alone, "what was kept and dropped leaves nothing behind");
 
     check_throws<ContextFullError>([&] { Generation::start(model, std::vector<int32_t>(129, 1), {}); }, "129",
                                    "a prompt that is too long");
