@@ -58,7 +58,7 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 
 def main(folder: Path) -> None:
     """Write the reference to standard output."""
-    import jinja2  # type: ignore[import-not-found]
+    import jinja2
     from transformers.utils.chat_template_utils import (  # type: ignore[import-not-found]
         render_jinja_template,
     )
