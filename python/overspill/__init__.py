@@ -31,6 +31,7 @@ except ImportError as error:
     ) from error
 
 from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError, OutOfMemoryError
+from overspill.async_stream import AsyncStream
 from overspill.chat import Channel, Chat, ChatStream, ChatTemplate, ChatToken, ToolCall
 from overspill.comparison import Answer, ComparedModel, Comparison, compare
 from overspill.device import add_rpc_server, devices
@@ -55,6 +56,7 @@ from overspill.types import (
 
 __all__ = [
     "Answer",
+    "AsyncStream",
     "CancelledError",
     "Channel",
     "Chat",

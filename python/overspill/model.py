@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill import _core
+from overspill.async_stream import AsyncStream
 from overspill.chat import ChatStream, ChatTemplate, Message, OnFull, ReplyForm, Tool, ToolChoice
 from overspill.device import add_rpc_server, devices, physical_cores
 from overspill.hardware import Hardware, available_ram_bytes
@@ -578,6 +579,18 @@ class Model:
             begun=form.begun,
         )
         return Stream(generation)
+
+    def astream(self, prompt: str | Sequence[int], **options: Any) -> AsyncStream:
+        """Continue ``prompt`` for ``async for``; takes what :meth:`stream` takes.
+
+        >>> async with model.astream("Why is the sky blue?", max_tokens=256) as stream:
+        ...     async for token in stream:
+        ...         print(token, end="", flush=True)
+
+        Raises what :meth:`stream` raises, at the first step. ``asyncio.timeout``, ``task.cancel()`` and Ctrl-C end it
+        in the middle of one; see :class:`AsyncStream`.
+        """
+        return AsyncStream(lambda: self.stream(prompt, **options))
 
     @property
     def has_chat_template(self) -> bool:
