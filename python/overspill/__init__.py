@@ -32,6 +32,16 @@ except ImportError as error:
 
 from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError, OutOfMemoryError
 from overspill.async_stream import AsyncStream
+from overspill.cascade import (
+    Cascade,
+    CascadeStats,
+    CascadeStream,
+    CascadeToken,
+    Draft,
+    Judgement,
+    mean_entropy,
+    mean_logprob,
+)
 from overspill.chat import Channel, Chat, ChatStream, ChatTemplate, ChatToken, ToolCall
 from overspill.comparison import Answer, ComparedModel, Comparison, compare
 from overspill.device import add_rpc_server, devices
@@ -58,6 +68,10 @@ __all__ = [
     "Answer",
     "AsyncStream",
     "CancelledError",
+    "Cascade",
+    "CascadeStats",
+    "CascadeStream",
+    "CascadeToken",
     "Channel",
     "Chat",
     "ChatStream",
@@ -70,9 +84,11 @@ __all__ = [
     "ContextFullError",
     "Device",
     "DeviceSpec",
+    "Draft",
     "Error",
     "Forecast",
     "Hardware",
+    "Judgement",
     "LlamaPlacement",
     "LogitsProcessor",
     "MemoryUse",
@@ -98,6 +114,8 @@ __all__ = [
     "compare",
     "devices",
     "forecast",
+    "mean_entropy",
+    "mean_logprob",
     "plan",
     "tune",
     "ubatch_trade",
