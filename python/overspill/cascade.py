@@ -144,8 +144,8 @@ def mean_entropy(*, above: float = 2.0) -> Signal:
     certainty, ln k the choice between k equal tokens; the default is a choice between e² = 7.4 of them.
 
     It is computed by numpy from the logits, reasoning included, since only what follows tells where that ends. That
-    takes 0.25 ms a token at a vocabulary of 201,088 on one core of a recent x86 CPU, and the next token is not worked on
-    while yours is busy.
+    takes 0.25 ms a token at a vocabulary of 201,088 on one core of a recent x86 CPU, and the next token is not worked
+    on while yours is busy.
 
     Parameters
     ----------

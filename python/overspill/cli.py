@@ -25,6 +25,7 @@ import overspill
 from overspill import _core
 from overspill.comparison_view import Columns, Sections
 from overspill.doctor import examine
+from overspill.hardware import parse_bytes
 from overspill.hub import demo_model, resolve
 from overspill.model import Offload
 from overspill.serve import serve
@@ -720,6 +721,8 @@ def plan(
     """Say what lies best on which device, how fast it will be, and why; nothing is loaded."""
     _set_up(verbose=False)
     with _one_line_errors():
+        for size in vram or ():
+            parse_bytes("--vram", size)  # a missing unit is the likelier mistake than a missing GPU
         header = overspill.ModelInfo.from_file(resolve(model))
         if ram is None and (gpu_bandwidth or ram_bandwidth or link):
             raise ValueError(

@@ -120,7 +120,7 @@ def tune(
     """
     for kind in allow_kv_types:
         if kind not in CACHE_TYPES:
-            raise ValueError(f"allow_kv_types must be of {', '.join(CACHE_TYPES)}, not {kind!r}")
+            raise ValueError(f"types of the KV cache must be of {', '.join(CACHE_TYPES)}, not {kind!r}")
     if n_ctx is not None:
         n_ctx = as_integer("n_ctx", n_ctx, 64, 2**31 - 1)
     if seconds is not None and not (seconds := as_real("seconds", seconds)) >= 0:
