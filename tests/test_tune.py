@@ -122,7 +122,7 @@ def test_out_of_time(tiny_gpt_oss_path: Path) -> None:
         ({"n_ctx": 63}, "n_ctx must be at least 64"),
         ({"seconds": -1}, "seconds must be at least 0"),
         ({"seconds": float("nan")}, "seconds must be at least 0"),
-        ({"allow_kv_types": ["q9"]}, "allow_kv_types must be of"),
+        ({"allow_kv_types": ["q9"]}, "types of the KV cache must be of"),
         ({"memory": {"CUDA7": "1GiB"}}, "memory must be one of CPU"),
         ({"memory": {"cpu": "24"}}, "must have a unit"),
     ],
