@@ -172,7 +172,7 @@ def planned(path: Path, hardware: Hardware) -> ComparedModel:
         (["gpt-oss-20b", "gpt-oss-120b"], 24, 128, False),  # which has a use for every byte of the GPU
         (["gpt-oss-120b", "gpt-oss-20b"], 96, 128, True),
         (["gpt-oss-20b", "gpt-oss-20b"], 0, 32, True),
-        (["gpt-oss-20b", "gpt-oss-20b"], 0, 23, False),
+        (["gpt-oss-20b", "gpt-oss-20b"], 0, 24, False),  # 23.1 GiB, and not 1 more for everything else
         (["gpt-oss-20b", "gpt-oss-20b", "gpt-oss-20b"], 24, 128, False),
     ],
     ids=str,
