@@ -27,7 +27,7 @@ import overspill
 from model_files import llama_cpp_folder
 from overspill import Answer, ComparedModel, Comparison, Hardware, Model, ModelInfo, compare
 from overspill.comparison import plan_together
-from overspill.comparison_view import Columns, Sections
+from overspill.comparison_view import Columns, Sections, _wrapped
 from overspill.report import render_markdown
 from plan_cases import GIB
 
@@ -810,6 +810,29 @@ def test_a_terminal_shows_columns_that_grow(gemma_path: Path, tiny_gpt_oss_path:
         assert re.search(r"120tokens.*stop:max_tokens.*CPU.*CPUonly", shown)
     assert re.search(r"[\u3040-\u9fff]{10}", answers[0])
     assert any("times as fast as" in line for line in last)
+
+
+@pytest.mark.parametrize("width", [1, 10, 24, 41])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. 太陽光は、赤から紫までのさまざまな色の光が混ざったものです。（「レイリー」散乱）",
+        "one two  three\n\n    def f(x):\n\treturn x  # 返す\n" + "x" * 50,
+        "日本語とEnglishのmixed、テキスト。" * 5,
+        "",
+    ],
+)
+def test_lines_are_broken_where_a_reader_expects_it(text: str, width: int) -> None:
+    """Nothing is lost or too wide; Japanese fills lines, and none begins with a mark that ends something."""
+    lines = _wrapped(text, width)
+    assert re.sub(r"\s", "", "".join(lines)) == re.sub(r"\s", "", text)
+    assert all(len(place.rstrip()) <= width for place in places(lines)) or width == 1
+    assert len(lines) > text.count("\n")
+    if width >= 10:
+        assert not [line for line in lines if re.match("[、。）」ーョ]", line)]
+    if text.startswith("1.") and width >= 24:
+        assert lines[0].startswith("1. 太陽光は、赤")
+        assert all(len(places([line])[0]) >= width - 6 for line in lines[:-1])
 
 
 def test_a_narrow_terminal_gets_sections(tiny_gpt_oss_path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from rich import box
+from rich.cells import cell_len, chop_cells
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -25,6 +26,15 @@ _REFRESH_S = 0.1
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
+# Chinese and Japanese are broken after any character, but for marks that must not begin or end a line.
+_WIDE = "\u2e80-\u303e\u3041-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff60\U00020000-\U0003ffff"
+_OPENING, _CLOSING = (
+    "（「『【〔《〈［｛",
+    "、。，．・：；？！）」』】〕》〉］｝ーぁぃぅぇぉっゃゅょァィゥェォッャュョ々",
+)
+_PIECES = re.compile(rf"\s+|[{_OPENING}]*[{_WIDE}][{_CLOSING}]*|[^\s{_WIDE}]+[{_CLOSING}]*")
+
+
 def _visible(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
@@ -34,7 +44,7 @@ def _facts(one: ComparedModel, answer: Answer) -> list[tuple[list[str], str]]:
     facts: list[tuple[list[str], str]] = []
     for problem in dict.fromkeys((one.problem, answer.problem)):
         if problem:
-            facts.append((_visible(problem).split(), "red"))
+            facts.append(([_visible(problem)], "red"))
     if answer.stats is not None:
         facts.append((str(answer.stats).split(" · "), "green"))
     room = {device.name: device.memory_bytes for device in one.hardware.devices}
@@ -131,13 +141,9 @@ class Columns:
     def _columns(self, comparison: Comparison, number: int, height: int | None) -> Group:
         width = (self._console.width - 3 * (self._n_models - 1)) // self._n_models
         head = f"{number + 1}/{len(comparison.questions)}  " if len(comparison.questions) > 1 else ""
-        asked = Text(head + _visible(comparison.questions[number]), "bold")
-        question = list(asked.wrap(self._console, self._console.width))
+        question = _wrapped(head + _visible(comparison.questions[number]), self._console.width)
         facts = [self._foot(one, one.answers[number], width) for one in comparison.models]
-        bodies = [
-            list(self._body(comparison, one, one.answers[number]).wrap(self._console, width))
-            for one in comparison.models
-        ]
+        bodies = [self._body(comparison, one, one.answers[number], width) for one in comparison.models]
         if height is not None:
             # Of the question the beginning, of the answers the end.
             question = question[: max(1, height // 4)]
@@ -149,21 +155,44 @@ class Columns:
         table.add_row(*(Text("\n").join(body) for body in bodies))
         table.add_section()
         table.add_row(*facts)
-        return Group("", Text("\n").join(question), "", table)
+        return Group("", Text("\n".join(question), "bold"), "", table)
 
-    def _body(self, comparison: Comparison, one: ComparedModel, answer: Answer) -> Text:
+    def _body(self, comparison: Comparison, one: ComparedModel, answer: Answer, width: int) -> list[Text]:
         if not _is_done(comparison, one, answer) and not answer.text and not answer.reasoning:
             is_current = comparison.current is not None and comparison.current[1] is answer
-            return Text("reading the question…" if is_current else "waiting", "dim italic")
-        parts = [Text(_visible(answer.reasoning).strip(), "dim italic"), Text(_visible(answer.text).strip())]
-        return Text("\n\n").join([part for part in parts if part])
+            return [Text("reading the question…" if is_current else "waiting", "dim italic")]
+        parts = [(_visible(answer.reasoning).strip(), "dim italic"), (_visible(answer.text).strip(), "")]
+        bodies = [[Text(line, style) for line in _wrapped(text, width)] for text, style in parts if text]
+        return [*bodies[0], Text(), *bodies[1]] if len(bodies) == 2 else [line for body in bodies for line in body]
 
     def _foot(self, one: ComparedModel, answer: Answer, width: int) -> Text:
         return Text("\n").join(
-            Text("\n".join(_filled(parts, " " if style == "red" else " · ", width)), style)
+            Text("\n".join(_wrapped(parts[0], width) if style == "red" else _filled(parts, " · ", width)), style)
             for parts, style in _facts(one, answer)
             if parts
         )
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return lines of a text that are no wider than so many characters of Latin script.
+
+    Rich would put a whole sentence of Japanese, which has no spaces, on a line of its own.
+    """
+    lines = []
+    for paragraph in text.expandtabs(4).split("\n"):
+        line, used = "", 0
+        for piece in _PIECES.findall(paragraph):
+            size = cell_len(piece)
+            if used + size > width and line:
+                lines.append(line.rstrip())
+                line, used = "", 0
+                if piece.isspace():
+                    continue
+            *whole, rest = chop_cells(piece, width) if size > width else [piece]
+            lines += whole
+            line, used = line + rest, used + cell_len(rest)
+        lines.append(line.rstrip())
+    return lines
 
 
 def _filled(parts: Sequence[str], separator: str, width: int) -> list[str]:
@@ -223,7 +252,7 @@ class Sections:
     def _end(self) -> None:
         if self._answer is None:
             return
-        lines = [(" " if style == "red" else " · ").join(parts) for parts, style in _facts(*self._answer) if parts]
+        lines = [" · ".join(parts) for parts, _ in _facts(*self._answer) if parts]
         self._print("\n\n")
         self._print("".join(f"{line}\n" for line in lines), "dim")
         self._answer = None
