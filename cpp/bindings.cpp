@@ -435,7 +435,9 @@ std::shared_ptr<BatchGeneration> open_batch(const std::shared_ptr<Model> & model
             }
             requests.push_back({std::move(prompts[i]), std::move(options)});
         }
-        return std::make_shared<BatchGeneration>(model, std::move(requests), parallel, n_ctx);
+        auto batch = std::make_shared<BatchGeneration>(model, std::move(requests), parallel, n_ctx);
+        model->add(batch);
+        return batch;
     });
 }
 

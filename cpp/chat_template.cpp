@@ -27,6 +27,19 @@ std::string first_lines(const std::exception & error) {
     return why;
 }
 
+// Upstream's parser calls itself for every bracket of JSON, and a stack has its end. Brackets in texts count as well:
+// where a text begins cannot be told before it is parsed.
+void check_depth(const std::string & text) {
+    constexpr int deepest = 128;
+    int depth = 0;
+    for (const char c : text) {
+        depth += c == '[' || c == '{' ? 1 : (c == ']' || c == '}') && depth > 0 ? -1 : 0;
+        if (depth > deepest) {
+            throw std::runtime_error("brackets are nested more than " + std::to_string(deepest) + " deep");
+        }
+    }
+}
+
 class Parser : public ReplyParser {
   public:
     Parser(const common_chat_params & chat, bool parses_tools) : params_(chat) {
@@ -39,6 +52,7 @@ class Parser : public ReplyParser {
 
     Reply parse(const std::string & text, bool is_partial) const override {
         try {
+            check_depth(text);
             const common_chat_msg message = common_chat_parse(text, is_partial, params_);
             Reply reply{message.reasoning_content, message.render_content(""), {}};
             for (const common_chat_tool_call & call : message.tool_calls) {
@@ -103,15 +117,15 @@ bool ChatTemplate::exists(const llama_model & model) {
            llama_model_chat_template(&model, "tool_use") != nullptr;
 }
 
-ChatTemplate::ChatTemplate(std::shared_ptr<llama_model> model, const std::string & source)
-    : model_(std::move(model)), templates_(std::make_unique<Templates>()) {
-    if (source.empty() && !exists(*model_)) {
+ChatTemplate::ChatTemplate(const std::shared_ptr<llama_model> & model, const std::string & source)
+    : model_(model), templates_(std::make_unique<Templates>()) {
+    if (source.empty() && !exists(*model)) {
         throw Error("the model has no chat template");
     }
     // Upstream's common library would print.
     common_log_set_verbosity_thold(-1);
     try {
-        templates_->of_model = common_chat_templates_init(model_.get(), source);
+        templates_->of_model = common_chat_templates_init(model.get(), source);
         source_ = common_chat_templates_source(templates_->of_model.get());
     } catch (const std::exception & error) {
         throw Error("the chat template has a mistake: " + first_lines(error));
@@ -129,7 +143,11 @@ ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
     inputs.enable_thinking = options.enable_thinking;
     inputs.json_schema = options.json_schema;
     inputs.chat_template_kwargs = options.variables;
-    const llama_vocab & vocab = *llama_model_get_vocab(model_.get());
+    const auto model = model_.lock();
+    if (!model) {
+        throw ClosedError("the model of the chat template is closed");
+    }
+    const llama_vocab & vocab = *llama_model_get_vocab(model.get());
     inputs.add_bos = llama_vocab_get_add_bos(&vocab);
     inputs.add_eos = llama_vocab_get_add_eos(&vocab);
     common_chat_params chat;

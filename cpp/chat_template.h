@@ -59,12 +59,14 @@ class ReplyParser {
 class ChatTemplate {
   public:
     // `source` in Jinja; empty: the model's own. Throws Error if that is missing or has mistakes.
-    ChatTemplate(std::shared_ptr<llama_model> model, const std::string & source);
+    // Does not keep the model alive.
+    ChatTemplate(const std::shared_ptr<llama_model> & model, const std::string & source);
     ~ChatTemplate();
     ChatTemplate(const ChatTemplate &) = delete;
     ChatTemplate & operator=(const ChatTemplate &) = delete;
 
-    // From any thread. Throws std::invalid_argument if the messages or tools are none, or the template refuses them.
+    // From any thread. Throws ClosedError, and std::invalid_argument if the messages or tools are none, or the template
+    // refuses them.
     ChatPrompt render(const ChatOptions & options) const;
     const std::string & source() const { return source_; }
 
@@ -72,7 +74,7 @@ class ChatTemplate {
 
   private:
     struct Templates;
-    std::shared_ptr<llama_model> model_;
+    std::weak_ptr<llama_model> model_;
     std::unique_ptr<Templates> templates_;
     std::string source_;
 };

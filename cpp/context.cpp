@@ -147,7 +147,9 @@ void Context::remember() {
 }
 
 bool Context::can_drop() const {
-    return llama_memory_can_shift(llama_get_memory(context_.get()));
+    // Recurrent layers say that they can, and forget nothing; learned positions would stay as they were.
+    return llama_memory_can_shift(llama_get_memory(context_.get())) && !llama_model_is_recurrent(model_.get()) &&
+           !llama_model_is_hybrid(model_.get()) && llama_model_rope_type(model_.get()) != LLAMA_ROPE_TYPE_NONE;
 }
 
 bool Context::drop(uint32_t from, uint32_t to) {

@@ -91,6 +91,7 @@ Grammar::Grammar(std::shared_ptr<llama_model> model, const std::string & gbnf, c
     if (start.trigger_patterns.empty() && start.trigger_tokens.empty()) {
         grammar_.reset(llama_sampler_init_grammar(&vocab, gbnf.c_str(), "root"));
     } else {
+        is_lazy_ = true;
         std::vector<const char *> patterns;
         for (const std::string & pattern : start.trigger_patterns) {
             patterns.push_back(pattern.c_str());
@@ -112,6 +113,9 @@ Grammar::Grammar(std::shared_ptr<llama_model> model, const std::string & gbnf, c
 }
 
 bool Grammar::allows(int32_t token) {
+    if (!grammar_) {
+        return true;
+    }
     llama_token_data candidate{token, 0.0F, 0.0F};
     llama_token_data_array candidates{&candidate, 1, -1, false};
     llama_sampler_apply(grammar_.get(), &candidates);
@@ -119,7 +123,22 @@ bool Grammar::allows(int32_t token) {
 }
 
 void Grammar::accept(int32_t token) {
-    llama_sampler_accept(grammar_.get(), token);
+    if (!grammar_) {
+        return;
+    }
+    // Upstream would abort.
+    if (llama_vocab_is_eog(llama_model_get_vocab(model_.get()), token) && !allows(token)) {
+        throw Error("the reply ends where its grammar does not");
+    }
+    try {
+        llama_sampler_accept(grammar_.get(), token);
+    } catch (const std::exception & error) {
+        // The token that begins what a lazy grammar is for may have begun something else.
+        if (!is_lazy_) {
+            throw Error("the reply left its grammar: " + std::string(error.what()));
+        }
+        grammar_.reset();
+    }
 }
 
 void Grammar::find_allowed(size_t n) {

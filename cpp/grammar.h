@@ -51,7 +51,8 @@ class Grammar : public Constraint {
     void find_allowed(size_t n);
 
     std::shared_ptr<llama_model> model_;
-    std::unique_ptr<llama_sampler, Deleter> grammar_;
+    std::unique_ptr<llama_sampler, Deleter> grammar_;  // empty once a lazy one was left
+    bool is_lazy_ = false;
     std::vector<uint32_t> bits_;
     std::vector<llama_token_data> candidates_;
 };

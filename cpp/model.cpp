@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include "batch.h"
 #include "device.h"
 #include "error.h"
 #include "generation.h"
@@ -217,6 +218,7 @@ void Model::close() {
         throw Error("the model cannot be closed from within one of its own steps; close the stream instead");
     }
     std::vector<std::weak_ptr<Generation>> generations;
+    std::vector<std::weak_ptr<BatchGeneration>> batches;
     std::shared_ptr<llama_model> model;
     std::shared_ptr<ggml_threadpool> threadpool;
     std::shared_ptr<Context> idle;
@@ -224,6 +226,7 @@ void Model::close() {
     {
         const std::lock_guard lock(mutex_);
         generations.swap(generations_);
+        batches.swap(batches_);
         model.swap(model_);
         threadpool.swap(threadpool_);
         idle.swap(idle_);
@@ -232,6 +235,11 @@ void Model::close() {
     for (const auto & open : generations) {
         if (const auto generation = open.lock()) {
             generation->close(StopReason::closed);
+        }
+    }
+    for (const auto & open : batches) {
+        if (const auto batch = open.lock()) {
+            batch->close();
         }
     }
     // Whoever is in the middle of making a context goes first.
@@ -449,15 +457,30 @@ void Model::give_back(std::shared_ptr<Context> context) {
     // Otherwise it goes here, with what it keeps alive.
 }
 
+namespace {
+
+template <typename Open>
+void add_to(std::vector<std::weak_ptr<Open>> & all, const std::shared_ptr<Open> & one) {
+    all.erase(std::remove_if(all.begin(), all.end(), [](const auto & open) { return open.expired(); }), all.end());
+    all.push_back(one);
+}
+
+}  // namespace
+
 void Model::add(const std::shared_ptr<Generation> & generation) {
     const std::lock_guard lock(mutex_);
     if (!model_) {
         throw ClosedError("the model " + name_ + " is closed");
     }
-    generations_.erase(
-        std::remove_if(generations_.begin(), generations_.end(), [](const auto & open) { return open.expired(); }),
-        generations_.end());
-    generations_.push_back(generation);
+    add_to(generations_, generation);
+}
+
+void Model::add(const std::shared_ptr<BatchGeneration> & batch) {
+    const std::lock_guard lock(mutex_);
+    if (!model_) {
+        throw ClosedError("the model " + name_ + " is closed");
+    }
+    add_to(batches_, batch);
 }
 
 }  // namespace overspill

@@ -22,6 +22,7 @@
 
 namespace overspill {
 
+class BatchGeneration;
 class Generation;
 
 struct ModelOptions {
@@ -134,6 +135,7 @@ class Model {
     std::shared_ptr<Context> make_batch_context(uint32_t n_sequences, uint32_t n_ctx);
     void give_back(std::shared_ptr<Context> context);
     void add(const std::shared_ptr<Generation> & generation);
+    void add(const std::shared_ptr<BatchGeneration> & batch);
 
   private:
     std::shared_ptr<llama_model> loaded() const;                     // throws ClosedError
@@ -156,6 +158,7 @@ class Model {
     // One is kept for the next stream, since making one takes long for a large model.
     std::shared_ptr<Context> idle_;
     std::vector<std::weak_ptr<Generation>> generations_;
+    std::vector<std::weak_ptr<BatchGeneration>> batches_;
 
     Turns turns_;
 };

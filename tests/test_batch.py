@@ -61,6 +61,9 @@ def test_leaving_early_and_closing(smollm2_path: Any) -> None:
         next_one.join()
         batch.close()  # type: ignore[attr-defined]
         assert model.generate("After that", max_tokens=4).text
+        open_one = model.generate_many(PROMPTS, max_tokens=4, parallel=4)
+        next(open_one)
+    assert list(open_one) == []
     with pytest.raises(overspill.ClosedError):
         model.generate_many(PROMPTS)
 

@@ -260,6 +260,47 @@ def test_calls_with_arguments_that_are_no_json(smollm2: Model) -> None:
     assert '{"city":' in stream.message["content"]
 
 
+def test_brackets_without_end(smollm2: Model) -> None:
+    """A model that repeats one is stopped by an error, and not by the end of the stack."""
+    parser = parser_of(smollm2, "Qwen-Qwen2.5-7B-Instruct", [WEATHER])
+    raw = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "'
+    for deep in (raw + "[" * 20_000, raw + '", "days": ' + "[{" * 20_000, "[" * 20_000):
+        with pytest.raises(Error, match="nested more than 128 deep"):
+            parser.parse(deep, True)
+    *_, stream = said(parser, [raw + '", "days": ', *["[["] * 200])
+    assert stream.is_malformed
+    assert "[[[[" in stream.message["content"]
+
+
+def test_templates_that_end_before_they_begin(model: Model) -> None:
+    """An end token in what asks for the reply is an error, with a grammar."""
+    model.chat_template = ChatTemplate(
+        model,
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|im_end|>go:{% endif %}",
+    )
+    with pytest.raises(Error, match="grammar"):
+        list(model.chat("x", json_schema={"type": "object"}))
+    assert text_of(model.chat("x", **GREEDY)) is not None
+
+
+def test_a_call_that_goes_wrong(model: Model) -> None:
+    """What begins like a call and is none is given as text."""
+    model.chat_template = ChatTemplate(model, template("GLM-4.6"))
+    forced = [*model.tokenize("<tool_call", add_special=False), *model.tokenize("><", add_special=False)]
+    n_prompt: list[int] = []
+
+    def force(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> None:
+        n_prompt[:] = n_prompt or [len(tokens)]
+        n = len(tokens) - n_prompt[0]
+        if n < len(forced):
+            logits[forced[n]] += 1000
+
+    stream = model.chat("Weather?", tools=[WEATHER], logits_processors=[force], max_tokens=20, seed=1)
+    list(stream)
+    assert "<tool_call><" in stream.raw
+    assert stream.stats.tokens > len(forced)
+
+
 def test_json_schema(model: Model) -> None:
     """The answer parses and fits, whatever the template has around it."""
     schema = {
@@ -482,6 +523,36 @@ def test_a_reply_that_is_broken_off(model: Model) -> None:
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
 
 
+def test_nothing_is_lost_when_something_fails(model: Model) -> None:
+    """Options that are wrong, streams that overlap, and replies that never began leave a conversation that goes on."""
+    chat = Chat(model, **GREEDY)
+    list(chat.send("Hello"))
+    said = list(chat.messages)
+    for wrong in ({"temperature": -5}, {"max_tokens": 0}, {"on_full": "?"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            chat.retry(**wrong)
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            chat.send("More", **wrong)
+        assert chat.messages == said
+    parts = [{"type": "text", "text": "Hello"}]
+    list(chat.send({"role": "user", "content": parts}))
+    list(chat.retry())
+    assert chat.messages[2]["content"] == parts
+    assert chat.undo() == parts
+    assert chat.messages == said
+
+    one = chat.send("One")
+    next(one)
+    two = chat.send("Two")  # which closes the first
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2 + ["user"]
+    next(two)
+    assert chat.undo() == "Two"
+    assert list(two) == []
+    assert len(chat.messages) == 4
+    chat.send("Three").close()
+    assert len(chat.messages) == 4
+
+
 # --- a full context ----------------------------------------------------------------------------
 
 
@@ -509,6 +580,12 @@ def test_a_full_context(smollm2_path: Path) -> None:
         assert long.stats.dropped_tokens > 0
         assert long.stats.tokens > 256 - long.stats.prompt_tokens
         assert long.stats.stop_reason in (StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL)
+        # Some templates want a question in everything that they render.
+        smollm2_like = ChatTemplate(model, template("Qwen3.5-4B"))
+        model.chat_template = smollm2_like
+        chat = Chat(model, system="Be brief.", on_full="shift", temperature=0, max_tokens=4)
+        for _ in range(2):
+            assert list(chat.send("Hello"))
     with pytest.raises(ValueError, match="on_full must be one of error, shift"):
         Chat(Model(smollm2_path, n_ctx=256, n_threads=2)).send("x", on_full="wrap")
 

@@ -90,3 +90,29 @@ def test_nothing_is_left_behind(tiny_gpt_oss_path: Path, cycles: str) -> None:
     command = [sys.executable, "-c", READINGS + cycles, str(tiny_gpt_oss_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "flat\n"), done.stderr[-1000:]
+
+
+CHAT = """
+model = overspill.Model(sys.argv[1], n_ctx=512, n_threads=2, load_mode="read")
+template = model.chat_template
+for token in model.chat("Hello", max_tokens=4):
+    pass
+many = model.generate_many(["a", "b"], max_tokens=4, parallel=1)
+next(many)
+loaded = reading("VmRSS")
+model.close()
+freed = loaded - reading("VmRSS")
+assert freed > 80 * 1024, f"a model of 92 MiB that chatted gave back {freed} KiB"
+assert list(many) == []
+try:
+    template.render("Hello")
+except overspill.ClosedError:
+    print("flat")
+"""
+
+
+def test_a_model_that_chatted_is_freed(smollm2_path: Path) -> None:
+    """Neither its template nor a batch that was left keeps its weights."""
+    command = [sys.executable, "-c", READINGS + CHAT, str(smollm2_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "flat\n"), done.stderr[-1000:]

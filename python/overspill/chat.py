@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ ToolChoice: TypeAlias = Literal["auto", "required", "none"]
 OnFull: TypeAlias = Literal["error", "shift"]
 
 _MOST_KNOWN = 4  # prompts and replies whose tokens are remembered
+_MOST_DROPPED = 16  # turns that are forgotten in the middle of one reply
 
 
 class Channel(StrEnum):
@@ -112,11 +114,17 @@ class ChatStream:
     """
 
     def __init__(
-        self, stream: Stream, parser: _core.ReplyParser, on_text: Callable[[str, list[int]], None], n_dropped: int = 0
+        self,
+        stream: Stream,
+        parser: _core.ReplyParser,
+        on_text: Callable[[str, list[int]], None],
+        *,
+        named: Sequence[int] = (),
+        n_dropped: int = 0,
     ) -> None:
         """Wrap a stream; :meth:`Model.chat` makes these."""
         self._stream, self._parser, self._on_text = stream, parser, on_text
-        self._n_dropped = n_dropped
+        self._named, self._n_dropped = frozenset(named), n_dropped
         self._waiting: deque[ChatToken] = deque()
         self._channel = Channel.FINAL
         self._reasoning = self._content = ""
@@ -283,14 +291,15 @@ class ChatStream:
             self._take_call(name, arguments, call_id)
         # Otherwise some text was held back, or cut off.
         if reason in (StopReason.EOS, StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL):
-            self._on_text(self.raw, self._ids[:-1] if reason == StopReason.EOS else self._ids)
+            is_silent = reason == StopReason.EOS and self._ids[-1] not in self._named
+            self._on_text(self.raw, self._ids[:-1] if is_silent else self._ids)
         if self.on_end is not None:
             self.on_end(self)
 
     def _take_call(self, name: str, arguments: str, call_id: str) -> None:
         try:
             values = json.loads(arguments) if arguments else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             self.is_malformed = True
@@ -319,9 +328,17 @@ class ChatTemplate:
                 f"{model.path} has no chat template: it is a base model, to be continued with model.stream(prompt); or "
                 "give a template in Jinja: model.chat_template = overspill.ChatTemplate(model, source)"
             )
-        self._model = model
+        # The model has its template, which would keep it alive otherwise.
+        self._model_reference = weakref.ref(model)
         self._core = model._core.chat_template(source)
         self._known: deque[tuple[str, list[int]]] = deque(maxlen=_MOST_KNOWN)
+
+    @property
+    def _model(self) -> Model:
+        model = self._model_reference()
+        if model is None:
+            raise _core.ClosedError("the model of the chat template is gone")
+        return model
 
     @property
     def source(self) -> str:
@@ -401,12 +418,12 @@ class ChatTemplate:
             raise ValueError(f"tools: the model's chat template does not tell it of {unknown[0]}: it knows no tools")
         tokens = self._tokens(rendered["text"])
         n_dropped = 0
-        while on_full == "shift" and len(tokens) >= self._model.n_ctx and (later := _without_oldest_turn(said)):
-            said = later
+        if on_full == "shift" and len(tokens) >= self._model.n_ctx:
+            n_before = len(tokens)
+            said = self._that_fits(said, render)
             rendered = render(said)
-            shorter = self._tokens(rendered["text"])
-            n_dropped += len(tokens) - len(shorter)
-            tokens = shorter
+            tokens = self._tokens(rendered["text"])
+            n_dropped = n_before - len(tokens)
         droppable = self._turns(said, rendered["text"], tokens, render) if on_full == "shift" else []
         form = ReplyForm(
             rendered["grammar"],
@@ -425,7 +442,27 @@ class ChatTemplate:
             # Its tokens are those that came: the same text could be written in others, too.
             self._know(prompt + reply, [*tokens, *ids])
 
-        return ChatStream(stream, rendered["parser"], remember, n_dropped)
+        return ChatStream(stream, rendered["parser"], remember, named=form.named, n_dropped=n_dropped)
+
+    def _that_fits(
+        self, messages: list[Message], render: Callable[[Sequence[Message]], dict[str, Any]]
+    ) -> list[Message]:
+        """Leave out as few of the oldest turns as it takes; all but the last if that is not enough."""
+        starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        if len(starts) < 2:
+            return messages
+
+        def without(n_turns: int) -> list[Message]:
+            return [*messages[: starts[0]], *messages[starts[n_turns] :]]
+
+        few, many = 1, len(starts) - 1
+        while few < many:
+            middle = (few + many) // 2
+            if len(self._tokens(render(without(middle))["text"])) < self._model.n_ctx:
+                many = middle
+            else:
+                few = middle + 1
+        return without(few)
 
     # --- tokens
 
@@ -434,13 +471,14 @@ class ChatTemplate:
 
     def _tokens(self, text: str) -> list[int]:
         """Return the tokens of a prompt: of what it begins with those that were decoded before, if there are any."""
-        begun, tokens = max(
-            (known for known in self._known if text.startswith(known[0])),
-            key=lambda known: len(known[0]),
-            default=("", []),
-        )
-        rest = text[len(begun) :]
-        return [*tokens, *self._model.tokenize(rest, add_special=not begun)] if rest else list(tokens)
+        known = [one for one in tuple(self._known) if text.startswith(one[0])]
+        if known:
+            begun, tokens = max(known, key=lambda one: len(one[0]))
+            rest = self._model.tokenize(text[len(begun) :], add_special=False)
+            # Elsewhere than at a special token, a tokenizer might have joined what is cut apart here.
+            if not rest or self._model.token_bytes(rest[0]) == b"":
+                return [*tokens, *rest]
+        return self._model.tokenize(text)
 
     def _turns(
         self,
@@ -450,7 +488,7 @@ class ChatTemplate:
         render: Callable[[Sequence[Message], bool], dict[str, Any]],
     ) -> list[tuple[int, int]]:
         """Return where the turns before the last question lie in the tokens, as far as that can be told."""
-        starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        starts = [i for i, message in enumerate(messages) if message["role"] == "user"][: _MOST_DROPPED + 1]
         ends: dict[int, int] = {}
         n_bytes = 0
         whole = text.encode()
@@ -458,13 +496,14 @@ class ChatTemplate:
             ends[n_bytes] = i
             n_bytes += len(self._model._core.token_bytes(token, True))
         offset = n_bytes - len(whole)  # the token for the beginning, which the text does not have
-        places = []
+        places: list[int | None] = []
         for start in starts:
-            before = render(messages[:start], False)["text"].encode() if start else b""
-            place = ends.get(len(before) + offset) if whole.startswith(before) else None
-            if start == 0:
-                place = ends.get(offset)
-            places.append(place)
+            try:
+                before = render(messages[:start], False)["text"].encode() if start else b""
+            except ValueError:  # some templates want a question
+                before = None
+            is_beginning = before is not None and whole.startswith(before)
+            places.append(ends.get(len(before or b"") + offset) if is_beginning else None)
         return [(a, b) for a, b in pairwise(places) if a is not None and b is not None and a < b]
 
 
@@ -493,12 +532,6 @@ def _messages(messages: str | Sequence[Message]) -> list[Message]:
         if "content" not in message and "tool_calls" not in message:
             raise ValueError(f"messages[{i}] must have content")
     return [dict(message) for message in said]
-
-
-def _without_oldest_turn(messages: list[Message]) -> list[Message]:
-    """Leave out the first question and what belongs to it; empty if it is the last one."""
-    starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    return [*messages[: starts[0]], *messages[starts[1] :]] if len(starts) > 1 else []
 
 
 class Chat:
@@ -531,6 +564,7 @@ class Chat:
         self.model = model
         _ = model.chat_template  # which says what is missing
         self.options = dict(options)
+        self._open: ChatStream | None = None
         self.messages: list[dict[str, Any]] = []
         """What was said; it may be edited, and the longest beginning that stays is not decoded again."""
         if system is not None:
@@ -550,7 +584,10 @@ class Chat:
             self.messages.insert(0, {"role": "system", "content": text})
 
     def send(self, message: str | Message | None = None, **options: Any) -> ChatStream:
-        """Say something, and stream the reply; both are part of the conversation when the stream ends.
+        """Say something, and stream the reply, which is part of the conversation when the stream has ended.
+
+        What was said is so at once; if the stream ends before the model said anything, it is taken back. A stream of
+        this conversation that is still open is closed first.
 
         Parameters
         ----------
@@ -562,42 +599,63 @@ class Chat:
         new: list[dict[str, Any]] = []
         if message is not None:
             new = [dict(part) for part in _messages(message if isinstance(message, str) else [message])]
-        stream = self.model.chat([*self.messages, *new], **{**self.options, **options})
-        self.messages += new
+        self._close_open()
+        return self._answer([*self.messages, *new], len(new), options)
+
+    def _answer(self, messages: list[dict[str, Any]], n_new: int, options: Mapping[str, Any]) -> ChatStream:
+        stream = self.model.chat(messages, **{**self.options, **options})
+        self.messages[:] = messages
+        asked = messages[-1]
 
         def add(ended: ChatStream) -> None:
-            if ended.raw:
+            if not self.messages or self.messages[-1] is not asked:
+                return  # the history was edited in the meantime
+            if ended.raw or ended.stats.stop_reason == StopReason.EOS:
                 self.messages.append(ended.message)
+            elif n_new:
+                del self.messages[-n_new:]
 
         stream.on_end = add
+        self._open = stream
         return stream
+
+    def _close_open(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
     def add_result(self, call: ToolCall, result: object) -> None:
         """Add what a tool returned: a text, or anything that JSON can hold; ``send()`` has it answered then."""
         content = result if isinstance(result, str) else _json("result", result)
         self.messages.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
 
-    def undo(self) -> str | None:
-        """Take back the last question and what followed; return the question, None if there is none."""
-        for i in range(len(self.messages) - 1, -1, -1):
-            if self.messages[i]["role"] == "user":
-                question: str = self.messages[i]["content"]
-                del self.messages[i:]
-                return question
-        return None
+    def _last_question(self) -> int | None:
+        users = (i for i in range(len(self.messages) - 1, -1, -1) if self.messages[i]["role"] == "user")
+        return next(users, None)
+
+    def undo(self) -> Any:
+        """Take back the last question and what followed; return the question's content, None if there is none."""
+        self._close_open()
+        at = self._last_question()
+        if at is None:
+            return None
+        question = self.messages[at]["content"]
+        del self.messages[at:]
+        return question
 
     def retry(self, **options: Any) -> ChatStream:
-        """Have the last question answered anew.
+        """Have the last question answered anew; what was answered is kept if that cannot begin.
 
         Raises
         ------
         Error
             Nothing was asked yet.
         """
-        question = self.undo()
-        if question is None:
+        self._close_open()
+        at = self._last_question()
+        if at is None:
             raise _core.Error("there is no question yet that could be answered anew")
-        return self.send(question, **options)
+        return self._answer(self.messages[: at + 1], 1, options)
 
     def branch(self) -> Chat:
         """Return another conversation that has said the same so far."""
