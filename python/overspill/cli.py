@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, Any, NoReturn, cast, get_args
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from rich.text import Text
 
 import overspill
 from overspill import _core
+from overspill.chat_terminal import ChatTerminal, Reasoning
 from overspill.comparison_view import Columns, Sections
 from overspill.doctor import examine
 from overspill.hardware import parse_bytes
@@ -101,6 +102,41 @@ def _offload(value: str) -> Offload:
     return int(value) if value.isdecimal() else cast(Offload, value)
 
 
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", "-t", help="0: always the most likely token.", show_default="the file's, or 0.8"),
+]
+TopK = Annotated[
+    int | None, typer.Option(help="Keep so many of the most likely tokens; 0: all.", show_default="the file's, or 40")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Keep the likeliest tokens up to this probability; 1: all.", show_default="the file's, or 0.95"),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(help="Drop tokens below this share of the likeliest; 0: none.", show_default="the file's, or 0.05"),
+]
+RepeatPenalty = Annotated[
+    float | None,
+    typer.Option(help="Divide the logits of the last 64 tokens; 1: off.", show_default="the file's, or 1.0"),
+]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
+Context = Annotated[int | None, typer.Option("--ctx", help="Tokens of prompt and reply together.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; default: physical cores.")]
+Batch = Annotated[int, typer.Option("--batch", help="Tokens of the prompt processed at once.")]
+OffloadTo = Annotated[
+    str,
+    typer.Option(help="auto, cpu, gpu, tuned, a number of layers for the GPU, or a file of overspill plan --save."),
+]
+Loading = Annotated[str, typer.Option(help="mmap, read, mlock, mmap+mlock or direct-io.")]
+Servers = Annotated[
+    list[str] | None,
+    typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there; may be repeated."),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")]
+
+
 @app.command(epilog=EXIT_CODES)
 def run(
     arguments: Annotated[
@@ -115,64 +151,33 @@ def run(
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", help="0: until the model or the context ends.")
     ] = 512,
-    temperature: Annotated[
-        float | None,
-        typer.Option("--temperature", "-t", help="0: always the most likely token.", show_default="the file's, or 0.8"),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(help="Keep so many of the most likely tokens; 0: all.", show_default="the file's, or 40"),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Keep the likeliest tokens up to this probability; 1: all.", show_default="the file's, or 0.95"
-        ),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Drop tokens below this share of the likeliest; 0: none.", show_default="the file's, or 0.05"
-        ),
-    ] = None,
-    repeat_penalty: Annotated[
-        float | None,
-        typer.Option(help="Divide the logits of the last 64 tokens; 1: off.", show_default="the file's, or 1.0"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repeat_penalty: RepeatPenalty = None,
+    seed: Seed = None,
     json_schema: Annotated[
         str | None, typer.Option(help="A JSON schema that the reply fits, or the name of a file with one.")
     ] = None,
     grammar: Annotated[Path | None, typer.Option(help="A file with a grammar in GBNF that the reply fits.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the reply; may be repeated.")] = None,
-    n_ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of prompt and reply together.")] = None,
-    n_threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default: physical cores.")] = None,
-    n_batch: Annotated[int, typer.Option("--batch", help="Tokens of the prompt processed at once.")] = 512,
-    offload: Annotated[
-        str,
-        typer.Option(help="auto, cpu, gpu, tuned, a number of layers for the GPU, or a file of overspill plan --save."),
-    ] = "auto",
-    load_mode: Annotated[str, typer.Option(help="mmap, read, mlock, mmap+mlock or direct-io.")] = "mmap",
-    rpc: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there; may be repeated."),
-    ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")] = False,
+    n_ctx: Context = None,
+    n_threads: Threads = None,
+    n_batch: Batch = 512,
+    offload: OffloadTo = "auto",
+    load_mode: Loading = "mmap",
+    rpc: Servers = None,
+    verbose: Verbose = False,
 ) -> None:
     """Continue PROMPT: text as it is made on standard output, then one line of stats on standard error."""
     _set_up(verbose)
     if len(arguments) > 2:
         _fail(f"expected [MODEL] PROMPT, but got {len(arguments)} arguments; put the prompt in quotes", USAGE)
     *given, prompt = arguments
-    # What is not given is what the model's file recommends, or else llama.cpp's default.
-    sampling: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repeat_penalty": repeat_penalty,
-        "seed": seed,
-    }
+    sampling = _given(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed
+    )
     with _one_line_errors():
         if prompt == "-":
             prompt = sys.stdin.read()
@@ -197,11 +202,16 @@ def run(
                 stop=stop or (),
                 json_schema=_text_or_file(json_schema),
                 grammar=None if grammar is None else grammar.read_text(encoding="utf-8"),
-                **{name: value for name, value in sampling.items() if value is not None},
+                **sampling,
             ) as stream,
         ):
             code = _print_stream(stream)
     raise typer.Exit(code)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Leave out what is not given: there the model's file decides, or else llama.cpp's default."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _text_or_file(text: str | None) -> str | None:
@@ -222,13 +232,85 @@ def _load(path: os.PathLike[str], **options: Any) -> overspill.Model:
         return overspill.Model(path, progress=lambda share: show("loading", share), **options)
 
 
-def _print_stream(stream: overspill.Stream) -> int:
+@app.command(epilog=EXIT_CODES)
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A GGUF file with a chat template, or hf:OWNER/REPOSITORY/FILE.gguf.",
+            show_default=False,
+        ),
+    ],
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    load: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save wrote.")] = None,
+    reasoning: Annotated[str, typer.Option(help="How the model's reasoning is shown: dim or hide.")] = "dim",
+    reasoning_effort: Annotated[
+        str | None, typer.Option("--effort", help="Of models that know it, such as gpt-oss: low, medium or high.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="Of each reply; 0: until the model or the context ends.")
+    ] = 0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repeat_penalty: RepeatPenalty = None,
+    seed: Seed = None,
+    n_ctx: Context = None,
+    n_threads: Threads = None,
+    n_batch: Batch = 512,
+    offload: OffloadTo = "auto",
+    load_mode: Loading = "mmap",
+    rpc: Servers = None,
+    verbose: Verbose = False,
+) -> None:
+    """Talk with MODEL in the terminal; /help there says how.
+
+    Where standard input is no terminal, all of it is one message: the answer goes to standard output, without
+    reasoning, and the stats to standard error.
+    """
+    _set_up(verbose)
+    sampling = _given(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed
+    )
+    options = sampling | _given(reasoning_effort=reasoning_effort, max_tokens=max_tokens or None)
+    with _one_line_errors():
+        overspill.SamplingOptions(**sampling)  # mistakes are told before the model is loaded
+        if reasoning not in get_args(Reasoning):
+            raise ValueError(f"--reasoning must be one of {', '.join(get_args(Reasoning))}, not {reasoning!r}")
+        message = None if sys.stdin.isatty() else sys.stdin.read()
+        if message is not None and not message.strip():
+            raise ValueError("standard input is empty, and would be the message")
+        with _load(
+            resolve(model),
+            n_ctx=n_ctx,
+            n_threads=n_threads,
+            n_batch=n_batch,
+            offload=_offload(offload),
+            load_mode=cast(LoadMode, load_mode),
+            rpc=rpc or (),
+        ) as loaded:
+            talk = overspill.Chat(loaded, **options) if load is None else overspill.Chat.load(load, loaded, **options)
+            if system is not None:
+                talk.system = system
+            if message is None:
+                # A person would rather lose the oldest turns than be stopped by a full context.
+                talk.options["on_full"] = "shift"
+                ChatTerminal(talk, errors, reasoning=cast(Reasoning, reasoning), file=load).run()
+                return
+            code = _print_stream(talk.send(message))
+    raise typer.Exit(code)
+
+
+def _print_stream(stream: overspill.Stream | overspill.ChatStream) -> int:
     code = 0
     try:
         with stream:
             for token in stream:
-                sys.stdout.write(token.text)
-                sys.stdout.flush()
+                if not (isinstance(token, overspill.ChatToken) and token.channel is overspill.Channel.REASONING):
+                    sys.stdout.write(token.text)
+                    sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
     sys.stdout.write("\n")
