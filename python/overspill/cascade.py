@@ -420,18 +420,8 @@ class CascadeStream:
             self._ready.extend(self._held)
         self._judgement = judgement
 
-    def _add_text(self, token: CascadeToken) -> None:
-        if token.channel is Channel.FINAL:
-            self._text += token.text
-
     def _message(self, stream: Stream | ChatStream) -> dict[str, Any]:
         return stream.message if isinstance(stream, ChatStream) else {"role": "assistant", "content": self._text}
-
-    def _counts(self, token: CascadeToken, *, begun: bool) -> bool:
-        """Tell whether it is one of the answer's tokens, see :class:`Draft`."""
-        if token.channel is Channel.REASONING or not (begun or token.text):
-            return False
-        return bool(self._small_model.token_bytes(token.id, special=False))
 
     # --- what came of it
 
