@@ -7,7 +7,7 @@ import random
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -59,6 +59,8 @@ def without_margins(lines: list[str]) -> list[str]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=6), st.integers(0, 10**6), st.integers(3, 40))
+@example(["---", "1. one\n2. two"], 0, 3)
+@example(["# A heading", "---", "- a", "---", "text"], 0, 3)
 def test_pieces_come_to_the_same_as_the_whole(blocks: list[str], seed: int, rows: int) -> None:
     """However it is cut and however tall the screen is: every line once, in order."""
     text = "\n\n".join(blocks)

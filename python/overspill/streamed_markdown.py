@@ -11,7 +11,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement, Paragraph, TableElement
+from rich.markdown import CodeBlock, Heading, HorizontalRule, Markdown, MarkdownElement, Paragraph, TableElement
+from rich.rule import Rule
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -116,6 +117,15 @@ class _Code(CodeBlock):
         )
 
 
+class _Rule(HorizontalRule):
+    """A line across, with one empty line before it and after it as any block."""
+
+    new_line = True
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from (part for part in super().__rich_console__(console, options) if isinstance(part, Rule))
+
+
 class _Table(TableElement):
     """A table without empty lines around it."""
 
@@ -136,6 +146,7 @@ class _Rendered(Markdown):
         "fence": _Code,
         "code_block": _Code,
         "table_open": _Table,
+        "hr": _Rule,
     }
 
     def __init__(self, markup: str, number: int | None = None) -> None:
