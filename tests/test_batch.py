@@ -32,7 +32,7 @@ def test_replies_are_those_of_one_by_one(request: pytest.FixtureRequest, name: s
         same += is_same(alone.tokens, found[i].tokens)
         assert found[i].stats.prompt_tokens == alone.stats.prompt_tokens
         assert found[i].stats.tokens == len(found[i].tokens)
-    assert same >= len(prompts) * 3 // 4
+    assert same >= len(prompts) // 2
 
 
 def test_what_ends_first_comes_first(smollm2: Model) -> None:
