@@ -25,7 +25,7 @@ from overspill.hub import resolve
 from overspill.info import ModelInfo
 from overspill.model import Model, Stream
 from overspill.placement import CPU, Placement
-from overspill.placement_table import format_bytes
+from overspill.placement_table import format_bytes, format_count
 from overspill.planner import Forecast, forecast, plan
 from overspill.sampling import Sampler
 from overspill.types import Stats, StopReason, Token, TokenChooser, as_real
@@ -105,7 +105,7 @@ class Signal:
         mean = math.fsum(values) / len(values)
         escalate = mean < self.bound if self.side == "below" else mean > self.bound
         is_or_not = "is" if escalate else "is not"
-        n = f"{len(values)} token{'' if len(values) == 1 else 's'}"
+        n = format_count(len(values), "token")
         return Judgement(
             escalate, f"{self.name} {mean:.3g} nats over {n} {is_or_not} {self.side} {self.bound:.3g} nats"
         )
@@ -676,8 +676,7 @@ def fit_together(
             return False, f"one model at a time: the {which} one does not fit{beside}: {expected.reason}"
         used = {device.name: expected.memory[device.name].total_bytes for device in hardware.devices}
         needed = {name: n_bytes + used[name] for name, n_bytes in needed.items()}
-        left = [replace(device, memory_bytes=device.memory_bytes - used[device.name]) for device in hardware.devices]
-        hardware = replace(hardware, devices=tuple(left))
+        hardware = hardware.without(used)
     uses = " and ".join(f"{format_bytes(n)} of {'RAM' if name == CPU else name}" for name, n in needed.items() if n)
     return True, f"both models are in memory: they need {uses}"
 

@@ -16,6 +16,8 @@ from rich.text import Text
 
 from overspill import _core
 from overspill.chat import Channel, Chat, ChatStream, ChatToken
+from overspill.hardware import user_folder
+from overspill.placement_table import format_count
 from overspill.streamed_markdown import StreamedMarkdown, printable
 from overspill.types import StopReason
 
@@ -180,7 +182,7 @@ class ChatTerminal:
             raise ValueError(f"{path} is there already, and not replaced: give another name")
         self._chat.save(path)
         self._file = path
-        self._notice(f"{_count(len(self._chat.messages), 'message')} saved to {path}")
+        self._notice(f"{format_count(len(self._chat.messages), 'message')} saved to {path}")
 
     def _load(self, text: str) -> None:
         path = self._path("load", text)
@@ -193,7 +195,7 @@ class ChatTerminal:
         messages = self._chat.messages
         if self._file is None:
             return
-        self._notice(f"{_count(len(messages), 'message')} loaded from {self._file}")
+        self._notice(f"{format_count(len(messages), 'message')} loaded from {self._file}")
         asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
         for message in messages[asked[-1] :] if asked else []:
             content = str(message.get("content") or "")
@@ -220,7 +222,7 @@ class ChatTerminal:
         n_ctx = self._chat.model.n_ctx
         used = min(stats.prompt_tokens + stats.tokens, n_ctx)  # what was forgotten has made room
         self._output.print(str(stats), markup=False)
-        n_messages = _count(len(self._chat.messages), "message")
+        n_messages = format_count(len(self._chat.messages), "message")
         self._output.print(f"{n_messages} · {used} of {n_ctx} tokens of context ({used / n_ctx:.0%})", markup=False)
 
     def _placement(self, _: str) -> None:
@@ -295,7 +297,7 @@ class _Shown:
     def _take_reasoning(self, markdown: StreamedMarkdown, text: str) -> None:
         self._n_reasoning += 1
         if self._reasoning == "hide":
-            markdown.note(f"thinking, {_count(self._n_reasoning, 'token')}…")
+            markdown.note(f"thinking, {format_count(self._n_reasoning, 'token')}…")
         elif text:
             if self._channel is None:
                 markdown.note("")
@@ -309,22 +311,7 @@ class _Shown:
             self._channel = Channel.REASONING
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
-
-
 # --- the keyboard
-
-
-def data_folder() -> Path:
-    """Return the folder of what the user has typed and kept; it need not be there yet."""
-    if "XDG_DATA_HOME" in os.environ or sys.platform not in ("win32", "darwin"):
-        folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Application Support"
-    else:
-        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return folder / "overspill"
 
 
 def _session(notices: Console) -> PromptSession[str]:
@@ -352,7 +339,7 @@ def _session(notices: Console) -> PromptSession[str]:
         event.current_buffer.insert_text("\n")
 
     history: History = InMemoryHistory()
-    file = data_folder() / "chat_history"
+    file = user_folder("XDG_DATA_HOME", ".local/share", "Library/Application Support") / "chat_history"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         # What was typed is nobody else's business.

@@ -23,7 +23,6 @@ from rich.text import Text
 
 import overspill
 from overspill import _core
-from overspill.chat_terminal import ChatTerminal, Reasoning
 from overspill.comparison_view import Columns, Sections
 from overspill.doctor import examine
 from overspill.hardware import parse_bytes
@@ -133,6 +132,10 @@ Loading = Annotated[str, typer.Option(help="mmap, read, mlock, mmap+mlock or dir
 Servers = Annotated[
     list[str] | None,
     typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there; may be repeated."),
+]
+DeviceMemory = Annotated[
+    list[str] | None,
+    typer.Option(metavar="DEVICE=SIZE", help="Use no more of a device, as in gpu=20GiB; may be repeated."),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")]
 
@@ -270,6 +273,9 @@ def chat(
     Where standard input is no terminal, all of it is one message: the answer goes to standard output, without
     reasoning, and the stats to standard error.
     """
+    # What it needs would slow down every other command.
+    from overspill.chat_terminal import ChatTerminal, Reasoning
+
     _set_up(verbose)
     sampling = _given(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed
@@ -375,7 +381,7 @@ def compare(
     seed: Annotated[int | None, typer.Option(help="The same for all models.", show_default="drawn")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be repeated.")] = None,
     n_ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of question and answer together.")] = None,
-    n_threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default: physical cores.")] = None,
+    n_threads: Threads = None,
     n_batch: Annotated[int, typer.Option("--batch", help="Tokens of the question processed at once.")] = 512,
     offload: Annotated[
         list[str] | None,
@@ -385,20 +391,14 @@ def compare(
             show_default="auto",
         ),
     ] = None,
-    memory: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DEVICE=SIZE", help="Use no more of a device, as in gpu=20GiB; may be repeated."),
-    ] = None,
-    load_mode: Annotated[str, typer.Option(help="mmap, read, mlock, mmap+mlock or direct-io.")] = "mmap",
-    rpc: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there; may be repeated."),
-    ] = None,
+    memory: DeviceMemory = None,
+    load_mode: Loading = "mmap",
+    rpc: Servers = None,
     no_progress: Annotated[
         bool, typer.Option("--no-progress", help="No columns that grow and no bars: one answer below the other.")
     ] = False,
     as_json: Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Ask models the same QUESTION, and show their answers, speeds and memory side by side.
 
@@ -410,7 +410,7 @@ def compare(
         models, asked = _models_and_questions(arguments, questions)
         if html is not None:
             _check_place(html)
-        sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        sampling = _given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         given = [_offload(text) for text in offload or ["auto"]]
         with ExitStack() as stack:
             view: Columns | Sections | None = None
@@ -433,13 +433,13 @@ def compare(
                 n_batch=n_batch,
                 n_threads=n_threads,
                 load_mode=cast(LoadMode, load_mode),
-                memory=dict(_pair("--memory", "DEVICE=SIZE, such as gpu=20GiB", text) for text in memory or ()),
+                memory=_sizes(memory),
                 seed=seed,
                 progress=progress,
                 report=None if view is None else view.report,
                 max_tokens=max_tokens or None,
                 stop=stop or (),
-                **{name: value for name, value in sampling.items() if value is not None},
+                **sampling,
             )
         if as_json:
             print(json.dumps(found.to_dict(), indent=2))
@@ -593,18 +593,12 @@ def info(
 def tune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or hf:OWNER/REPOSITORY/FILE.gguf.")],
     n_ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of prompt and reply together.")] = None,
-    memory: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DEVICE=SIZE", help="Use no more of a device, as in gpu=20GiB; may be repeated."),
-    ] = None,
+    memory: DeviceMemory = None,
     kv_type: Annotated[
         list[str] | None,
         typer.Option(help="Try this type of the KV cache too, such as q8_0; may be repeated. It may change replies."),
     ] = None,
-    rpc: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there; may be repeated."),
-    ] = None,
+    rpc: Servers = None,
     seconds: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -614,7 +608,7 @@ def tune(
     """
     _set_up(verbose=False)
     with _one_line_errors():
-        sizes = dict(_pair("--memory", "DEVICE=SIZE, such as gpu=20GiB", text) for text in memory or ())
+        sizes = _sizes(memory)
         console = errors if as_json else _output()
         with _Trials(console, quiet=as_json and not console.is_terminal) as trials:
             found = find_fastest(
@@ -632,6 +626,10 @@ def tune(
             _print_tuned(found)
     if found.stopped == "interrupted":
         raise typer.Exit(INTERRUPTED)
+
+
+def _sizes(memory: list[str] | None) -> dict[str, str]:
+    return dict(_pair("--memory", "DEVICE=SIZE, such as gpu=20GiB", text) for text in memory or ())
 
 
 def _pair(option: str, form: str, text: str) -> tuple[str, str]:

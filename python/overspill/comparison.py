@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -400,11 +400,7 @@ def plan_together(models: Sequence[ComparedModel], settings: Mapping[str, Any]) 
     taken = Counter({CPU: _SPARE_RAM_BYTES})
     placements = []
     for one in models:
-        left = tuple(
-            replace(device, memory_bytes=max(0, device.memory_bytes - taken[device.name]))
-            for device in one.hardware.devices
-        )
-        placement, expected = _plan(one.info, one.offload, replace(one.hardware, devices=left), settings)
+        placement, expected = _plan(one.info, one.offload, one.hardware.without(taken), settings)
         if expected.verdict == "does not fit" or expected.tokens_per_s < 0.99 * one.forecast.tokens_per_s:
             return None
         placements.append(placement)

@@ -16,7 +16,7 @@ from overspill.device import devices, physical_cores
 from overspill.hardware import Hardware, available_ram_bytes, control_groups
 from overspill.info import ModelInfo, part_of
 from overspill.placement import Placement
-from overspill.placement_table import format_bytes
+from overspill.placement_table import format_bytes, format_count
 from overspill.planner import Forecast, forecast, plan
 from overspill.types import Device, LoadMode, as_integer
 
@@ -253,7 +253,7 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
 
 
 def _threads(machine: Machine, n_threads: int) -> Iterator[Finding]:
-    threads, cores = _count(n_threads, "thread"), _count(machine.n_cores, "physical core")
+    threads, cores = format_count(n_threads, "thread"), format_count(machine.n_cores, "physical core")
     if n_threads > machine.n_cores:
         yield Finding(
             "warning",
@@ -278,13 +278,13 @@ def _load(machine: Machine, n_threads: int) -> Iterator[Finding]:
     load, n_cpus = machine.load, machine.n_logical_cpus
     if load is None or n_cpus is None:
         return
-    reading = f"a load of {load:.1f} in the last minute on {_count(n_cpus, 'logical CPU')}"
+    reading = f"a load of {load:.1f} in the last minute on {format_count(n_cpus, 'logical CPU')}"
     # Half a CPU is what a desktop does beside.
     if load + n_threads > n_cpus + 0.5:
         yield Finding(
             "bad" if load >= n_cpus else "warning",
             "Other programs keep the cores busy",
-            f"{reading}, before {_count(n_threads, 'thread')} of the model",
+            f"{reading}, before {format_count(n_threads, 'thread')} of the model",
             "end them, or leave cores to them with fewer threads (--threads): all threads wait for the one that was "
             "interrupted; if a model runs now, look again afterwards",
         )
@@ -337,8 +337,8 @@ def _bandwidth(hardware: Hardware) -> Iterator[Finding]:
         yield Finding(
             "fine",
             f"The speed of RAM is {hardware.source}",
-            f"{speed} of weights with {_count(hardware.n_threads, 'thread')}: a token takes at least the time to read "
-            "its weights",
+            f"{speed} of weights with {format_count(hardware.n_threads, 'thread')}: a token takes at least the time to "
+            "read its weights",
         )
 
 
@@ -398,10 +398,6 @@ def _memory(outlook: Forecast, cpu: str, what: str, n_bytes: int, load_mode: Loa
 
 
 # --- reading
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _text(file: Path) -> str:

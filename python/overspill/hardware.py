@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -31,6 +31,7 @@ __all__ = [
     "parse_bytes",
     "parse_rate",
     "replace_json",
+    "user_folder",
 ]
 
 logger = logging.getLogger("overspill")
@@ -216,6 +217,14 @@ class Hardware:
         """
         names = [device.name for device in self.devices]
         return self.devices[_index_of("device", name, names)]
+
+    def without(self, taken: Mapping[str, int]) -> Hardware:
+        """Return what is left where so many bytes are taken of each device's memory."""
+        left = (
+            replace(device, memory_bytes=max(0, device.memory_bytes - taken.get(device.name, 0)))
+            for device in self.devices
+        )
+        return replace(self, devices=tuple(left))
 
     @classmethod
     def here(
@@ -695,15 +704,28 @@ def _spec(device: Device, memory_bytes: int, known: Mapping[str, float]) -> Devi
 # --- what was measured before -------------------------------------------------------------------
 
 
-def cache_folder() -> Path:
-    """Return the folder of what is kept of this machine; it need not be there yet."""
-    if "XDG_CACHE_HOME" in os.environ or sys.platform not in ("win32", "darwin"):
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def user_folder(variable: str, unix: str, mac: str) -> Path:
+    """Return our folder in one of the user's; it need not be there yet.
+
+    Parameters
+    ----------
+    variable
+        The environment variable that names the user's folder.
+    unix, mac
+        Where it is otherwise, from the home folder on; on Windows it is the one for local data.
+    """
+    if variable in os.environ or sys.platform not in ("win32", "darwin"):
+        folder = Path(os.environ.get(variable) or Path.home() / unix)
     elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Caches"
+        folder = Path.home() / mac
     else:
         folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     return folder / "overspill"
+
+
+def cache_folder() -> Path:
+    """Return the folder of what is kept of this machine."""
+    return user_folder("XDG_CACHE_HOME", ".cache", "Library/Caches")
 
 
 def replace_json(file: Path, data: object) -> None:

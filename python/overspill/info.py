@@ -122,6 +122,11 @@ class ModelInfo:
         return int(self._key("context_length", 0))
 
     @property
+    def default_n_ctx(self) -> int:
+        """Tokens of context where nobody says how many: what it was trained for, at most 8192, as in the core."""
+        return min(self.n_ctx_train or 8192, 8192)
+
+    @property
     def n_embd(self) -> int:
         """Width of the model."""
         return int(self._key("embedding_length", 0))
@@ -212,7 +217,7 @@ class ModelInfo:
         next. The KV cache is taken as F16 for all of ``n_ctx`` (default as :class:`Model`'s), which is
         more than sliding-window layers need.
         """
-        n_ctx = n_ctx or min(self.n_ctx_train or 8192, 8192)
+        n_ctx = n_ctx or self.default_n_ctx
         head = self._key("embedding_length", 0) // max(self._number("attention.head_count", 1), 1)
         width = self._key("attention.key_length", head) + self._key("attention.value_length", head)
         heads = self._number("attention.head_count_kv", self._number("attention.head_count", 1))

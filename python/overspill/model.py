@@ -104,6 +104,19 @@ def _chooser(sampler: TokenChooser | None, processors: Sequence[LogitsProcessor]
     return choose
 
 
+def _arguments(wanted: Placement | None) -> dict[str, Any]:
+    """Return a placement as the core takes it; nothing for the CPU alone."""
+    return {} if wanted is None else asdict(wanted.llama_arguments())
+
+
+def _too_little_ram(available: int, needed: int, what: str, instead: str) -> _core.OutOfMemoryError:
+    error = _core.OutOfMemoryError(
+        f"{format_bytes(available)} of RAM are free, and {what} would take {format_bytes(needed)}: give {instead}"
+    )
+    error.device, error.needed_bytes = CPU, needed
+    return error
+
+
 def _with_less(planned: Plan, device: str, share: float) -> Plan | None:
     """Return a plan with so much less on a GPU, or None if nothing lies there."""
     use = planned.forecast().memory.get(device)
@@ -351,9 +364,8 @@ class Model:
         self._mind_ram(wanted)
         refusals: list[str] = []
         while True:
-            arguments = {} if wanted is None else asdict(wanted.llama_arguments())
             try:
-                core = _core.Model(path, {**self._settings, **arguments}, progress)
+                core = _core.Model(path, {**self._settings, **_arguments(wanted)}, progress)
                 break
             except _core.OutOfMemoryError as error:
                 smaller = (
@@ -382,8 +394,7 @@ class Model:
         if wanted.devices_used == (CPU,):
             return wanted  # what is asked about are GPUs
         for _ in range(2):
-            options = {**self._settings, **asdict(wanted.llama_arguments()), "dry_run": True}
-            needed = _core.Model(os.fsencode(self._path), options, None).memory()["devices"]
+            needed = self._dry_run(wanted)
             over = {
                 gpu.name: sum(needed[gpu.name].values()) - gpu.memory_bytes
                 for gpu in wanted.hardware.gpus
@@ -396,11 +407,17 @@ class Model:
                 break
         return wanted
 
+    def _dry_run(self, wanted: Placement | None) -> dict[str, dict[str, int]]:
+        """Return the bytes on each device by what llama.cpp would take them for."""
+        options = {**self._settings, **_arguments(wanted), "dry_run": True}
+        uses: dict[str, dict[str, int]] = _core.Model(os.fsencode(self._path), options, None).memory()["devices"]
+        return uses
+
     def _mind_ram(self, wanted: Placement | None) -> None:
         """Refuse what RAM has no room for. Linux would grant it, and end the process when the memory is written to."""
         settings = self._settings
         available = available_ram_bytes()
-        n_ctx = settings["n_ctx"] or min(self.info.n_ctx_train or 8192, 8192)
+        n_ctx = settings["n_ctx"] or self.info.default_n_ctx
         types = {settings["type_k"], settings["type_v"]}
         if available is None or not CACHE_TYPES.keys() >= types or self.info.n_layers > len(self.info.tensors):
             return  # what is wrong is told by what loads it
@@ -415,18 +432,16 @@ class Model:
         needed = kv + (0 if is_mapped else weights)
         if available < needed < 4 * available:
             # Of architectures that are not known here, the header says what there may be at most: llama.cpp knows.
-            arguments = {} if wanted is None else asdict(wanted.llama_arguments())
-            options = {**settings, **arguments, "dry_run": True}
-            use = _core.Model(os.fsencode(self._path), options, None).memory()["devices"][CPU]
+            use = self._dry_run(wanted)[CPU]
             needed = use["kv_bytes"] + use["compute_bytes"] + (0 if is_mapped else use["weights_bytes"])
         if needed > available:
             what, less = ("", "") if is_mapped else ("the weights and ", 'load_mode="mmap", ')
-            error = _core.OutOfMemoryError(
-                f"{format_bytes(available)} of RAM are free, and {what}the KV cache of {n_ctx} tokens would take "
-                f'{format_bytes(needed)}: give {less}a smaller n_ctx, or type_k and type_v such as "q8_0"'
+            raise _too_little_ram(
+                available,
+                needed,
+                f"{what}the KV cache of {n_ctx} tokens",
+                f'{less}a smaller n_ctx, or type_k and type_v such as "q8_0"',
             )
-            error.device, error.needed_bytes = CPU, needed
-            raise error
 
     def _kv_in_ram_bytes(self, n_ctx: int, wanted: Placement | None) -> int:
         settings = self._settings
@@ -802,17 +817,13 @@ class Model:
             raise TypeError("grammar must be GBNF here: a mask has the state of one reply")
         limit = -1 if max_tokens is None else as_integer("max_tokens", max_tokens, 1, 2**63 - 1)
         longest = max(map(len, tokens), default=1)
-        n_ctx = self.n_ctx if limit < 0 else min(self.n_ctx, max(longest, 1) + limit)
+        n_ctx = self.n_ctx if limit < 0 else min(self.n_ctx, longest + limit)
         n_together = min(parallel, len(tokens))
         needed = n_together * self._kv_in_ram_bytes(n_ctx, self._wanted)
         available = available_ram_bytes()
         if available is not None and needed > available:
-            error = _core.OutOfMemoryError(
-                f"{format_bytes(available)} of RAM are free, and KV caches for {n_together} prompts of {n_ctx} tokens "
-                f"would take {format_bytes(needed)}: give fewer in parallel, or max_tokens"
-            )
-            error.device, error.needed_bytes = CPU, needed
-            raise error
+            what = f"KV caches for {n_together} prompts of {n_ctx} tokens"
+            raise _too_little_ram(available, needed, what, "fewer in parallel, or max_tokens")
         batch = self._core.open_batch(
             tokens,
             samplers=[Sampler(sampling, model=self)._core for _ in tokens],
@@ -821,7 +832,7 @@ class Model:
             logprobs=_n_logprobs(logprobs),
             grammar=gbnf,
             parallel=parallel,
-            n_ctx=max(n_ctx, min(longest, self.n_ctx)),
+            n_ctx=n_ctx,
         )
         return self._completions(batch)
 

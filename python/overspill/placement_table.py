@@ -102,6 +102,11 @@ def format_bytes(n_bytes: int) -> str:
     return f"{n_bytes} B"
 
 
+def format_count(n: int, what: str) -> str:
+    """Return a number of things, such as ``1 layer`` or ``2 layers``."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def _entry(device: str, n_bytes: int | None) -> str:
     # The size stays with its device where a narrow terminal breaks lines.
     return device if n_bytes is None else f"{device} {format_bytes(n_bytes)}".replace(" ", "\N{NO-BREAK SPACE}")

@@ -23,7 +23,7 @@ from overspill.hardware import Hardware
 from overspill.info import ModelInfo, layer_of, part_of
 from overspill.kv_cache import CACHE_TYPES
 from overspill.placement import Placement, mapping_rules
-from overspill.placement_table import format_bytes
+from overspill.placement_table import format_bytes, format_count
 from overspill.search import Pins, Search
 from overspill.types import LoadMode, MemoryUse, as_integer
 from overspill.workload import Arrangement, Settings, Use, Workload
@@ -42,7 +42,6 @@ __all__ = [
 
 Verdict: TypeAlias = Literal["fits on the GPU", "partial GPU offload possible", "CPU only", "does not fit"]
 
-_LARGEST_DEFAULT_CONTEXT = 8192
 _SMALLEST_CONTEXT = 1024  # that is worth recommending
 _UBATCHES = (256, 512, 1024, 2048, 4096)
 
@@ -126,7 +125,7 @@ def _settings(info: ModelInfo, **given: Any) -> Settings:
     """Check settings and fill in what is missing."""
     n_ctx = given.get("n_ctx")
     if n_ctx is None:
-        n_ctx = min(info.n_ctx_train or _LARGEST_DEFAULT_CONTEXT, _LARGEST_DEFAULT_CONTEXT)
+        n_ctx = info.default_n_ctx
     n_ctx = as_integer("n_ctx", n_ctx, 1, 2**31 - 1)
     depth = given.get("depth")
     depth = n_ctx // 2 if depth is None else as_integer("depth", depth, 0, n_ctx)
@@ -247,10 +246,6 @@ def _verdict(work: Workload, arranged: Arrangement, memory: Mapping[str, MemoryF
 
 
 # --- in words
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _names(names: Sequence[str]) -> str:
@@ -407,7 +402,7 @@ def _room_on_gpus(work: Workload, arranged: Arrangement, short: Mapping[str, int
                 n_layers += 1
         if freed >= missing:
             what = "experts" if work.info.n_experts else "feed-forward matrices"
-            found.append(f"the {what} of {_count(n_layers, 'layer')} on the CPU instead of {name}")
+            found.append(f"the {what} of {format_count(n_layers, 'layer')} on the CPU instead of {name}")
         found.append(f"{format_bytes(missing)} more memory on {name}")
     return found
 
