@@ -178,7 +178,7 @@ class _Spoken:
 def parser_of(model: Model, name: str, tools: list[Any] | None = None) -> _core.ReplyParser:
     """Return the parser of a template's replies."""
     rendered = ChatTemplate(model, template(name))._render(
-        [{"role": "user", "content": "Hi"}], tools, "auto", "", None, True, True
+        [{"role": "user", "content": "Hi"}], describe_tools(tools or ()), "auto", "", None, True, True
     )
     parser: _core.ReplyParser = rendered["parser"]
     return parser

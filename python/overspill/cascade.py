@@ -28,7 +28,7 @@ from overspill.placement import CPU, Placement
 from overspill.placement_table import format_bytes, format_count
 from overspill.planner import Forecast, forecast, plan
 from overspill.sampling import Sampler
-from overspill.types import Stats, StopReason, Token, TokenChooser, as_real
+from overspill.types import Stats, StopReason, Token, TokenChooser, as_real, until_left
 
 __all__ = [
     "Cascade",
@@ -322,15 +322,7 @@ class CascadeStream:
 
     def __iter__(self) -> Iterator[CascadeToken]:
         """Yield the tokens; the stream is closed when the loop is left."""
-        try:
-            while True:
-                try:
-                    token = next(self)
-                except StopIteration:
-                    return
-                yield token
-        finally:
-            self.close()
+        return until_left(self)
 
     def __next__(self) -> CascadeToken:
         """Return the next token, or raise ``StopIteration`` at the end."""

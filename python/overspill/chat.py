@@ -10,7 +10,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from overspill import _core
 from overspill.hardware import replace_json
-from overspill.json_schema import checked_schema, grammar_of_json_schema
+from overspill.json_schema import checked_schema
 from overspill.tools import Tool, describe_tools
-from overspill.types import Stats, StopReason
+from overspill.types import Stats, StopReason, until_left
 
 if TYPE_CHECKING:
     from overspill.model import Model, Stream
@@ -144,15 +144,7 @@ class ChatStream:
 
     def __iter__(self) -> Iterator[ChatToken]:
         """Yield the tokens; the stream is closed when the loop is left."""
-        try:
-            while True:
-                try:
-                    token = next(self)
-                except StopIteration:
-                    return
-                yield token
-        finally:
-            self.close()
+        return until_left(self)
 
     def __next__(self) -> ChatToken:
         """Return the next token, or raise ``StopIteration`` at the end."""
@@ -201,8 +193,7 @@ class ChatStream:
         stats = self._stream.stats
         if not self._n_dropped:
             return stats
-        values = {name: getattr(stats, name) for name in Stats.__slots__}
-        return Stats(**{**values, "dropped_tokens": stats.dropped_tokens + self._n_dropped})
+        return replace(stats, dropped_tokens=stats.dropped_tokens + self._n_dropped)
 
     @property
     def text(self) -> str:
@@ -249,22 +240,17 @@ class ChatStream:
             self.is_malformed = True
             logger.warning("the reply does not follow the model's own format, the rest is given as it is: %s", error)
             return self._rest_as_it_is()
-        new: list[tuple[Channel, str]] = []
-        # What was said is not taken back: a longer text could be understood otherwise only by a fault of the format.
-        for channel, before, now in (
-            (Channel.REASONING, self._reasoning, reasoning),
-            (Channel.FINAL, self._content, content),
-        ):
-            if len(now) > len(before) and now.startswith(before):
-                new.append((channel, now[len(before) :]))
-        self._reasoning = reasoning if reasoning.startswith(self._reasoning) else self._reasoning
-        self._content = content if content.startswith(self._content) else self._content
-        for i, (_, arguments, _) in enumerate(calls):
-            before = self._calls[i][1] if i < len(self._calls) else ""
-            if len(arguments) > len(before) and arguments.startswith(before):
-                new.append((Channel.TOOL_CALL, arguments[len(before) :]))
+        thought, said = _added(self._reasoning, reasoning), _added(self._content, content)
+        self._reasoning += thought
+        self._content += said
+        called = [
+            _added(self._calls[i][1] if i < len(self._calls) else "", arguments)
+            for i, (_, arguments, _) in enumerate(calls)
+        ]
         if len(calls) >= len(self._calls):
             self._calls = calls
+        parts = [(Channel.REASONING, thought), (Channel.FINAL, said), *((Channel.TOOL_CALL, text) for text in called)]
+        new = [(channel, text) for channel, text in parts if text]
         if new:
             self._channel = new[-1][0]
             self._n_understood = len(self.raw)
@@ -310,6 +296,11 @@ class ChatStream:
         call = ToolCall(name, values, call_id)
         self.tool_calls.append(call)
         self._waiting.append(ChatToken(self._ids[-1], "", Channel.TOOL_CALL, tool_call=call))
+
+
+def _added(before: str, now: str) -> str:
+    """Return what came to a text; nothing if it would be taken back, which only a fault of the format does."""
+    return now[len(before) :] if now.startswith(before) else ""
 
 
 class ChatTemplate:
@@ -360,7 +351,13 @@ class ChatTemplate:
         :meth:`Model.tokenize` adds it.
         """
         rendered = self._render(
-            _messages(messages), tools, "auto", "", reasoning_effort, thinking, add_generation_prompt
+            _messages(messages),
+            describe_tools(tools or ()),
+            "auto",
+            "",
+            reasoning_effort,
+            thinking,
+            add_generation_prompt,
         )
         text: str = rendered["text"]
         return text
@@ -368,7 +365,7 @@ class ChatTemplate:
     def _render(
         self,
         messages: Sequence[Message],
-        tools: Sequence[Tool] | None,
+        tools_described: Sequence[Mapping[str, Any]],
         tool_choice: ToolChoice,
         json_schema: str,
         reasoning_effort: str | None,
@@ -378,7 +375,7 @@ class ChatTemplate:
         variables = {} if reasoning_effort is None else {"reasoning_effort": json.dumps(reasoning_effort)}
         return self._core.render(
             _json("messages", list(messages)),
-            tools=_json("tools", describe_tools(tools)) if tools else "",
+            tools=_json("tools", tools_described) if tools_described else "",
             tool_choice=tool_choice,
             json_schema=json_schema,
             enable_thinking=bool(thinking),
@@ -405,15 +402,16 @@ class ChatTemplate:
             raise ValueError("give either tools or json_schema")
         schema = ""
         if json_schema is not None:
-            grammar_of_json_schema(json_schema)  # says where it cannot be compiled
             schema = checked_schema(json_schema)
+            _core.grammar_of_json_schema(schema)  # says where it cannot be compiled
         said = _messages(messages)
+        described = describe_tools(tools or ())
 
         def render(part: Sequence[Message], add_generation_prompt: bool = True) -> dict[str, Any]:
-            return self._render(part, tools, tool_choice, schema, reasoning_effort, thinking, add_generation_prompt)
+            return self._render(part, described, tool_choice, schema, reasoning_effort, thinking, add_generation_prompt)
 
         rendered = render(said)
-        names = [tool["function"]["name"] for tool in describe_tools(tools or ())]
+        names = [tool["function"]["name"] for tool in described]
         if unknown := [name for name in names if name not in rendered["text"]]:
             raise ValueError(f"tools: the model's chat template does not tell it of {unknown[0]}: it knows no tools")
         tokens = self._tokens(rendered["text"])
