@@ -43,10 +43,8 @@ void BatchGeneration::fill_slots() {
         auto [request, sequence] = std::move(waiting_.front());
         waiting_.pop_front();
         sequence->accept_prompt();
-        Slot slot{request, std::move(sequence)};
-        slot.outcome.request = request;
-        slot.outcome.stats.n_prompt_tokens = slot.sequence->n_prompt();
-        slots_[i] = std::move(slot);
+        slots_[i] = Slot{std::move(sequence), {request}};
+        slots_[i]->outcome.stats.n_prompt_tokens = slots_[i]->sequence->n_prompt();
     }
 }
 

@@ -18,9 +18,9 @@ struct BatchRequest {
 };
 
 struct BatchOutcome {
-    size_t request;  // which
-    std::vector<Token> tokens;
-    GenerationStats stats;
+    size_t request = 0;  // which
+    std::vector<Token> tokens = {};
+    GenerationStats stats = {};
 };
 
 class BatchGeneration {
@@ -39,12 +39,11 @@ class BatchGeneration {
 
   private:
     struct Slot {
-        size_t request;
         std::unique_ptr<Sequence> sequence;
+        BatchOutcome outcome;
         size_t n_decoded = 0;
         size_t place = 0;  // in the batch, of the token whose logits are wanted
         bool wants_logits = false;
-        BatchOutcome outcome = {};
     };
     void fill_slots();
     void step(const Interrupt::Poll & poll);

@@ -114,6 +114,18 @@ auto without_gil(Work && work) {
     return work();
 }
 
+// The same for work that asks whether to go on; a signal's exception takes the place of the cancellation.
+template <typename Work>
+auto interruptible(Work && work) {
+    const Signals signals;
+    try {
+        return without_gil([&] { return work(signals.poll()); });
+    } catch (const CancelledError &) {
+        signals.rethrow();
+        throw;
+    }
+}
+
 // Sets an option from the dict where it has one; types were made sure of in Python.
 template <typename T>
 void take(const py::dict & values, const char * name, T & to) {
@@ -384,25 +396,11 @@ std::shared_ptr<Generation> open_stream(
 }
 
 py::array_t<float> evaluate(Evaluation & evaluation, const std::vector<int32_t> & tokens, bool all) {
-    const Signals signals;
-    try {
-        const LogitsView view = without_gil([&] { return evaluation.eval(tokens, all, signals.poll()); });
-        return logits_view(view, all);
-    } catch (const CancelledError &) {
-        signals.rethrow();
-        throw;
-    }
+    return logits_view(interruptible([&](const auto & poll) { return evaluation.eval(tokens, all, poll); }), all);
 }
 
 Token next_token(Generation & generation) {
-    const Signals signals;
-    std::optional<Token> token;
-    try {
-        token = without_gil([&] { return generation.next(signals.poll()); });
-    } catch (const CancelledError &) {
-        signals.rethrow();
-        throw;
-    }
+    std::optional<Token> token = interruptible([&](const auto & poll) { return generation.next(poll); });
     if (!token) {
         throw py::stop_iteration();
     }
@@ -442,14 +440,7 @@ std::shared_ptr<BatchGeneration> open_batch(const std::shared_ptr<Model> & model
 }
 
 py::tuple next_outcome(BatchGeneration & batch) {
-    const Signals signals;
-    std::optional<BatchOutcome> outcome;
-    try {
-        outcome = without_gil([&] { return batch.next(signals.poll()); });
-    } catch (const CancelledError &) {
-        signals.rethrow();
-        throw;
-    }
+    std::optional<BatchOutcome> outcome = interruptible([&](const auto & poll) { return batch.next(poll); });
     if (!outcome) {
         throw py::stop_iteration();
     }
@@ -475,7 +466,6 @@ py::dict render_chat(const ChatTemplate & chat, std::string messages, std::strin
     result["begun"] = prompt.start.begun;
     result["named"] = prompt.named;
     result["stop"] = prompt.stop;
-    result["supports_thinking"] = prompt.supports_thinking;
     result["parser"] = std::const_pointer_cast<ReplyParser>(prompt.parser);  // for pybind11, which knows no const
     return result;
 }

@@ -137,7 +137,6 @@ ChatTemplate::~ChatTemplate() = default;
 ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
     common_chat_templates_inputs inputs;
     inputs.tool_choice = tool_choice_of(options.tool_choice);
-    inputs.parallel_tool_calls = options.parallel_tool_calls;
     inputs.add_generation_prompt = options.add_generation_prompt;
     inputs.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
     inputs.enable_thinking = options.enable_thinking;
@@ -160,7 +159,7 @@ ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
     } catch (const std::exception & error) {
         throw std::invalid_argument("messages: " + first_lines(error));
     }
-    ChatPrompt prompt{chat.prompt, chat.grammar, {}, {}, chat.additional_stops, chat.supports_thinking, nullptr};
+    ChatPrompt prompt{chat.prompt, chat.grammar, {}, {}, chat.additional_stops, nullptr};
     if (chat.grammar_lazy) {
         take_triggers(chat, prompt);
     } else if (!chat.grammar.empty() && options.add_generation_prompt) {

@@ -31,7 +31,6 @@ struct ChatOptions {
     std::string tool_choice = "auto";                   // "auto", "required" or "none"
     std::string json_schema = {};                       // of the reply; empty: none
     bool enable_thinking = true;                        // of models that can do without
-    bool parallel_tool_calls = false;                   // whether one reply may call more than one
     bool add_generation_prompt = true;                  // what asks for the reply
     std::map<std::string, std::string> variables = {};  // more for the template, as JSON
 };
@@ -45,7 +44,6 @@ struct ChatPrompt {
     Grammar::Start start;        // from when on it must
     std::vector<int32_t> named;  // special tokens whose names the parser has to see
     std::vector<std::string> stop;
-    bool supports_thinking;
     std::shared_ptr<const ReplyParser> parser;
 };
 

@@ -457,29 +457,21 @@ void Model::give_back(std::shared_ptr<Context> context) {
     // Otherwise it goes here, with what it keeps alive.
 }
 
-namespace {
-
 template <typename Open>
-void add_to(std::vector<std::weak_ptr<Open>> & all, const std::shared_ptr<Open> & one) {
+void Model::add_to(std::vector<std::weak_ptr<Open>> & all, const std::shared_ptr<Open> & one) {
+    const std::lock_guard lock(mutex_);
+    if (!model_) {
+        throw ClosedError("the model " + name_ + " is closed");
+    }
     all.erase(std::remove_if(all.begin(), all.end(), [](const auto & open) { return open.expired(); }), all.end());
     all.push_back(one);
 }
 
-}  // namespace
-
 void Model::add(const std::shared_ptr<Generation> & generation) {
-    const std::lock_guard lock(mutex_);
-    if (!model_) {
-        throw ClosedError("the model " + name_ + " is closed");
-    }
     add_to(generations_, generation);
 }
 
 void Model::add(const std::shared_ptr<BatchGeneration> & batch) {
-    const std::lock_guard lock(mutex_);
-    if (!model_) {
-        throw ClosedError("the model " + name_ + " is closed");
-    }
     add_to(batches_, batch);
 }
 

@@ -141,6 +141,8 @@ class Model {
     std::shared_ptr<llama_model> loaded() const;                     // throws ClosedError
     const llama_vocab & tokenizer(const llama_model & model) const;  // throws Error if there is none
     void prepare_to_generate();
+    template <typename Open>
+    void add_to(std::vector<std::weak_ptr<Open>> & all, const std::shared_ptr<Open> & one);  // throws ClosedError
     ContextOptions context_options(uint32_t n_outputs, std::shared_ptr<const RpcServers> servers) const;
     std::shared_ptr<Context> make_context(const ContextOptions & options);
 
