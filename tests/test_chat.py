@@ -551,6 +551,9 @@ def test_nothing_is_lost_when_something_fails(model: Model) -> None:
     assert len(chat.messages) == 4
     chat.send("Three").close()
     assert len(chat.messages) == 4
+    before = list(chat.messages)
+    chat.retry().close()
+    assert chat.messages == before
 
 
 # --- a full context ----------------------------------------------------------------------------

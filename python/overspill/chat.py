@@ -598,11 +598,11 @@ class Chat:
         if message is not None:
             new = [dict(part) for part in _messages(message if isinstance(message, str) else [message])]
         self._close_open()
-        return self._answer([*self.messages, *new], len(new), options)
+        return self._answer([*self.messages, *new], options)
 
-    def _answer(self, messages: list[dict[str, Any]], n_new: int, options: Mapping[str, Any]) -> ChatStream:
+    def _answer(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> ChatStream:
+        before = list(self.messages)
         stream = self.model.chat(messages, **{**self.options, **options})
-        self.messages[:] = messages
         asked = messages[-1]
 
         def add(ended: ChatStream) -> None:
@@ -610,11 +610,12 @@ class Chat:
                 return  # the history was edited in the meantime
             if ended.raw or ended.stats.stop_reason == StopReason.EOS:
                 self.messages.append(ended.message)
-            elif n_new:
-                del self.messages[-n_new:]
+            else:
+                self.messages[:] = before
 
         stream.on_end = add
         self._open = stream
+        self.messages[:] = messages
         return stream
 
     def _close_open(self) -> None:
@@ -642,7 +643,7 @@ class Chat:
         return question
 
     def retry(self, **options: Any) -> ChatStream:
-        """Have the last question answered anew; what was answered is kept if that cannot begin.
+        """Have the last question answered anew; what was answered is kept if nothing comes in its place.
 
         Raises
         ------
@@ -653,7 +654,7 @@ class Chat:
         at = self._last_question()
         if at is None:
             raise _core.Error("there is no question yet that could be answered anew")
-        return self._answer(self.messages[: at + 1], 1, options)
+        return self._answer(self.messages[: at + 1], options)
 
     def branch(self) -> Chat:
         """Return another conversation that has said the same so far."""
