@@ -4,7 +4,6 @@
 #include "model.h"
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 #include <utility>
 
@@ -45,13 +44,13 @@ void BatchGeneration::fill_slots() {
         sequence->accept_prompt();
         slots_[i] = Slot{std::move(sequence), {request}};
         slots_[i]->outcome.stats.n_prompt_tokens = slots_[i]->sequence->n_prompt();
+        slots_[i]->outcome.stats.breakdown.n_graph_splits = context_->n_graph_splits();
     }
 }
 
 // One token of each sequence that is under way, and as much of new prompts as there is room for.
 void BatchGeneration::step(const Interrupt::Poll & poll) {
-    using Clock = std::chrono::steady_clock;
-    const auto start = Clock::now();
+    Stopwatch watch;
     fill_slots();
     batch_.clear();
     size_t room = context_->n_batch();
@@ -74,12 +73,15 @@ void BatchGeneration::step(const Interrupt::Poll & poll) {
             room -= n;
         }
     }
+    Breakdown shared;
     {
+        Stopwatch waiting;
         const Turn turn(model_->turns(), interrupt_);
+        shared.wait_s = waiting.lap();
         if (interrupt_.cancelled() || (poll && poll())) {
             throw CancelledError("interrupted");
         }
-        context_->decode(batch_, interrupt_, poll);
+        context_->decode(batch_, interrupt_, poll, shared);
         for (std::optional<Slot> & slot : slots_) {
             if (!slot || !slot->wants_logits) {
                 continue;
@@ -87,13 +89,21 @@ void BatchGeneration::step(const Interrupt::Poll & poll) {
             slot->wants_logits = false;
             Token token;
             const bool is_full = slot->n_decoded == n_ctx_;
-            const StopReason reason =
-                slot->sequence->choose(context_->logits_of(slot->place), context_, is_full, token);
+            Breakdown & times = slot->outcome.stats.breakdown;
+            Breakdown own;
+            Stopwatch finding;
+            float * logits = context_->logits_of(slot->place);
+            own.logits_s = finding.lap();
+            const StopReason reason = slot->sequence->choose(logits, context_, is_full, token, own);
+            if (!slot->outcome.tokens.empty()) {
+                times.add(own);
+                times.add(shared);
+            }
             slot->outcome.tokens.push_back(std::move(token));
             slot->outcome.stats.stop_reason = reason;
         }
     }
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    const double seconds = watch.seconds();
     for (size_t i = 0; i < slots_.size(); ++i) {
         if (!slots_[i]) {
             continue;

@@ -3,6 +3,7 @@
 
 #include "batch.h"
 #include "device.h"
+#include "device_times.h"
 #include "error.h"
 #include "evaluation.h"
 #include "generation.h"
@@ -410,8 +411,13 @@ Token next_token(Generation & generation) {
 py::tuple stats_tuple(const GenerationStats & stats) {
     const py::object reason =
         stats.stop_reason == StopReason::none ? py::none() : py::object(py::str(stop_reason_name(stats.stop_reason)));
+    const Breakdown & parts = stats.breakdown;
+    const auto breakdown = py::make_tuple(parts.wait_s, parts.decode_s, parts.sync_s, parts.logits_s, parts.sample_s,
+                                          parts.python_s, parts.text_s, parts.caller_s, parts.n_graph_splits,
+                                          parts.n_graphs_reused, parts.n_major_page_faults);
     return py::make_tuple(stats.n_prompt_tokens, stats.n_tokens, stats.prefill_s, stats.decode_s,
-                          stats.time_to_first_token_s, reason, stats.n_cached_tokens, stats.n_dropped_tokens);
+                          stats.time_to_first_token_s, reason, stats.n_cached_tokens, stats.n_dropped_tokens,
+                          breakdown);
 }
 
 std::shared_ptr<BatchGeneration> open_batch(const std::shared_ptr<Model> & model,
@@ -505,6 +511,16 @@ py::dict memory_dict(const Model & model) {
         kv.append(py::make_tuple(layer.layer, layer.device, layer.n_bytes));
     }
     return py::dict("devices"_a = devices, "tensors"_a = tensors, "kv"_a = kv, "n_splits"_a = report.n_splits);
+}
+
+py::dict device_times_dict(Model & model, const std::vector<int32_t> & tokens, uint32_t n) {
+    const DeviceTimes times =
+        interruptible([&](const Interrupt::Poll & poll) { return time_devices(model, tokens, n, poll); });
+    py::dict devices;
+    for (const auto & [name, time] : times.devices) {
+        devices[py::str(name)] = py::make_tuple(time.seconds, time.n_pieces);
+    }
+    return py::dict("devices"_a = devices, "moving_s"_a = times.moving_s, "total_s"_a = times.total_s);
 }
 
 // --- files and devices -----------------------------------------------------------------------
@@ -739,6 +755,7 @@ PYBIND11_MODULE(_core, m) {
             "metadata", [](const Model & model, const std::string & key) { return lenient_str(model.metadata(key)); },
             "key"_a)
         .def("is_end_of_generation", &Model::is_end_of_generation, "token"_a)
+        .def("time_devices", &device_times_dict, "tokens"_a, "n"_a)
         .def("close", [](Model & model) { without_gil([&] { model.close(); }); })
         .def_property_readonly("closed", &Model::closed)
         .def_property_readonly("n_vocab", &Model::n_vocab)
@@ -832,6 +849,8 @@ PYBIND11_MODULE(_core, m) {
             "visit_s",
             [](DeviceMeter & meter, int64_t n_embd) { return without_gil([&] { return meter.visit_s(n_embd); }); },
             "n_embd"_a)
+        .def("memory_bytes_per_s",
+             [](DeviceMeter & meter) { return without_gil([&] { return meter.memory_bytes_per_s(); }); })
         .def(
             "link_bytes_per_s",
             [](DeviceMeter & meter, uint64_t n_bytes) {

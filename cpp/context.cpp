@@ -9,6 +9,17 @@
 
 namespace overspill {
 
+void Breakdown::add(const Breakdown & step) {
+    wait_s += step.wait_s;
+    decode_s += step.decode_s;
+    sync_s += step.sync_s;
+    logits_s += step.logits_s;
+    sample_s += step.sample_s;
+    python_s += step.python_s;
+    text_s += step.text_s;
+    n_graphs_reused += step.n_graphs_reused;
+}
+
 bool Interrupt::should_stop(const Poll & poll) {
     // Reading the clock before each of a small model's operations would cost a percent.
     constexpr unsigned asks_per_reading = 8;
@@ -60,6 +71,8 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
     params.flash_attn_type = options.flash_attention;
     params.swa_full = false;
     params.no_perf = true;
+    params.cb_eval = options.on_node;
+    params.cb_eval_user_data = options.on_node_data;
     params.abort_callback_data = this;
     params.abort_callback = [](void * data) {
         const auto * self = static_cast<const Context *>(data);
@@ -171,13 +184,26 @@ bool Context::drop(uint32_t from, uint32_t to) {
 
 // `decode` returns llama_decode()'s status.
 template <typename Decode>
-void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, const Decode & decode) {
+void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times,
+                  const Decode & decode) {
     interrupt_ = &interrupt;
     poll_ = &poll;
     const Activity activity("decoding");
     const ErrorCapture errors;
     n_decodes_.fetch_add(1, std::memory_order_relaxed);
+    const int32_t n_reused = llama_perf_context(context_.get()).n_reused;
+    Stopwatch watch;
     const int32_t status = decode();
+    const double decode_s = watch.lap();
+    if (status == 0) {
+        // A GPU may still be working: the step ends here and not in the sampler.
+        llama_synchronize(context_.get());
+    }
+    if (times != nullptr) {
+        times->decode_s += decode_s;
+        times->sync_s += watch.lap();
+        times->n_graphs_reused += llama_perf_context(context_.get()).n_reused - n_reused;
+    }
     interrupt_ = nullptr;
     poll_ = nullptr;
     incomplete_ = incomplete_ || status != 0;
@@ -196,31 +222,33 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
 }
 
 float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
-                        bool all) {
+                        bool all, Breakdown * times) {
     if (decoded_.size() + n > n_ctx_) {
         throw ContextFullError("the context of " + std::to_string(n_ctx_) + " tokens is full");
     }
-    float * logits = nullptr;
-    run(n, interrupt, poll, [&] {
+    run(n, interrupt, poll, times, [&] {
         // Upstream declares the tokens mutable, and does not change them.
         llama_batch batch = llama_batch_get_one(const_cast<llama_token *>(tokens), static_cast<int32_t>(n));
         if (all) {
             wanted_.assign(n, 1);
             batch.logits = wanted_.data();
         }
-        const int32_t status = llama_decode(context_.get(), batch);
-        // A GPU may still be working: this waits for it, so the step ends here and not in the sampler.
-        if (status == 0) {
-            logits = all ? llama_get_logits(context_.get()) : llama_get_logits_ith(context_.get(), -1);
-        }
-        constexpr int32_t no_logits = -2;
-        return status == 0 && logits == nullptr ? no_logits : status;
+        return llama_decode(context_.get(), batch);
     });
     decoded_.insert(decoded_.end(), tokens, tokens + n);
+    Stopwatch watch;
+    float * logits = all ? llama_get_logits(context_.get()) : llama_get_logits_ith(context_.get(), -1);
+    if (logits == nullptr) {
+        throw Error("decoding gave no logits");
+    }
+    if (times != nullptr) {
+        times->logits_s += watch.lap();
+    }
     return logits;
 }
 
-void Context::decode(const std::vector<BatchToken> & tokens, Interrupt & interrupt, const Interrupt::Poll & poll) {
+void Context::decode(const std::vector<BatchToken> & tokens, Interrupt & interrupt, const Interrupt::Poll & poll,
+                     Breakdown & times) {
     if (!batch_) {
         batch_.reset(new llama_batch(llama_batch_init(static_cast<int32_t>(n_batch_), 0, 1)));
     }
@@ -234,13 +262,8 @@ void Context::decode(const std::vector<BatchToken> & tokens, Interrupt & interru
         batch.seq_id[i][0] = static_cast<llama_seq_id>(one.sequence);
         batch.logits[i] = one.wants_logits ? 1 : 0;
     }
-    run(static_cast<uint32_t>(tokens.size()), interrupt, poll, [&] {
-        const int32_t status = llama_decode(context_.get(), batch);
-        if (status == 0) {
-            llama_synchronize(context_.get());
-        }
-        return status;
-    });
+    run(static_cast<uint32_t>(tokens.size()), interrupt, poll, &times,
+        [&] { return llama_decode(context_.get(), batch); });
 }
 
 float * Context::logits_of(size_t place) {

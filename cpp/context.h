@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace overspill {
@@ -37,6 +38,39 @@ class Interrupt {
     std::chrono::steady_clock::time_point asked_at_{};
 };
 
+class Stopwatch {
+  public:
+    double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+    // Since the last lap, or since it was made.
+    double lap() {
+        const Clock::time_point now = Clock::now();
+        return std::chrono::duration<double>(now - std::exchange(lapped_, now)).count();
+    }
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point start_ = Clock::now();
+    Clock::time_point lapped_ = start_;
+};
+
+// Where the time of tokens went, and what was seen on the way.
+struct Breakdown {
+    double wait_s = 0;    // until other streams had their turn
+    double decode_s = 0;  // llama_decode: on a CPU all of the computation, on a GPU the launch of it
+    double sync_s = 0;    // waiting for devices
+    double logits_s = 0;  // finding the row
+    double sample_s = 0;
+    double python_s = 0;  // in functions of the caller that choose
+    double text_s = 0;    // token to text, stop strings
+    double caller_s = 0;  // between a token and the question for the next
+    int64_t n_graphs_reused = 0;
+    int64_t n_major_page_faults = 0;  // of the whole process meanwhile; -1 where the system does not tell
+    int32_t n_graph_splits = 0;
+
+    // Adds the times of a step, and its reuse of the graph.
+    void add(const Breakdown & step);
+};
+
 struct ContextOptions {
     uint32_t n_ctx;     // tokens of a sequence, over 0
     uint32_t n_batch;   // tokens of a prompt per batch
@@ -49,6 +83,9 @@ struct ContextOptions {
     uint32_t n_sequences = 1;
     bool dry_run = false;                            // of a model that was not loaded: can only report its memory
     std::shared_ptr<const RpcServers> servers = {};  // those of the model
+    // Asked before and after nodes of the graph: a synchronisation per piece of it, for diagnosis alone.
+    ggml_backend_sched_eval_callback on_node = nullptr;
+    void * on_node_data = nullptr;
 };
 
 struct BatchToken {
@@ -88,9 +125,10 @@ class Context {
     // overwrites them.
     // Throws CancelledError if interrupted, ContextFullError, or Error.
     float * decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
-                   bool all = false);
+                   bool all = false, Breakdown * times = nullptr);
     // The same for tokens of several sequences, at most n_batch, whose logits logits_of() has until the next decode.
-    void decode(const std::vector<BatchToken> & tokens, Interrupt & interrupt, const Interrupt::Poll & poll);
+    void decode(const std::vector<BatchToken> & tokens, Interrupt & interrupt, const Interrupt::Poll & poll,
+                Breakdown & times);
     // Of a token that wanted them, by its place in the batch.
     float * logits_of(size_t place);
     // Forgets a whole sequence.
@@ -100,6 +138,8 @@ class Context {
     uint64_t n_decodes() const { return n_decodes_.load(std::memory_order_relaxed); }
 
     MemoryReport memory() const;
+    // Pieces of the graph of one token, each on one device.
+    int32_t n_graph_splits() const { return n_splits_; }
 
     const llama_model & model() const { return *model_; }
     uint32_t n_ctx() const { return n_ctx_; }
@@ -109,7 +149,7 @@ class Context {
 
   private:
     template <typename Decode>
-    void run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, const Decode & decode);
+    void run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times, const Decode & decode);
 
     struct Deleter {
         void operator()(llama_context * context) const { llama_free(context); }

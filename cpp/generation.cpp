@@ -9,6 +9,10 @@
 #include <system_error>
 #include <utility>
 
+#ifndef _WIN32
+#include <sys/resource.h>
+#endif
+
 namespace overspill {
 
 namespace {
@@ -23,14 +27,15 @@ constexpr std::array<std::pair<StopReason, const char *>, 7> reason_names{{
     {StopReason::error, "error"},
 }};
 
-class Stopwatch {
-  public:
-    double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
-
-  private:
-    using Clock = std::chrono::steady_clock;
-    Clock::time_point start_ = Clock::now();
-};
+// Of the process, which had to wait for a disk; -1 where the system does not tell.
+int64_t major_page_faults() {
+#ifdef _WIN32
+    return -1;
+#else
+    rusage usage{};
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? int64_t{usage.ru_majflt} : -1;
+#endif
+}
 
 }  // namespace
 
@@ -159,6 +164,7 @@ Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt
     }
     sequence_.reserve(size_t{context_->n_ctx()} + 1);
     stats_.n_prompt_tokens = n_prompt;
+    stats_.breakdown.n_graph_splits = context_->n_graph_splits();
 }
 
 Generation::~Generation() {
@@ -208,12 +214,14 @@ Generation::Step Generation::step(const Interrupt::Poll & poll) {
         first_ = false;
         step.prefill_s = watch.seconds();
     } else {
+        Stopwatch waiting;
         const Turn turn(model_->turns(), interrupt_);
+        step.times.wait_s = waiting.lap();
         step.n_dropped = context_->n_decoded() == context_->n_ctx() ? make_room() : 0;
-        logits = context_->decode(&sequence_.tokens().back(), 1, interrupt_, poll);
+        logits = context_->decode(&sequence_.tokens().back(), 1, interrupt_, poll, /*all =*/false, &step.times);
     }
     const bool is_full = context_->n_decoded() == context_->n_ctx() && sequence_.options().droppable.empty();
-    step.reason = sequence_.choose(logits, context_, is_full, step.token);
+    step.reason = sequence_.choose(logits, context_, is_full, step.token, step.times);
     if (sequence_.options().keep_logits) {
         step.token.context = context_;
         step.token.logits = logits;
@@ -248,7 +256,9 @@ bool Sequence::is_named(int32_t token) const {
     return std::binary_search(options_.named.begin(), options_.named.end(), token);
 }
 
-int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token) {
+int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token,
+                            Breakdown & times) {
+    Stopwatch watch;
     const auto n_vocab = static_cast<size_t>(model_->n_vocab());
     Logprobs * logprobs = nullptr;
     if (options_.n_logprobs >= 0) {
@@ -258,6 +268,7 @@ int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & con
     std::optional<int32_t> chosen;
     if (options_.choose) {
         chosen = options_.choose({logits, context, tokens_});
+        times.python_s += watch.lap();
     }
     if (chosen) {
         model_->check_token("the sampler's answer", *chosen);
@@ -281,12 +292,21 @@ int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & con
     if (options_.constraint) {
         options_.constraint->accept(*chosen);
     }
+    const bool in_python = options_.constraint && !options_.constraint->is_native();
+    (in_python ? times.python_s : times.sample_s) += watch.lap();
     return *chosen;
 }
 
-StopReason Sequence::choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token) {
+StopReason Sequence::choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token,
+                            Breakdown & times) {
     const auto & vocab = *llama_model_get_vocab(&context->model());
-    token.id = choose_id(logits, context, token);
+    token.id = choose_id(logits, context, token, times);
+    const Stopwatch watch;
+    struct Timed {
+        const Stopwatch & watch;
+        double & seconds;
+        ~Timed() { seconds += watch.seconds(); }
+    } const timed{watch, times.text_s};
     tokens_->push_back(token.id);
     bytes_.clear();
     append_token_bytes(vocab, token.id, /*special =*/is_named(token.id), bytes_);
@@ -330,9 +350,10 @@ std::optional<Token> Generation::next(const Interrupt::Poll & poll) {
     // Handing a step to another thread takes some microseconds, so it is done only for callers
     // that take longer than that between two tokens.
     constexpr auto worth_it = std::chrono::microseconds(50);
-    const bool busy_caller = !first_ && std::chrono::steady_clock::now() - returned_at_ > worth_it;
+    const auto away = first_ ? std::chrono::steady_clock::duration{} : std::chrono::steady_clock::now() - returned_at_;
+    const bool busy_caller = away > worth_it;
     try {
-        Token token = deliver(is_ahead_ ? take_ahead(poll) : step(poll));
+        Token token = deliver(is_ahead_ ? take_ahead(poll) : step(poll), std::chrono::duration<double>(away).count());
         if (context_ && busy_caller && sequence_.options().look_ahead) {
             start_ahead();
         }
@@ -351,7 +372,7 @@ std::optional<Token> Generation::next(const Interrupt::Poll & poll) {
     }
 }
 
-Token Generation::deliver(Step step) {
+Token Generation::deliver(Step step, double caller_s) {
     {
         const std::lock_guard lock(stats_mutex_);
         stats_.n_cached_tokens += step.n_cached;
@@ -359,8 +380,11 @@ Token Generation::deliver(Step step) {
         if (stats_.n_tokens++ == 0) {
             stats_.prefill_s = step.prefill_s;
             stats_.time_to_first_token_s = step.seconds;
+            n_page_faults_before_ = major_page_faults();
         } else {
             stats_.decode_s += step.seconds;
+            stats_.breakdown.add(step.times);
+            stats_.breakdown.caller_s += caller_s;
         }
     }
     if (step.reason != StopReason::none) {
@@ -373,6 +397,7 @@ void Generation::finish(StopReason reason) {
     stop_ahead();
     {
         const std::lock_guard lock(stats_mutex_);
+        stats_.breakdown.n_major_page_faults = page_faults();
         stats_.stop_reason = reason;
     }
     // What was asked of Python is let go of by the thread that came from there.
@@ -478,9 +503,19 @@ void Generation::stop_ahead() {
     ahead_thread_.join();
 }
 
+// Since the first token.
+int64_t Generation::page_faults() const {
+    const int64_t now = stats_.n_tokens > 0 ? major_page_faults() : 0;
+    return now < 0 ? now : now - n_page_faults_before_;
+}
+
 GenerationStats Generation::stats() const {
     const std::lock_guard lock(stats_mutex_);
-    return stats_;
+    GenerationStats stats = stats_;
+    if (stats.stop_reason == StopReason::none) {
+        stats.breakdown.n_major_page_faults = page_faults();
+    }
+    return stats;
 }
 
 }  // namespace overspill

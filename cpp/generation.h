@@ -73,6 +73,7 @@ struct GenerationStats {
     double decode_s = 0;
     std::optional<double> time_to_first_token_s;
     StopReason stop_reason = StopReason::none;
+    Breakdown breakdown = {};  // of decode_s, and of the caller's time meanwhile
 };
 
 // Holds text back while it may be the beginning of a stop string.
@@ -99,7 +100,8 @@ class Sequence {
     // Before the first token, so that penalties count the prompt.
     void accept_prompt();
     // Takes the next token and says whether it is the last. `is_full` if no token has room after this one.
-    StopReason choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token);
+    StopReason choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token,
+                      Breakdown & times);
     // Lets go of what was asked of Python.
     void release();
     // Forgets tokens of the prompt.
@@ -112,7 +114,7 @@ class Sequence {
     void reserve(size_t n) { tokens_->reserve(n); }
 
   private:
-    int32_t choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token);
+    int32_t choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token, Breakdown & times);
     bool is_named(int32_t token) const;
 
     std::shared_ptr<Model> model_;
@@ -153,14 +155,16 @@ class Generation : public std::enable_shared_from_this<Generation> {
         size_t n_dropped = 0;
         double prefill_s = 0;
         double seconds = 0;
+        Breakdown times = {};
     };
 
     Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options);
     Step step(const Interrupt::Poll & poll);
     float * prefill(const Interrupt::Poll & poll, size_t & n_cached);
     size_t make_room();
-    Token deliver(Step step);
+    Token deliver(Step step, double caller_s);
     void finish(StopReason reason);
+    int64_t page_faults() const;
 
     void start_ahead();
     Step take_ahead(const Interrupt::Poll & poll);
@@ -179,6 +183,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
     std::atomic<bool> closing_{false};
     mutable std::mutex stats_mutex_;
     GenerationStats stats_;
+    int64_t n_page_faults_before_ = 0;  // the first token
 
     // The step ahead, and the thread that takes it; started when it is first of use.
     enum class Ahead { idle, wanted, done, over };

@@ -3,8 +3,11 @@
 #include "log.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <future>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 namespace overspill {
@@ -398,6 +401,41 @@ double DeviceMeter::visit_s(int64_t n_embd) {
     };
     const double moving_s = chain_s(Where::both) - (chain_s(Where::device) + chain_s(Where::cpu)) / 2;
     return std::max(0.0, moving_s) / n_visits;
+}
+
+double DeviceMeter::memory_bytes_per_s() {
+    if (other_) {
+        throw std::invalid_argument("device: the memory of the CPU alone can be read from here, not " + name_ + "'s");
+    }
+    const std::lock_guard lock(mutex_);
+    const Activity activity("measuring memory bandwidth");
+    ggml_backend_buffer_t buffer = working_set(ggml_backend_dev_buffer_type(device_));
+    const auto * words = static_cast<const uint64_t *>(ggml_backend_buffer_get_base(buffer));
+    const size_t n_words = ggml_backend_buffer_get_size(buffer) / sizeof *words;
+    const auto n_threads = static_cast<size_t>(options_.n_threads);
+    std::vector<uint64_t> sums(n_threads * 8);  // a cache line for each
+    const auto read_share = [&](size_t thread) {
+        // Several sums, so that no addition waits for the one before.
+        constexpr size_t n_lanes = 32;
+        std::array<uint64_t, n_lanes> lanes{};
+        const size_t end = n_words / n_lanes * (thread + 1) / n_threads * n_lanes;
+        for (size_t at = n_words / n_lanes * thread / n_threads * n_lanes; at < end; at += n_lanes) {
+            for (size_t lane = 0; lane < n_lanes; ++lane) {
+                lanes[lane] += words[at + lane];
+            }
+        }
+        sums[thread * 8] += std::accumulate(lanes.begin(), lanes.end(), uint64_t{0});
+    };
+    const double time_s = typical_s(options_.budget_s, [&] {
+        std::vector<std::future<void>> others;  // each waits for its thread when it goes
+        for (size_t thread = 1; thread < n_threads; ++thread) {
+            others.push_back(std::async(std::launch::async, read_share, thread));
+        }
+        read_share(0);
+    });
+    // The compiler must not find that nobody wants the sums.
+    const bool is_sum = std::accumulate(sums.begin(), sums.end(), uint64_t{0}) != 0;
+    return is_sum ? static_cast<double>(n_words * sizeof *words) / time_s : 0;
 }
 
 double DeviceMeter::link_bytes_per_s(uint64_t n_bytes) {

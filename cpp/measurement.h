@@ -54,6 +54,10 @@ class DeviceMeter {
     // n_embd floats, one there and two back. 0 for the CPU.
     double visit_s(int64_t n_embd);
 
+    // Reading memory from one end to the other, with n_threads: what no computation on the CPU can be faster than.
+    // Throws std::invalid_argument for other devices.
+    double memory_bytes_per_s();
+
     // Copies of `n_bytes` to the device and back.
     double link_bytes_per_s(uint64_t n_bytes);
 

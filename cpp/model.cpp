@@ -432,6 +432,13 @@ std::shared_ptr<Context> Model::make_batch_context(uint32_t n_sequences, uint32_
     return make_context(options);
 }
 
+std::shared_ptr<Context> Model::make_timed_context(ggml_backend_sched_eval_callback on_node, void * data) {
+    ContextOptions options = context_options(1, {});
+    options.on_node = on_node;
+    options.on_node_data = data;
+    return make_context(options);
+}
+
 std::shared_ptr<Context> Model::make_context(const ContextOptions & options) {
     if (!cannot_generate_.empty()) {
         throw Error("the model " + name_ + " " + cannot_generate_);

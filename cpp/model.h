@@ -133,6 +133,8 @@ class Model {
     std::shared_ptr<Context> make_context(uint32_t n_outputs);
     // One for several sequences of at most n_ctx tokens each, with a row of logits for each of them.
     std::shared_ptr<Context> make_batch_context(uint32_t n_sequences, uint32_t n_ctx);
+    // One whose nodes are asked after; see ContextOptions.
+    std::shared_ptr<Context> make_timed_context(ggml_backend_sched_eval_callback on_node, void * data);
     void give_back(std::shared_ptr<Context> context);
     void add(const std::shared_ptr<Generation> & generation);
     void add(const std::shared_ptr<BatchGeneration> & batch);

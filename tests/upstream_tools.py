@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -65,6 +65,71 @@ def decode_rate(tools: Path, model: Path, n: int, n_threads: int) -> float:
     command += ["--threads", str(n_threads), "--repetitions", "1", "--output", "json"]
     done = subprocess.run(command, capture_output=True, timeout=300, check=True, env={**os.environ})
     return float(json.loads(done.stdout)[0]["avg_ts"])
+
+
+class MinimalLoop:
+    """The least that a decode loop in C++ can be, in this process and with its own copy of the model.
+
+    ``overrides`` are pairs of a tensor pattern and the name of a device, as llama.cpp's ``--override-tensor``.
+    """
+
+    def __init__(
+        self,
+        tools: Path,
+        model: Path,
+        *,
+        n_ctx: int,
+        n_threads: int,
+        n_gpu_layers: int = 0,
+        overrides: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        (library,) = tools.glob("*upstream_minimal_loop.*")
+        self._library = ctypes.CDLL(str(library))
+        self._library.minimal_loop_open.restype = ctypes.c_void_p
+        self._library.minimal_loop_run.restype = ctypes.c_bool
+        patterns, names = ([pair[i].encode() for pair in overrides] for i in (0, 1))
+        self._loop = ctypes.c_void_p(
+            self._library.minimal_loop_open(
+                str(model).encode(),
+                ctypes.c_uint32(n_ctx),
+                ctypes.c_int32(n_threads),
+                ctypes.c_int32(n_gpu_layers),
+                (ctypes.c_char_p * len(patterns))(*patterns),
+                (ctypes.c_char_p * len(names))(*names),
+                ctypes.c_size_t(len(patterns)),
+            )
+        )
+        assert self._loop, "the model does not load"
+
+    def greedy(self, prompt: Sequence[int], n: int) -> list[int]:
+        """Return the ``n`` most likely tokens after a prompt."""
+        tokens = np.zeros(n, np.int32)
+        self._run(prompt, tokens, greedy=True)
+        return [int(token) for token in tokens]
+
+    def seconds(self, prompt: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float64]:
+        """Return the time of the prompt, and of each of the tokens but the last, decoded without a look at logits."""
+        return self._run(prompt, np.array(tokens, np.int32), greedy=False)
+
+    def _run(self, prompt: Sequence[int], tokens: NDArray[np.int32], *, greedy: bool) -> NDArray[np.float64]:
+        given = np.array(prompt, np.int32)
+        seconds = np.zeros(len(tokens))
+        done = self._library.minimal_loop_run(
+            self._loop,
+            given.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_int32(len(given)),
+            ctypes.c_int32(len(tokens)),
+            ctypes.c_bool(greedy),
+            tokens.ctypes.data_as(ctypes.c_void_p),
+            seconds.ctypes.data_as(ctypes.c_void_p),
+        )
+        assert done, "llama_decode failed"
+        return seconds
+
+    def close(self) -> None:
+        """Free the model."""
+        self._library.minimal_loop_close(self._loop)
+        self._loop = ctypes.c_void_p()
 
 
 _OPTIONS = [

@@ -53,6 +53,7 @@ from overspill.planner import Forecast, Plan, Verdict, forecast, plan, ubatch_tr
 from overspill.sampling import Sampler, SamplingOptions
 from overspill.tuner import Trial, Tuned, tune
 from overspill.types import (
+    Breakdown,
     Completion,
     Device,
     LogitsProcessor,
@@ -67,6 +68,7 @@ from overspill.types import (
 __all__ = [
     "Answer",
     "AsyncStream",
+    "Breakdown",
     "CancelledError",
     "Cascade",
     "CascadeStats",

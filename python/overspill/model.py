@@ -32,6 +32,7 @@ from overspill.planner import Plan, plan
 from overspill.sampling import Sampler, SamplingKeywords, SamplingOptions, merge
 from overspill.tuned import tuned_options
 from overspill.types import (
+    Breakdown,
     CacheType,
     Completion,
     LoadMode,
@@ -130,10 +131,34 @@ def _with_less(planned: Plan, device: str, share: float) -> Plan | None:
     return planned.for_hardware(replace(planned.hardware, devices=devices))
 
 
-def _stats(values: tuple[int, int, float, float, float | None, str | None, int, int]) -> Stats:
-    prompt_tokens, tokens, prefill_s, decode_s, first_s, reason, cached, dropped = values
+class _ReadBytes:
+    """Bytes of weights and KV cache that decoding reads."""
+
+    def __init__(self, info: ModelInfo, type_k: CacheType, type_v: CacheType) -> None:
+        self._weights = info.bytes_per_token
+        self._caches = layer_caches(info)
+        self._types = type_k, type_v
+
+    def __call__(self, depth: int, n: int) -> int:
+        """Return those of ``n`` tokens from a depth on."""
+        middle = depth + n // 2
+        return n * (self._weights + sum(cache.bytes_read(middle, *self._types) for cache in self._caches))
+
+
+def _stats(values: _core._Stats, read_bytes: _ReadBytes | None) -> Stats:
+    prompt_tokens, tokens, prefill_s, decode_s, first_s, reason, cached, dropped, parts = values
+    n_splits, n_reused, n_page_faults = parts[8:]
+    n = max(0, tokens - 1)
+    breakdown = Breakdown(
+        n,
+        *parts[:8],
+        graph_splits=n_splits,
+        graphs_reused=n_reused,
+        major_page_faults=None if n_page_faults < 0 else n_page_faults,
+        read_bytes=None if read_bytes is None else read_bytes(prompt_tokens - dropped, n),
+    )
     stop_reason = None if reason is None else StopReason(reason)
-    return Stats(prompt_tokens, tokens, prefill_s, decode_s, first_s, stop_reason, cached, dropped)
+    return Stats(prompt_tokens, tokens, prefill_s, decode_s, first_s, stop_reason, cached, dropped, breakdown)
 
 
 class Stream:
@@ -144,9 +169,10 @@ class Stream:
     ``with`` block. The model is usable afterwards, and :attr:`stats` stays readable.
     """
 
-    def __init__(self, generation: _core.Generation) -> None:
+    def __init__(self, generation: _core.Generation, read_bytes: _ReadBytes) -> None:
         """Wrap a native generation; :meth:`Model.stream` makes these."""
         self._generation = generation
+        self._read_bytes = read_bytes
 
     def __iter__(self) -> Iterator[Token]:
         """Yield the tokens; the stream is closed when the loop is left."""
@@ -179,7 +205,7 @@ class Stream:
     @property
     def stats(self) -> Stats:
         """What the stream did so far, and how fast."""
-        return _stats(self._generation.stats())
+        return _stats(self._generation.stats(), self._read_bytes)
 
     def __repr__(self) -> str:
         """Return the stats in brackets."""
@@ -479,6 +505,10 @@ class Model:
         """What the file's header says: architecture, layers, experts, bytes by part."""
         return ModelInfo.from_file(self._path)
 
+    @cached_property
+    def _read_bytes(self) -> _ReadBytes:
+        return _ReadBytes(self.info, self._settings["type_k"], self._settings["type_v"])
+
     @property
     def n_ctx(self) -> int:
         """Tokens that prompt and reply of one stream may have together; 0 for a vocabulary alone."""
@@ -593,7 +623,7 @@ class Model:
             trigger_tokens=form.trigger_tokens,
             begun=form.begun,
         )
-        return Stream(generation)
+        return Stream(generation, self._read_bytes)
 
     def astream(self, prompt: str | Sequence[int], **options: Any) -> AsyncStream:
         """Continue ``prompt`` for ``async for``; takes what :meth:`stream` takes.
@@ -840,7 +870,7 @@ class Model:
     def _completions(batch: _core.BatchGeneration) -> Iterator[tuple[int, Completion]]:
         try:
             for i, reply, stats in batch:
-                yield i, Completion("".join(token.text for token in reply), reply, _stats(stats))
+                yield i, Completion("".join(token.text for token in reply), reply, _stats(stats, None))
         finally:
             batch.close()
 

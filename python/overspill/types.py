@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from overspill._core import Token
 
 __all__ = [
+    "Breakdown",
     "CacheType",
     "Completion",
     "Device",
@@ -70,6 +71,67 @@ class StopReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Where the time of the tokens after the first went: seconds of all of them together.
+
+    The loop reads the clock between its steps, which takes a fifth of a microsecond a token. What is not named here of
+    a stream's ``decode_s`` is bookkeeping, handing a step from thread to thread, and clearing old turns away.
+    """
+
+    tokens: int = 0
+    """Whose time this is: all but the first."""
+    wait_s: float = 0.0
+    """Until the model's other streams had their turn."""
+    decode_s: float = 0.0
+    """``llama_decode``: on a CPU the computation, on a GPU its launch; with both, all up to the last piece."""
+    sync_s: float = 0.0
+    """Waiting for devices to finish."""
+    logits_s: float = 0.0
+    """Finding the row of logits. It is not copied."""
+    sample_s: float = 0.0
+    """Sampler and native grammar."""
+    python_s: float = 0.0
+    """Functions of yours that take part in choosing, with the views made for them."""
+    text_s: float = 0.0
+    """From token to text, stop strings included."""
+    caller_s: float = 0.0
+    """Between a token and the question for the next: your loop and Python's call. Not part of the stream's time, and
+    hidden behind the next step where the stream looks ahead."""
+    graph_splits: int = 0
+    """Pieces of the graph of one token, each computed by one device; every other one is a change of device."""
+    graphs_reused: int = 0
+    """Tokens for which llama.cpp did not have to build the graph anew."""
+    major_page_faults: int | None = None
+    """Of the whole process meanwhile: weights that had to be read from the disk again, as RAM is short. None where the
+    system does not tell."""
+    read_bytes: int | None = None
+    """Weights and KV cache that these tokens read, from the header: of the experts those used, of the cache what was
+    filled. None for prompts that were decoded together, which share what is read."""
+
+    @property
+    def gigabytes_per_s(self) -> float | None:
+        """What is read over the time of ``llama_decode`` and of waiting for it, in 10^9 bytes a second."""
+        seconds = self.decode_s + self.sync_s
+        return self.read_bytes / seconds / 1e9 if self.read_bytes and seconds > 0 else None
+
+    def __str__(self) -> str:
+        """Return microseconds a token, such as ``decode 11234.0 · sync 0.2 · ... µs a token · 20.1 GB/s``."""
+        if self.tokens == 0:
+            return "no token after the first"
+        names = ("wait", "decode", "sync", "logits", "sample", "python", "text", "caller")
+        parts = [f"{name} {getattr(self, f'{name}_s') / self.tokens * 1e6:.1f}" for name in names]
+        rate = self.gigabytes_per_s
+        return " · ".join(
+            [
+                f"{' · '.join(parts)} µs a token",
+                *([f"{rate:.1f} GB/s"] if rate is not None else []),
+                f"{self.graph_splits} graph split{'' if self.graph_splits == 1 else 's'}",
+                *([f"{self.major_page_faults} page faults"] if self.major_page_faults else []),
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """What a stream did so far, and how fast.
 
@@ -93,6 +155,8 @@ class Stats:
     """Tokens of the prompt that were not decoded again, as the stream before had them; see ``stream(reuse=True)``."""
     dropped_tokens: int = 0
     """Tokens of old turns that were forgotten to make room; see ``chat(on_full="shift")``."""
+    breakdown: Breakdown = Breakdown()
+    """What ``decode_s`` was spent on."""
 
     @property
     def tokens_per_second(self) -> float | None:
