@@ -32,6 +32,7 @@ except ImportError as error:
 
 from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError, OutOfMemoryError
 from overspill.async_stream import AsyncStream
+from overspill.bench import Bench, bench
 from overspill.cascade import (
     Cascade,
     CascadeStats,
@@ -68,6 +69,7 @@ from overspill.types import (
 __all__ = [
     "Answer",
     "AsyncStream",
+    "Bench",
     "Breakdown",
     "CancelledError",
     "Cascade",
@@ -113,6 +115,7 @@ __all__ = [
     "Tuned",
     "Verdict",
     "add_rpc_server",
+    "bench",
     "compare",
     "devices",
     "forecast",
