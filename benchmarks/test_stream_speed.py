@@ -1,7 +1,7 @@
-"""Measure ``for tok in model.stream()`` next to llama-bench's loop over the same libraries.
+"""Measure ``for tok in model.stream()`` next to others' loops.
 
-llama-bench decodes tokens without sampling or text. Both sides run one after the other, in turn,
-with the same threads and context depth; their best rates are compared, since noise only slows down.
+A minimal loop in C++, llama-bench's and llama-cpp-python's run over the same libraries; xllamacpp brings a build of its
+own. All take turns, with the same threads and context depth.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
+import guard
+import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -26,6 +28,40 @@ from overspill import Model, _core
 from upstream_tools import decode_rate
 
 N_THREADS = 2
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "loads", "most"),
+    [("tiny_gpt_oss", 512, 5, 15e-6), ("gemma", 96, 3, 0.01)],
+    ids=["tiny gpt-oss", "Gemma 3 270M"],
+)
+def test_greedy_stream_against_minimal_loop(
+    benchmark: BenchmarkFixture,
+    request: pytest.FixtureRequest,
+    upstream_tools: Path,
+    name: str,
+    n: int,
+    loads: int,
+    most: float,
+) -> None:
+    """The whole of the stream costs at most 15 us a token, on a tiny model, or a percent, on a small one."""
+    path: Path = request.getfixturevalue(f"{name}_path")
+    bench = guard.Bench(path, path, path, upstream_tools)
+    ours: list[float] = []
+    theirs: list[float] = []
+
+    def both() -> None:
+        # A pair of medians for each load, since where memory lies makes a difference for either.
+        stream_s, loop_s = guard.step_times(bench, path, n=n, rounds=5, loads=1)
+        ours.append(stream_s)
+        theirs.append(loop_s)
+
+    benchmark.pedantic(both, rounds=loads)  # type: ignore[no-untyped-call]
+    cost_s = statistics.median(np.subtract(ours, theirs))
+    loop_s = statistics.median(theirs)
+    benchmark.extra_info.update(cost_us=cost_s * 1e6, minimal_loop_us=loop_s * 1e6, share=cost_s / loop_s)
+    print(f"\n{name}: a minimal loop takes {loop_s * 1e6:.1f} us a token, the stream {cost_s * 1e6:+.1f} us")
+    assert cost_s <= (most if most < 1e-3 else most * loop_s)
 
 
 OURS = """
@@ -117,6 +153,57 @@ def rival_python() -> Path:
         subprocess.run(command, check=True, env={**os.environ, "CMAKE_ARGS": "-DLLAMA_BUILD=OFF"})
         done.touch()
     return python
+
+
+XLLAMACPP = """
+import json, sys
+import xllamacpp
+
+path, n, n_threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+params = xllamacpp.CommonParams()
+params.model.path = path
+params.n_ctx, params.n_parallel = 512, 1
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
+server = xllamacpp.Server(params)
+request = {"prompt": "Once upon a time", "n_predict": n + 1, "temperature": 0, "ignore_eos": True}
+reply = server.handle_completions(request)
+reply = reply if isinstance(reply, dict) else json.loads(reply)
+print(json.dumps([reply["timings"]["predicted_per_second"], reply["choices"][0]["text"]]))
+"""
+
+
+def test_greedy_stream_against_xllamacpp(benchmark: BenchmarkFixture, gemma_path: Path) -> None:
+    """The wheel brings a llama.cpp of its own, another version built for any CPU, so more than a loop differs."""
+    environment = Path(__file__).parent.parent / "build" / "xllamacpp"
+    python = environment / "bin" / "python"
+    if not (environment / "installed").is_file():
+        venv.create(environment, with_pip=True, clear=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "xllamacpp"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"no wheel of xllamacpp for this machine: {done.stderr.strip()[-200:]}")
+        (environment / "installed").touch()
+    ours: list[float] = []
+    theirs: list[float] = []
+    texts: set[str] = set()
+
+    def both() -> None:
+        ours.append(stream_rate(gemma_path, 128))
+        command = [str(python), "-c", XLLAMACPP, str(gemma_path), "128", str(N_THREADS)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        rate, text = json.loads(done.stdout.splitlines()[-1])
+        theirs.append(rate)
+        texts.add(text)
+
+    benchmark.pedantic(both, rounds=3, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    with Model(gemma_path, n_ctx=512, n_threads=N_THREADS) as model:
+        expected = model.generate("Once upon a time", temperature=0, max_tokens=8).text
+    assert all(text.startswith(expected) for text in texts), (expected, texts)
+    ratio = max(ours) / max(theirs)
+    benchmark.extra_info.update(ours_tok_s=max(ours), xllamacpp_tok_s=max(theirs), ratio=ratio)
+    print(f"\nstream {max(ours):.1f} tok/s, xllamacpp's own build {max(theirs):.1f}: {ratio:.2f} times")
+    assert ratio >= 0.9
 
 
 def rival_rate(python: Path, path: Path, n: int, sampling: dict[str, float]) -> float:

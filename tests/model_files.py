@@ -40,7 +40,7 @@ def gpt2_vocabulary() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return strings("tokenizer.ggml.tokens", VOCABULARY - 1), strings("tokenizer.ggml.merges", VOCABULARY - 1 - 256)
 
 
-def gpt_oss_tensors(seed: int = 1) -> Tensors:
+def gpt_oss_tensors(seed: int = 1, n_layers: int = LAYERS, n_vocab: int = VOCABULARY) -> Tensors:
     """Return random weights in gpt-oss's shapes: MXFP4 experts, Q8_0 matrices, F32 for the rest."""
     random = np.random.default_rng(seed)
 
@@ -52,11 +52,11 @@ def gpt_oss_tensors(seed: int = 1) -> Tensors:
         return vector(*shape, scale=scale / shape[-1] ** 0.5)
 
     tensors: Tensors = {
-        "token_embd.weight": (matrix(VOCABULARY, WIDTH, scale=16), Type.Q8_0),
+        "token_embd.weight": (matrix(n_vocab, WIDTH, scale=16), Type.Q8_0),
         "output_norm.weight": (np.ones(WIDTH, np.float32), None),
-        "output.weight": (matrix(VOCABULARY, WIDTH, scale=4), Type.Q8_0),
+        "output.weight": (matrix(n_vocab, WIDTH, scale=4), Type.Q8_0),
     }
-    for layer in range(LAYERS):
+    for layer in range(n_layers):
         block = {
             "attn_norm.weight": (np.ones(WIDTH, np.float32), None),
             "post_attention_norm.weight": (np.ones(WIDTH, np.float32), None),
@@ -82,13 +82,13 @@ def gpt_oss_tensors(seed: int = 1) -> Tensors:
     return tensors
 
 
-def add_gpt_oss_keys(writer: gguf.GGUFWriter) -> None:
+def add_gpt_oss_keys(writer: gguf.GGUFWriter, n_layers: int = LAYERS) -> None:
     """Write gpt-oss's hyperparameters, at the tiny model's size."""
     writer.add_name("tiny gpt-oss with random weights")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_MXFP4_MOE)
     writer.add_context_length(131072)
     writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(n_layers)
     writer.add_feed_forward_length(EXPERT_WIDTH)
     writer.add_expert_feed_forward_length(EXPERT_WIDTH)
     writer.add_expert_count(EXPERTS)
@@ -105,16 +105,17 @@ def add_gpt_oss_keys(writer: gguf.GGUFWriter) -> None:
     writer.add_rope_scaling_orig_ctx_len(4096)
 
 
-def add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    """Write a byte-level vocabulary of 8192 tokens, the last of which ends a text."""
+def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int = VOCABULARY) -> None:
+    """Write a byte-level vocabulary, the last token of which ends a text; what is over 8192 no text is made of."""
     tokens, merges = gpt2_vocabulary()
+    tokens += tuple(f" invented{i}" for i in range(n_vocab - 1 - len(tokens)))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([*tokens, "<|endoftext|>"])
     writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL])
     writer.add_token_merges(list(merges))
-    writer.add_eos_token_id(VOCABULARY - 1)
-    writer.add_bos_token_id(VOCABULARY - 1)
+    writer.add_eos_token_id(n_vocab - 1)
+    writer.add_bos_token_id(n_vocab - 1)
     writer.add_add_bos_token(False)
 
 
@@ -125,13 +126,16 @@ def write_tiny_gpt_oss(
     n_files: int = 1,
     without: str = "",
     sampling: Mapping[str, float] | None = None,
+    n_layers: int = LAYERS,
+    n_vocab: int = VOCABULARY,
 ) -> Path:
-    """Write a gpt-oss of 4 layers, 8 experts and a width of 256; return the (first) file.
+    """Write a gpt-oss of 8 experts and a width of 256; return the (first) file.
 
     ``without`` leaves out the tensors or keys that contain it, for a damaged model; ``sampling`` is what
     the file recommends, by llama.cpp's names.
     """
-    tensors = {name: value for name, value in gpt_oss_tensors().items() if not (without and without in name)}
+    tensors = gpt_oss_tensors(n_layers=n_layers, n_vocab=n_vocab)
+    tensors = {name: value for name, value in tensors.items() if not (without and without in name)}
     parts = np.array_split(np.array(list(tensors)), n_files)
     files = [path]
     if n_files > 1:
@@ -139,8 +143,8 @@ def write_tiny_gpt_oss(
     for number, (file, names) in enumerate(zip(files, parts, strict=True)):
         writer = gguf.GGUFWriter(file, architecture)
         if number == 0:
-            add_gpt_oss_keys(writer)
-            add_vocabulary(writer)
+            add_gpt_oss_keys(writer, n_layers)
+            add_vocabulary(writer, n_vocab)
             for name, value in (sampling or {}).items():
                 if isinstance(value, int):
                     writer.add_int32(f"general.sampling.{name}", value)
