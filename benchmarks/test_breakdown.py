@@ -23,11 +23,12 @@ PARTS = ("wait", "decode", "sync", "logits", "sample", "python", "text", "caller
 @pytest.mark.parametrize("name", ["tiny_gpt_oss", "smollm2", "gemma"])
 def test_where_time_goes(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, name: str, sampling: str) -> None:
     """All but llama_decode is small, and what the counters count is nearly all that the clock sees."""
-    options: dict[str, Any] = {
+    samplings: dict[str, dict[str, Any]] = {
         "greedy": {"temperature": 0},
         "top-p 0.95": {"temperature": 0.8, "top_k": 0, "min_p": 0.0, "top_p": 0.95, "seed": 1},
         "argmax in Python": {"sampler": lambda logits, tokens: int(logits.argmax())},
-    }[sampling]
+    }
+    options = samplings[sampling]
     path: Path = request.getfixturevalue(f"{name}_path")
     n = 512 if name == "tiny_gpt_oss" else 64
     with Model(path, n_ctx=1024, n_threads=2) as model:
