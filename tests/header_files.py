@@ -48,9 +48,9 @@ def n_bytes(shape: tuple[int, ...], kind: Type) -> int:
     return int(np.prod(shape)) // block * block_bytes
 
 
-def gpt_oss(n_layers: int, n_experts: int) -> Header:
+def gpt_oss(n_layers: int, n_experts: int, n_vocab: int = GPT_OSS_VOCABULARY) -> Header:
     """Return gpt-oss: MXFP4 experts, Q8_0 for the other matrices, F32 for the router and all vectors."""
-    width, n_heads, n_heads_kv, head_width, n_vocab = 2880, 64, 8, 64, GPT_OSS_VOCABULARY
+    width, n_heads, n_heads_kv, head_width = 2880, 64, 8, 64
     tensors: Shapes = {
         "token_embd.weight": ((n_vocab, width), Type.Q8_0),
         "output_norm.weight": ((width,), Type.F32),
@@ -343,16 +343,16 @@ def _weights(random: np.random.Generator, name: str, shape: tuple[int, ...], kin
     return blocks.reshape(-1)
 
 
-def write_gpt_oss_20b_of_6_layers(path: Path) -> Path:
-    """Write 3.7 GB of a model that runs: layers as gpt-oss-20b's with random weights, and as large a vocabulary.
+def write_gpt_oss(path: Path, header: Header, report: Callable[[int], object] = lambda n_bytes: None) -> Path:
+    """Write a :func:`gpt_oss` that runs, with random weights; ``report`` is told of bytes as they are written.
 
     The vocabulary is the first 8191 of GPT-2's tokens, and invented ones that no text is made of.
     """
-    header = gpt_oss(6, 32)
     random = np.random.default_rng(1)
     # Experts are large and alike: one lot of random weights serves them all.
-    experts = _weights(random, "", (32, 2880, 2880), Type.MXFP4)
-    writer = _writer(path, header, GPT_OSS_VOCABULARY, VOCABULARY - 1 - 256)
+    (shape,) = {shape for shape, kind in header.tensors.values() if kind == Type.MXFP4}
+    experts = _weights(random, "", shape, Type.MXFP4)
+    writer = _writer(path, header, header.n_vocab, VOCABULARY - 1 - 256)
     assert writer.fout is not None
     (file,) = writer.fout
     writer.write_padding(file, file.tell())
@@ -360,6 +360,7 @@ def write_gpt_oss_20b_of_6_layers(path: Path) -> Path:
         weights = experts if kind == Type.MXFP4 else _weights(random, name, shape, kind)
         weights.tofile(file)
         writer.write_padding(file, weights.nbytes)
+        report(weights.nbytes)
     writer.close()
     return path
 
@@ -367,7 +368,7 @@ def write_gpt_oss_20b_of_6_layers(path: Path) -> Path:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["gpt-oss-20b-6-layers", file]:
-            write_gpt_oss_20b_of_6_layers(Path(file))
+            write_gpt_oss(Path(file), gpt_oss(6, 32))
         case [name, file] if name in HEADERS:
             write_header(Path(file), name)
         case [name, file, "--vocabulary"] if name in HEADERS:

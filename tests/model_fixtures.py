@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from header_files import write_gpt_oss_20b_of_6_layers, write_header
+from header_files import gpt_oss, write_gpt_oss, write_header
 from model_files import llama_cpp_folder, write_tiny_gpt_oss
 from overspill import Model
 from overspill.hub import demo_model
@@ -90,7 +90,12 @@ def tiny_gpt_oss_path() -> Path:
 @pytest.fixture(scope="session")
 def gpt_oss_20b_of_6_layers() -> Path:
     """Return 3.7 GB of a gpt-oss with layers like the 20b's and random weights, for benchmarks."""
-    return written_once("gpt-oss-20b-6-layers", write_gpt_oss_20b_of_6_layers, "header_files.py", "model_files.py")
+    return written_once(
+        "gpt-oss-20b-6-layers",
+        lambda file: write_gpt_oss(file, gpt_oss(6, 32)),
+        "header_files.py",
+        "model_files.py",
+    )
 
 
 @pytest.fixture(scope="session")
