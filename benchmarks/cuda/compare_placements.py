@@ -1,0 +1,340 @@
+"""Decode gpt-oss shapes with several placements on one GPU, and print what was predicted beside what was measured.
+
+run.sh builds for the GPU and runs this. The weights are random, in a file of memory: no disk is needed, and what stays
+on the CPU is mapped, so that it is in RAM once. Whatever opens a device does so in a process of its own: it ends with
+all that it took, a failed assertion of llama.cpp ends nothing else, and an RPC server talks to one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+import overspill
+from comparison_options import Options, parse
+from header_files import HEADERS, Header, gpt_oss, write_gpt_oss
+from model_files import VOCABULARY
+from overspill import Forecast, Hardware, Model, ModelInfo, Placement, forecast, plan
+from overspill.hardware import available_ram_bytes, parse_bytes
+from overspill.placement import CPU
+from plan_cases import placement_of_fit
+from upstream_tools import DryRunPlacement, DryRunSettings, build_upstream_tools, upstream_fit
+
+ROOT = Path(__file__).parent.parent.parent
+MODELS: dict[str, Callable[[], Header]] = HEADERS | {"gpt-oss-2-layers": partial(gpt_oss, 2, 8, VOCABULARY)}
+# A lot of experts and the embedding while they are made; later on KV cache, buffers, Python and CUDA.
+BESIDE_WEIGHTS_BYTES = 3 << 30
+FAILURES = (overspill.Error, ValueError, OSError, RuntimeError, AssertionError)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One load of the model, and one reply."""
+
+    tokens_per_s: float
+    first_token_s: float
+    tokens: list[int]
+    placement: Placement
+    device_bytes: int
+    ram_bytes: int
+    n_splits: int
+
+
+@dataclass
+class Row:
+    """A placement, and what came of it."""
+
+    name: str
+    placement: Placement | None = None
+    outlook: Forecast | None = None
+    problem: str | None = None
+    fit: DryRunPlacement | None = None
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """The best of all rounds."""
+        return max((run.tokens_per_s for run in self.runs), default=None)
+
+    @property
+    def first_token_s(self) -> float | None:
+        """The best of all rounds."""
+        return min((run.first_token_s for run in self.runs), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it; memory, pieces of the graph and tokens are the last round's."""
+        last = self.runs[-1] if self.runs else None
+        return {
+            "name": self.name,
+            "problem": self.problem,
+            "tokens_per_s": self.tokens_per_s,
+            "tokens_per_s_by_round": [run.tokens_per_s for run in self.runs],
+            "first_token_s": self.first_token_s,
+            "first_token_s_by_round": [run.first_token_s for run in self.runs],
+            "device_bytes": last and last.device_bytes,
+            "ram_bytes": last and last.ram_bytes,
+            "n_splits": last and last.n_splits,
+            "tokens": last and last.tokens,
+            "forecast": self.outlook and self.outlook.to_dict(),
+            "placement": self.placement and self.placement.to_dict(),
+            "fit": self.fit and asdict(self.fit),
+        }
+
+
+def in_own_process(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+    """Call a function of this module in a process that is there for it alone."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments, **keywords).result()
+        except BrokenProcessPool:
+            raise RuntimeError("its process ended in the middle; what it said last is above") from None
+
+
+def look(options: Options, path: Path | None = None) -> Hardware:
+    """Return the device and the CPU, measured for a model if there is one."""
+    if options.rpc:
+        overspill.add_rpc_server(options.rpc)
+    found = [device.name for device in overspill.devices() if device.is_gpu]
+    if options.device not in found:
+        known = f"must be one of {', '.join(found)}" if found else "is not there, and neither is another GPU"
+        raise ValueError(f"--device: {options.device} {known}")
+    info = None if path is None else ModelInfo.from_file(path)
+    hardware = Hardware.here(
+        info, memory={options.device: options.vram}, n_threads=options.threads, measure=path is not None
+    )
+    cpu = hardware.cpu
+    if path is not None:
+        # A file in memory counts as used, and is what the model will be mapped from.
+        cpu = replace(cpu, memory_bytes=cpu.memory_bytes + path.stat().st_size)
+    return replace(hardware, devices=(hardware.device(options.device), cpu))
+
+
+def measure(path: Path, placement: Placement, options: Options) -> Run:
+    """Load a model, let it warm up, and time a greedy reply."""
+    if options.rpc:
+        overspill.add_rpc_server(options.rpc)
+    # As beside a CUDA GPU anyway; elsewhere weights on the CPU would be copied, and what is copied from stays in RAM.
+    settings: dict[str, Any] = {"n_ctx": options.n_ctx, "n_threads": options.threads, "repack": "off"}
+    with Model(path, offload=placement, **settings) as model:
+        draw = random.Random(0)
+        prompt = [draw.randrange(model.n_vocab) for _ in range(options.prompt_tokens)]
+        ends = [token for token in model.special_tokens.values() if model.is_end_of_generation(token)]
+        reply = partial(model.generate, prompt, temperature=0.0, logit_bias=dict.fromkeys(ends, -100.0))
+        reply(max_tokens=2)
+        completion = reply(max_tokens=options.tokens)
+        stats = completion.stats
+        assert stats.tokens == options.tokens, stats
+        assert stats.tokens_per_second is not None
+        assert stats.time_to_first_token_s is not None
+        cpu = model.memory[CPU]
+        # Not the part of the file that is mapped, between whose ends lies what is on the GPU.
+        ram_bytes = model.placement.bytes_by_device()[CPU] + cpu.kv_bytes + cpu.compute_bytes
+        device = model.memory.get(options.device)
+        return Run(
+            stats.tokens_per_second,
+            stats.time_to_first_token_s,
+            [token.id for token in completion.tokens],
+            model.placement,
+            device.total_bytes if device else 0,
+            ram_bytes,
+            model._core.memory()["n_splits"],
+        )
+
+
+@contextmanager
+def model_in_memory(name: str, options: Options, errors: Console) -> Iterator[Path]:
+    """Write a model into memory; its path is good for other processes too, until the block is left."""
+    header = MODELS[name]()
+    needed = header.tensor_bytes + BESIDE_WEIGHTS_BYTES
+    if options.rpc:  # whose server may be on this machine
+        needed += min(parse_bytes("--vram", options.vram), header.tensor_bytes)
+    available = available_ram_bytes()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"{name} needs {needed / 1e9:.1f} GB of RAM, and {available / 1e9:.1f} GB are free: "
+            "end other programs, or leave it out with --shape"
+        )
+    descriptor = os.memfd_create(name)
+    try:
+        path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=errors, transient=True) as progress:
+            task = progress.add_task(f"writing {name} into memory", total=header.tensor_bytes)
+            write_gpt_oss(path, header, lambda n_bytes: progress.advance(task, n_bytes))
+        yield path
+    finally:
+        os.close(descriptor)
+
+
+def whole_layers(info: ModelInfo, hardware: Hardware, options: Options) -> Placement:
+    """Return the most whole layers that fit on the device with their KV cache."""
+    for n_gpu_layers in range(info.n_layers + 1, 0, -1):
+        placement = Placement.from_layers(info, [options.device], n_gpu_layers)
+        outlook = forecast(info, placement, hardware, n_ctx=options.n_ctx)
+        if not outlook.memory[options.device].missing_bytes:
+            return placement
+    raise ValueError(f"no layer fits into {options.vram} of {options.device}")
+
+
+def rows_of(path: Path, hardware: Hardware, options: Options) -> list[Row]:
+    """Return the placements to compare, those that fit with a forecast of what is going to be measured."""
+    info, device = ModelInfo.from_file(path), options.device
+    choices: dict[str, Callable[[Row], Placement]] = {
+        "whole layers": lambda row: whole_layers(info, hardware, options),
+        "experts on CPU": lambda row: Placement.from_mapping(info, [device], {"default": device, "experts": CPU}),
+        "planner": lambda row: plan(info, hardware=hardware, n_ctx=options.n_ctx),
+        "llama.cpp's fit": lambda row: fitted(path, info, hardware, options, row),
+    }
+    rows = [Row(name) for name in choices]
+    for row in rows:
+        try:
+            row.placement = choices[row.name](row)
+            row.outlook = forecast(info, row.placement, hardware, n_ctx=options.n_ctx, depth=options.depth)
+            if row.outlook.memory[device].missing_bytes:
+                row.problem = row.outlook.reason
+        except FAILURES as error:
+            row.problem = str(error)
+    return rows
+
+
+def fitted(path: Path, info: ModelInfo, hardware: Hardware, options: Options, row: Row) -> Placement:
+    """Return what llama.cpp's fit chooses for a device of this size."""
+    tools = build_upstream_tools(ROOT / "build" / "upstream-tools")
+    # A stand-in, since the fit would take all of a real one; a placement knows "gpu" as its first GPU.
+    memory = {"gpu": hardware.device(options.device).memory_bytes}
+    fit = upstream_fit(tools, path, memory, DryRunSettings(n_ctx=options.n_ctx))
+    row.fit = fit.placement
+    if not fit.success:
+        raise ValueError("llama.cpp's fit has found no placement")
+    return placement_of_fit(info, hardware, fit)
+
+
+def compare(name: str, options: Options, errors: Console) -> tuple[Hardware, list[Row]]:
+    """Measure all placements of a model, round after round, so that what slows the machine down slows all of them."""
+    with model_in_memory(name, options, errors) as path, errors.status("") as status:
+        # A terminal has one line that changes, a log has many.
+        say = status.update if errors.is_terminal else errors.print
+        say(f"{name}: measuring the hardware")
+        hardware = in_own_process(look, options, path)
+        say(f"{name}: choosing placements")
+        rows, info = rows_of(path, hardware, options), ModelInfo.from_file(path)
+        for number in range(1, options.rounds + 1):
+            for row in rows:
+                if row.placement is None or row.problem is not None:
+                    continue
+                say(f"{name}, round {number} of {options.rounds}: {row.name}")
+                try:
+                    row.runs.append(in_own_process(measure, path, row.placement, options))
+                except FAILURES as error:
+                    row.problem = str(error)
+        for row in rows:
+            if row.runs:  # less than was planned perhaps, where the device refused memory
+                row.placement = row.runs[-1].placement
+                row.outlook = forecast(info, row.placement, hardware, n_ctx=options.n_ctx, depth=options.depth)
+    return hardware, rows
+
+
+def agreement(rows: list[Row]) -> str:
+    """Say whether all placements gave the same reply, and where they parted if not."""
+    measured = [row for row in rows if row.runs]
+    if len(measured) < 2:
+        return "There are no two replies to compare."
+    first, parted = measured[0], []
+    tokens = first.runs[-1].tokens
+    for row in measured[1:]:
+        pairs = zip(tokens, row.runs[-1].tokens, strict=True)
+        n_same = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), len(tokens))
+        if n_same < len(tokens):
+            parted.append(f"{row.name} parts from {first.name} after {n_same} of {len(tokens)} tokens")
+    if not parted:
+        return f"All replies are the same {len(tokens)} tokens."
+    return f"{'; '.join(parted)}: devices round differently, and random weights make near ties."
+
+
+def table_of(name: str, hardware: Hardware, rows: list[Row], options: Options) -> Table:
+    """Return the table of one model."""
+    device = hardware.device(options.device)
+    title = f"{name}, {options.n_ctx} tokens of context, {device.memory_bytes / 1e9:.1f} GB of {device.name}"
+    table = Table(title=f"{title} ({device.description})", title_justify="left")
+    table.add_column("placement")
+    device_gb, ram_gb = f"GB on\n{device.name}", "GB in\nRAM"
+    for heading in ("tok/s\npredicted", "tok/s\nmeasured", "first\ntoken, s", device_gb, ram_gb, "graph\nsplits"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = ["–" if row.outlook is None else f"{row.outlook.tokens_per_s:.2f}"]
+        if row.runs:
+            last = row.runs[-1]
+            numbers = (row.tokens_per_s, row.first_token_s, last.device_bytes / 1e9, last.ram_bytes / 1e9)
+            cells += [*(f"{number:.2f}" for number in numbers), str(last.n_splits)]
+        table.add_row(row.name, *cells, *["–"] * (6 - len(cells)))
+    return table
+
+
+def hardware_dict(hardware: Hardware) -> dict[str, Any]:
+    """Return it as JSON can hold it, which knows no infinity."""
+    devices = [asdict(device) for device in hardware.devices]
+    return {
+        "source": hardware.source,
+        "n_threads": hardware.n_threads,
+        "devices": [{key: None if value == math.inf else value for key, value in one.items()} for one in devices],
+    }
+
+
+def main() -> int:
+    """Compare; return the exit status, 1 if there is a model that could not be compared at all."""
+    options = parse()
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    try:
+        in_own_process(look, options)
+    except FAILURES as error:
+        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 1
+    result: dict[str, Any] = {
+        "overspill": overspill.__version__,
+        "options": {name: value for name, value in asdict(options).items() if name != "json"},
+        "models": [],
+    }
+    status = 0
+    for name in options.shapes:
+        outcome: dict[str, Any] = {"name": name, "problem": None, "hardware": None, "rows": []}
+        try:
+            hardware, rows = compare(name, options, errors)
+        except FAILURES as error:
+            errors.print(f"error: {error}", markup=False, soft_wrap=True)
+            outcome["problem"], status = str(error), 1
+        else:
+            outcome["hardware"], outcome["rows"] = hardware_dict(hardware), [row.to_dict() for row in rows]
+            console.print(table_of(name, hardware, rows, options))
+            for row in rows:
+                if row.problem is not None:
+                    console.print(f"{row.name}: {row.problem}", markup=False, soft_wrap=True)
+            console.print(agreement(rows), markup=False, soft_wrap=True)
+            if hardware.source == "assumed":
+                console.print("Not everything could be measured of the hardware: predictions rest on assumptions, too.")
+        result["models"].append(outcome)
+        if options.json is not None:  # after each, since the next may take long
+            options.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
