@@ -34,7 +34,7 @@ def test_first_token_against_minimal_loop(
             ours.append(first_s)
             theirs.append(float(loop.seconds(prompt, expected)[0]))
 
-        benchmark.pedantic(both, rounds=4, warmup_rounds=1)  # type: ignore[no-untyped-call]
+        benchmark.pedantic(both, rounds=20 if n <= 128 else 5, warmup_rounds=1)  # type: ignore[no-untyped-call]
     loop.close()
     ratio = min(ours) / min(theirs)
     benchmark.extra_info.update(ours_s=min(ours), minimal_loop_s=min(theirs), ratio=ratio)

@@ -196,7 +196,7 @@ void Sampler::measure_logprobs(Logprobs & logprobs, bool maxima_are_of_all) {
         return;
     }
     const size_t k = std::min(logprobs.top.size(), n_);
-    const float low = kth_largest_maximum(maxima, k);
+    const float low = kth_largest_maximum(maxima, nullptr, k);
     list_.clear();
     const size_t n_found = kernels_->find(logits_, n_, nullptr, maxima.data(), low, infinity, ids_.data());
     for (size_t i = 0; i < n_found; ++i) {
@@ -212,9 +212,9 @@ void Sampler::measure_logprobs(Logprobs & logprobs, bool maxima_are_of_all) {
 
 // A logit that at least k are not less than: so many groups of blocks have one. Twice as many groups
 // as needed are looked at, since to select among all blocks would take longer than what it saves.
-float Sampler::kth_largest_maximum(const std::vector<float> & maxima, size_t k) {
+float Sampler::kth_largest_maximum(const std::vector<float> & maxima, TokenBits allowed, size_t k) {
     if (k > maxima.size()) {
-        return lowest;
+        return kth_largest_of_lanes(allowed, k);
     }
     const size_t n_per_group = std::max<size_t>(maxima.size() / (2 * k), 1);
     const size_t n_groups = maxima.size() / n_per_group;
@@ -222,6 +222,34 @@ float Sampler::kth_largest_maximum(const std::vector<float> & maxima, size_t k) 
     for (size_t i = 1; i < n_per_group; ++i) {
         for (size_t group = 0; group < n_groups; ++group) {
             floats_[group] = std::max(floats_[group], maxima[i * n_groups + group]);
+        }
+    }
+    const auto kth = floats_.begin() + static_cast<std::ptrdiff_t>(k - 1);
+    std::nth_element(floats_.begin(), kth, floats_.end(), std::greater<>());
+    return std::max(*kth, lowest);
+}
+
+// The same where there are fewer blocks than that: of logits that lie twice as many apart, at least k have one.
+float Sampler::kth_largest_of_lanes(TokenBits allowed, size_t k) {
+    constexpr size_t n_per_word = 32;
+    const size_t n_lanes = (2 * k + n_per_word - 1) / n_per_word * n_per_word;
+    constexpr size_t fewest_each = 4;  // with fewer, listing everything is as fast
+    if (n_ < fewest_each * n_lanes) {
+        return lowest;
+    }
+    floats_.assign(n_lanes, -infinity);
+    size_t lane = 0;
+    for (size_t at = 0; at < n_; at += n_per_word, lane = lane + n_per_word == n_lanes ? 0 : lane + n_per_word) {
+        const uint32_t bits = allowed == nullptr ? ~0U : allowed[at / n_per_word];
+        float * best = floats_.data() + lane;
+        if (bits == ~0U && at + n_per_word <= n_) {
+            for (size_t i = 0; i < n_per_word; ++i) {
+                best[i] = std::max(best[i], logits_[at + i]);
+            }
+            continue;
+        }
+        for (size_t i = 0; bits != 0 && i < std::min(n_per_word, n_ - at); ++i) {
+            best[i] = ((bits >> i) & 1U) != 0 ? std::max(best[i], logits_[at + i]) : best[i];
         }
     }
     const auto kth = floats_.begin() + static_cast<std::ptrdiff_t>(k - 1);
@@ -415,7 +443,7 @@ void Sampler::cut_top_n_sigma() {
 }
 
 void Sampler::cut_top_k(size_t k) {
-    list(std::max(kth_largest_maximum(maxima_, k), cut_.logit), infinity);
+    list(std::max(kth_largest_maximum(maxima_, allowed_, k), cut_.logit), infinity);
     if (list_.empty()) {
         row_has_changed();
     }
@@ -466,7 +494,7 @@ bool Sampler::cut_top_p_of_row() {
 Sampler::Glance Sampler::glance(size_t k) {
     constexpr size_t n_per_block = 1;
     Glance seen{};
-    seen.low = std::max(kth_largest_maximum(maxima_, std::min(k, maxima_.size() / 2)), cut_.logit);
+    seen.low = std::max(kth_largest_maximum(maxima_, allowed_, std::min(k, maxima_.size() / 2)), cut_.logit);
     list(seen.low, infinity);
     if (list_.empty()) {
         row_has_changed();
@@ -524,7 +552,8 @@ bool Sampler::cut_top_p_by_sample(double n_deviations) {
     constexpr double n_stands_for = static_cast<double>(block_size) / n_per_block;
     const auto p = static_cast<double>(options_.top_p);
 
-    const float heavy = std::max(kth_largest_maximum(maxima_, std::min<size_t>(256, maxima_.size())), cut_.logit);
+    const float heavy =
+        std::max(kth_largest_maximum(maxima_, allowed_, std::min<size_t>(256, maxima_.size())), cut_.logit);
     list(heavy, infinity);
     const double heavy_mass = weigh_list(largest_, 1.0F);
     std::array<uint32_t, n_buckets> histogram{};

@@ -138,7 +138,8 @@ class Sampler {
     void restore_bits();
     void measure_logprobs(Logprobs & logprobs, bool maxima_are_of_all);
     int32_t best() const;
-    float kth_largest_maximum(const std::vector<float> & maxima, size_t k);
+    float kth_largest_maximum(const std::vector<float> & maxima, TokenBits allowed, size_t k);
+    float kth_largest_of_lanes(TokenBits allowed, size_t k);
 
     // Each lowers the cut, or shortens the list.
     void truncate();

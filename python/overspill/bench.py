@@ -111,6 +111,8 @@ class Bench:
     """Those that the model lies on."""
     moving_s: float
     """Of a token: copies between devices, and waiting for them."""
+    around_s: float
+    """Of a token: starting the graph, and fetching the logits."""
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -137,6 +139,7 @@ class Bench:
             parts[f"computing on {device.device}, beyond reading"] = max(0.0, device.busy_s - device.floor_s)
         n = max(1, self.breakdown.tokens)
         parts["moving between devices"] = self.moving_s
+        parts["starting the graph, fetching logits"] = self.around_s
         parts["sampler"] = (self.breakdown.sample_s + self.breakdown.python_s) / n
         parts["text"] = self.breakdown.text_s / n
         parts["the rest"] = max(0.0, self.token_s - sum(parts.values()))
@@ -304,8 +307,8 @@ class Bench:
         colours = dict(
             zip((one.device for one in self.devices), ("#d98a29", "#2f9e63", "#2b8cbe", "#8856a7"), strict=False)
         )
-        rest = ["moving between devices", "sampler", "text", "the rest"]
-        greys = dict(zip(rest, ("#c0392b", "#5b6770", "#8f9aa3", "#c4ccd2"), strict=True))
+        rest = ("moving between devices", "starting the graph, fetching logits", "sampler", "text", "the rest")
+        greys = dict(zip(rest, ("#c0392b", "#e6a39b", "#5b6770", "#8f9aa3", "#c4ccd2"), strict=True))
         allowed_ms, measured_ms = 0.0, 0.0
         for one in self.devices:
             colour = colours.get(one.device, "#777777")
@@ -508,6 +511,7 @@ def bench(
         breakdown=_sum(breakdowns[1:]),
         devices=tuple(shares),
         moving_s=times["moving_s"],
+        around_s=times["total_s"] - times["moving_s"] - sum(seconds for seconds, _ in times["devices"].values()),
     )
 
 
