@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import guard
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
+import guard
 from overspill.types import LogitsProcessor
 
 # What a slow-down of the loop changes.

@@ -19,11 +19,11 @@ import venv
 from pathlib import Path
 from typing import Any
 
-import guard
 import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+import guard
 from overspill import Model, _core
 from upstream_tools import decode_rate
 
