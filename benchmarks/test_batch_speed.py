@@ -17,7 +17,7 @@ WORDS = [
     *("time", "gold", "fire", "war", "peace", "bread", "snow", "wind"),
 ]
 PROMPTS = [f"What is {word}?" for word in WORDS]
-N_TOKENS = 64
+N_TOKENS = 32
 
 
 def step_s(model: Model, n: int) -> float:

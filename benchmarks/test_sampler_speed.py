@@ -31,7 +31,7 @@ CHAINS: dict[str, tuple[dict[str, Any], float, float]] = {
     "temperature": ({}, 10, 5),
     "temperature 0.8": ({"temperature": 0.8}, 10, 5),
     "top-k 40": ({"top_k": 40}, 0, 2),
-    "top-k 1000": ({"top_k": 1000}, 0, 12),
+    "top-k 1000": ({"top_k": 1000}, 0, 20),
     "top-p 0.95": ({"top_p": 0.95}, 50, 5),
     "min-p 0.05": ({"min_p": 0.05}, 10, 2),
     "top-k 40, top-p, min-p": ({"top_k": 40, "top_p": 0.95, "min_p": 0.05}, 6, 5),

@@ -45,6 +45,7 @@ void BatchGeneration::fill_slots() {
         slots_[i] = Slot{std::move(sequence), {request}};
         slots_[i]->outcome.stats.n_prompt_tokens = slots_[i]->sequence->n_prompt();
         slots_[i]->outcome.stats.breakdown.n_graph_splits = context_->n_graph_splits();
+        slots_[i]->outcome.stats.breakdown.n_major_page_faults = -1;  // whose they are, of several, cannot be told
     }
 }
 

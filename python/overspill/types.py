@@ -103,7 +103,7 @@ class Breakdown:
     """Tokens for which llama.cpp did not have to build the graph anew."""
     major_page_faults: int | None = None
     """Of the whole process meanwhile: weights that had to be read from the disk again, as RAM is short. None where the
-    system does not tell."""
+    system does not tell, and for prompts that were decoded together."""
     read_bytes: int | None = None
     """Weights and KV cache that these tokens read, from the header: of the experts those used, of the cache what was
     filled. None for prompts that were decoded together, which share what is read."""

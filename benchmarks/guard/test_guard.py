@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-import guard
+import ratios
 from overspill.types import LogitsProcessor
 
 # What a slow-down of the loop changes.
@@ -24,25 +24,25 @@ OF_THE_LOOP = [
 
 
 @pytest.fixture(scope="module")
-def bench(tiny_gpt_oss_path: Path, gemma_path: Path, gpt_oss_120b_header: Path, upstream_tools: Path) -> guard.Bench:
+def bench(tiny_gpt_oss_path: Path, gemma_path: Path, gpt_oss_120b_header: Path, upstream_tools: Path) -> ratios.Bench:
     """Return what ratios are measured with."""
-    return guard.Bench(tiny_gpt_oss_path, gemma_path, gpt_oss_120b_header, upstream_tools)
+    return ratios.Bench(tiny_gpt_oss_path, gemma_path, gpt_oss_120b_header, upstream_tools)
 
 
-def show(found: list[guard.Guarded]) -> str:
+def show(found: list[ratios.Guarded]) -> str:
     """Return the table as text."""
     console = Console(file=io.StringIO(), width=140, color_system=None)
-    console.print(guard.as_table(found))
+    console.print(ratios.as_table(found))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_ratios(bench: guard.Bench) -> None:
+def test_ratios(bench: ratios.Bench) -> None:
     """No ratio is over its limit."""
-    found = list(guard.measure(bench))
+    found = list(ratios.measure(bench))
     print(f"\n{show(found)}")
     if any(one.is_over for one in found):
-        pytest.fail(f"slower than benchmarks/limits.toml allows:\n{show(found)}", pytrace=False)
+        pytest.fail(f"slower than benchmarks/guard/limits.toml allows:\n{show(found)}", pytrace=False)
 
 
 def copying() -> LogitsProcessor:
@@ -68,11 +68,11 @@ def nothing(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> None:
 @pytest.mark.parametrize(
     ("process", "caught"), [(nothing, False), (copying(), True), (sleeping, True)], ids=["nothing", "copy", "sleep"]
 )
-def test_slow_downs_are_caught(bench: guard.Bench, process: LogitsProcessor, caught: bool) -> None:
+def test_slow_downs_are_caught(bench: ratios.Bench, process: LogitsProcessor, caught: bool) -> None:
     """A copy of the logits or a sleep for each token is over a limit; a function that does neither is not."""
     slower: dict[str, Any] = {"logits_processors": [process]}
-    slowed = guard.Bench(bench.tiny, bench.gemma, bench.header, bench.tools, slower)
-    found = list(guard.measure(slowed, OF_THE_LOOP, attempts=2 if caught else 3))
+    slowed = ratios.Bench(bench.tiny, bench.gemma, bench.header, bench.tools, slower)
+    found = list(ratios.measure(slowed, OF_THE_LOOP, attempts=1 if caught else 3))
     print(f"\n{show(found)}")
     assert any(one.is_over for one in found) == caught
     assert show(found).count("SLOWER") == sum(one.is_over for one in found)
