@@ -133,7 +133,7 @@ def _first_token(bench: Bench) -> float:
     with Model(bench.gemma, n_ctx=1024, n_threads=N_THREADS) as model:
         prompt = (model.tokenize(PROMPT) * 30)[:256]
         expected = loop.greedy(prompt, 1)
-        for i in range(4):
+        for i in range(7):
             pair = (_greedy_steps(model, prompt, expected)[0], loop.seconds(prompt, expected)[0])
             if i > 0:
                 ours.append(pair[0])
