@@ -19,10 +19,12 @@ import venv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import ratios
+from compare import Change
 from overspill import Model, _core
 from rounding import NATS
 from upstream_tools import decode_rate
@@ -75,9 +77,10 @@ def test_greedy_stream_against_minimal_loop(
         f"(quartiles {low_s * 1e6:+.1f} and {high_s * 1e6:+.1f}), {min(counted) * 1e6:.1f} us outside of llama.cpp"
     )
     limit_s = most if most < 1e-3 else most * loop_s
-    # What the stream does beside llama_decode is known to a microsecond; the difference of both sides' times is not.
+    # What the stream does beside llama_decode is known to a microsecond; the difference of both sides' times is not, so
+    # that only one that is more than chance counts.
     assert min(counted) <= limit_s
-    assert low_s <= limit_s
+    assert Change.of(list(1 + np.divide(costs, theirs))).low <= 1 + limit_s / loop_s
 
 
 OURS = """
@@ -304,7 +307,7 @@ def test_python_sampler_against_greedy(benchmark: BenchmarkFixture, gemma_path: 
             greedy.extend(step_times_us(temperature=0))
             in_python.extend(step_times_us(sampler=lambda logits, tokens: int(logits.argmax())))
 
-        benchmark.pedantic(both, rounds=6, warmup_rounds=1)  # type: ignore[no-untyped-call]
+        benchmark.pedantic(both, rounds=12, warmup_rounds=1)  # type: ignore[no-untyped-call]
     # Of a step of ten milliseconds the cost is less than what its time varies by; its fastest eighth varies little.
     fast_greedy, fast_python = (statistics.quantiles(times, n=8)[0] for times in (greedy, in_python))
     cost_us = fast_python - fast_greedy
