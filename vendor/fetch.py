@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from copy import copy
 from pathlib import Path, PurePosixPath
 
 HERE = Path(__file__).resolve().parent
@@ -41,7 +42,9 @@ def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     inside = "/".join(parts[3:])
     if any(inside == folder or inside.startswith(folder + "/") for folder in LEFT_OUT):
         return None
-    return member.replace(name=inside, deep=False)
+    kept = copy(member)  # replace() came with Python 3.11.4
+    kept.name = inside
+    return kept
 
 
 def download(folder: Path) -> Path | None:
