@@ -58,8 +58,8 @@ def check_growth(benchmark: BenchmarkFixture, unit: str, measure: Callable[[], F
     for name, values in zip(("a token", "not llama_decode"), np.array(list(found.values())).T, strict=True):
         slope, fixed = np.polyfit(sizes, values, 1)
         exponent = np.polyfit(np.log(np.maximum(sizes, 1)), np.log(np.maximum(values, 1e-3)), 1)[0]
-        print(f"{name}: {fixed:.1f} us + {slope * 1000:.3f} us for 1,000 {unit}; as a power, {unit}^{exponent:.2f}")
-        benchmark.extra_info[name] = {"fixed_us": fixed, "us_per_1000": slope * 1000, "exponent": exponent}
+        print(f"{name}: {fixed:.1f} us + {slope * 1000:.2f} ns for each of {unit}; as a power, {unit}^{exponent:.2f}")
+        benchmark.extra_info[name] = {"fixed_us": fixed, "slope_ns": slope * 1000, "exponent": exponent}
         line = np.polyval(np.polyfit(sizes[:-1], values[:-1], 1), sizes[-1])
         assert values[-1] <= 1.5 * max(line, values[:-1].max()) + 5, f"{name} grows more than in proportion to {unit}"
     benchmark.extra_info["measured"] = {str(size): values for size, values in found.items()}

@@ -74,8 +74,8 @@ class StopReason(StrEnum):
 class Breakdown:
     """Where the time of the tokens after the first went: seconds of all of them together.
 
-    The loop reads the clock between its steps, which takes a fifth of a microsecond a token. What is not named here of
-    a stream's ``decode_s`` is bookkeeping, handing a step from thread to thread, and clearing old turns away.
+    It is always counted, by the clock between the loop's steps. What is not named here of a stream's ``decode_s`` is
+    bookkeeping, handing a step from thread to thread, and clearing old turns away.
     """
 
     tokens: int = 0
