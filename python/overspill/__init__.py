@@ -32,7 +32,7 @@ except ImportError as error:
 
 from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError, OutOfMemoryError
 from overspill.async_stream import AsyncStream
-from overspill.bench import Bench, bench
+from overspill.benchmark import Bench, bench
 from overspill.cascade import (
     Cascade,
     CascadeStats,

@@ -23,8 +23,8 @@ from rich.text import Text
 
 import overspill
 from overspill import _core
-from overspill.bench import bench as run_bench
-from overspill.bench import check_plotting
+from overspill.benchmark import bench as run_bench
+from overspill.benchmark import check_plotting
 from overspill.comparison_view import Columns, Sections
 from overspill.doctor import examine
 from overspill.hardware import parse_bytes
