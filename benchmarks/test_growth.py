@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from model_files import write_tiny_gpt_oss
 from model_fixtures import written_once
-from overspill import Model
+from overspill import Model, ModelInfo
 
 N_THREADS = 2
 N_TOKENS = 64
@@ -79,31 +79,26 @@ def test_depth(benchmark: BenchmarkFixture, tiny_gpt_oss_path: Path) -> None:
     check_growth(benchmark, "tokens", measure)
 
 
+def of_each(files: Mapping[int, Path]) -> Found:
+    """Return what a token takes in each of some models."""
+    found: Found = {}
+    for size, path in files.items():
+        with Model(path, n_ctx=256, n_threads=N_THREADS) as model:
+            found[size] = token_us(model, [1, 2, 3])
+    return found
+
+
 def test_vocabulary(benchmark: BenchmarkFixture) -> None:
     """The output matrix grows, and what the sampler looks through."""
-
-    def measure() -> Found:
-        found: Found = {}
-        for n_vocab in (32_768, 65_536, 131_072, 262_144):
-            with Model(tiny_gpt_oss(n_vocab=n_vocab), n_ctx=256, n_threads=N_THREADS) as model:
-                assert model.n_vocab == n_vocab
-                found[n_vocab] = token_us(model, [1, 2, 3])
-        return found
-
-    check_growth(benchmark, "logits", measure)
+    files = {n: tiny_gpt_oss(n_vocab=n) for n in (32_768, 65_536, 131_072, 262_144)}
+    assert all(ModelInfo.from_file(path).n_vocab == n for n, path in files.items())
+    check_growth(benchmark, "logits", lambda: of_each(files))
 
 
 def test_layers(benchmark: BenchmarkFixture) -> None:
     """Each layer costs what it reads and about thirty operations; the loop around them costs the same."""
-
-    def measure() -> Found:
-        found: Found = {}
-        for n_layers in (4, 12, 24, 36):
-            with Model(tiny_gpt_oss(n_layers=n_layers), n_ctx=256, n_threads=N_THREADS) as model:
-                found[n_layers] = token_us(model, [1, 2, 3])
-        return found
-
-    check_growth(benchmark, "layers", measure)
+    files = {n: tiny_gpt_oss(n_layers=n) for n in (4, 12, 24, 36)}
+    check_growth(benchmark, "layers", lambda: of_each(files))
 
 
 def test_sequences(benchmark: BenchmarkFixture, smollm2_path: Path) -> None:

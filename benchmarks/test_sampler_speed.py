@@ -7,8 +7,6 @@ Ratios are of medians, and are stored with ``--benchmark-json``.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,9 @@ from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from overspill import Model, Sampler, SamplingOptions
+from ratios import PLAIN, time_s
 from upstream_tools import UpstreamChain
 
-PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 SIZES = [32_000, 201_088, 262_144]
 
 # Chain, how many times as fast as llama.cpp it has to be at 201,088 logits, and how many scans it may take. With
@@ -57,16 +55,6 @@ def logits_of(shape: str, n: int, model_logits: NDArray[np.float32]) -> NDArray[
     return random.normal(0, 3, n).astype(np.float32)
 
 
-def time_us(work: Callable[[], object], n: int) -> float:
-    """Return the median time of a call in microseconds."""
-    times = []
-    for _ in range(n):
-        start = time.perf_counter_ns()
-        work()
-        times.append(time.perf_counter_ns() - start)
-    return statistics.median(times) / 1000
-
-
 @pytest.mark.parametrize("shape", ["model", "normal"])
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("chain", CHAINS)
@@ -96,8 +84,8 @@ def test_sampler_against_llama_cpp(
     scans: list[float] = []
 
     def all_three() -> None:
-        scans.append(time_us(logits.max, 30))
-        ours.append(time_us(lambda: sampler.sample(logits), 30))
+        scans.append(time_s(logits.max, 30) * 1e6)
+        ours.append(time_s(lambda: sampler.sample(logits), 30) * 1e6)
         theirs.append(upstream.time_us(logits, 3))
 
     benchmark.pedantic(all_three, rounds=7, warmup_rounds=1)  # type: ignore[no-untyped-call]

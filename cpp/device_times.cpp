@@ -23,14 +23,6 @@ bool only_looks(const ggml_tensor & node) {
     }
 }
 
-const char * device_of(const ggml_tensor & node) {
-    ggml_backend_buffer_type_t type = ggml_backend_buffer_get_type(node.buffer);
-    ggml_backend_dev_t device = ggml_backend_buft_get_device(type);
-    // Host memory that a GPU's driver pins is the GPU's by its type, and the CPU computes in it.
-    const bool is_cpu = device == nullptr || type != ggml_backend_dev_buffer_type(device);
-    return is_cpu ? "CPU" : ggml_backend_dev_name(device);
-}
-
 // llama.cpp asks of each node of a piece of the graph, in order, whether it is waited for; computes up to one that is,
 // or to the end of the piece; and tells of one that is when it is done. So the first token shows where pieces end, and
 // the others are waited for there.
@@ -71,7 +63,7 @@ class PieceClock {
         if (mode_ == Mode::learning) {
             // What only looks at another's memory is never the first of a piece.
             const bool same = only_looks(node) && !devices_.empty();
-            devices_.emplace_back(same ? devices_.back() : device_of(node));
+            devices_.push_back(same ? devices_.back() : device_of(ggml_backend_buffer_get_type(node.buffer)));
             return false;
         }
         const size_t at = n_asked_++;

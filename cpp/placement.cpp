@@ -21,12 +21,6 @@ bool is_cpu(ggml_backend_dev_t device) {
     return ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
-// Memory that the CPU reads counts as the CPU's, whoever pinned it.
-std::string device_of(ggml_backend_buffer_type_t type) {
-    ggml_backend_dev_t device = ggml_backend_buft_get_device(type);
-    return ggml_backend_buft_is_host(type) || device == nullptr ? "CPU" : ggml_backend_dev_name(device);
-}
-
 // Whether the device can compute with a matrix of its own memory as llama.cpp's graphs do. The loader asks the same,
 // but not where an override decides.
 bool can_use(ggml_backend_dev_t device, const GgufTensor & tensor) {
@@ -58,6 +52,11 @@ bool can_use(ggml_backend_dev_t device, const GgufTensor & tensor) {
 }
 
 }  // namespace
+
+std::string device_of(ggml_backend_buffer_type_t type) {
+    ggml_backend_dev_t device = ggml_backend_buft_get_device(type);
+    return ggml_backend_buft_is_host(type) || device == nullptr ? "CPU" : ggml_backend_dev_name(device);
+}
 
 PlacementParams::PlacementParams(const std::string & path, const Placement & placement)
     : tensor_split_(llama_max_devices()), n_gpu_layers_(placement.n_gpu_layers) {

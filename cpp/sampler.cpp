@@ -224,12 +224,18 @@ float Sampler::kth_largest_maximum(const std::vector<float> & maxima, TokenBits 
             floats_[group] = std::max(floats_[group], maxima[i * n_groups + group]);
         }
     }
+    return kth_largest_float(k);
+}
+
+// Of floats_, whose order it changes.
+float Sampler::kth_largest_float(size_t k) {
     const auto kth = floats_.begin() + static_cast<std::ptrdiff_t>(k - 1);
     std::nth_element(floats_.begin(), kth, floats_.end(), std::greater<>());
     return std::max(*kth, lowest);
 }
 
-// The same where there are fewer blocks than that: of logits that lie twice as many apart, at least k have one.
+// As kth_largest_maximum(), where there are fewer blocks than that: of logits that lie twice as many apart, at least k
+// have one.
 float Sampler::kth_largest_of_lanes(TokenBits allowed, size_t k) {
     constexpr size_t n_per_word = 32;
     const size_t n_lanes = (2 * k + n_per_word - 1) / n_per_word * n_per_word;
@@ -252,9 +258,7 @@ float Sampler::kth_largest_of_lanes(TokenBits allowed, size_t k) {
             best[i] = ((bits >> i) & 1U) != 0 ? std::max(best[i], logits_[at + i]) : best[i];
         }
     }
-    const auto kth = floats_.begin() + static_cast<std::ptrdiff_t>(k - 1);
-    std::nth_element(floats_.begin(), kth, floats_.end(), std::greater<>());
-    return std::max(*kth, lowest);
+    return kth_largest_float(k);
 }
 
 int32_t Sampler::best() const {

@@ -140,6 +140,7 @@ class Sampler {
     int32_t best() const;
     float kth_largest_maximum(const std::vector<float> & maxima, TokenBits allowed, size_t k);
     float kth_largest_of_lanes(TokenBits allowed, size_t k);
+    float kth_largest_float(size_t k);
 
     // Each lowers the cut, or shortens the list.
     void truncate();

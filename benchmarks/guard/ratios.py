@@ -178,10 +178,11 @@ def _view(bench: Bench) -> float:
     with Model(bench.gemma, n_ctx=64, n_batch=64) as model, model.stream([2, 3], logits=True, temperature=0) as stream:
         token = next(stream)
         copy = token.logits.copy()
-        return _time_s(lambda: token.logits, 2000) / _time_s(lambda: np.copyto(copy, token.logits), 200)
+        return time_s(lambda: token.logits, 2000) / time_s(lambda: np.copyto(copy, token.logits), 200)
 
 
-def _time_s(work: Callable[[], object], n: int) -> float:
+def time_s(work: Callable[[], object], n: int) -> float:
+    """Return the median seconds of a call."""
     times = []
     for _ in range(n):
         start = time.perf_counter_ns()
@@ -198,8 +199,8 @@ def _sampler(rival: str, **options: Any) -> Callable[[Bench], float]:
         upstream = UpstreamChain(bench.tools, chosen, N_VOCAB)
         ours, theirs = [], []
         for _ in range(5):
-            ours.append(_time_s(lambda: sampler.sample(logits), 30))
-            theirs.append(_time_s(logits.max, 30) if rival == "scan" else upstream.time_us(logits, 3) / 1e6)
+            ours.append(time_s(lambda: sampler.sample(logits), 30))
+            theirs.append(time_s(logits.max, 30) if rival == "scan" else upstream.time_us(logits, 3) / 1e6)
         return statistics.median(ours) / statistics.median(theirs)
 
     return measure

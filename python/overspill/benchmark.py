@@ -392,15 +392,9 @@ def read_bytes_by_device(
     """
     n_bytes: Counter[str] = Counter()
     where = placement.tensors()
-    for name, _, _, size in info.tensors:
-        part, device = part_of(name), where.get(name, CPU)
-        if part == "experts" and info.n_experts:
-            size = size * info.n_experts_used // info.n_experts
-        elif part == "embedding":
-            if info.tied_embedding:
-                n_bytes[placement.output_matrix] += size
-            size //= max(info.n_vocab, 1)
-        n_bytes[device] += size
+    for tensor in info.tensors:
+        is_output = info.tied_embedding and part_of(tensor[0]) == "embedding"
+        n_bytes[placement.output_matrix if is_output else where.get(tensor[0], CPU)] += info.read_bytes(tensor)
     for cache, device in zip(layer_caches(info), placement.kv, strict=True):
         n_bytes[device] += cache.bytes_read(depth, type_k, type_v)
     return dict(n_bytes)

@@ -194,21 +194,28 @@ class ModelInfo:
             sizes[part_of(name)] += n_bytes
         return sizes
 
-    @property
+    @cached_property
     def tied_embedding(self) -> bool:
         """Whether the embedding serves as the output matrix too."""
         return not any(name == "output.weight" for name, *_ in self.tensors)
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of weights that decoding one token reads: of the experts only those used, of the embedding one row.
+    def read_bytes(self, tensor: Tensor) -> int:
+        """Return the bytes of a tensor that decoding one token reads: of experts those used, of the embedding one row.
 
         An embedding that is the output matrix too is read in full.
         """
-        sizes = self.bytes_by_part
-        experts = sizes["experts"] * self.n_experts_used // self.n_experts if self.n_experts else sizes["experts"]
-        embedding = sizes["embedding"] if self.tied_embedding else sizes["embedding"] // max(self.n_vocab, 1)
-        return sizes["attention"] + sizes["dense"] + experts + sizes["output"] + embedding + sizes["other"]
+        name, _, _, size = tensor
+        part = part_of(name)
+        if part == "experts" and self.n_experts:
+            return size * self.n_experts_used // self.n_experts
+        if part == "embedding" and not self.tied_embedding:
+            return size // max(self.n_vocab, 1)
+        return size
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that decoding one token reads, of all tensors."""
+        return sum(self.read_bytes(tensor) for tensor in self.tensors)
 
     def layers_that_fit(self, free_bytes: int, n_ctx: int | None = None) -> int:
         """Return how many layers fit into ``free_bytes`` of a GPU with their KV cache.
