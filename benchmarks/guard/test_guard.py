@@ -19,7 +19,7 @@ from overspill.types import LogitsProcessor
 OF_THE_LOOP = [
     "stream / minimal loop, tiny gpt-oss",
     "stream / minimal loop, Gemma",
-    "logits to text / one scan, Gemma",
+    "logits to text / a greedy draw, Gemma",
 ]
 
 
