@@ -16,19 +16,21 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from rpc_server import running_server
 
-# In a process of its own, since a device cannot be taken away again. Round after round over all placements, so that
-# what slows the machine down for a while slows all of them.
+# In a process of its own, since a device cannot be taken away again. What else uses the memory slows down for seconds,
+# and nothing makes faster: of what is predicted from several measurements, and of what is then measured in short rounds,
+# the fastest counts.
 MEASURE = """
 import json, os, sys, time
 import overspill
 
-path, endpoint, n_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+path, endpoint = sys.argv[1:]
 overspill.add_rpc_server(endpoint)
 info = overspill.ModelInfo.from_file(path)
-hardware = overspill.Hardware.here(info, n_threads=1)
-for device in hardware.devices:
-    rates = {name: f"{rate / 1e9:.2f} GB/s" for name, rate in device.rates.items()}
-    print(device, rates, f"{device.op_s * 1e6:.2f} us an operation", file=sys.stderr)
+measured = [overspill.Hardware.here(info, n_threads=1, refresh=True) for _ in range(4)]
+for hardware in measured:
+    for device in hardware.devices:
+        rates = {name: f"{rate / 1e9:.2f} GB/s" for name, rate in device.rates.items()}
+        print(device, rates, f"{device.op_s * 1e6:.2f} us an operation", file=sys.stderr)
 gpus = [device for device in overspill.devices() if device.is_gpu]
 half = f"layers {info.n_layers // 2}-{info.n_layers - 1}"
 cases = {
@@ -46,11 +48,12 @@ cases = {
 results = {}
 for name, mapping in cases.items():
     placement = overspill.Placement.from_mapping(info, gpus, mapping)
-    outlook = overspill.forecast(info, placement, hardware, n_ctx=512, depth=32)
+    outlooks = [overspill.forecast(info, placement, hardware, n_ctx=512, depth=16) for hardware in measured]
+    outlook = max(outlooks, key=lambda outlook: outlook.tokens_per_s)
     with overspill.Model(path, offload=placement, n_ctx=512, n_threads=1) as model:
         rates = []
-        for _ in range(n_rounds):
-            with model.stream([1, 2, 3, 4], temperature=0, max_tokens=56) as stream:
+        for _ in range(8):
+            with model.stream([1, 2, 3, 4], temperature=0, max_tokens=17) as stream:
                 next(stream)
                 start = time.perf_counter()
                 n = sum(1 for _ in stream)
@@ -71,7 +74,7 @@ def test_predicted_against_measured(benchmark: BenchmarkFixture, gpt_oss_20b_of_
 
     def measure() -> dict[str, dict[str, float]]:
         with running_server() as endpoint:
-            command = [sys.executable, "-c", MEASURE, str(gpt_oss_20b_of_6_layers), endpoint, "2"]
+            command = [sys.executable, "-c", MEASURE, str(gpt_oss_20b_of_6_layers), endpoint]
             # What was measured before, on a busy machine perhaps, does not count.
             environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
             done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
