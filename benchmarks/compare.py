@@ -297,7 +297,7 @@ TITLES = ["REV", "this", "ratio", f"{CONFIDENCE:.0%} interval", "verdict"]
 
 def terminal_table(rows: Sequence[Row]) -> Table:
     """Return what is shown in a terminal."""
-    table = Table("", *TITLES, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("", *TITLES, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     styles = {"slower": "red", "faster": "green"}
     for row in rows:
         style = "dim" if row.problem is not None else styles.get(row.change.verdict)
