@@ -17,8 +17,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from rpc_server import running_server
 
 # In a process of its own, since a device cannot be taken away again. What else uses the memory slows down for seconds,
-# and nothing makes faster: of what is predicted from several measurements, and of what is then measured in short rounds,
-# the fastest counts.
+# and nothing makes faster: of several predictions, each from another measurement of the machine, the fastest counts, as
+# of the short rounds that are measured then.
 MEASURE = """
 import json, os, sys, time
 import overspill
