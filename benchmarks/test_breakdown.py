@@ -74,7 +74,7 @@ os._exit(0)
 
 
 def test_hybrid(benchmark: BenchmarkFixture, tiny_gpt_oss_path: Path) -> None:
-    """Each change of device costs about the same; pieces of the graph are as many as llama.cpp counted."""
+    """What a token costs on two devices; the graph has no more pieces than llama.cpp counted."""
 
     def measure() -> list[tuple[str, dict[str, Any]]]:
         with running_server() as endpoint:

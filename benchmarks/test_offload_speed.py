@@ -18,7 +18,8 @@ from rpc_server import running_server
 
 # In a process of its own, since a device cannot be taken away again. What else uses the memory slows down for seconds,
 # and nothing makes faster: of several predictions, each from another measurement of the machine, the fastest counts, as
-# of the short rounds that are measured then.
+# of the short rounds that are measured then. A slow spell may cover all rounds of a placement, so one that is off, and
+# each of the two at the top, gets another chance: noise passes, a wrong prediction stays.
 MEASURE = """
 import json, os, sys, time
 import overspill
@@ -46,24 +47,34 @@ cases = {
     "the output on the CPU": {"default": "RPC0", "output": "cpu"},
 }
 results = {}
-for name, mapping in cases.items():
-    placement = overspill.Placement.from_mapping(info, gpus, mapping)
+
+def measure(name):
+    placement = overspill.Placement.from_mapping(info, gpus, cases[name])
     outlooks = [overspill.forecast(info, placement, hardware, n_ctx=512, depth=16) for hardware in measured]
     outlook = max(outlooks, key=lambda outlook: outlook.tokens_per_s)
+    rounds = results[name]["rounds"] if name in results else []
     with overspill.Model(path, offload=placement, n_ctx=512, n_threads=1) as model:
-        rates = []
         for _ in range(8):
             with model.stream([1, 2, 3, 4], temperature=0, max_tokens=17) as stream:
                 next(stream)
                 start = time.perf_counter()
                 n = sum(1 for _ in stream)
-            rates.append(n / (time.perf_counter() - start))
-        spent = stream.stats.breakdown
+                rate = n / (time.perf_counter() - start)
+            spent = stream.stats.breakdown
+            rounds.append((rate, spent.gigabytes_per_s, spent.graph_splits))
+    rate, gigabytes_per_s, splits = max(rounds)
     results[name] = {
-        "predicted": outlook.tokens_per_s, "measured": max(rates), "all": rates, "terms": outlook.seconds_by_term,
-        "splits": spent.graph_splits, "predicted_splits": outlook.n_splits, "gigabytes_per_s": spent.gigabytes_per_s,
+        "predicted": outlook.tokens_per_s, "measured": rate, "rounds": rounds, "terms": outlook.seconds_by_term,
+        "splits": splits, "predicted_splits": outlook.n_splits, "gigabytes_per_s": gigabytes_per_s,
     }
     print(name, results[name], file=sys.stderr, flush=True)
+
+for name in cases:
+    measure(name)
+by_prediction = sorted(cases, key=lambda name: -results[name]["predicted"])
+off = [name for name in cases if not 0.8 <= results[name]["predicted"] / results[name]["measured"] <= 1.2]
+for name in {*by_prediction[:2], *off}:
+    measure(name)
 print(json.dumps(results), flush=True)
 os._exit(0)
 """
@@ -75,7 +86,7 @@ def test_predicted_against_measured(benchmark: BenchmarkFixture, gpt_oss_20b_of_
     def measure() -> dict[str, dict[str, float]]:
         with running_server() as endpoint:
             command = [sys.executable, "-c", MEASURE, str(gpt_oss_20b_of_6_layers), endpoint]
-            # What was measured before, on a busy machine perhaps, does not count.
+            # What is measured here is nothing to be kept for the user.
             environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
             done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
