@@ -51,7 +51,7 @@ def measure(name):
         print(device, rates, f"{device.op_s * 1e6:.2f} us an operation", file=sys.stderr)
     placement = overspill.Placement.from_mapping(info, gpus, cases[name])
     with overspill.Model(path, offload=placement, n_ctx=512, n_threads=1) as model:
-        for _ in range(8):
+        for _ in range(5):
             with model.stream([1, 2, 3, 4], temperature=0, max_tokens=17) as stream:
                 next(stream)
                 start = time.perf_counter()
