@@ -53,7 +53,7 @@ tokens_s = {name: [] for name in cases}
 spent = {}
 
 def decode(model, name):
-    with model.stream([1, 2, 3, 4], temperature=0, max_tokens=41) as stream:
+    with model.stream([1, 2, 3, 4], temperature=0, max_tokens=26) as stream:
         next(stream)
         before = time.perf_counter()
         for _ in stream:
@@ -73,7 +73,7 @@ def measure(name):
     print(name, [f"{1e3 * token_s:.1f} ms" for token_s in tokens_s[name]], file=sys.stderr, flush=True)
 
 def fastest(name, measured):
-    outlooks = [overspill.forecast(info, cases[name], machine, n_ctx=512, depth=24) for machine in measured]
+    outlooks = [overspill.forecast(info, cases[name], machine, n_ctx=512, depth=16) for machine in measured]
     return max(outlooks, key=lambda outlook: outlook.tokens_per_s)
 
 def compare(name):
