@@ -117,6 +117,43 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(start: Start, tmp_path: Pat
     assert terminal.end() == 0
 
 
+# Presses Ctrl-C in the middle of the drawing that gives the answer so many further lines.
+INTERRUPTED_DRAWING = """
+import os, re, signal, sys
+
+class Output:
+    def __init__(self, file, n_left):
+        self._file, self._n_left = file, n_left
+    def write(self, text):
+        self._file.write(text)
+        drawing = re.match(r"\\x1b\\[\\?2026h\\x1b\\[\\?7l\\x1b\\[(\\d+)A", text)
+        if drawing and text.count("\\n") > int(drawing[1]):
+            self._n_left -= 1
+            if self._n_left == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+sys.stdout = Output(sys.stdout, int(sys.argv.pop(1)))
+from overspill.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("n_lines", [1, 3])
+def test_ctrl_c_while_it_draws_loses_nothing(smollm2_path: Path, tmp_path: Path, n_lines: int) -> None:
+    """What is drawn is drawn to its end: no line is there twice, and none is missing."""
+    usual = ["chat", str(smollm2_path), "--threads", "2", "--temperature", "0", "-n", "300"]
+    terminal = Terminal(["-c", INTERRUPTED_DRAWING, str(n_lines), *usual], tmp_path / "data")
+    try:
+        shown = terminal.ask("Write a very long story about a dragon and a princess.")
+        said = saved(terminal, tmp_path / "chat.json")
+        assert squeezed(shown) == squeezed(said[1]["content"]) + "stopped"
+        assert terminal.end() == 0
+    finally:
+        terminal.close()
+
+
 def test_ctrl_c_before_the_answer_gives_the_message_back(start: Start, tmp_path: Path) -> None:
     """It is not part of the conversation, and there to be edited."""
     terminal = start("-n", "5", "--ctx", "8192", "--batch", "4096")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from rich.console import Console
@@ -17,6 +19,7 @@ from rich.text import Text
 from overspill import _core
 from overspill.chat import Channel, Chat, ChatStream, ChatToken
 from overspill.hardware import user_folder
+from overspill.model import Stream
 from overspill.placement_table import format_count
 from overspill.streamed_markdown import StreamedMarkdown, printable
 from overspill.types import StopReason
@@ -107,11 +110,13 @@ class ChatTerminal:
         shown = _Shown(self._output, self._reasoning)
         stream: ChatStream | None = None
         try:
-            with self._held_warnings(), _no_echo(), shown:
+            with self._held_warnings(), _no_echo(), _HeldInterrupt() as interrupt, shown:
                 stream = self._latest = ask()
                 with stream:
+                    interrupt.deliver()
                     for token in stream:
                         shown.take(token)
+                        interrupt.deliver()
         except KeyboardInterrupt:
             pass
         finally:
@@ -243,6 +248,38 @@ class _Records(logging.Handler):
         self.records.append(record)
 
 
+class _HeldInterrupt:
+    """Ctrl-C where it loses nothing: at once while the model computes, otherwise when what it has said is shown.
+
+    Between any two of our instructions, as usual, it could leave words out of the screen or draw a line twice.
+    """
+
+    def __init__(self) -> None:
+        self._before = signal.getsignal(signal.SIGINT)
+        self._is_pressed = False
+
+    def __enter__(self) -> _HeldInterrupt:
+        # Whoever had it ignored, or has another way, keeps that.
+        if self._before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _take(self, _number: int, frame: FrameType | None) -> None:
+        self._is_pressed = True
+        # The step of the model asks for signals from there: a token that it does not return is neither said nor shown.
+        if frame is not None and frame.f_code is Stream.__next__.__code__:
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Raise ``KeyboardInterrupt`` if Ctrl-C has been pressed, once."""
+        if self._is_pressed:
+            self._is_pressed = False
+            raise KeyboardInterrupt
+
+
 class _Shown:
     """A reply on the screen: reasoning dimmed as it comes, or counted; the answer as Markdown."""
 
@@ -261,13 +298,6 @@ class _Shown:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A second Ctrl-C must not leave the rest unwritten.
-        for _attempt in range(2):
-            with suppress(KeyboardInterrupt):
-                self._finish()
-                return
-
-    def _finish(self) -> None:
         if self._markdown is None:
             sys.stdout.write("\n")
             sys.stdout.flush()
