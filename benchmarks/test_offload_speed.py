@@ -16,22 +16,22 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from rpc_server import running_server
 
-# A prediction may be so far from what is measured.
-WITHIN = 0.2
+# A prediction may be so far from what is measured, for so many of the ten.
+WITHIN, N_WITHIN = 0.2, 8
 # Rates that differ by less than the same placement's from time to time count as equal.
 ALIKE = 0.97
 
 # In a process of its own, since a device cannot be taken away again. What else uses the memory slows down for seconds,
 # and nothing makes faster. So a placement is compared with the machine as it was measured amid its own tokens, whose
-# time is the one that a tenth of them stay below. A slow spell may begin in between, so one that is off is measured
-# again: noise passes, a wrong prediction stays. Which are the best is predicted from all measurements of the machine,
-# the same for each placement.
+# time is the one that a tenth of them stay below. A slow spell may begin in between, so if too many are off, these are
+# measured again: noise passes, a wrong prediction stays. Which are the best is predicted from all measurements of the
+# machine, the same for each placement.
 MEASURE = """
 import json, os, statistics, sys, time
 import overspill
 
 path, endpoint = sys.argv[1:3]
-within, alike = map(float, sys.argv[3:])
+within, n_within, alike = map(float, sys.argv[3:])
 overspill.add_rpc_server(endpoint)
 info = overspill.ModelInfo.from_file(path)
 gpus = [device for device in overspill.devices() if device.is_gpu]
@@ -91,6 +91,7 @@ found = {name: compare(name) for name in cases}
 best_two = sorted(cases, key=lambda name: -found[name]["best_predicted"])[:2]
 second = sorted(one["measured"] for one in found.values())[-2]
 off = [name for name in cases if abs(found[name]["predicted"] / found[name]["measured"] - 1) > within]
+off = [] if len(cases) - len(off) >= n_within else off
 off += [name for name in best_two if name not in off and found[name]["measured"] < alike * second]
 for name in off:
     measure(name)
@@ -104,7 +105,8 @@ def test_predicted_against_measured(benchmark: BenchmarkFixture, gpt_oss_20b_of_
 
     def measure() -> dict[str, dict[str, float]]:
         with running_server() as endpoint:
-            command = [sys.executable, "-c", MEASURE, str(gpt_oss_20b_of_6_layers), endpoint, str(WITHIN), str(ALIKE)]
+            bounds = map(str, (WITHIN, N_WITHIN, ALIKE))
+            command = [sys.executable, "-c", MEASURE, str(gpt_oss_20b_of_6_layers), endpoint, *bounds]
             # What is measured here is nothing to be kept for the user.
             environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
             done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
@@ -124,7 +126,7 @@ def test_predicted_against_measured(benchmark: BenchmarkFixture, gpt_oss_20b_of_
         )
         assert result["splits"] == result["predicted_splits"]
     near = [name for name, result in results.items() if abs(result["predicted"] / result["measured"] - 1) <= WITHIN]
-    assert len(near) >= 8, near
+    assert len(near) >= N_WITHIN, near
 
     second = sorted(result["measured"] for result in results.values())[-2]
     best_two = sorted(results, key=lambda name: -results[name]["best_predicted"])[:2]

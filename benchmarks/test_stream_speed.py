@@ -289,7 +289,7 @@ def test_sampled_stream_against_llama_cpp_python(
 def test_python_sampler_against_greedy(benchmark: BenchmarkFixture, gemma_path: Path) -> None:
     """An argmax in Python costs little more than its own time."""
     most_us = 60.0
-    n = 128
+    n = 96
     greedy: dict[str, Any] = {"temperature": 0}
     in_python: dict[str, Any] = {"sampler": lambda logits, tokens: int(logits.argmax())}
     # Two streams step in turn, since the machine's speed drifts by more than what is looked for; each of them is
