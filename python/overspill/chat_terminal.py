@@ -207,7 +207,7 @@ class ChatTerminal:
             if message["role"] == "user":
                 self._output.print(Text("> ", "bold") + Text(printable(content)))
             elif message["role"] == "assistant":
-                with _Shown(self._output, self._reasoning) as shown:
+                with _HeldInterrupt(), _Shown(self._output, self._reasoning) as shown:
                     shown.take(ChatToken(0, content, Channel.FINAL))
 
     def _set_reasoning(self, text: str) -> None:
@@ -255,17 +255,17 @@ class _HeldInterrupt:
     """
 
     def __init__(self) -> None:
-        self._before = signal.getsignal(signal.SIGINT)
         self._is_pressed = False
 
     def __enter__(self) -> _HeldInterrupt:
         # Whoever had it ignored, or has another way, keeps that.
-        if self._before is signal.default_int_handler:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._take)
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        if signal.getsignal(signal.SIGINT) == self._take:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _take(self, _number: int, frame: FrameType | None) -> None:
         self._is_pressed = True
