@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from overspill.serve import PROGRAM
+from overspill.machine.rpc_server import PROGRAM
 
 
 def free_port() -> int:

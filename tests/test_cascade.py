@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 import overspill
 from overspill import Cascade, ChatTemplate, Draft, Judgement, Model, StopReason, mean_entropy, mean_logprob
-from overspill.cascade import fit_together
-from overspill.info import ModelInfo
+from overspill.cascade.cascade import fit_together
+from overspill.header.info import ModelInfo
 
 PROMPT = "Once upon a time"
 QUESTION = "Name a colour."

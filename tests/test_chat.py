@@ -28,7 +28,7 @@ from overspill import (
     StopReason,
     _core,
 )
-from overspill.tools import describe_tools
+from overspill.engine.tools import describe_tools
 from reference_prompts import CONVERSATIONS, TEMPLATES
 from rounding import is_same
 

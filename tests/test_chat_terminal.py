@@ -135,7 +135,7 @@ class Output:
         return getattr(self._file, name)
 
 sys.stdout = Output(sys.stdout, int(sys.argv.pop(1)))
-from overspill.cli import main
+from overspill.cli.app import main
 main()
 """
 
@@ -320,7 +320,7 @@ import itertools, logging, sys
 from pathlib import Path
 from rich.console import Console
 import overspill
-from overspill.chat_terminal import ChatTerminal
+from overspill.cli.terminal.chat import ChatTerminal
 
 path, template, reply, reasoning, max_tokens = sys.argv[1:]
 with overspill.Model(path, n_ctx=2048, n_threads=2) as model:

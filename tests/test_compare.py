@@ -26,9 +26,9 @@ from rich.console import Console
 import overspill
 from model_files import llama_cpp_folder
 from overspill import Answer, ComparedModel, Comparison, Hardware, Model, ModelInfo, compare
-from overspill.comparison import plan_together
-from overspill.comparison_view import Columns, Sections, _wrapped
-from overspill.report import render_markdown
+from overspill.studies.compare.comparison import plan_together
+from overspill.studies.compare.view import Columns, Sections, _wrapped
+from overspill.studies.compare.report import render_markdown
 from plan_cases import GIB
 
 QUESTIONS = ["The capital of France is", "昔々、あるところに"]

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 import overspill
 from model_files import write_tiny_gpt_oss
 from overspill import Model, ModelLoadError, OutOfMemoryError
-from overspill.hardware import available_ram_bytes
-from overspill.types import LoadMode, Switch
+from overspill.machine.hardware import available_ram_bytes
+from overspill.base.values import LoadMode, Switch
 
 PROMPT = "Once upon a time"
 
@@ -308,7 +308,7 @@ def test_repacked_weights_that_ram_cannot_hold(gemma_path: Path, monkeypatch: py
             return model.eval(model.tokenize(PROMPT)).copy()
 
     plain = logits("off")
-    monkeypatch.setattr("overspill.model.available_ram_bytes", lambda: 200 << 20)
+    monkeypatch.setattr("overspill.engine.model.available_ram_bytes", lambda: 200 << 20)
     assert np.array_equal(logits("auto"), plain)
 
 

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.markdown import Markdown
 
-from overspill.streamed_markdown import StreamedMarkdown, line_breaks, printable
+from overspill.cli.terminal.markdown import StreamedMarkdown, line_breaks, printable
 from terminal_screen import lines_of, screen_of
 
 BLOCKS = [

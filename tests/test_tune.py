@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from overspill import Error, Model, ModelInfo, Placement
-from overspill.tuned import load_tuned, save_tuned, tuned_options
-from overspill.tuner import Trial, tune
+from overspill.planning.tuned import load_tuned, save_tuned, tuned_options
+from overspill.studies.tune import Trial, tune
 from rpc_server import running_server
 
 SETTINGS = {
@@ -138,8 +138,8 @@ def test_bad_arguments(tiny_gpt_oss_path: Path, options: dict[str, Any], text: s
 ON_A_DEVICE = """
 import json, os, sys
 import overspill
-from overspill.tuned import load_tuned, tuned_options
-from overspill.tuner import tune
+from overspill.planning.tuned import load_tuned, tuned_options
+from overspill.studies.tune import tune
 
 path, endpoint = sys.argv[1:]
 info = overspill.ModelInfo.from_file(path)

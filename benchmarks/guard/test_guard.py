@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import ratios
-from overspill.types import LogitsProcessor
+from overspill.base.values import LogitsProcessor
 
 # What a slow-down of the loop changes.
 OF_THE_LOOP = [

@@ -31,9 +31,9 @@ except ImportError as error:
     ) from error
 
 from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError, OutOfMemoryError
-from overspill.async_stream import AsyncStream
-from overspill.benchmark import Bench, bench
-from overspill.cascade import (
+from overspill.engine.async_stream import AsyncStream
+from overspill.studies.bench import Bench, bench
+from overspill.cascade.cascade import (
     Cascade,
     CascadeStats,
     CascadeStream,
@@ -43,17 +43,17 @@ from overspill.cascade import (
     mean_entropy,
     mean_logprob,
 )
-from overspill.chat import Channel, Chat, ChatStream, ChatTemplate, ChatToken, ToolCall
-from overspill.comparison import Answer, ComparedModel, Comparison, compare
-from overspill.device import add_rpc_server, devices
-from overspill.hardware import DeviceSpec, Hardware
-from overspill.info import ModelInfo
-from overspill.model import Model, Stream
-from overspill.placement import LlamaPlacement, Placement
-from overspill.planner import Forecast, Plan, Verdict, forecast, plan, ubatch_trade
-from overspill.sampling import Sampler, SamplingOptions
-from overspill.tuner import Trial, Tuned, tune
-from overspill.types import (
+from overspill.engine.chat import Channel, Chat, ChatStream, ChatTemplate, ChatToken, ToolCall
+from overspill.studies.compare.comparison import Answer, ComparedModel, Comparison, compare
+from overspill.machine.devices import add_rpc_server, devices
+from overspill.machine.hardware import DeviceSpec, Hardware
+from overspill.header.info import ModelInfo
+from overspill.engine.model import Model, Stream
+from overspill.placement.placement import LlamaPlacement, Placement
+from overspill.planning.planner import Forecast, Plan, Verdict, forecast, plan, ubatch_trade
+from overspill.sampling.sampler import Sampler, SamplingOptions
+from overspill.studies.tune import Trial, Tuned, tune
+from overspill.base.values import (
     Breakdown,
     Completion,
     Device,

@@ -1,5 +1,5 @@
 """``python -m overspill`` is the command ``overspill``."""
 
-from overspill.cli import main
+from overspill.cli.app import main
 
 main()

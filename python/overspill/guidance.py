@@ -24,7 +24,7 @@ except ImportError as error:
     raise ImportError("overspill.guidance needs llguidance: pip install 'overspill[guidance]'") from error
 
 if TYPE_CHECKING:
-    from overspill.model import Model
+    from overspill.engine.model import Model
 
 __all__ = ["Guidance"]
 

@@ -1,0 +1,408 @@
+"""A conversation in a terminal: input of several lines, replies as Markdown while they come, and commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from rich.console import Console
+from rich.text import Text
+
+from overspill import _core
+from overspill.engine.chat import Channel, Chat, ChatStream, ChatToken
+from overspill.machine.hardware import user_folder
+from overspill.engine.model import Stream
+from overspill.placement.table import format_count
+from overspill.cli.terminal.markdown import StreamedMarkdown, printable
+from overspill.base.values import StopReason
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
+__all__ = ["ChatTerminal", "Reasoning"]
+
+Reasoning: TypeAlias = Literal["dim", "hide"]
+
+_COMMAND = re.compile(r"/([a-z?]+)(?:\s+(.*))?", re.DOTALL | re.IGNORECASE)
+_STOPPED = (StopReason.INTERRUPTED, StopReason.CLOSED)
+_KEYS = """\
+Enter sends; Alt+Enter, or a backslash before Enter, begins a new line; a paste keeps its lines.
+Ctrl-C stops an answer, and what came of it stays; Ctrl-D on an empty line ends the chat.
+A message that begins with a slash and a word is sent if a space comes before it."""
+
+
+class ChatTerminal:
+    """A conversation that a person leads, until they end it."""
+
+    def __init__(self, chat: Chat, notices: Console, *, reasoning: Reasoning = "dim", file: Path | None = None) -> None:
+        """Take a conversation, where everything but the replies is printed, and the file that it came from."""
+        self._chat, self._notices, self._reasoning, self._file = chat, notices, reasoning, file
+        self._output = Console(highlight=False)
+        self._latest: ChatStream | None = None
+        self._draft = ""  # what the next input begins with
+        self._is_over = False
+        self._commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
+            "help": ("", "what can be typed here", self._help),
+            "system": ("[TEXT]", "show or set what the model is told first; - removes it", self._system),
+            "retry": ("", "have the last message answered anew", self._retry),
+            "new": ("", "begin a new conversation; the system prompt stays", self._new),
+            "save": ("FILE", "write the conversation to a file", self._save),
+            "load": ("FILE", "go on with one that was saved", self._load),
+            "reasoning": ("dim|hide", "how reasoning is shown", self._set_reasoning),
+            "stats": ("", "how fast the last reply was, and how full the context is", self._stats),
+            "placement": ("", "which part of the model lies where", self._placement),
+            "exit": ("", "end the chat", self._exit),
+        }
+
+    def run(self) -> None:
+        """Ask and answer until /exit or Ctrl-D."""
+        session = _session(self._notices)
+        info = self._chat.model.info
+        name = info.name or self._chat.model.path.name
+        self._notice(f"{name} · {self._chat.model.n_ctx} tokens of context · /help for help")
+        self._show_latest()
+        while not self._is_over:
+            draft, self._draft = self._draft, ""
+            try:
+                text: str = session.prompt(default=draft)
+            except KeyboardInterrupt:
+                if not session.default_buffer.text:
+                    self._notice("Ctrl-D or /exit ends the chat")
+                continue
+            except EOFError:
+                return
+            self._take(text)
+
+    def _take(self, text: str) -> None:
+        command = _COMMAND.fullmatch(text.rstrip())
+        try:
+            if command is None:
+                message = text.strip()
+                self._answer(lambda: self._chat.send(message), message)
+            elif command[1].lower() in self._commands:
+                self._commands[command[1].lower()][2]((command[2] or "").strip())
+            else:
+                self._complain(f"there is no command /{command[1]}: /help lists them; a space before it sends it")
+        except KeyboardInterrupt:
+            self._notice("stopped")
+        except (_core.Error, OSError, ValueError, TypeError) as error:
+            self._complain(str(error))
+
+    def _notice(self, text: str) -> None:
+        self._notices.print(printable(text), style="dim", markup=False, soft_wrap=not self._notices.is_terminal)
+
+    def _complain(self, text: str) -> None:
+        self._notices.print(f"error: {printable(text)}", markup=False, soft_wrap=not self._notices.is_terminal)
+
+    # --- answers
+
+    def _answer(self, ask: Callable[[], ChatStream], message: str) -> None:
+        """Show a reply; where none comes, the conversation is as it was, and the message is there to be edited."""
+        before = list(self._chat.messages)
+        shown = _Shown(self._output, self._reasoning)
+        stream: ChatStream | None = None
+        try:
+            with self._held_warnings(), _no_echo(), _HeldInterrupt() as interrupt, shown:
+                stream = self._latest = ask()
+                with stream:
+                    interrupt.deliver()
+                    for token in stream:
+                        shown.take(token)
+                        interrupt.deliver()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            if stream is None or not stream.raw:
+                self._chat.messages = before
+                self._draft = message
+        if stream is None or not stream.raw:
+            stopped = stream is None or stream.stats.stop_reason in _STOPPED
+            what = "stopped before the answer" if stopped else "the model said nothing"
+            self._notice(f"{what}: the message is not part of the chat")
+            return
+        stats = stream.stats
+        if stats.stop_reason in _STOPPED:
+            self._notice("stopped")
+        elif stats.stop_reason is StopReason.MAX_TOKENS:
+            self._notice(f"cut off after {stats.tokens} tokens")
+        elif stats.stop_reason is StopReason.CONTEXT_FULL:
+            self._notice(f"cut off: the context of {self._chat.model.n_ctx} tokens is full; /new begins anew")
+        if stats.dropped_tokens:
+            self._notice(f"the oldest turns, {stats.dropped_tokens} tokens, are left out: the context is full")
+
+    @contextmanager
+    def _held_warnings(self) -> Iterator[None]:
+        """Show warnings when the reply has ended: among its lines, these would be drawn in the wrong place."""
+        logger = logging.getLogger("overspill")
+        warnings = _Records()
+        handlers, logger.handlers = logger.handlers, [warnings]
+        try:
+            yield
+        finally:
+            logger.handlers = handlers
+            for record in warnings.records:
+                self._notice(f"{record.levelname.lower()}: {record.getMessage()}")
+
+    # --- commands
+
+    def _help(self, _: str) -> None:
+        width = max(len(f"/{name} {argument}") for name, (argument, *_) in self._commands.items())
+        lines = [f"{f'/{name} {argument}':{width}}  {what}" for name, (argument, what, _) in self._commands.items()]
+        self._output.print("\n".join([*lines, "", _KEYS]), markup=False)
+
+    def _system(self, text: str) -> None:
+        if not text:
+            self._output.print(printable(self._chat.system or "there is no system prompt"), markup=False)
+            return
+        self._chat.system = None if text == "-" else text
+        self._notice(
+            "the system prompt is removed" if text == "-" else "the system prompt holds from the next reply on"
+        )
+
+    def _retry(self, _: str) -> None:
+        self._answer(self._chat.retry, "")
+
+    def _new(self, _: str) -> None:
+        chat = Chat(self._chat.model, system=self._chat.system, **self._chat.options)
+        self._chat, self._file, self._latest = chat, None, None
+        self._notice("a new conversation")
+
+    def _path(self, command: str, text: str) -> Path:
+        if not text and self._file is None:
+            raise ValueError(f"/{command} needs the name of a file: /{command} FILE")
+        return Path(text).expanduser() if text else self._file or Path()
+
+    def _save(self, text: str) -> None:
+        path = self._path("save", text)
+        # What this conversation was not saved to is somebody else's.
+        if path.exists() and (self._file is None or not path.samefile(self._file)):
+            raise ValueError(f"{path} is there already, and not replaced: give another name")
+        self._chat.save(path)
+        self._file = path
+        self._notice(f"{format_count(len(self._chat.messages), 'message')} saved to {path}")
+
+    def _load(self, text: str) -> None:
+        path = self._path("load", text)
+        chat = Chat.load(path, self._chat.model, **self._chat.options)
+        self._chat, self._file, self._latest = chat, path, None
+        self._show_latest()
+
+    def _show_latest(self) -> None:
+        """Show the last question and its answer, to go on from."""
+        messages = self._chat.messages
+        if self._file is None:
+            return
+        self._notice(f"{format_count(len(messages), 'message')} loaded from {self._file}")
+        asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        for message in messages[asked[-1] :] if asked else []:
+            content = str(message.get("content") or "")
+            if message["role"] == "user":
+                self._output.print(Text("> ", "bold") + Text(printable(content)))
+            elif message["role"] == "assistant":
+                with _HeldInterrupt(), _Shown(self._output, self._reasoning) as shown:
+                    shown.take(ChatToken(0, content, Channel.FINAL))
+
+    def _set_reasoning(self, text: str) -> None:
+        if text == "dim":
+            self._reasoning = "dim"
+        elif text == "hide":
+            self._reasoning = "hide"
+        else:
+            raise ValueError("/reasoning must be dim or hide")
+        self._notice(f"reasoning: {text}")
+
+    def _stats(self, _: str) -> None:
+        if self._latest is None:
+            self._notice("there is no reply yet")
+            return
+        stats = self._latest.stats
+        n_ctx = self._chat.model.n_ctx
+        used = min(stats.prompt_tokens + stats.tokens, n_ctx)  # what was forgotten has made room
+        self._output.print(str(stats), markup=False)
+        n_messages = format_count(len(self._chat.messages), "message")
+        self._output.print(f"{n_messages} · {used} of {n_ctx} tokens of context ({used / n_ctx:.0%})", markup=False)
+
+    def _placement(self, _: str) -> None:
+        self._output.print(self._chat.model.placement)
+
+    def _exit(self, _: str) -> None:
+        self._is_over = True
+
+
+class _Records(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+class _HeldInterrupt:
+    """Ctrl-C where it loses nothing: at once while the model computes, otherwise when what it has said is shown.
+
+    Between any two of our instructions, as usual, it could leave words out of the screen or draw a line twice.
+    """
+
+    def __init__(self) -> None:
+        self._is_pressed = False
+
+    def __enter__(self) -> _HeldInterrupt:
+        # Whoever had it ignored, or has another way, keeps that.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if signal.getsignal(signal.SIGINT) == self._take:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _take(self, _number: int, frame: FrameType | None) -> None:
+        self._is_pressed = True
+        # The step of the model asks for signals from there: a token that it does not return is neither said nor shown.
+        if frame is not None and frame.f_code is Stream.__next__.__code__:
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Raise ``KeyboardInterrupt`` if Ctrl-C has been pressed, once."""
+        if self._is_pressed:
+            self._is_pressed = False
+            raise KeyboardInterrupt
+
+
+class _Shown:
+    """A reply on the screen: reasoning dimmed as it comes, or counted; the answer as Markdown."""
+
+    def __init__(self, console: Console, reasoning: Reasoning) -> None:
+        self._console, self._reasoning = console, reasoning
+        # What is not a terminal gets the text as it is, and no reasoning.
+        is_plain = not console.is_terminal or console.is_dumb_terminal or console.legacy_windows
+        self._markdown = None if is_plain else StreamedMarkdown(console)
+        self._channel: Channel | None = None
+        self._n_reasoning = 0
+        self._line_feeds = ""
+
+    def __enter__(self) -> _Shown:
+        if self._markdown is not None:
+            self._markdown.note("…")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._markdown is None:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            return
+        if self._channel is Channel.REASONING and self._reasoning == "dim":
+            self._console.print()
+        elif self._channel in (None, Channel.REASONING):
+            self._markdown.note("")
+        self._markdown.finish()
+        self._console.print()
+
+    def take(self, token: ChatToken) -> None:
+        """Show one more token."""
+        if self._markdown is None:
+            if token.channel is not Channel.REASONING:
+                sys.stdout.write(token.text)
+                sys.stdout.flush()
+            return
+        if token.channel is Channel.REASONING:
+            self._take_reasoning(self._markdown, token.text)
+        elif token.text:
+            if self._channel is Channel.REASONING and self._reasoning == "dim":
+                self._console.print("\n")
+            self._channel = Channel.FINAL
+            self._markdown.write(token.text)
+
+    def _take_reasoning(self, markdown: StreamedMarkdown, text: str) -> None:
+        self._n_reasoning += 1
+        if self._reasoning == "hide":
+            markdown.note(f"thinking, {format_count(self._n_reasoning, 'token')}…")
+        elif text:
+            if self._channel is None:
+                markdown.note("")
+                text = text.lstrip()
+            # Empty lines at its end are not shown.
+            text = self._line_feeds + printable(text)
+            said = text.rstrip("\n")
+            self._line_feeds = text[len(said) :]
+            self._console.print(Text(said, "dim"), end="", soft_wrap=True)
+        if text:
+            self._channel = Channel.REASONING
+
+
+# --- the keyboard
+
+
+def _session(notices: Console) -> PromptSession[str]:
+    """Return what reads a message, with its keys and the history of earlier chats."""
+    # Imported here, since only chats need it, and it takes a tenth of a second.
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.output import create_output
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def send(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.document.text_before_cursor.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        elif buffer.text.strip():
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    @keys.add("escape", "c-j")
+    def begin_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    history: History = InMemoryHistory()
+    file = user_folder("XDG_DATA_HOME", ".local/share", "Library/Application Support") / "chat_history"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # What was typed is nobody else's business.
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        history = FileHistory(file)
+    except OSError as error:
+        notices.print(f"the history is not kept: {file}: {error.strerror}", style="dim", markup=False, soft_wrap=True)
+    return PromptSession(
+        [("bold", "> ")],
+        multiline=True,
+        prompt_continuation="  ",
+        key_bindings=keys,
+        history=history,
+        enable_suspend=True,
+        output=create_output(stdout=sys.stdout if sys.stdout.isatty() else sys.stderr),
+    )
+
+
+@contextmanager
+def _no_echo() -> Iterator[None]:
+    """Keep what is typed during an answer out of it: the next input gets it. Ctrl-C is heard as ever."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    quiet = list(before)
+    quiet[0] &= ~termios.ICRNL
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(terminal, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)

@@ -1,0 +1,1 @@
+"""A loaded model: streams of tokens, conversations and tools."""

@@ -1,0 +1,145 @@
+"""A stream for asyncio: a thread takes the steps, and the event loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from overspill.base.values import Stats, StopReason, Token
+
+if TYPE_CHECKING:
+    from overspill.engine.model import Stream
+
+__all__ = ["AsyncStream"]
+
+T = TypeVar("T")
+
+
+class AsyncStream:
+    """A reply as it is made, for ``async for``: :class:`Token` after token, while the event loop is never blocked.
+
+    The stream is opened, and its steps are taken, in a thread of its own, which ends with it; so mistakes in the
+    arguments come out of the first step, or of ``async with``. Samplers and logits processors in Python run in that
+    thread, with the context variables of where ``astream`` was called.
+
+    Whatever ends the waiting for a token ends the stream: leaving the loop, :meth:`aclose`, leaving the ``async with``
+    block, and the cancellation of the task, a timeout's too; a step that runs is cancelled in its middle. None of them
+    waits for that but :meth:`aclose` and ``async with``. The model is usable at once, and :attr:`stats` stays
+    readable.
+    """
+
+    def __init__(self, start: Callable[[], Stream]) -> None:
+        """Take a function that opens a stream; :meth:`Model.astream` makes these."""
+        self._start = start
+        self._stream: Stream | None = None
+        self._opening = threading.Lock()
+        self._context = contextvars.copy_context()
+        # Not the default executor's threads: user code may have filled these with what waits for us. One that
+        # is not used has no thread.
+        self._steps = ThreadPoolExecutor(1, "overspill-stream")
+        self._ended = False
+        self._closing: Future[None] | None = None
+
+    def __aiter__(self) -> AsyncIterator[Token]:
+        """Yield the tokens; the stream is closed when the loop is left."""
+        return _Loop(self)
+
+    async def __anext__(self) -> Token:
+        """Return the next token, or raise ``StopAsyncIteration`` at the end."""
+        token = await self._run(self._step)
+        if token is None:
+            raise StopAsyncIteration
+        return token
+
+    async def __aenter__(self) -> AsyncStream:
+        """Open the stream and return this; it is closed when the block is left."""
+        await self._run(self._open)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the stream."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the stream, and wait until it has; a step that runs is cancelled. Idempotent."""
+        self._end()
+        if self._closing is not None:
+            # Who does not want to wait any longer does not undo it.
+            await asyncio.shield(asyncio.wrap_future(self._closing))
+
+    @property
+    def stats(self) -> Stats:
+        """What the stream did so far, and how fast."""
+        if self._stream is not None:
+            return self._stream.stats
+        return Stats(0, 0, 0.0, 0.0, None, StopReason.CLOSED if self._ended else None)
+
+    def __repr__(self) -> str:
+        """Return the stats in brackets."""
+        return f"<overspill.AsyncStream {self.stats}>"
+
+    def __del__(self) -> None:
+        self._end()
+
+    async def _run(self, work: Callable[[], T | None]) -> T | None:
+        if self._ended:
+            return None
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(self._steps, self._context.run, work)
+        except BaseException:
+            self._end()
+            raise
+        if result is None:
+            self._end()
+        return result
+
+    def _open(self) -> Stream | None:
+        with self._opening:
+            if self._stream is None and not self._ended:
+                self._stream = self._start()
+            return self._stream
+
+    def _step(self) -> Token | None:
+        stream = self._open()
+        return None if stream is None else next(stream, None)
+
+    def _close(self) -> None:
+        with self._opening:
+            if self._stream is not None:
+                self._stream.close()
+
+    def _end(self) -> None:
+        """Begin to close, without waiting for the step that runs."""
+        if self._ended:
+            return
+        self._ended = True
+        self._steps.shutdown(wait=False)
+        closer = ThreadPoolExecutor(1, "overspill-close")
+        try:
+            self._closing = closer.submit(self._close)
+        except RuntimeError:
+            return  # the interpreter is at its end: then models close their streams themselves
+        closer.shutdown(wait=False)
+
+
+class _Loop:
+    """One ``async for`` over a stream, which ends with it: a generator would end when the event loop gets to it."""
+
+    def __init__(self, stream: AsyncStream) -> None:
+        self._stream = stream
+
+    def __aiter__(self) -> AsyncIterator[Token]:
+        return self
+
+    async def __anext__(self) -> Token:
+        return await self._stream.__anext__()
+
+    def __del__(self) -> None:
+        self._stream._end()

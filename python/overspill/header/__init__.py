@@ -1,0 +1,1 @@
+"""What the header of a GGUF file says."""

@@ -1,0 +1,101 @@
+"""What :func:`overspill.tune` found, kept in a file for each model and machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from overspill import _core
+from overspill.machine.devices import devices, physical_cores
+from overspill.machine.hardware import cache_folder, replace_json
+from overspill.header.info import ModelInfo
+from overspill.placement.placement import Placement
+
+__all__ = ["SETTINGS", "load_tuned", "machine", "save_tuned", "tuned_options", "tuned_speed"]
+
+logger = logging.getLogger("overspill")
+
+SETTINGS = ("n_ctx", "n_ubatch", "n_threads", "type_k", "type_v", "flash_attention", "repack", "load_mode")
+"""The keywords of :class:`overspill.Model` that are kept, besides the placement."""
+
+_FORMAT = 1
+
+
+def machine() -> str:
+    """Return what a result holds for: the devices, RPC servers that were added among them, and this llama.cpp."""
+    listed = [f"{device.name}, {device.description}" for device in devices()]
+    return "; ".join([*listed, f"{physical_cores()} cores", f"llama.cpp {_core.LLAMA_CPP_COMMIT}"])
+
+
+def _file(info: ModelInfo) -> Path:
+    key = f"{Placement.cpu(info).fingerprint}\n{machine()}"
+    return cache_folder() / "tuned" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def save_tuned(info: ModelInfo, placement: Placement, settings: Mapping[str, Any], tokens_per_s: float) -> Path:
+    """Keep a result in place of an earlier one; return its file.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    file = _file(info)
+    data = {
+        "format": _FORMAT,
+        "machine": machine(),
+        "tokens_per_s": tokens_per_s,
+        "settings": {name: settings[name] for name in SETTINGS},
+        "placement": placement.to_dict(),
+    }
+    replace_json(file, data)
+    return file
+
+
+def _read(info: ModelInfo) -> tuple[Placement, dict[str, Any], float] | None:
+    file = _file(info)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["format"] != _FORMAT or data["machine"] != machine():
+            return None
+        settings = {name: data["settings"][name] for name in SETTINGS}
+        return Placement.from_dict(data["placement"], info), settings, float(data["tokens_per_s"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning("%s is not readable, so it counts as not there: %r", file, error)
+        return None
+
+
+def load_tuned(info: ModelInfo) -> tuple[Placement, dict[str, Any]] | None:
+    """Return the placement and the settings that were kept for this model on this machine, or None."""
+    found = _read(info)
+    return None if found is None else found[:2]
+
+
+def tuned_speed(info: ModelInfo) -> float:
+    """Return the tokens per second that were measured with them, or 0."""
+    found = _read(info)
+    return 0.0 if found is None else found[2]
+
+
+def tuned_options(info: ModelInfo) -> dict[str, Any]:
+    """Return keywords for :class:`overspill.Model`: the placement as ``offload``, and the settings.
+
+    Raises
+    ------
+    Error
+        Nothing was kept for this model on this machine.
+    """
+    found = load_tuned(info)
+    if found is None:
+        raise _core.Error(
+            f"nothing is tuned for this model on this machine: run overspill tune {info.files[0]}, "
+            "with the same RPC servers if there are any"
+        )
+    placement, settings = found
+    return {"offload": placement, **settings}

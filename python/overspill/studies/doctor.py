@@ -1,0 +1,452 @@
+"""What would make decoding slow on this machine, each from a reading, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar, get_args
+
+from overspill import _core
+from overspill.machine.devices import devices, physical_cores
+from overspill.machine.hardware import Hardware, available_ram_bytes, control_groups
+from overspill.header.info import ModelInfo, part_of
+from overspill.placement.placement import Placement
+from overspill.placement.table import format_bytes, format_count
+from overspill.planning.planner import Forecast, forecast, plan
+from overspill.base.values import Device, LoadMode, as_integer
+
+__all__ = ["Finding", "Machine", "examine"]
+
+T = TypeVar("T")
+Severity: TypeAlias = Literal["bad", "warning", "fine"]
+
+_ROOT = Path("/")
+_ORDER: tuple[Severity, ...] = ("bad", "warning", "fine")
+
+# What ggml calls a set of instructions, and the flags of /proc/cpuinfo that its code for it needs.
+_BASIC = {"AVX": "avx", "F16C": "f16c", "FMA": "fma", "AVX2": "avx2", "NEON": "asimd", "DOTPROD": "asimddp"}
+_WIDE = {
+    "AVX512": "avx512f avx512cd avx512vl avx512dq avx512bw",
+    "AVX512_VBMI": "avx512vbmi",
+    "AVX512_VNNI": "avx512_vnni",
+    "AVX512_BF16": "avx512_bf16",
+    "AVX_VNNI": "avx_vnni",
+    "AMX_INT8": "amx_tile amx_int8",
+    "MATMUL_INT8": "i8mm",
+    "SVE": "sve",
+}
+_PINNING_BACKENDS = ("CUDA", "ROCm", "MUSA")
+_SWAP_TO_MENTION_BYTES = 64 << 20
+_CALM_SWAPPINESS = 10
+_MANY_FAULTS_PER_S = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    severity: Severity
+    title: str
+    reading: str
+    """The figure that it comes from, in words, with its unit."""
+    advice: str = ""
+    """What to do; empty if nothing is to be done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What was read of a machine; None where it does not tell."""
+
+    cpu_flags: frozenset[str]
+    """Of ``/proc/cpuinfo``."""
+    built_for: frozenset[str]
+    """The instruction sets that llama.cpp's CPU backend uses, in its names."""
+    devices: tuple[Device, ...]
+    gpu_backends: tuple[str, ...]
+    """That this build has."""
+    nvidia_gpus: tuple[str, ...]
+    """That NVIDIA's driver knows."""
+    visible_cuda_devices: str | None
+    """The variable ``CUDA_VISIBLE_DEVICES``."""
+    n_cores: int
+    """Physical cores that the process may use."""
+    n_logical_cpus: int | None
+    """Of the whole machine."""
+    quota_cpus: float | None
+    """CPUs' worth of time that control groups allow."""
+    available_bytes: int | None
+    """RAM that new processes can have without swapping."""
+    swap_total_bytes: int | None
+    swap_used_bytes: int | None
+    swappiness: int | None
+    load: float | None
+    """Processes that ran or wanted to, on average over the last minute."""
+    major_faults_per_s: float | None
+    """Pages that any program waited for from a disk."""
+
+    @classmethod
+    def read(cls, root: Path = _ROOT, *, sample_s: float = 0.5) -> Machine:
+        """Read this machine; page faults are counted for ``sample_s`` seconds, 0: not at all.
+
+        ``root`` is where ``proc`` and ``sys`` lie.
+        """
+        cpuinfo, status = _text(root / "proc/cpuinfo"), _text(root / "proc/self/status")
+        meminfo = {
+            name: int(kib) << 10 for name, kib in re.findall(r"(?m)^(\w+):\s*(\d+) kB", _text(root / "proc/meminfo"))
+        }
+        flags = re.search(r"(?m)^(?:flags|Features)\s*:(.*)", cpuinfo)
+        allowed = re.search(r"(?m)^Cpus_allowed_list:\s*(\S+)", status)
+        swap_total, swap_free = meminfo.get("SwapTotal"), meminfo.get("SwapFree")
+        return cls(
+            cpu_flags=frozenset(flags[1].split()) if flags else frozenset(),
+            built_for=frozenset(_core.cpu_features()),
+            devices=tuple(devices()),
+            gpu_backends=tuple(_core.GPU_BACKENDS),
+            nvidia_gpus=tuple(_nvidia_gpus(root)),
+            visible_cuda_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+            n_cores=physical_cores(root, _cpus(allowed[1]) if allowed else None),
+            n_logical_cpus=len(re.findall(r"(?m)^cpu\d+ ", _text(root / "proc/stat"))) or None,
+            quota_cpus=min(_quotas(root), default=None),
+            available_bytes=available_ram_bytes(root),
+            swap_total_bytes=swap_total,
+            swap_used_bytes=None if swap_total is None or swap_free is None else swap_total - swap_free,
+            swappiness=_parsed(_text(root / "proc/sys/vm/swappiness"), int),
+            load=_parsed(_text(root / "proc/loadavg").partition(" ")[0], float),
+            major_faults_per_s=_major_faults_per_s(root / "proc/vmstat", sample_s) if sample_s > 0 else None,
+        )
+
+
+def examine(
+    info: ModelInfo | None = None,
+    *,
+    n_threads: int | None = None,
+    placement: Placement | None = None,
+    load_mode: LoadMode = "mmap",
+    machine: Machine | None = None,
+    hardware: Hardware | None = None,
+) -> list[Finding]:
+    """Say what would make decoding slow; nothing is loaded or measured.
+
+    Parameters
+    ----------
+    info
+        A model's header; without it only the machine is looked at.
+    n_threads
+        CPU threads that it is to run with, 1 to 512. Default: the physical cores, as for :class:`overspill.Model`.
+    placement
+        Where it is to lie. Default: as planned.
+    load_mode
+        As for :class:`overspill.Model`.
+    machine, hardware
+        What was read, and what is known of its speed. Default: of this machine, now.
+
+    Returns
+    -------
+    list
+        The worst first.
+
+    Raises
+    ------
+    ValueError
+        ``n_threads`` or ``load_mode`` is not as above, or the placement is for another model, or for devices that are
+        not there.
+    """
+    if n_threads is not None:
+        n_threads = as_integer("n_threads", n_threads, 1, 512)
+    if load_mode not in get_args(LoadMode):
+        raise ValueError(f"load_mode must be one of {', '.join(get_args(LoadMode))}, not {load_mode!r}")
+    if placement is not None and info is None:
+        raise ValueError("placement needs the info of its model")
+    machine = Machine.read() if machine is None else machine
+    n_threads = machine.n_cores if n_threads is None else n_threads
+    if hardware is None:
+        hardware = Hardware.here(info, measure=False, n_threads=n_threads)
+        if machine.available_bytes is not None:
+            cpu = replace(hardware.cpu, memory_bytes=machine.available_bytes)
+            hardware = replace(hardware, devices=(*hardware.gpus, cpu))
+    found = [
+        *_instructions(machine),
+        *_gpus(machine),
+        *_threads(machine, n_threads),
+        *_load(machine, n_threads),
+        *_swap(machine),
+        *_page_faults(machine),
+        *_bandwidth(hardware),
+    ]
+    if info is not None:
+        found += _model(info, machine, hardware, placement, load_mode)
+    return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
+
+
+# --- the checks
+
+
+def _instructions(machine: Machine) -> Iterator[Finding]:
+    def missing(sets: Mapping[str, str]) -> list[str]:
+        return [
+            name
+            for name, flags in sets.items()
+            if name not in machine.built_for and machine.cpu_flags.issuperset(flags.split())
+        ]
+
+    basic, wide = missing(_BASIC), missing(_WIDE)
+    if "AVX512_VNNI" in machine.built_for and "AVX_VNNI" in wide:
+        wide.remove("AVX_VNNI")  # the same, half as wide
+    used = ", ".join(name for name in (_BASIC | _WIDE) if name in machine.built_for) or "none of them"
+    advice = (
+        "install overspill from source on this machine, or the portable build, which takes the best code for the CPU "
+        "at hand (docs/building.md)"
+    )
+    if basic or wide:
+        yield Finding(
+            "bad" if basic else "warning",
+            "llama.cpp was built for a lesser CPU",
+            f"the CPU also has {', '.join(basic + wide)}, and the build uses {used}",
+            advice,
+        )
+    elif machine.cpu_flags:
+        yield Finding("fine", "llama.cpp uses what the CPU has", f"the build uses {used}")
+    if "sse2" in machine.cpu_flags and "avx2" not in machine.cpu_flags:
+        guest = "hypervisor" in machine.cpu_flags
+        yield Finding(
+            "bad" if guest else "warning",
+            "The CPU has no AVX2",
+            f"/proc/cpuinfo has {len(machine.cpu_flags)} flags, without avx2"
+            + (" and with hypervisor: a virtual machine" if guest else ""),
+            "let the virtual machine have the host's CPU model (QEMU: -cpu host)"
+            if guest
+            else "weights with 4 or 8 bits suffer most from it: leave as much as possible to a GPU",
+        )
+
+
+def _gpus(machine: Machine) -> Iterator[Finding]:
+    here = [device for device in machine.devices if device.is_gpu]
+    lost = [backend for backend in machine.gpu_backends if all(device.backend != backend for device in here)]
+    known = f"NVIDIA's driver lists {', '.join(machine.nvidia_gpus) or 'no GPU'}"
+    hidden = machine.visible_cuda_devices
+    for backend in lost:
+        reading = f"llama.cpp lists {', '.join(device.name for device in machine.devices)}"
+        advice = f"install a driver for it that {backend} of this build can use; in a container, pass the GPU through"
+        if backend == "CUDA":
+            reading += f"; {known}"
+            if hidden is not None:
+                reading += f'; CUDA_VISIBLE_DEVICES is "{hidden}"'
+                advice = "unset CUDA_VISIBLE_DEVICES, or name a GPU there"
+            elif machine.nvidia_gpus:
+                advice = "update NVIDIA's driver to one for this build's CUDA; in a container, use --gpus all"
+        yield Finding("bad", f"Built with {backend}, but no GPU was found for it", reading, advice)
+    if machine.nvidia_gpus and not machine.gpu_backends:
+        yield Finding(
+            "bad",
+            "This build cannot use the GPU",
+            f"{known}, and the build has no backend but CPU and RPC",
+            "install overspill with CUDA (docs/building.md)",
+        )
+    elif here and not lost:
+        sizes = (f"{gpu.name}, {gpu.description}: {format_bytes(gpu.free_bytes)} free" for gpu in here)
+        yield Finding("fine", "GPUs were found", "; ".join(sizes))
+
+
+def _threads(machine: Machine, n_threads: int) -> Iterator[Finding]:
+    threads, cores = format_count(n_threads, "thread"), format_count(machine.n_cores, "physical core")
+    if n_threads > machine.n_cores:
+        yield Finding(
+            "warning",
+            "More threads than physical cores",
+            f"{threads} on the {cores} that this process may use",
+            f"{machine.n_cores} for n_threads (--threads): more of them wait for the same memory, and for each other",
+        )
+    quota = machine.quota_cpus
+    if quota is not None and quota < min(n_threads, machine.n_cores):
+        yield Finding(
+            "bad",
+            "The control group allows less than the threads need",
+            f"the time of {quota:g} CPUs for {threads}",
+            f"{max(1, math.floor(quota))} for n_threads (--threads), or a container with more CPUs: threads that spent "
+            "the time are stopped, and the others wait for them",
+        )
+    elif n_threads <= machine.n_cores:
+        yield Finding("fine", "No more threads than physical cores", f"{threads} on {cores}")
+
+
+def _load(machine: Machine, n_threads: int) -> Iterator[Finding]:
+    load, n_cpus = machine.load, machine.n_logical_cpus
+    if load is None or n_cpus is None:
+        return
+    reading = f"a load of {load:.1f} in the last minute on {format_count(n_cpus, 'logical CPU')}"
+    # Half a CPU is what a desktop does beside.
+    if load + n_threads > n_cpus + 0.5:
+        yield Finding(
+            "bad" if load >= n_cpus else "warning",
+            "Other programs keep the cores busy",
+            f"{reading}, before {format_count(n_threads, 'thread')} of the model",
+            "end them, or leave cores to them with fewer threads (--threads): all threads wait for the one that was "
+            "interrupted; if a model runs now, look again afterwards",
+        )
+    else:
+        yield Finding("fine", "The cores are free", reading)
+
+
+def _swap(machine: Machine) -> Iterator[Finding]:
+    used, total, swappiness = machine.swap_used_bytes, machine.swap_total_bytes, machine.swappiness
+    if used is None or total is None:
+        return
+    reading = f"{format_bytes(used)} of {format_bytes(total)} in use" if total else "there is no swap"
+    reading += "" if swappiness is None or not total else f", swappiness {swappiness}"
+    if used >= _SWAP_TO_MENTION_BYTES:
+        advice = "end programs that need much RAM"
+        if swappiness is None or swappiness > _CALM_SWAPPINESS:
+            advice += f", and lower the swappiness (sysctl vm.swappiness={_CALM_SWAPPINESS})"
+        yield Finding(
+            "warning",
+            "Swap is in use",
+            reading,
+            f'{advice}; the load mode "mlock" keeps weights from being swapped out',
+        )
+    else:
+        yield Finding("fine", "Nothing is swapped out", reading)
+
+
+def _page_faults(machine: Machine) -> Iterator[Finding]:
+    rate = machine.major_faults_per_s
+    if rate is not None:
+        many = rate >= _MANY_FAULTS_PER_S
+        yield Finding(
+            "warning" if many else "fine",
+            "Programs wait for pages from the disk" if many else "No program waits for pages from the disk",
+            f"{rate:.0f} major page faults per second, all programs together",
+            "make room in RAM; if a model runs now, not all of it has room" if many else "",
+        )
+
+
+def _bandwidth(hardware: Hardware) -> Iterator[Finding]:
+    speed = f"{hardware.cpu.bandwidth_bytes_per_s / 1e9:.1f} GB/s"
+    if hardware.source == "assumed":
+        yield Finding(
+            "fine",
+            "The speed of this machine is assumed in part",
+            f"not all of it is measured yet; RAM counts with {speed}",
+            "overspill plan MODEL measures what counts for a model, in seconds",
+        )
+    else:
+        yield Finding(
+            "fine",
+            f"The speed of RAM is {hardware.source}",
+            f"{speed} of weights with {format_count(hardware.n_threads, 'thread')}: a token takes at least the time to "
+            "read its weights",
+        )
+
+
+def _model(
+    info: ModelInfo, machine: Machine, hardware: Hardware, placement: Placement | None, load_mode: LoadMode
+) -> Iterator[Finding]:
+    if placement is None:
+        placement = plan(info, hardware=hardware, load_mode=load_mode)
+    outlook = forecast(info, placement, hardware, load_mode=load_mode)
+    cpu = hardware.cpu.name
+    in_ram = {name for name, device in placement.tensors().items() if device == cpu}
+    sizes = {name: n_bytes for name, _, _, n_bytes in info.tensors if name in in_ram}
+    # Of the embedding a token reads a row.
+    read = {name: n_bytes for name, n_bytes in sizes.items() if part_of(name) != "embedding"}
+    experts = sum(n_bytes for name, n_bytes in read.items() if part_of(name) == "experts")
+    what = "experts" if experts > sum(read.values()) / 2 else "weights"
+    yield from _memory(outlook, cpu, what, experts or sum(sizes.values()), load_mode)
+
+    pinning = [device.name for device in machine.devices if device.backend in _PINNING_BACKENDS]
+    has_room = not outlook.memory[cpu].missing_bytes
+    if pinning and read and load_mode in ("mmap", "mmap+mlock") and has_room:
+        yield Finding(
+            "warning",
+            "mmap keeps host memory from being pinned",
+            f"{format_bytes(sum(read.values()))} of weights stay in RAM and are copied to {pinning[0]} for long "
+            f"prompts, and the load mode is {load_mode}",
+            f'the load mode "read" (--load-mode read): {format_bytes(outlook.memory[cpu].free_bytes)} of RAM are '
+            "available; loading takes longer, and copies of pinned memory are faster",
+        )
+
+
+def _memory(outlook: Forecast, cpu: str, what: str, n_bytes: int, load_mode: LoadMode) -> Iterator[Finding]:
+    advice = "; or ".join(outlook.remedies)
+    for name, use in outlook.memory.items():
+        if use.missing_bytes and name != cpu:
+            reading = (
+                f"{format_bytes(use.total_bytes)} are needed and {format_bytes(use.margin_bytes)} to be left, and "
+                f"{format_bytes(use.free_bytes)} are free"
+            )
+            yield Finding("bad", f"{name} has too little memory", reading, advice)
+    use = outlook.memory[cpu]
+    reading = (
+        f"{format_bytes(n_bytes)} of {what}, {format_bytes(use.total_bytes)} with all else, and "
+        f"{format_bytes(use.free_bytes)} of RAM are available"
+    )
+    if use.missing_bytes:
+        mapped = load_mode in ("mmap", "mmap+mlock")
+        reading += f": about {outlook.tokens_per_s:.2g} tokens/s, reading from the disk" if mapped else ""
+        yield Finding("bad", f"RAM is smaller than the {what} that stay in it", reading, advice)
+    else:
+        yield Finding(
+            "fine", f"RAM holds the {what} that stay in it" if use.weights_bytes else "RAM is spared", reading
+        )
+    if outlook.verdict != "does not fit":
+        speed = f"about {outlook.tokens_per_s:.3g} tokens/s"
+        yield Finding("fine", "What to expect of this model", f"{speed}, {outlook.verdict}. {outlook.reason}", advice)
+
+
+# --- reading
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _parsed(text: str, kind: Callable[[str], T]) -> T | None:
+    try:
+        return kind(text)
+    except ValueError:
+        return None
+
+
+def _cpus(text: str) -> set[int]:
+    """Return the numbers of a list such as ``0-3,8``."""
+    ends = (part.split("-") for part in text.split(","))
+    return {cpu for first, *last in ends for cpu in range(int(first), int(last[0] if last else first) + 1)}
+
+
+def _nvidia_gpus(root: Path) -> Iterator[str]:
+    for file in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        name = re.search(r"(?m)^Model:\s*(.+?)\s*$", _text(file))
+        yield name[1] if name else file.parent.name
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the CPUs' worth of time that each control group allows."""
+    for group, unified in control_groups(root, "cpu"):
+        texts = (
+            _text(group / "cpu.max").split()
+            if unified
+            else [_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")]
+        )
+        figures = [_parsed(text, int) for text in texts]  # "max" or -1 where there is no limit
+        if len(figures) == 2 and figures[0] and figures[1] and figures[0] > 0:
+            yield figures[0] / figures[1]
+
+
+def _major_faults_per_s(file: Path, sample_s: float) -> float | None:
+    def count() -> int | None:
+        found = re.search(r"(?m)^pgmajfault (\d+)", _text(file))
+        return int(found[1]) if found else None
+
+    start, before = time.monotonic(), count()
+    if before is None:
+        return None
+    time.sleep(sample_s)
+    after = count()
+    return None if after is None else (after - before) / (time.monotonic() - start)

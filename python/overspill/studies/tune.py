@@ -1,0 +1,353 @@
+"""Find the settings that decode fastest by trying them, from the plan on, one after the other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from overspill import _core
+from overspill.machine.devices import add_rpc_server, devices, physical_cores
+from overspill.machine.hardware import Hardware
+from overspill.hub import resolve
+from overspill.header.info import ModelInfo
+from overspill.header.kv_cache import CACHE_TYPES
+from overspill.engine.model import Model
+from overspill.placement.placement import Placement
+from overspill.planning.planner import Plan, plan
+from overspill.planning.tuned import SETTINGS, save_tuned, tuned_speed
+from overspill.base.values import CacheType, as_integer, as_real
+
+__all__ = ["Trial", "Tuned", "tune"]
+
+logger = logging.getLogger("overspill")
+
+_PROMPT_TOKENS, _TOKENS, _ROUNDS = 8, 32, 2
+_NOISE = 0.02
+_MARGIN_BYTES, _SMALLEST_MARGIN_BYTES = 1 << 30, 256 << 20  # that a plan leaves on a GPU, and that a trial may
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One thing that was tried."""
+
+    setting: str
+    """A keyword of :class:`overspill.Model`, ``"placement"``, or ``"plan"`` for what all begins with."""
+    value: str
+    state: Literal["measuring", "kept", "not faster", "failed"]
+    tokens_per_s: float | None = None
+    """None while it is measured, or if it failed."""
+    problem: str = ""
+    """Why it failed."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was tried, and the best of it."""
+
+    trials: tuple[Trial, ...]
+    placement: Placement
+    settings: dict[str, Any]
+    """Keywords of :class:`overspill.Model`."""
+    tokens_per_s: float
+    planned_tokens_per_s: float
+    """Of the plan, to compare."""
+    stopped: Literal["", "interrupted", "out of time"] = ""
+    """Why not everything was tried."""
+    file: Path | None = None
+    """Where it is kept; None if that was not possible, or if an earlier run that was complete found faster ones."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All keywords for :class:`overspill.Model`, the placement too."""
+        return {"offload": self.placement, **self.settings}
+
+
+class _TimeIsUpError(Exception):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    placement: Placement
+    settings: dict[str, Any]
+    tokens_per_s: float
+    used_bytes: dict[str, int]
+    """By device."""
+
+
+def tune(
+    path: str | os.PathLike[str],
+    *,
+    n_ctx: int | None = None,
+    memory: Mapping[str, int | str] | None = None,
+    allow_kv_types: Sequence[CacheType] = (),
+    rpc: Sequence[str] = (),
+    seconds: float | None = None,
+    report: Callable[[Trial], object] | None = None,
+) -> Tuned:
+    """Measure short decodes around the plan, and keep the best for ``Model(path, offload="tuned")``.
+
+    Threads, batch size, flash attention, types of the KV cache, what lies on the GPUs, load mode and repacking are
+    tried in this order; each value is loaded, and stays if it decodes over 2 % faster than the best so far. Only
+    decoding counts: a smaller batch, which makes room for weights on a GPU, makes prompts slower.
+
+    Parameters
+    ----------
+    path, n_ctx, memory, rpc
+        As of :class:`overspill.Model`; ``n_ctx`` at least 64. Placement and settings are for this context.
+    allow_kv_types
+        Types of the KV cache to try besides ``"f16"``, which may change what the model says.
+    seconds
+        Begin nothing new after so long, at least 0; the plan is measured in any case. Default: no limit.
+    report
+        Called with each :class:`Trial` when it begins, and again when it is done.
+
+    Returns
+    -------
+    Tuned
+        Also after Ctrl-C, once the plan was measured: then with the best so far.
+
+    Raises
+    ------
+    Error, ValueError, TypeError
+        As :class:`overspill.Model`, if the plan itself cannot be loaded.
+    """
+    for kind in allow_kv_types:
+        if kind not in CACHE_TYPES:
+            raise ValueError(f"types of the KV cache must be of {', '.join(CACHE_TYPES)}, not {kind!r}")
+    if n_ctx is not None:
+        n_ctx = as_integer("n_ctx", n_ctx, 64, 2**31 - 1)
+    if seconds is not None and not (seconds := as_real("seconds", seconds)) >= 0:
+        raise ValueError(f"seconds must be at least 0, not {seconds}")
+    deadline = float("inf") if seconds is None else time.monotonic() + seconds
+    file = resolve(path) if isinstance(path, str) else Path(path)
+    for endpoint in rpc:
+        add_rpc_server(endpoint)
+    search = _Search(file, n_ctx, memory or {}, deadline, report or (lambda trial: None))
+    stopped: Literal["", "interrupted", "out of time"] = ""
+    try:
+        search.run(allow_kv_types)
+    except _TimeIsUpError:
+        stopped = "out of time"
+    except KeyboardInterrupt:
+        if search.planned is None:
+            raise
+        stopped = "interrupted"
+    return Tuned(
+        tuple(search.trials),
+        search.best.placement,
+        search.best.settings,
+        search.best.tokens_per_s,
+        search.planned.tokens_per_s if search.planned else 0.0,
+        stopped,
+        _keep(search, complete=not stopped),
+    )
+
+
+def _keep(search: _Search, *, complete: bool) -> Path | None:
+    best = search.best
+    if not complete and tuned_speed(search.info) > best.tokens_per_s:
+        return None
+    try:
+        return save_tuned(search.info, best.placement, best.settings, best.tokens_per_s)
+    except OSError as error:
+        logger.warning("what was tuned could not be kept: %s", error)
+        return None
+
+
+def _load(path: Path, **options: Any) -> Model:
+    # Python has a look at Ctrl-C each time that it is told of progress.
+    return Model(path, progress=lambda share: None, **options)
+
+
+def _measured(model: Model, placement: Placement, settings: dict[str, Any]) -> _Measured:
+    """Time a few rounds, without the choice of tokens; the best counts."""
+    # Any tokens but the same ones: those of a real reply call for different experts, too.
+    draw = random.Random(0)
+    tokens = [draw.randrange(model.n_vocab) for _ in range(_PROMPT_TOKENS + _TOKENS)]
+    best_s = float("inf")
+    for _ in range(_ROUNDS):
+        model.reset()
+        model.eval(tokens[:_PROMPT_TOKENS])
+        start = time.perf_counter()
+        for token in tokens[_PROMPT_TOKENS:]:
+            model.eval([token])
+        best_s = min(best_s, time.perf_counter() - start)
+    used_bytes = {name: use.total_bytes for name, use in model.memory.items()}
+    return _Measured(placement, settings, _TOKENS / best_s, used_bytes)
+
+
+@dataclass
+class _Search:
+    """Coordinate descent: the best so far, and what it was found by."""
+
+    path: Path
+    n_ctx: int | None
+    memory: Mapping[str, int | str]
+    deadline: float
+    report: Callable[[Trial], object]
+    trials: list[Trial] = field(default_factory=list)
+    planned: _Measured | None = None
+    changed: _Measured | None = None
+
+    def __post_init__(self) -> None:
+        self.info = ModelInfo.from_file(self.path)
+        self.gpus = [device for device in devices() if device.is_gpu]
+        # Without a GPU only what RAM is free is of interest, which need not be measured.
+        self.hardware = Hardware.here(self.info, memory=self.memory, measure=bool(self.gpus))
+        self.tried: list[Placement] = []
+
+    @property
+    def best(self) -> _Measured:
+        """The fastest so far, replaced as a whole, so that Ctrl-C finds nothing half done."""
+        best = self.changed or self.planned
+        assert best is not None
+        return best
+
+    def run(self, allow_kv_types: Sequence[str]) -> None:
+        """Measure the plan, and then what may be faster."""
+        self._begin()
+        for n_threads in self._thread_counts():
+            self._try("n_threads", n_threads)
+        self._try("flash_attention", "off")
+        for n_ubatch in (256, 128):
+            self._try_planned(n_ubatch=n_ubatch)
+        for kind in allow_kv_types:
+            self._try_kv_type(kind)
+        self._try_placements()
+        in_ram_bytes = self.best.placement.bytes_by_device().get(self.hardware.cpu.name, 0)
+        if in_ram_bytes <= self.hardware.cpu.memory_bytes:
+            # Both take RAM that is not the file's own pages.
+            self._try("load_mode", "read")
+            if any(device.backend != "RPC" for device in self.gpus):
+                self._try("repack", "on")
+
+    def _begin(self) -> None:
+        settings: dict[str, Any] = {
+            "n_ctx": self.n_ctx,
+            "n_ubatch": 512,
+            "n_threads": physical_cores(),
+            "type_k": "f16",
+            "type_v": "f16",
+            "flash_attention": "auto",
+            "repack": "auto",
+            "load_mode": "mmap",
+        }
+        trial = Trial("plan", f"{settings['n_threads']} threads", "measuring")
+        self.report(trial)
+        with _load(self.path, offload="auto", memory=self.memory, **settings) as model:
+            # Read back, since a GPU may have refused what was planned.
+            placement, settings = model.placement, {**settings, "n_ctx": model.n_ctx}
+            self.planned = _measured(model, placement, settings)
+        self._done(replace(trial, state="kept", tokens_per_s=self.planned.tokens_per_s))
+
+    def _done(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self.report(trial)
+
+    def _try(self, setting: str, value: object, placement: Placement | None = None, **changed: Any) -> bool:
+        """Measure one change of the best so far, and keep it if it is faster."""
+        if time.monotonic() >= self.deadline:
+            raise _TimeIsUpError
+        if not changed and setting in SETTINGS:
+            changed = {setting: value}
+        best = self.best
+        settings = {**best.settings, **changed}
+        if placement is None and settings == best.settings:
+            return False
+        # A plain one, taken as it is, where a plan would be fitted again at loading.
+        placement = best.placement if placement is None else Placement.copy(placement)
+        trial = Trial(setting, str(value), "measuring")
+        self.report(trial)
+        try:
+            with _load(self.path, offload=placement, **settings) as model:
+                measured = _measured(model, placement, settings)
+        except (_core.Error, ValueError) as error:
+            self._done(replace(trial, state="failed", problem=str(error)))
+            return False
+        kept = measured.tokens_per_s > best.tokens_per_s * (1 + _NOISE)
+        if kept:
+            self.changed = measured
+        self._done(replace(trial, state="kept" if kept else "not faster", tokens_per_s=measured.tokens_per_s))
+        return kept
+
+    def _thread_counts(self) -> Iterator[int]:
+        cores = physical_cores()
+        logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or cores
+        counts = (cores - 1, cores * 3 // 4, cores // 2, min(logical, cores + cores // 2), logical)
+        yield from dict.fromkeys(n for n in counts if n > 0 and n != cores)
+
+    # --- what lies where
+
+    def _try_planned(self, **changed: Any) -> None:
+        """Try settings that leave other room on the GPUs, if that changes the plan."""
+        if self.gpus and (placement := self._plan(**changed)) != self._plan():
+            ((name, value),) = changed.items()
+            self._try(name, value, placement, **changed)
+
+    def _try_kv_type(self, kind: str) -> None:
+        changed = {"type_k": kind, "type_v": kind}
+        placement = self._plan(**changed) if self.gpus else None
+        # Quantized values are for flash attention alone.
+        self._try("type_k, type_v", kind, placement, **changed, flash_attention="auto")
+
+    def _plan(self, **changed: Any) -> Plan:
+        names = ("n_ctx", "n_ubatch", "type_k", "type_v", "load_mode")
+        options = {"hardware": self.hardware, "margin_bytes": _MARGIN_BYTES}
+        return plan(self.info, **{**options, **{name: self.best.settings[name] for name in names}, **changed})
+
+    def _with_room(self, name: str, room_bytes: int) -> Placement:
+        """Plan with so many bytes on one GPU, whatever margin that leaves."""
+        specs = tuple(
+            replace(spec, memory_bytes=room_bytes)
+            if spec.name == name
+            else replace(spec, memory_bytes=max(0, spec.memory_bytes - _MARGIN_BYTES * (spec.kind == "gpu")))
+            for spec in self.hardware.devices
+        )
+        return self._plan(hardware=replace(self.hardware, devices=specs), margin_bytes=0)
+
+    def _try_placements(self) -> None:
+        if not self.gpus:
+            return
+        self.tried = [self.best.placement]
+        used = [spec for spec in self.hardware.gpus if spec.name in self.best.placement.devices_used]
+        for spec in used:
+            if not self._try_rooms(spec.name, spec.memory_bytes, +1):
+                self._try_rooms(spec.name, spec.memory_bytes, -1)
+        if used and self.info.file_bytes <= self.hardware.cpu.memory_bytes:
+            self._try_placement("all on the CPU", Placement.cpu(self.info))
+        if not used:
+            pinned = self._plan(pins={"attention": "gpu", "kv": "gpu"})
+            if pinned.forecast().verdict != "does not fit":
+                self._try_placement("attention on a GPU", pinned)
+
+    def _try_rooms(self, name: str, memory_bytes: int, direction: Literal[1, -1]) -> bool:
+        """Try more or less on a GPU, by experts (or feed-forward matrices) of layers, for as long as that is faster."""
+        part: Literal["experts", "dense"] = "experts" if self.info.n_experts else "dense"
+        layer_bytes = max((layer.get(part, 0) for layer in self.info.layers), default=0)
+        used_bytes, any_kept = self.best.used_bytes.get(name, 0), False
+        for n_layers in (1, 2, 4):
+            room_bytes = used_bytes + direction * n_layers * layer_bytes
+            if not 0 < room_bytes <= memory_bytes - _SMALLEST_MARGIN_BYTES:
+                break
+            placement = self._with_room(name, room_bytes)
+            if placement in self.tried:
+                continue
+            what = f"{part} of {n_layers} layer{'s' if n_layers > 1 else ''}"
+            kept = self._try_placement(f"{what} {'more' if direction > 0 else 'fewer'} on {name}", placement)
+            any_kept = any_kept or kept
+            if not kept:
+                break
+        return any_kept
+
+    def _try_placement(self, value: str, placement: Placement) -> bool:
+        if placement in self.tried:
+            return False
+        self.tried.append(placement)
+        return self._try("placement", value, placement)
