@@ -27,8 +27,8 @@ import overspill
 from model_files import llama_cpp_folder
 from overspill import Answer, ComparedModel, Comparison, Hardware, Model, ModelInfo, compare
 from overspill.studies.compare.comparison import plan_together
-from overspill.studies.compare.view import Columns, Sections, _wrapped
 from overspill.studies.compare.report import render_markdown
+from overspill.studies.compare.view import Columns, Sections, _wrapped
 from plan_cases import GIB
 
 QUESTIONS = ["The capital of France is", "昔々、あるところに"]

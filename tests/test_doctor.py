@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from overspill import Hardware, ModelInfo, Placement, _core
-from overspill.studies.doctor import Finding, Machine, examine
 from overspill.base.values import Device, LoadMode
+from overspill.studies.doctor import Finding, Machine, examine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the files are Linux's")
 

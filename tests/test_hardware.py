@@ -18,7 +18,9 @@ import pytest
 import overspill
 from model_files import EXPERT_WIDTH, EXPERTS, EXPERTS_USED, HEAD_WIDTH, HEADS, HEADS_KV, WIDTH
 from overspill import Model, ModelInfo, _core
-from overspill.machine.hardware import DeviceSpec, Hardware, _weight_shapes, available_ram_bytes, parse_bytes, parse_rate
+from overspill.base.host import available_ram_bytes
+from overspill.base.units import parse_bytes, parse_rate
+from overspill.machine.hardware import DeviceSpec, Hardware, _weight_shapes
 
 GIB = 2**30
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import overspill
 from model_files import write_tiny_gpt_oss
 from overspill import Model, ModelLoadError, OutOfMemoryError
-from overspill.machine.hardware import available_ram_bytes
+from overspill.base.host import available_ram_bytes
 from overspill.base.values import LoadMode, Switch
 
 PROMPT = "Once upon a time"

@@ -13,7 +13,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.markdown import Markdown
 
-from overspill.cli.terminal.markdown import StreamedMarkdown, line_breaks, printable
+from overspill.base.text import line_breaks, printable
+from overspill.cli.terminal.markdown import StreamedMarkdown
 from terminal_screen import lines_of, screen_of
 
 BLOCKS = [

@@ -31,7 +31,8 @@ from comparison_options import Options, parse
 from header_files import HEADERS, Header, gpt_oss, write_gpt_oss
 from model_files import VOCABULARY
 from overspill import Forecast, Hardware, Model, ModelInfo, Placement, forecast, plan
-from overspill.machine.hardware import available_ram_bytes, parse_bytes
+from overspill.base.host import available_ram_bytes
+from overspill.base.units import parse_bytes
 from overspill.placement.placement import CPU
 from plan_cases import placement_of_fit
 from upstream_tools import DryRunPlacement, DryRunSettings, build_upstream_tools, upstream_fit

@@ -31,28 +31,6 @@ except ImportError as error:
     ) from error
 
 from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError, OutOfMemoryError
-from overspill.engine.async_stream import AsyncStream
-from overspill.studies.bench import Bench, bench
-from overspill.cascade.cascade import (
-    Cascade,
-    CascadeStats,
-    CascadeStream,
-    CascadeToken,
-    Draft,
-    Judgement,
-    mean_entropy,
-    mean_logprob,
-)
-from overspill.engine.chat import Channel, Chat, ChatStream, ChatTemplate, ChatToken, ToolCall
-from overspill.studies.compare.comparison import Answer, ComparedModel, Comparison, compare
-from overspill.machine.devices import add_rpc_server, devices
-from overspill.machine.hardware import DeviceSpec, Hardware
-from overspill.header.info import ModelInfo
-from overspill.engine.model import Model, Stream
-from overspill.placement.placement import LlamaPlacement, Placement
-from overspill.planning.planner import Forecast, Plan, Verdict, forecast, plan, ubatch_trade
-from overspill.sampling.sampler import Sampler, SamplingOptions
-from overspill.studies.tune import Trial, Tuned, tune
 from overspill.base.values import (
     Breakdown,
     Completion,
@@ -65,6 +43,28 @@ from overspill.base.values import (
     TokenChooser,
     TokenMask,
 )
+from overspill.cascade.cascade import (
+    Cascade,
+    CascadeStats,
+    CascadeStream,
+    CascadeToken,
+    Draft,
+    Judgement,
+    mean_entropy,
+    mean_logprob,
+)
+from overspill.engine.async_stream import AsyncStream
+from overspill.engine.chat import Channel, Chat, ChatStream, ChatTemplate, ChatToken, ToolCall
+from overspill.engine.model import Model, Stream
+from overspill.header.info import ModelInfo
+from overspill.machine.devices import add_rpc_server, devices
+from overspill.machine.hardware import DeviceSpec, Hardware
+from overspill.placement.placement import LlamaPlacement, Placement
+from overspill.planning.planner import Forecast, Plan, Verdict, forecast, plan, ubatch_trade
+from overspill.sampling.sampler import Sampler, SamplingOptions
+from overspill.studies.bench import Bench, bench
+from overspill.studies.compare.comparison import Answer, ComparedModel, Comparison, compare
+from overspill.studies.tune import Trial, Tuned, tune
 
 __all__ = [
     "Answer",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol, SupportsFloat, SupportsIndex, TypeAlias, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -249,26 +248,3 @@ def until_left(stream: Closable[_Item]) -> Iterator[_Item]:
             yield item
     finally:
         stream.close()
-
-
-_LARGEST = (2**31 - 1, 2**63 - 1)
-
-
-def as_integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
-    """Return ``value``, or raise what names the argument and the range."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
-    if not low <= number <= high:
-        # The largest integers are only what the core can hold, no range that anyone would look for.
-        expected = f"at least {low}" if low > number and high in _LARGEST else f"{low} to {high}"
-        raise ValueError(f"{name} must be {expected}, not {number}")
-    return number
-
-
-def as_real(name: str, value: float) -> float:
-    """Return ``value`` as a float; the core checks the range."""
-    if not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    return float(value)

@@ -18,17 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill import _core
+from overspill.base.checks import as_real
+from overspill.base.units import format_bytes, format_count, parse_bytes
+from overspill.base.values import Stats, StopReason, Token, TokenChooser, until_left
 from overspill.engine.chat import Channel, ChatStream, ChatToken, Message, ToolCall
-from overspill.machine.devices import add_rpc_server
-from overspill.machine.hardware import Hardware, parse_bytes
-from overspill.hub import resolve
-from overspill.header.info import ModelInfo
 from overspill.engine.model import Model, Stream
+from overspill.header.info import ModelInfo
+from overspill.hub import resolve
+from overspill.machine.devices import add_rpc_server
+from overspill.machine.hardware import Hardware
 from overspill.placement.placement import CPU, Placement
-from overspill.placement.table import format_bytes, format_count
 from overspill.planning.planner import Forecast, forecast, plan
 from overspill.sampling.sampler import Sampler
-from overspill.base.values import Stats, StopReason, Token, TokenChooser, as_real, until_left
 
 __all__ = [
     "Cascade",

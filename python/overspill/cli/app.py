@@ -23,17 +23,17 @@ from rich.text import Text
 
 import overspill
 from overspill import _core
+from overspill.base.units import parse_bytes
+from overspill.base.values import CacheType, LoadMode
+from overspill.engine.model import Offload
+from overspill.hub import demo_model, resolve
+from overspill.machine.rpc_server import serve
 from overspill.studies.bench import bench as run_bench
 from overspill.studies.bench import check_plotting
 from overspill.studies.compare.view import Columns, Sections
 from overspill.studies.doctor import examine
-from overspill.machine.hardware import parse_bytes
-from overspill.hub import demo_model, resolve
-from overspill.engine.model import Offload
-from overspill.machine.rpc_server import serve
 from overspill.studies.tune import Trial, Tuned
 from overspill.studies.tune import tune as find_fastest
-from overspill.base.values import CacheType, LoadMode
 
 __all__ = ["main"]
 

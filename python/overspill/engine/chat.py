@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from overspill import _core
-from overspill.machine.hardware import replace_json
-from overspill.sampling.json_schema import checked_schema
-from overspill.engine.tools import Tool, describe_tools
+from overspill.base.files import replace_json
 from overspill.base.values import Stats, StopReason, until_left
+from overspill.engine.tools import Tool, describe_tools
+from overspill.sampling.json_schema import checked_schema
 
 if TYPE_CHECKING:
     from overspill.engine.model import Model, Stream

@@ -18,19 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill import _core
-from overspill.engine.async_stream import AsyncStream
-from overspill.engine.chat import ChatStream, ChatTemplate, Message, OnFull, ReplyForm, Tool, ToolChoice
-from overspill.machine.devices import add_rpc_server, devices, physical_cores
-from overspill.machine.hardware import Hardware, available_ram_bytes
-from overspill.hub import resolve
-from overspill.header.info import ModelInfo
-from overspill.sampling.json_schema import grammar_of_json_schema
-from overspill.header.kv_cache import CACHE_TYPES, layer_caches
-from overspill.placement.placement import CPU, Placement
-from overspill.placement.table import format_bytes
-from overspill.planning.planner import Plan, plan
-from overspill.sampling.sampler import Sampler, SamplingKeywords, SamplingOptions, merge
-from overspill.planning.tuned import tuned_options
+from overspill.base.checks import as_integer
+from overspill.base.host import available_ram_bytes, physical_cores
+from overspill.base.units import format_bytes
 from overspill.base.values import (
     Breakdown,
     CacheType,
@@ -45,8 +35,19 @@ from overspill.base.values import (
     Token,
     TokenChooser,
     TokenMask,
-    as_integer,
 )
+from overspill.engine.async_stream import AsyncStream
+from overspill.engine.chat import ChatStream, ChatTemplate, Message, OnFull, ReplyForm, Tool, ToolChoice
+from overspill.header.info import ModelInfo
+from overspill.header.kv_cache import CACHE_TYPES, layer_caches
+from overspill.hub import resolve
+from overspill.machine.devices import add_rpc_server, devices
+from overspill.machine.hardware import Hardware
+from overspill.placement.placement import CPU, Placement
+from overspill.planning.planner import Plan, plan
+from overspill.planning.tuned import tuned_options
+from overspill.sampling.json_schema import grammar_of_json_schema
+from overspill.sampling.sampler import Sampler, SamplingKeywords, SamplingOptions, merge
 
 __all__ = ["Model", "Offload", "Stream"]
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import socket
 import struct
-import sys
 import threading
-from collections.abc import Collection
-from pathlib import Path
 
 from overspill import _core
 from overspill.base.values import Device
 
-__all__ = ["add_rpc_server", "devices", "greet_rpc_server", "physical_cores"]
+__all__ = ["add_rpc_server", "devices", "greet_rpc_server"]
 
 logger = logging.getLogger("overspill")
 
@@ -105,22 +101,3 @@ def greet_rpc_server(endpoint: str, host: str, port: int, timeout_s: float) -> N
             f"the RPC server at {endpoint} speaks version {major}.{minor} of the protocol, and this build "
             f"{expected[0]}.{expected[1]}: run the ggml-rpc-server of the same overspill there"
         )
-
-
-def physical_cores(root: Path = Path("/"), usable: Collection[int] | None = None) -> int:
-    """Return the number of physical cores that this process may use, at least 1.
-
-    ``root`` is where ``sys`` lies; ``usable`` are logical CPUs, default those that this thread may run on.
-    """
-    if sys.platform != "linux":
-        # Half of the logical ones, where simultaneous multithreading is usual.
-        logical = os.cpu_count() or 1
-        return max(1, logical if sys.platform == "darwin" else logical // 2)
-    usable = os.sched_getaffinity(0) if usable is None else usable
-    siblings = set()
-    for cpu in usable:
-        try:
-            siblings.add((root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings").read_text())
-        except OSError:
-            return len(usable)
-    return len(siblings)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import operator
-import os
 import re
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,108 +15,22 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from overspill import _core
-from overspill.machine.devices import devices, physical_cores
+from overspill.base.checks import as_integer
+from overspill.base.files import cache_folder, replace_json
+from overspill.base.host import _last_level_cache_bytes, available_ram_bytes, physical_cores
+from overspill.base.units import Rate, Size, parse_bytes, parse_rate
+from overspill.base.values import Device
 from overspill.header.info import ModelInfo
-from overspill.base.values import Device, as_integer
+from overspill.machine.devices import devices
 
-__all__ = [
-    "DeviceSpec",
-    "Hardware",
-    "available_ram_bytes",
-    "cache_folder",
-    "control_groups",
-    "parse_bytes",
-    "parse_rate",
-    "replace_json",
-    "user_folder",
-]
+__all__ = ["DeviceSpec", "Hardware"]
 
 logger = logging.getLogger("overspill")
 
-Size: TypeAlias = int | str
-"""Bytes: an integer, or a text with a unit, such as ``"24GiB"``."""
-Rate: TypeAlias = float | str
-"""Bytes per second: a number, or a text with a unit, such as ``"936GB/s"``."""
 Report: TypeAlias = Callable[[str, float], object]
 """Given what is measured next, and the share that is done, 0 to 1."""
 
-_LARGEST = 2**50
 _MOST_INTERRUPTIONS_PER_S = 20  # of each thread
-_UNITS = {"B": 1.0} | {
-    f"{prefix}{suffix}": float(base**power)
-    for power, prefix in enumerate("KMGT", start=1)
-    for suffix, base in (("B", 1000), ("IB", 1024))
-}
-_NUMBER = re.compile(r"\s*([+-]?\d+(?:\.\d*)?|[+-]?\.\d+)\s*(.*?)\s*")
-
-
-def _checked(name: str, value: float, shown: object, unit: str, low: float) -> float:
-    if not low <= value <= _LARGEST:
-        raise ValueError(f"{name} must be {'over 0' if low else '0'} to 2**50 {unit}, not {shown}")
-    return value
-
-
-def parse_bytes(name: str, value: Size) -> int:
-    """Return a size in bytes.
-
-    Parameters
-    ----------
-    name
-        How errors call it.
-    value
-        An integer, or a text with a unit: B, kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (powers of 1024),
-        in any case.
-
-    Raises
-    ------
-    ValueError
-        There is no unit, or it is none of those; it is negative, or over a pebibyte.
-    """
-    if not isinstance(value, str):
-        try:
-            return int(_checked(name, operator.index(value), value, "bytes", 0))
-        except TypeError:
-            raise TypeError(f'{name} must be bytes as an integer, or a text such as "24GiB", not {value!r}') from None
-    found = _NUMBER.fullmatch(value)
-    if found is None:
-        raise ValueError(f'{name} must be a size such as "24GiB", not "{value}"')
-    number, unit = found.groups()
-    if unit.upper() not in _UNITS:
-        raise ValueError(f'{name} must have a unit: "{number}GiB" or "{number}GB", not "{value}"')
-    return int(_checked(name, float(number) * _UNITS[unit.upper()], f'"{value}"', "bytes", 0))
-
-
-def parse_rate(name: str, value: Rate) -> float:
-    """Return a rate in bytes per second.
-
-    Parameters
-    ----------
-    name
-        How errors call it.
-    value
-        A number, or a text with a unit: those of :func:`parse_bytes` or Mbit, Gbit, each with ``/s``.
-
-    Raises
-    ------
-    ValueError
-        There is no unit, or it is none of those; it is not over 0, or over a pebibyte per second.
-    """
-    smallest = 1.0
-    if not isinstance(value, str):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f'{name} must be bytes per second, or a text such as "936GB/s", not {value!r}')
-        return _checked(name, float(value), value, "bytes per second", smallest)
-    found = _NUMBER.fullmatch(value)
-    if found is None:
-        raise ValueError(f'{name} must be a rate such as "936GB/s", not "{value}"')
-    number, unit = found.groups()
-    size, slash, second = (part.strip() for part in unit.partition("/"))
-    scale = {"MBIT": 1e6 / 8, "GBIT": 1e9 / 8}.get(size.upper()) or _UNITS.get(size.upper())
-    if scale is None or slash != "/" or second.lower() != "s":
-        raise ValueError(f'{name} must have a unit: "{number}GB/s" or "{number}Gbit/s", not "{value}"')
-    if size.endswith("b"):
-        raise ValueError(f'{name}: write "{number}GB/s" for bytes or "{number}Gbit/s" for bits, not "{value}"')
-    return _checked(name, float(number) * scale, f'"{value}"', "bytes per second", smallest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,68 +378,6 @@ def _caps(memory: Mapping[str, Size], found: Sequence[Device]) -> dict[str, int]
     }
 
 
-def available_ram_bytes(root: Path = Path("/")) -> int | None:
-    """Return what new processes can have without swapping, as far as Linux and its control groups say."""
-    try:
-        available = re.search(r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    limits = [int(available[1]) * 1024] if available else []
-    limits.extend(_group_rooms(root))
-    return max(0, min(limits)) if limits else None
-
-
-def control_groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """Yield the folders of the control groups that this process is in, and whether they are of version 2."""
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        unified = controllers == ""
-        if not unified and controller not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / ("" if unified else controller)
-        folder = mount / path.lstrip("/")
-        # In a container the path may be the host's, of which only the own part is mounted.
-        for group in [folder, *folder.parents]:
-            if group != mount and mount not in group.parents:
-                break
-            yield group, unified
-
-
-def _group_rooms(root: Path) -> Iterator[int]:
-    """Yield what each control group that this process is in leaves, file caches not counted as used."""
-    for group, unified in control_groups(root, "memory"):
-        if unified:
-            limit, usage, caches = "memory.max", "memory.current", ("inactive_file", "active_file")
-        else:
-            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
-            caches = ("total_inactive_file", "total_active_file")
-        try:
-            most = int((group / limit).read_text())  # "max" where there is no limit
-            used = int((group / usage).read_text())
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            yield most - used + sum(int(stat.get(cache, 0)) for cache in caches)
-        except (OSError, ValueError):
-            continue
-
-
-def _last_level_cache_bytes() -> int:
-    """Return the size of the CPU's last caches together, or of a large one if it is not known."""
-    sizes = {}
-    for folder in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index[0-9]"):
-        try:
-            level = int((folder / "level").read_text())
-            kib = int((folder / "size").read_text().strip().removesuffix("K"))
-            sizes[level, (folder / "shared_cpu_list").read_text()] = kib * 1024
-        except (OSError, ValueError):
-            continue
-    last = max((level for level, _ in sizes), default=0)
-    return sum(size for (level, _), size in sizes.items() if level == last) if last >= 2 else 32 << 20
-
-
 # --- measuring ---------------------------------------------------------------------------------
 
 
@@ -702,40 +551,6 @@ def _spec(device: Device, memory_bytes: int, known: Mapping[str, float]) -> Devi
 
 
 # --- what was measured before -------------------------------------------------------------------
-
-
-def user_folder(variable: str, unix: str, mac: str) -> Path:
-    """Return our folder in one of the user's; it need not be there yet.
-
-    Parameters
-    ----------
-    variable
-        The environment variable that names the user's folder.
-    unix, mac
-        Where it is otherwise, from the home folder on; on Windows it is the one for local data.
-    """
-    if variable in os.environ or sys.platform not in ("win32", "darwin"):
-        folder = Path(os.environ.get(variable) or Path.home() / unix)
-    elif sys.platform == "darwin":
-        folder = Path.home() / mac
-    else:
-        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return folder / "overspill"
-
-
-def cache_folder() -> Path:
-    """Return the folder of what is kept of this machine."""
-    return user_folder("XDG_CACHE_HOME", ".cache", "Library/Caches")
-
-
-def replace_json(file: Path, data: object) -> None:
-    """Write a file, of which readers see the old content or the new, and nothing in between."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=file.parent, prefix=f"{file.stem}-", delete=False
-    ) as draft:
-        json.dump(data, draft, indent=1, allow_nan=False)
-    Path(draft.name).replace(file)
 
 
 class _Cache:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from overspill import _core
-from overspill.machine.devices import greet_rpc_server, physical_cores
+from overspill.base.host import physical_cores
+from overspill.machine.devices import greet_rpc_server
 
 __all__ = ["PROGRAM", "serve"]
 

@@ -18,10 +18,11 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, SupportsIndex, Typ
 
 from rich.console import Console, Group
 
+from overspill.base.checks import as_integer
+from overspill.base.units import format_bytes
 from overspill.header.info import ModelInfo, Part, layer_of, part_of
-from overspill.placement.table import Cell, PlacementTable, format_bytes
 from overspill.placement.patterns import patterns_for
-from overspill.base.values import as_integer
+from overspill.placement.table import Cell, PlacementTable
 
 __all__ = ["CPU", "PARTS", "LayerPart", "LlamaPlacement", "Placement", "Rule", "mapping_rules"]
 

@@ -12,7 +12,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Cell", "PlacementTable", "format_bytes"]
+from overspill.base.units import format_bytes
+
+__all__ = ["Cell", "PlacementTable"]
 
 Cell: TypeAlias = Mapping[str, int | None]
 """Devices, and the bytes on each, if known."""
@@ -92,19 +94,6 @@ class PlacementTable:
         whole = "border-collapse:collapse;color:inherit;font-variant-numeric:tabular-nums"
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return f'<table style="{whole}">{caption}{body}</table>'
-
-
-def format_bytes(n_bytes: int) -> str:
-    """Return bytes in the unit that suits them, such as ``1.7 GiB``."""
-    for factor, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if n_bytes >= 1 << factor:
-            return f"{n_bytes / (1 << factor):.{0 if n_bytes >= 100 << factor else 1}f} {unit}"
-    return f"{n_bytes} B"
-
-
-def format_count(n: int, what: str) -> str:
-    """Return a number of things, such as ``1 layer`` or ``2 layers``."""
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _entry(device: str, n_bytes: int | None) -> str:

@@ -18,14 +18,15 @@ from typing import Any, Literal, TypeAlias, get_args
 from rich.console import Group
 from rich.text import Text
 
-from overspill.planning.graph import OFFLOAD_TOKENS
-from overspill.machine.hardware import Hardware
+from overspill.base.checks import as_integer
+from overspill.base.units import format_bytes, format_count
+from overspill.base.values import LoadMode, MemoryUse
 from overspill.header.info import ModelInfo, layer_of, part_of
 from overspill.header.kv_cache import CACHE_TYPES
+from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement, mapping_rules
-from overspill.placement.table import format_bytes, format_count
+from overspill.planning.graph import OFFLOAD_TOKENS
 from overspill.planning.search import Pins, Search
-from overspill.base.values import LoadMode, MemoryUse, as_integer
 from overspill.planning.workload import Arrangement, Settings, Use, Workload
 
 __all__ = [

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from overspill import _core
-from overspill.machine.devices import devices, physical_cores
-from overspill.machine.hardware import cache_folder, replace_json
+from overspill.base.files import cache_folder, replace_json
+from overspill.base.host import physical_cores
 from overspill.header.info import ModelInfo
+from overspill.machine.devices import devices
 from overspill.placement.placement import Placement
 
 __all__ = ["SETTINGS", "load_tuned", "machine", "save_tuned", "tuned_options", "tuned_speed"]

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from overspill import graph
-from overspill.planning.graph import GraphInputs, LayerShape, LayerWeights, Node, Step, Weight
-from overspill.machine.hardware import DeviceSpec, Hardware
+from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo, layer_of, part_of
 from overspill.header.kv_cache import CACHE_TYPES, LayerCache, layer_caches, padded_context, row_bytes
-from overspill.base.values import LoadMode
+from overspill.machine.hardware import DeviceSpec, Hardware
+from overspill.planning.graph import GraphInputs, LayerShape, LayerWeights, Node, Step, Weight
 
 __all__ = ["Arrangement", "Settings", "Workload"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill import _core
-from overspill.base.values import as_integer, as_real
+from overspill.base.checks import as_integer, as_real
 
 if TYPE_CHECKING:
     from overspill.engine.model import Model

@@ -20,12 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from overspill import _core
-from overspill.machine.devices import devices
+from overspill.base.checks import as_integer
+from overspill.base.values import Breakdown, CacheType, Device, LoadMode
+from overspill.engine.model import Model, Offload
 from overspill.header.info import ModelInfo, part_of
 from overspill.header.kv_cache import layer_caches
-from overspill.engine.model import Model, Offload
+from overspill.machine.devices import devices
 from overspill.placement.placement import CPU, Placement
-from overspill.base.values import Breakdown, CacheType, Device, LoadMode, as_integer
 
 __all__ = ["Bench", "DeviceShare", "Samples", "bench", "check_plotting", "device_bandwidth", "read_bytes_by_device"]
 

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar, get_args
 
 from overspill import _core
-from overspill.machine.devices import devices, physical_cores
-from overspill.machine.hardware import Hardware, available_ram_bytes, control_groups
+from overspill.base.checks import as_integer
+from overspill.base.host import available_ram_bytes, control_groups, physical_cores
+from overspill.base.units import format_bytes, format_count
+from overspill.base.values import Device, LoadMode
 from overspill.header.info import ModelInfo, part_of
+from overspill.machine.devices import devices
+from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
-from overspill.placement.table import format_bytes, format_count
 from overspill.planning.planner import Forecast, forecast, plan
-from overspill.base.values import Device, LoadMode, as_integer
 
 __all__ = ["Finding", "Machine", "examine"]
 

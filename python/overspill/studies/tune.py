@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from overspill import _core
-from overspill.machine.devices import add_rpc_server, devices, physical_cores
-from overspill.machine.hardware import Hardware
-from overspill.hub import resolve
+from overspill.base.checks import as_integer, as_real
+from overspill.base.host import physical_cores
+from overspill.base.values import CacheType
+from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
-from overspill.engine.model import Model
+from overspill.hub import resolve
+from overspill.machine.devices import add_rpc_server, devices
+from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.planner import Plan, plan
 from overspill.planning.tuned import SETTINGS, save_tuned, tuned_speed
-from overspill.base.values import CacheType, as_integer, as_real
 
 __all__ = ["Trial", "Tuned", "tune"]
 

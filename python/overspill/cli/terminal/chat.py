@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.text import Text
 
 from overspill import _core
-from overspill.engine.chat import Channel, Chat, ChatStream, ChatToken
-from overspill.machine.hardware import user_folder
-from overspill.engine.model import Stream
-from overspill.placement.table import format_count
-from overspill.cli.terminal.markdown import StreamedMarkdown, printable
+from overspill.base.files import user_folder
+from overspill.base.text import printable
+from overspill.base.units import format_count
 from overspill.base.values import StopReason
+from overspill.cli.terminal.markdown import StreamedMarkdown
+from overspill.engine.chat import Channel, Chat, ChatStream, ChatToken
+from overspill.engine.model import Stream
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession

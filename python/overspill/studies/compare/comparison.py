@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from overspill import _core
+from overspill.base.units import format_bytes
+from overspill.base.values import LoadMode, MemoryUse, Stats
 from overspill.engine.chat import ChatStream
+from overspill.engine.model import Model, Offload, Stream
+from overspill.header.info import ModelInfo
+from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import Hardware
-from overspill.hub import resolve
-from overspill.header.info import ModelInfo
-from overspill.engine.model import Model, Offload, Stream
 from overspill.placement.placement import CPU, Placement
-from overspill.placement.table import format_bytes
 from overspill.planning.planner import Forecast, forecast, plan
-from overspill.sampling.sampler import SamplingOptions, merge
 from overspill.planning.tuned import tuned_options
-from overspill.base.values import LoadMode, MemoryUse, Stats
+from overspill.sampling.sampler import SamplingOptions, merge
 
 __all__ = ["Answer", "ComparedModel", "Comparison", "compare"]
 
@@ -188,7 +188,9 @@ class Comparison:
 
         What models wrote is rendered from Markdown; HTML in it is shown as text, and images are links.
         """
-        from overspill.studies.compare.report import html_report  # what it needs would slow down every import of overspill
+        from overspill.studies.compare.report import (
+            html_report,  # what it needs would slow down every import of overspill
+        )
 
         return html_report(self)
 

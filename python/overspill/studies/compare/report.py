@@ -19,12 +19,12 @@ from markupsafe import Markup
 
 import overspill
 from overspill import _core
-from overspill.studies.compare.comparison import Answer, ComparedModel, Comparison
-from overspill.studies.compare.view import NO_CHAT
+from overspill.base.units import format_bytes
+from overspill.base.values import StopReason
 from overspill.header.info import layer_of, part_of
 from overspill.placement.placement import CPU, PARTS
-from overspill.placement.table import format_bytes
-from overspill.base.values import StopReason
+from overspill.studies.compare.comparison import Answer, ComparedModel, Comparison
+from overspill.studies.compare.view import NO_CHAT
 
 __all__ = ["html_report"]
 
@@ -299,7 +299,9 @@ def html_report(comparison: Comparison) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    template = environment.from_string(files("overspill.studies.compare").joinpath("report.html.jinja").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        files("overspill.studies.compare").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    )
     return template.render(
         comparison=comparison,
         models=models,

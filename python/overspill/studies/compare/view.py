@@ -14,8 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from overspill.base.units import format_bytes
 from overspill.studies.compare.comparison import Answer, ComparedModel, Comparison
-from overspill.placement.table import format_bytes
 
 __all__ = ["NO_CHAT", "Columns", "Sections"]
 
