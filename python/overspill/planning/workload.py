@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from overspill.planning import graph
 from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo, layer_of, part_of
 from overspill.header.kv_cache import CACHE_TYPES, LayerCache, layer_caches, padded_context, row_bytes
 from overspill.machine.hardware import DeviceSpec, Hardware
+from overspill.planning import graph
 from overspill.planning.graph import GraphInputs, LayerShape, LayerWeights, Node, Step, Weight
 
 __all__ = ["Arrangement", "Settings", "Workload"]
