@@ -231,7 +231,7 @@ def model_files(root: Path, this: Side) -> list[str]:
     tiny = root / "build" / "compare" / "tiny-gpt-oss.gguf"
     commands = [
         ["-c", "from overspill.hub import demo_model; print(demo_model())"],
-        [str(root / "tests" / "model_files.py"), "tiny-gpt-oss", str(tiny)],
+        [str(root / "tests" / "support" / "model_files.py"), "tiny-gpt-oss", str(tiny)],
     ]
     outputs = []
     for command in commands:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from header_files import HEADERS, n_bytes
 from overspill import ModelInfo
+from programs import python_environment
 from upstream_tools import DryRunPlacement, DryRunSettings, upstream_dry_run, upstream_fit
 
 GIB = 1 << 30
@@ -118,6 +118,5 @@ def test_fit_of_what_fits_anyway(n_ctx: int, expected: int, header_path: HeaderP
 def test_stand_in_gpu(tiny_gpt_oss_path: Path, upstream_tools: Path) -> None:
     """It computes what the CPU computes, and gives no more memory than it is told to."""
     command = [sys.executable, "-c", TRIAL, str(tiny_gpt_oss_path), str(upstream_tools)]
-    environment = {"PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=python_environment())
     assert (done.returncode, done.stdout) == (0, "same, then refused\n"), done.stderr[-2000:]

@@ -111,7 +111,7 @@ def placement_of_fit(info: ModelInfo, devices: Hardware, fit: Fit) -> Placement:
 
 def print_table(folder: Path) -> None:
     """Print the table of docs/offload.md."""
-    tools = build_upstream_tools(Path(__file__).parent.parent / "build" / "upstream-tools")
+    tools = build_upstream_tools(Path(__file__).parents[2] / "build" / "upstream-tools")
     lines = ["| model, context | VRAM (GiB), GB/s | RAM, GB/s | whole layers | llama.cpp's fit | plan |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for case in CASES:

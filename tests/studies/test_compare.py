@@ -30,6 +30,7 @@ from overspill.studies.compare.comparison import plan_together
 from overspill.studies.compare.report import render_markdown
 from overspill.studies.compare.view import Columns, Sections, _wrapped
 from plan_cases import GIB
+from programs import python_environment
 
 QUESTIONS = ["The capital of France is", "昔々、あるところに"]
 OPTIONS: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "max_tokens": 8}
@@ -246,8 +247,7 @@ def test_on_a_gpu(tiny_gpt_oss_path: Path, upstream_tools: Path) -> None:
             capture_output=True,
             text=True,
             timeout=600,
-            cwd=Path(__file__).parent,
-            env={**os.environ, "XDG_CACHE_HOME": cache},
+            env=python_environment(XDG_CACHE_HOME=cache),
         )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,9 +14,10 @@ import pytest
 from header_files import gpt_oss, n_bytes
 from model_files import VOCABULARY
 from overspill import Placement
+from programs import python_environment
 from rpc_server import running_server
 
-FOLDER = Path(__file__).parent.parent / "benchmarks" / "cuda"
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "cuda"
 NAMES = ["whole layers", "experts on CPU", "planner", "llama.cpp's fit"]
 MARGIN_BYTES = 1 << 30
 N_TOKENS = 8
@@ -31,7 +31,7 @@ def compare(folder: Path, endpoint: str, vram: str) -> tuple[str, list[dict[str,
     command = [sys.executable, str(FOLDER / "compare_placements.py"), "--shape", "gpt-oss-2-layers", "--rpc", endpoint]
     command += ["--vram", vram, "--n-ctx", "256", "--prompt-tokens", "16", "--tokens", str(N_TOKENS)]
     command += ["--rounds", "1", "--threads", "1", "--json", str(file)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "XDG_CACHE_HOME": str(folder)}
+    environment = python_environment(XDG_CACHE_HOME=str(folder))
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(file.read_text(), parse_constant=pytest.fail)  # Infinity and NaN are no JSON

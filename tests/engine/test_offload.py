@@ -6,7 +6,6 @@ Each model is loaded in a process of its own, since a device cannot be taken awa
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from overspill import Error, Model, ModelInfo, Placement
+from programs import python_environment
 from rpc_server import running_server
 
 
@@ -31,10 +31,8 @@ def in_process(script: str, *arguments: str) -> Any:
     """Run Python code, and return the JSON that it prints. What it measures is not kept for others."""
     command = [sys.executable, "-c", script, *arguments]
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "XDG_CACHE_HOME": cache}
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parent, env=environment
-        )
+        environment = python_environment(Path(__file__).parent, XDG_CACHE_HOME=cache)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

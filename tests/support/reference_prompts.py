@@ -1,7 +1,7 @@
 """Render conversations with the ``transformers`` library, as the reference for ``test_chat.py``.
 
     pip install transformers==5.24.0 jinja2
-    python tests/reference_prompts.py vendor/llama.cpp/models/templates > tests/reference_prompts.json
+    python tests/support/reference_prompts.py vendor/llama.cpp/models/templates > tests/support/reference_prompts.json
 
 The templates are those that lie in llama.cpp's ``models/templates``, and SmolLM2's, which stands in its file.
 """

@@ -29,11 +29,12 @@ from overspill import (
     _core,
 )
 from overspill.engine.tools import describe_tools
+from programs import SUPPORT
 from reference_prompts import CONVERSATIONS, TEMPLATES
 from rounding import is_same
 
 REFERENCE: dict[str, dict[str, list[str]]] = json.loads(
-    (Path(__file__).parent / "reference_prompts.json").read_text(encoding="utf-8")
+    (SUPPORT / "reference_prompts.json").read_text(encoding="utf-8")
 )
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 

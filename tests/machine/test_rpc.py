@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import overspill
+from programs import python_environment
 from rpc_server import free_port, listens
 
 # In a process of its own, since a device cannot be taken away again.
@@ -187,7 +187,7 @@ print("survived")
 
 def run_trial(trial: str, *arguments: str) -> None:
     """Run it in a process of its own, which says in one word that it came to its end."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = python_environment()
     command = [sys.executable, "-c", trial, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert (done.returncode, done.stdout) in ((0, "same\n"), (0, "survived\n")), done.stderr[-2000:]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from overspill import Error, Model, Sampler, SamplingOptions, _core
 from overspill.sampling.sampler import SamplingKeywords
+from programs import python_environment
 from sampling_reference import edited, mirostat_survivors, survivors
 from upstream_tools import UpstreamChain
 
@@ -438,7 +439,7 @@ def test_every_instruction_set_gives_the_same_answer() -> None:
     """Draws and probabilities to the bit, in processes of their own; and a name that is none is refused."""
 
     def run(simd: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OVERSPILL_SIMD": simd, "PYTHONPATH": str(Path(__file__).parent)}
+        environment = python_environment(Path(__file__).parent, OVERSPILL_SIMD=simd)
         return subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True)
 
     refused = run("mmx")
@@ -616,7 +617,7 @@ def test_a_row_that_changes_meanwhile(tmp_path: Path) -> None:
     """Another process writes to it: a token or an Error comes out, and nothing is read that is not there."""
     path = tmp_path / "row"
     np.zeros(20_000, np.float32).tofile(path)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = python_environment(Path(__file__).parent)
     with subprocess.Popen([sys.executable, "-c", WRITE, str(path)], stdout=subprocess.PIPE, text=True) as writer:
         try:
             assert writer.stdout is not None

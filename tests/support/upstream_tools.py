@@ -28,7 +28,7 @@ def build_upstream_tools(cache: Path) -> Path:
     libraries = Path(_core.__file__).parent / "lib"
     if sys.platform == "win32" or not list(libraries.glob("*ggml-cpu.*")):
         pytest.skip("upstream's tools are linked to libggml-cpu, which plugin builds and Windows do not allow")
-    project = Path(__file__).parent / "upstream"
+    project = Path(__file__).parent.parent / "upstream"
     version = hashlib.sha256(str(libraries).encode())
     for file in (*sorted(project.iterdir()), *sorted(libraries.iterdir())):
         version.update(file.read_bytes())

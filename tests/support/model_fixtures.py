@@ -159,7 +159,7 @@ def tiny_gpt_oss(tiny_gpt_oss_path: Path) -> Iterator[Model]:
 @pytest.fixture(scope="session")
 def upstream_tools() -> Path:
     """Return the folder of llama.cpp's ``llama-completion`` and ``llama-bench``."""
-    return build_upstream_tools(Path(__file__).parent.parent / "build" / "upstream-tools")
+    return build_upstream_tools(Path(__file__).parents[2] / "build" / "upstream-tools")
 
 
 @pytest.fixture

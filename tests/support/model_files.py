@@ -24,7 +24,7 @@ Tensors = dict[str, tuple[npt.NDArray[np.generic], Type | None]]
 
 def llama_cpp_folder() -> Path:
     """Return the source of llama.cpp, which the build of a checkout has brought."""
-    default = Path(__file__).parent.parent / "vendor" / "llama.cpp"
+    default = Path(__file__).parents[2] / "vendor" / "llama.cpp"
     return Path(os.environ.get("OVERSPILL_LLAMA_CPP_DIR", default))
 
 

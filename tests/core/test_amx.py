@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-HEADER = Path(__file__).parent.parent / "cmake" / "amx_tile_config.h"
+HEADER = Path(__file__).parents[2] / "cmake" / "amx_tile_config.h"
 
 # Assembles into an "instruction" that any x86-64 CPU can execute: it keeps the 64 bytes that ldtilecfg would read.
 SPY = r"""

@@ -15,6 +15,7 @@ import pytest
 from overspill import Error, Model, ModelInfo, Placement
 from overspill.planning.tuned import load_tuned, save_tuned, tuned_options
 from overspill.studies.tune import Trial, tune
+from programs import python_environment
 from rpc_server import running_server
 
 SETTINGS = {
@@ -166,7 +167,7 @@ def test_with_a_device(tiny_gpt_oss_path: Path) -> None:
             capture_output=True,
             text=True,
             timeout=300,
-            cwd=Path(__file__).parent,
+            env=python_environment(),
         )
     assert done.returncode == 0, done.stderr[-3000:]
     unknown, results = json.loads(done.stdout)
