@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from overspill.header.info import layer_of
+from overspill.header.tensor_names import layer_of
 
 __all__ = ["patterns_for"]
 

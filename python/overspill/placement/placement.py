@@ -20,7 +20,8 @@ from rich.console import Console, Group
 
 from overspill.base.checks import as_integer
 from overspill.base.units import format_bytes
-from overspill.header.info import ModelInfo, Part, layer_of, part_of
+from overspill.header.info import ModelInfo
+from overspill.header.tensor_names import Part, layer_of, part_of
 from overspill.placement.patterns import patterns_for
 from overspill.placement.table import Cell, PlacementTable
 

@@ -21,8 +21,9 @@ from rich.text import Text
 from overspill.base.checks import as_integer
 from overspill.base.units import format_bytes, format_count
 from overspill.base.values import LoadMode, MemoryUse
-from overspill.header.info import ModelInfo, layer_of, part_of
+from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
+from overspill.header.tensor_names import layer_of, part_of
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement, mapping_rules
 from overspill.planning.graph import OFFLOAD_TOKENS

@@ -23,8 +23,9 @@ from overspill import _core
 from overspill.base.checks import as_integer
 from overspill.base.values import Breakdown, CacheType, Device, LoadMode
 from overspill.engine.model import Model, Offload
-from overspill.header.info import ModelInfo, part_of
+from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
+from overspill.header.tensor_names import part_of
 from overspill.machine.devices import devices
 from overspill.placement.placement import CPU, Placement
 

@@ -16,7 +16,8 @@ from overspill.base.checks import as_integer
 from overspill.base.host import available_ram_bytes, control_groups, physical_cores
 from overspill.base.units import format_bytes, format_count
 from overspill.base.values import Device, LoadMode
-from overspill.header.info import ModelInfo, part_of
+from overspill.header.info import ModelInfo
+from overspill.header.tensor_names import part_of
 from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
