@@ -33,7 +33,7 @@ from model_files import VOCABULARY
 from overspill import Forecast, Hardware, Model, ModelInfo, Placement, forecast, plan
 from overspill.base.host import available_ram_bytes
 from overspill.base.units import parse_bytes
-from overspill.placement.placement import CPU
+from overspill.placement.device_names import CPU
 from plan_cases import placement_of_fit
 from upstream_tools import DryRunPlacement, DryRunSettings, build_upstream_tools, upstream_fit
 

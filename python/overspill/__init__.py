@@ -59,7 +59,8 @@ from overspill.engine.model import Model, Stream
 from overspill.header.info import ModelInfo
 from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import DeviceSpec, Hardware
-from overspill.placement.placement import LlamaPlacement, Placement
+from overspill.placement.llama import LlamaPlacement
+from overspill.placement.placement import Placement
 from overspill.planning.planner import Forecast, Plan, Verdict, forecast, plan, ubatch_trade
 from overspill.sampling.sampler import Sampler, SamplingOptions
 from overspill.studies.bench import Bench, bench

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from overspill import LlamaPlacement, ModelInfo, Placement
-from overspill.placement.placement import mapping_rules
+from overspill.placement.rules import mapping_rules
 
 GPUS = ["CUDA0", "CUDA1", "RPC0"]
 KIB = 1 << 10

@@ -27,7 +27,8 @@ from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server
 from overspill.machine.hardware import Hardware
-from overspill.placement.placement import CPU, Placement
+from overspill.placement.device_names import CPU
+from overspill.placement.placement import Placement
 from overspill.planning.planner import Forecast, forecast, plan
 from overspill.sampling.sampler import Sampler
 

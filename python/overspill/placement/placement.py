@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import operator
@@ -10,113 +9,26 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias, cast, get_args, overload
+from typing import Any, SupportsIndex, cast, overload
 
 from rich.console import Console, Group
 
 from overspill.base.checks import as_integer
 from overspill.base.units import format_bytes
 from overspill.header.info import ModelInfo
-from overspill.header.tensor_names import Part, layer_of, part_of
+from overspill.header.tensor_names import Part
+from overspill.placement.device_names import CPU, Devices, _gpu_names, _name
+from overspill.placement.file import _fold_tensors, _unfold_tensors
+from overspill.placement.layer_numbers import Layers, _format_numbers, _parse_numbers
+from overspill.placement.llama import _MAX_GPUS, _SERVER_FLAGS, _SERVER_LOAD_MODES, LlamaPlacement
+from overspill.placement.outline import PARTS, LayerPart, _ModelOutline
 from overspill.placement.patterns import patterns_for
+from overspill.placement.rules import mapping_rules
 from overspill.placement.table import Cell, PlacementTable
 
-__all__ = ["CPU", "PARTS", "LayerPart", "LlamaPlacement", "Placement", "Rule", "mapping_rules"]
-
-LayerPart: TypeAlias = Literal["attention", "dense", "experts", "kv"]
-PARTS: Final[tuple[LayerPart, ...]] = get_args(LayerPart)
-"""What each layer consists of; ``kv`` is its KV cache, or whatever it keeps in its place."""
-CPU: Final = "CPU"
-"""llama.cpp's name for it."""
-
-_MAX_GPUS = 16  # llama_max_devices()
-# Besides what is part of the output, llama.cpp keeps these with it (src/llama-arch.cpp, LLM_TENSOR_LAYER_OUTPUT).
-_WITH_OUTPUT = re.compile(
-    r"output|cls\b|dense_[23]\b|(enc|dec)\.output_norm|altup_|nextn\.post_|(fc|d2t|conf_proj)\b|markov_w|selector_"
-)
-
-
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-class _HasDevices(Protocol):
-    @property
-    def devices(self) -> Iterable[_Named]: ...
-
-
-Devices: TypeAlias = _HasDevices | Iterable[str | _Named]
-Layers: TypeAlias = SupportsIndex | slice | Iterable[SupportsIndex] | None
-
-_SERVER_FLAGS = {
-    "n_ctx": "--ctx-size",
-    "n_batch": "--batch-size",
-    "n_ubatch": "--ubatch-size",
-    "n_threads": "--threads",
-    "type_k": "--cache-type-k",
-    "type_v": "--cache-type-v",
-    "flash_attention": "--flash-attn",
-    "load_mode": "--load-mode",
-    "rpc": "--rpc",
-}
-_SERVER_LOAD_MODES = {"read": "none", "direct-io": "dio"}
-
-
-@dataclass(frozen=True, slots=True)
-class LlamaPlacement:
-    """A placement in llama.cpp's own terms."""
-
-    devices: list[str]
-    """GPUs in the order of their layers, then those that hold only overridden tensors."""
-    tensor_split: list[int]
-    """Layers of each of them; the output head counts as the last."""
-    n_gpu_layers: int
-    """Layers that are not on the CPU, the output head included."""
-    overrides: list[tuple[str, str]]
-    """Regular expressions (ECMAScript's) that find tensors by name, and their devices; the first that matches holds."""
-
-
-class Rule(NamedTuple):
-    """One entry of a mapping; either ``parts`` of ``layers`` or the tensors that ``pattern`` finds."""
-
-    layers: tuple[int, ...] | None
-    """None stands for all."""
-    parts: tuple[str, ...]
-    """Of :data:`PARTS`, ``"output"`` or ``"embedding"``; empty if there is a pattern."""
-    pattern: str | None
-    device: str
-
-
-def mapping_rules(mapping: Mapping[str, Any], n_layers: int) -> list[Rule]:
-    """Return what the entries of ``mapping`` say, in their order; see :meth:`Placement.apply` for the keys."""
-    rules: list[Rule] = []
-    for key, value in mapping.items():
-        if not isinstance(key, str):
-            raise TypeError(f"the keys of a placement must be strings, not {key!r}")
-        if isinstance(value, Mapping):
-            for part, device in value.items():
-                rules += mapping_rules({f"{key} {part}": device}, n_layers)
-            continue
-        if not isinstance(value, str):
-            raise TypeError(f"{key}: the device must be a string, not {value!r}")
-        if len(key) > 2 and key[0] == key[-1] == "/":
-            rules.append(Rule(None, (), key[1:-1], value))
-            continue
-        found = re.fullmatch(r"(?:layers? +(?P<layers>\d[\d, -]*))?(?P<part>[a-z]+)?", key.strip())
-        part = found["part"] if found else None
-        if not found or not key.strip() or part not in (None, *PARTS, "output", "embedding"):
-            raise ValueError(
-                f"{key!r} must be one of {', '.join(PARTS)}, output, embedding, "
-                '"layers 0-9", "layers 0-9 experts" or a regular expression as "/ffn_down/"'
-            )
-        layers = None if found["layers"] is None else tuple(_parse_numbers(key, found["layers"], n_layers))
-        rules.append(Rule(layers, PARTS if part is None else (part,), None, value))
-    return rules
+__all__ = ["Placement"]
 
 
 class _LayerPart:
@@ -208,60 +120,6 @@ class LayerSequence:
         """Return the :class:`Layer` of that number, or the :class:`LayerRange` of a slice."""
         indices = self._placement._selected(index)
         return LayerRange(self._placement, indices) if isinstance(index, slice) else Layer(self._placement, indices[0])
-
-
-@dataclass(frozen=True)
-class _ModelOutline:
-    """What a placement has to know of its model: enough to be shown without the file."""
-
-    architecture: str
-    name: str
-    n_layers: int
-    tensors: dict[str, int]
-    """Bytes by name."""
-
-    @classmethod
-    def of(cls, info: ModelInfo) -> _ModelOutline:
-        sizes = {name: n_bytes for name, _, _, n_bytes in info.tensors}
-        return cls(info.architecture, info.name or info.architecture, info.n_layers, sizes)
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.architecture}, {self.n_layers} layers)"
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Tells models apart by their architecture and their tensors' names and bytes."""
-        text = f"{self.architecture}\n" + "".join(f"{name} {n}\n" for name, n in sorted(self.tensors.items()))
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    @cached_property
-    def parts(self) -> dict[str, Part]:
-        return {name: part_of(name) for name in self.tensors}
-
-    @cached_property
-    def layer_of(self) -> Cell:
-        layers = {name: layer_of(name) for name in self.tensors}
-        return {name: None if layer is None or layer >= self.n_layers else layer for name, layer in layers.items()}
-
-    @cached_property
-    def layers(self) -> list[dict[str, list[str]]]:
-        """Names of the tensors of each part of each layer."""
-        layers: list[dict[str, list[str]]] = [{} for _ in range(self.n_layers)]
-        for name, layer in self.layer_of.items():
-            if layer is not None:
-                layers[layer].setdefault(self.parts[name], []).append(name)
-        return layers
-
-    @property
-    def tied(self) -> bool:
-        """Whether the embedding is the output matrix too, of which llama.cpp then makes a copy."""
-        return "output.weight" not in self.tensors and "token_embd.weight" in self.tensors
-
-    def with_output(self, name: str) -> bool:
-        """Whether llama.cpp keeps the tensor, which belongs to no layer, on the output head's device."""
-        # lfm2 calls its output norm so; elsewhere it lies with the first layer.
-        lfm2 = name.startswith("token_embd_norm.") and self.architecture.startswith("lfm2")
-        return lfm2 or _WITH_OUTPUT.match(name) is not None
 
 
 class Placement:
@@ -995,74 +853,6 @@ class Placement:
         return self._content().as_html()
 
 
-def _name(device: str | _Named) -> str:
-    name = device if isinstance(device, str) else device.name
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"devices must be names, or have one, not {device!r}")
-    return name
-
-
-def _gpu_names(devices: Devices) -> list[str]:
-    if isinstance(devices, str):
-        raise TypeError(f"devices must be a sequence, such as [{devices!r}]")
-    listed = list(devices if isinstance(devices, Iterable) else devices.devices)
-    # What is neither a GPU nor the CPU computes in the CPU's memory.
-    names = [_name(device) for device in listed if getattr(device, "kind", "gpu") not in ("cpu", "accelerator")]
-    names = [name for name in names if name.upper() != CPU]
-    for name, count in Counter(name.lower() for name in names).items():
-        if count > 1:
-            raise ValueError(f"devices: {name} is given {count} times")
-    return names
-
-
 def _one(devices: Iterable[str]) -> str:
     distinct = set(devices)
     return distinct.pop() if len(distinct) == 1 else "mixed"
-
-
-def _format_numbers(numbers: Iterable[int]) -> str:
-    """Return numbers as ``0-3,7``."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
-def _parse_numbers(key: str, text: str, n_layers: int) -> list[int]:
-    """Return what :func:`_format_numbers` was given."""
-    numbers: list[int] = []
-    for item in str(text).split(","):
-        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", item)
-        if not found:
-            raise ValueError(f"{key}: {item.strip()!r} is no layer and no range of layers such as 0-9")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if not first <= last < n_layers:
-            raise ValueError(f"{key}: layers must be 0 to {n_layers - 1}, from low to high, not {item.strip()}")
-        numbers += range(first, last + 1)
-    return numbers
-
-
-def _fold_tensors(tensors: Mapping[str, int]) -> dict[str, int]:
-    """Write tensors that only differ in the layer as one: ``blk.0-35.attn_q.weight``."""
-    folded: dict[tuple[str, str, int], list[int]] = {}
-    for name, n_bytes in tensors.items():
-        layer = layer_of(name)
-        before, middle, after = (name, "", "") if layer is None else name.partition(f"blk.{layer}.")
-        folded.setdefault((before, after if middle else "", n_bytes), []).extend([] if layer is None else [layer])
-    return {
-        f"{before}blk.{_format_numbers(layers)}.{after}" if layers else before: n_bytes
-        for (before, after, n_bytes), layers in folded.items()
-    }
-
-
-def _unfold_tensors(folded: Mapping[str, int], n_layers: int) -> dict[str, int]:
-    tensors: dict[str, int] = {}
-    for key, n_bytes in folded.items():
-        found = re.fullmatch(r"((?:enc\.|dec\.)?blk\.)([\d,-]+)(\..+)", key)
-        layers = _parse_numbers(key, found[2], n_layers) if found else []
-        names = [f"{found[1]}{layer}{found[3]}" for layer in layers] if found else [key]
-        tensors |= dict.fromkeys(names, as_integer(key, n_bytes, 0, 2**63 - 1))
-    return tensors

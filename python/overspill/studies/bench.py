@@ -27,7 +27,8 @@ from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
 from overspill.header.tensor_names import part_of
 from overspill.machine.devices import devices
-from overspill.placement.placement import CPU, Placement
+from overspill.placement.device_names import CPU
+from overspill.placement.placement import Placement
 
 __all__ = ["Bench", "DeviceShare", "Samples", "bench", "check_plotting", "device_bandwidth", "read_bytes_by_device"]
 

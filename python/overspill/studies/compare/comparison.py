@@ -23,7 +23,8 @@ from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import Hardware
-from overspill.placement.placement import CPU, Placement
+from overspill.placement.device_names import CPU
+from overspill.placement.placement import Placement
 from overspill.planning.planner import Forecast, forecast, plan
 from overspill.planning.tuned import tuned_options
 from overspill.sampling.sampler import SamplingOptions, merge

@@ -22,7 +22,8 @@ from overspill import _core
 from overspill.base.units import format_bytes
 from overspill.base.values import StopReason
 from overspill.header.tensor_names import layer_of, part_of
-from overspill.placement.placement import CPU, PARTS
+from overspill.placement.device_names import CPU
+from overspill.placement.outline import PARTS
 from overspill.studies.compare.comparison import Answer, ComparedModel, Comparison
 from overspill.studies.compare.view import NO_CHAT
 

@@ -1,0 +1,50 @@
+"""The rules in a mapping from parts, layers or patterns to devices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from overspill.placement.layer_numbers import _parse_numbers
+from overspill.placement.outline import PARTS
+
+__all__ = ["Rule", "mapping_rules"]
+
+
+class Rule(NamedTuple):
+    """One entry of a mapping; either ``parts`` of ``layers`` or the tensors that ``pattern`` finds."""
+
+    layers: tuple[int, ...] | None
+    """None stands for all."""
+    parts: tuple[str, ...]
+    """Of :data:`PARTS`, ``"output"`` or ``"embedding"``; empty if there is a pattern."""
+    pattern: str | None
+    device: str
+
+
+def mapping_rules(mapping: Mapping[str, Any], n_layers: int) -> list[Rule]:
+    """Return what the entries of ``mapping`` say, in their order; see :meth:`Placement.apply` for the keys."""
+    rules: list[Rule] = []
+    for key, value in mapping.items():
+        if not isinstance(key, str):
+            raise TypeError(f"the keys of a placement must be strings, not {key!r}")
+        if isinstance(value, Mapping):
+            for part, device in value.items():
+                rules += mapping_rules({f"{key} {part}": device}, n_layers)
+            continue
+        if not isinstance(value, str):
+            raise TypeError(f"{key}: the device must be a string, not {value!r}")
+        if len(key) > 2 and key[0] == key[-1] == "/":
+            rules.append(Rule(None, (), key[1:-1], value))
+            continue
+        found = re.fullmatch(r"(?:layers? +(?P<layers>\d[\d, -]*))?(?P<part>[a-z]+)?", key.strip())
+        part = found["part"] if found else None
+        if not found or not key.strip() or part not in (None, *PARTS, "output", "embedding"):
+            raise ValueError(
+                f"{key!r} must be one of {', '.join(PARTS)}, output, embedding, "
+                '"layers 0-9", "layers 0-9 experts" or a regular expression as "/ffn_down/"'
+            )
+        layers = None if found["layers"] is None else tuple(_parse_numbers(key, found["layers"], n_layers))
+        rules.append(Rule(layers, PARTS if part is None else (part,), None, value))
+    return rules
