@@ -20,7 +20,8 @@ from model_files import EXPERT_WIDTH, EXPERTS, EXPERTS_USED, HEAD_WIDTH, HEADS, 
 from overspill import Model, ModelInfo, _core
 from overspill.base.host import available_ram_bytes
 from overspill.base.units import parse_bytes, parse_rate
-from overspill.machine.hardware import DeviceSpec, Hardware, _weight_shapes
+from overspill.machine.hardware import DeviceSpec, Hardware
+from overspill.machine.measure import _weight_shapes
 
 GIB = 2**30
 
@@ -30,7 +31,7 @@ def cache_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test a cache folder of its own; return the file that measurements are kept in."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # What is measured here is to be kept, whatever else this machine is doing.
-    monkeypatch.setattr("overspill.machine.hardware._MOST_INTERRUPTIONS_PER_S", math.inf)
+    monkeypatch.setattr("overspill.machine.measure._MOST_INTERRUPTIONS_PER_S", math.inf)
     return tmp_path / "cache" / "overspill" / "hardware.json"
 
 
@@ -345,7 +346,7 @@ def test_what_was_measured_beside_other_programs_is_not_kept(
     cache_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is used, with a warning, and measured again the next time."""
-    monkeypatch.setattr("overspill.machine.hardware._MOST_INTERRUPTIONS_PER_S", 20)
+    monkeypatch.setattr("overspill.machine.measure._MOST_INTERRUPTIONS_PER_S", 20)
     spin = [sys.executable, "-c", "while True: pass"]
     with ExitStack() as others:
         for _ in range(2 * (os.cpu_count() or 1)):
@@ -470,7 +471,7 @@ TRIAL = """
 import json, sys
 import overspill
 from overspill.machine.hardware import Hardware
-overspill.hardware._MOST_INTERRUPTIONS_PER_S = float("inf")
+overspill.machine.measure._MOST_INTERRUPTIONS_PER_S = float("inf")
 
 path, endpoint = sys.argv[1:]
 info = overspill.ModelInfo.from_file(path)

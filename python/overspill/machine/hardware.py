@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import re
-import sys
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal
 
 from overspill import _core
 from overspill.base.checks import as_integer
-from overspill.base.files import cache_folder, replace_json
-from overspill.base.host import _last_level_cache_bytes, available_ram_bytes, physical_cores
+from overspill.base.files import cache_folder
+from overspill.base.host import available_ram_bytes, physical_cores
 from overspill.base.units import Rate, Size, parse_bytes, parse_rate
 from overspill.base.values import Device
 from overspill.header.info import ModelInfo
 from overspill.machine.devices import devices
+from overspill.machine.measure import Report, _answer, _Cache, _questions
 
 __all__ = ["DeviceSpec", "Hardware"]
 
 logger = logging.getLogger("overspill")
-
-Report: TypeAlias = Callable[[str, float], object]
-"""Given what is measured next, and the share that is done, 0 to 1."""
-
-_MOST_INTERRUPTIONS_PER_S = 20  # of each thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,159 +371,6 @@ def _caps(memory: Mapping[str, Size], found: Sequence[Device]) -> dict[str, int]
 # --- measuring ---------------------------------------------------------------------------------
 
 
-class _Question(NamedTuple):
-    """One figure of one device, and how it is called in the cache."""
-
-    device: Device
-    figure: str
-    """A key of ``DeviceSpec.rates``, or one of the other figures."""
-    key: tuple[str, str]
-    text: str
-    ask: Callable[[_core.DeviceMeter], float]
-
-
-def _weight_shapes(info: ModelInfo) -> dict[str, tuple[str, int, int, int, int]]:
-    """Return the shape that most bytes of each kind of weights have: type, n_in, n_out, n_experts, n_used."""
-    sizes: defaultdict[str, Counter[tuple[str, int, int, int, int]]] = defaultdict(Counter)
-    for name, kind, shape, n_bytes in info.tensors:
-        looked_up = name.startswith("token_embd.") and not info.tied_embedding
-        if len(shape) < 2 or looked_up or not name.endswith(".weight") or kind in ("i8", "i16", "i32", "i64", "f64"):
-            continue
-        n_in, n_out, *rest = shape
-        if rest and re.search(r"_(ch)?exps\b", name):
-            used = max(1, info.n_experts_used)
-            sizes[f"{kind}:experts"][kind, n_in, n_out, rest[0], min(used, rest[0])] += n_bytes * used // rest[0]
-        else:
-            sizes[kind][kind, n_in, n_out * math.prod(rest), 0, 0] += n_bytes
-    return {figure: counts.most_common(1)[0][0] for figure, counts in sizes.items()}
-
-
-def _questions(
-    device: Device, info: ModelInfo | None, found: Sequence[Device], n_threads: int, kv_type: str, no_host: bool
-) -> Iterator[_Question]:
-    is_cpu = device is found[-1]
-    if device.backend == "RPC":
-        others = [other for other in found if other.description == device.description]
-        identity = f"RPC {device.description}, device {others.index(device)}"
-    else:
-        identity = f"{device.name}, {device.description}"
-    if is_cpu:
-        beside = _local_gpus(found)
-        identity += f", {n_threads} threads" + (f", beside {'+'.join(beside)}" if beside else "")
-        identity += ", no_host" if no_host else ""
-    identity += f", llama.cpp {_core.LLAMA_CPP_COMMIT}"
-
-    def question(figure: str, key: str, text: str, ask: Callable[[_core.DeviceMeter], float]) -> _Question:
-        return _Question(device, figure, (identity, key), f"{device.name}: {text}", ask)
-
-    def weights(figure: str, shape: tuple[str, int, int, int, int]) -> _Question:
-        kind, n_in, n_out, n_experts, n_used = shape
-        key = f"{kind} {n_in}x{n_out}" + (f"x{n_experts}, {n_used} used" if n_experts else "")
-        return question(figure, key, f"weights in {kind.upper()}", lambda meter: meter.weight_rate(*shape)[0])
-
-    yield weights("bandwidth", ("f16", 4096, 4096, 0, 0))
-    n_embd = 4096
-    if info is not None:
-        n_embd = info.n_embd or n_embd
-        for figure, shape in _weight_shapes(info).items():
-            yield weights(figure, shape)
-        heads = _heads(info)
-        if heads is not None:
-            yield question(
-                f"{kv_type}:kv",
-                f"{kv_type} KV cache, {heads[0]} of {heads[1]} heads of {heads[2]}",
-                f"a KV cache in {kv_type.upper()}",
-                lambda meter: meter.attention_bytes_per_s(kv_type, *heads, 1024),
-            )
-    yield question("op_s", f"operation {n_embd}", "small operations", lambda meter: meter.operation_s(n_embd))
-    if not is_cpu:
-        key = f"visit {n_embd}, {n_threads} threads"
-        yield question("hop_s", key, "moving there and back", lambda meter: meter.visit_s(n_embd))
-        yield question("link_bytes_per_s", "link", "the link", lambda meter: meter.link_bytes_per_s(16 << 20))
-
-
-def _local_gpus(found: Sequence[Device]) -> list[str]:
-    return [device.name for device in found[:-1] if device.backend != "RPC"]
-
-
-def _heads(info: ModelInfo) -> tuple[int, int, int] | None:
-    """Return heads, heads of the KV cache and their width, where they are the same in every layer."""
-    key = f"{info.architecture}.attention."
-    n_heads = info.metadata.get(f"{key}head_count")
-    n_heads_kv = info.metadata.get(f"{key}head_count_kv", n_heads)
-    if not isinstance(n_heads, int) or not isinstance(n_heads_kv, int) or not n_heads_kv or n_heads % n_heads_kv:
-        return None
-    width = info.metadata.get(f"{key}key_length", info.n_embd // n_heads)
-    return (n_heads, n_heads_kv, width) if isinstance(width, int) and width else None
-
-
-def _answer(
-    questions: Sequence[_Question],
-    cache: _Cache,
-    found: Sequence[Device],
-    n_threads: int,
-    no_host: bool,
-    progress: Report | None,
-) -> None:
-    meter: _core.DeviceMeter | None = None
-    measured: Device | None = None
-    disturbed = 0
-    try:
-        for i, question in enumerate(questions):
-            if progress is not None:
-                progress(question.text, i / len(questions))
-            if question.device is not measured:
-                meter = None  # lets go of its memory first
-                measured = question.device
-                meter = _core.DeviceMeter(
-                    measured.name,
-                    n_threads=n_threads,
-                    working_set_bytes=_working_set_bytes(measured),
-                    gpus=_local_gpus(found),
-                    host_buffers=not no_host,
-                    budget_s=0.08,
-                )
-            assert meter is not None
-            try:
-                start, interruptions = time.perf_counter(), _interruptions()
-                figure = question.ask(meter)
-                per_s = (_interruptions() - interruptions) / (time.perf_counter() - start)
-                # On an idle machine a thread is hardly ever put aside; beside another program, 100 times a second.
-                is_disturbed = measured.kind == "cpu" and per_s > _MOST_INTERRUPTIONS_PER_S * n_threads
-                cache.put(question, figure, keep=not is_disturbed)
-                disturbed += is_disturbed
-            except _core.Error as error:
-                # A type that the device cannot compute with, say; llama.cpp will say so if it matters.
-                logger.warning("%s could not be measured: %s", question.text, error)
-                continue
-            logger.debug("measured %s, %s: %.4g", *question.key, cache.figures[question.key])
-    finally:
-        cache.save()
-    if disturbed:
-        logger.warning(
-            "other programs kept the CPU busy while its speed was measured: %d of the figures are used now and will be "
-            "measured again next time",
-            disturbed,
-        )
-
-
-def _interruptions() -> int:
-    """Return how often the system put a thread of this process aside for something else; 0 if it does not say."""
-    if sys.platform == "win32":
-        return 0
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
-def _working_set_bytes(device: Device) -> int:
-    """Return how much memory keeps every cache from holding the weights, or less if there is little."""
-    wanted = min(max(128 << 20, 3 * _last_level_cache_bytes()), 1 << 30)
-    if device.kind != "cpu":
-        wanted = 256 << 20 if device.backend == "RPC" else 512 << 20
-    return max(16 << 20, min(wanted, device.free_bytes // 4 or wanted))
-
-
 def _spec(device: Device, memory_bytes: int, known: Mapping[str, float]) -> DeviceSpec:
     kind: Literal["cpu", "gpu"] = "cpu" if device.kind == "cpu" else "gpu"
     figures = dict(known)
@@ -551,48 +388,3 @@ def _spec(device: Device, memory_bytes: int, known: Mapping[str, float]) -> Devi
 
 
 # --- what was measured before -------------------------------------------------------------------
-
-
-class _Cache:
-    """Figures by device and quantity, in a file."""
-
-    _FORMAT = 1
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self.figures = self._read()
-        self._new: dict[tuple[str, str], float] = {}
-
-    def _read(self) -> dict[tuple[str, str], float]:
-        try:
-            data = json.loads(self._file.read_text(encoding="utf-8"))
-            if data["format"] != self._FORMAT:
-                return {}
-            return {
-                (device, key): float(value)
-                for device, figures in data["devices"].items()
-                for key, value in figures.items()
-                if math.isfinite(value) and value >= 0
-            }
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.info("%s is not readable, so it is written anew: %r", self._file, error)
-            return {}
-
-    def put(self, question: _Question, figure: float, *, keep: bool) -> None:
-        self.figures[question.key] = figure
-        if keep:
-            self._new[question.key] = figure
-
-    def save(self) -> None:
-        """Add what is new to the file, which others may have written to in the meantime."""
-        if not self._new:
-            return
-        devices: defaultdict[str, dict[str, float]] = defaultdict(dict)
-        for (device, key), figure in sorted({**self._read(), **self._new}.items()):
-            devices[device][key] = figure
-        try:
-            replace_json(self._file, {"format": self._FORMAT, "devices": devices})
-        except OSError as error:
-            logger.warning("what was measured could not be kept: %s", error)
