@@ -62,7 +62,8 @@ from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.llama import LlamaPlacement
 from overspill.placement.placement import Placement
 from overspill.planning.planner import Forecast, Plan, Verdict, forecast, plan, ubatch_trade
-from overspill.sampling.sampler import Sampler, SamplingOptions
+from overspill.sampling.options import SamplingOptions
+from overspill.sampling.sampler import Sampler
 from overspill.studies.bench import Bench, bench
 from overspill.studies.compare.comparison import Answer, ComparedModel, Comparison, compare
 from overspill.studies.tune import Trial, Tuned, tune

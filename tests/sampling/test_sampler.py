@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from overspill import Error, Model, Sampler, SamplingOptions, _core
-from overspill.sampling.sampler import SamplingKeywords
+from overspill.sampling.options import SamplingKeywords
 from programs import python_environment
 from sampling_reference import edited, mirostat_survivors, survivors
 from upstream_tools import UpstreamChain

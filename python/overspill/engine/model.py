@@ -37,7 +37,8 @@ from overspill.base.values import (
     TokenMask,
 )
 from overspill.engine.async_stream import AsyncStream
-from overspill.engine.chat import ChatStream, ChatTemplate, Message, OnFull, ReplyForm, Tool, ToolChoice
+from overspill.engine.chat import ChatStream, ChatTemplate, Message, OnFull, ReplyForm, ToolChoice
+from overspill.engine.tools import Tool
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES, layer_caches
 from overspill.hub import resolve
@@ -48,7 +49,8 @@ from overspill.placement.placement import Placement
 from overspill.planning.planner import Plan, plan
 from overspill.planning.tuned import tuned_options
 from overspill.sampling.json_schema import grammar_of_json_schema
-from overspill.sampling.sampler import Sampler, SamplingKeywords, SamplingOptions, merge
+from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
+from overspill.sampling.sampler import Sampler
 
 __all__ = ["Model", "Offload", "Stream"]
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from overspill import _core
 from overspill.header.tensor_names import Part, layer_of, part_of
-from overspill.sampling.sampler import SamplingOptions
+from overspill.sampling.options import SamplingOptions
 
 __all__ = ["ModelInfo", "Tensor"]
 

@@ -27,7 +27,7 @@ from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
 from overspill.planning.planner import Forecast, forecast, plan
 from overspill.planning.tuned import tuned_options
-from overspill.sampling.sampler import SamplingOptions, merge
+from overspill.sampling.options import SamplingOptions, merge
 
 __all__ = ["Answer", "ComparedModel", "Comparison", "compare"]
 
