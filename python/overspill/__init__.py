@@ -55,7 +55,8 @@ from overspill.cascade.cascade import (
 )
 from overspill.engine.async_stream import AsyncStream
 from overspill.engine.chat import Channel, Chat, ChatStream, ChatTemplate, ChatToken, ToolCall
-from overspill.engine.model import Model, Stream
+from overspill.engine.model import Model
+from overspill.engine.stream import Stream
 from overspill.header.info import ModelInfo
 from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import DeviceSpec, Hardware

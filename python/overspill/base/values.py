@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,29 +222,3 @@ class MemoryUse:
     def total_bytes(self) -> int:
         """All of it."""
         return self.weights_bytes + self.kv_bytes + self.compute_bytes
-
-
-_Item = TypeVar("_Item", covariant=True)
-
-
-class Closable(Protocol[_Item]):
-    """What gives one thing after another, and can be ended."""
-
-    def __next__(self) -> _Item:
-        """Return the next one, or raise ``StopIteration``."""
-
-    def close(self) -> None:
-        """End it."""
-
-
-def until_left(stream: Closable[_Item]) -> Iterator[_Item]:
-    """Yield what comes; the stream is closed when the loop is left."""
-    try:
-        while True:
-            try:
-                item = next(stream)
-            except StopIteration:
-                return
-            yield item
-    finally:
-        stream.close()

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from overspill import _core
 from overspill.base.checks import as_real
 from overspill.base.units import format_bytes, format_count, parse_bytes
-from overspill.base.values import Stats, StopReason, Token, TokenChooser, until_left
+from overspill.base.values import Stats, StopReason, Token, TokenChooser
 from overspill.engine.chat import Channel, ChatStream, ChatToken, Message, ToolCall
-from overspill.engine.model import Model, Stream
+from overspill.engine.model import Model
+from overspill.engine.stream import Stream, until_left
 from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server

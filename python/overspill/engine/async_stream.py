@@ -8,12 +8,10 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from overspill.base.values import Stats, StopReason, Token
-
-if TYPE_CHECKING:
-    from overspill.engine.model import Stream
+from overspill.engine.stream import Stream
 
 __all__ = ["AsyncStream"]
 

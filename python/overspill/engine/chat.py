@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from overspill import _core
 from overspill.base.files import replace_json
-from overspill.base.values import Stats, StopReason, until_left
+from overspill.base.values import Stats, StopReason
+from overspill.engine.stream import until_left
 from overspill.engine.tools import Tool, describe_tools
 from overspill.sampling.json_schema import checked_schema
 
 if TYPE_CHECKING:
-    from overspill.engine.model import Model, Stream
+    from overspill.engine.model import Model
+    from overspill.engine.stream import Stream
 
 __all__ = [
     "Channel",

@@ -22,22 +22,19 @@ from overspill.base.checks import as_integer
 from overspill.base.host import available_ram_bytes, physical_cores
 from overspill.base.units import format_bytes
 from overspill.base.values import (
-    Breakdown,
     CacheType,
     Completion,
     LoadMode,
     LogitsProcessor,
     MemoryUse,
     Progress,
-    Stats,
-    StopReason,
     Switch,
-    Token,
     TokenChooser,
     TokenMask,
 )
 from overspill.engine.async_stream import AsyncStream
 from overspill.engine.chat import ChatStream, ChatTemplate, Message, OnFull, ReplyForm, ToolChoice
+from overspill.engine.stream import ReadBytes, Stream, stats_of
 from overspill.engine.tools import Tool
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES, layer_caches
@@ -52,7 +49,7 @@ from overspill.sampling.json_schema import grammar_of_json_schema
 from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
 from overspill.sampling.sampler import Sampler
 
-__all__ = ["Model", "Offload", "Stream"]
+__all__ = ["Model", "Offload"]
 
 logger = logging.getLogger("overspill")
 
@@ -133,87 +130,6 @@ def _with_less(planned: Plan, device: str, share: float) -> Plan | None:
         for one in planned.hardware.devices
     )
     return planned.for_hardware(replace(planned.hardware, devices=devices))
-
-
-class _ReadBytes:
-    """Bytes of weights and KV cache that decoding reads."""
-
-    def __init__(self, info: ModelInfo, type_k: CacheType, type_v: CacheType) -> None:
-        self._weights = info.bytes_per_token
-        self._caches = layer_caches(info)
-        self._types = type_k, type_v
-
-    def __call__(self, depth: int, n: int) -> int:
-        """Return those of ``n`` tokens from a depth on."""
-        middle = depth + n // 2
-        return n * (self._weights + sum(cache.bytes_read(middle, *self._types) for cache in self._caches))
-
-
-def _stats(values: _core._Stats, read_bytes: _ReadBytes | None) -> Stats:
-    prompt_tokens, tokens, prefill_s, decode_s, first_s, reason, cached, dropped, parts = values
-    n_splits, n_reused, n_page_faults = parts[8:]
-    n = max(0, tokens - 1)
-    breakdown = Breakdown(
-        n,
-        *parts[:8],
-        graph_splits=n_splits,
-        graphs_reused=n_reused,
-        major_page_faults=None if n_page_faults < 0 else n_page_faults,
-        read_bytes=None if read_bytes is None else read_bytes(prompt_tokens - dropped, n),
-    )
-    stop_reason = None if reason is None else StopReason(reason)
-    return Stats(prompt_tokens, tokens, prefill_s, decode_s, first_s, stop_reason, cached, dropped, breakdown)
-
-
-class Stream:
-    """A reply as it is made: iterate over it to get :class:`Token` after token.
-
-    Each ``next()`` runs one step of the model, without the GIL. Leaving the loop, by
-    ``break`` or by an exception, ends the stream; so does :meth:`close`, or leaving the
-    ``with`` block. The model is usable afterwards, and :attr:`stats` stays readable.
-    """
-
-    def __init__(self, generation: _core.Generation, read_bytes: _ReadBytes) -> None:
-        """Wrap a native generation; :meth:`Model.stream` makes these."""
-        self._generation = generation
-        self._read_bytes = read_bytes
-
-    def __iter__(self) -> Iterator[Token]:
-        """Yield the tokens; the stream is closed when the loop is left."""
-        try:
-            # Not `yield from`: that would hand `close()` through without our reason.
-            for token in self._generation:  # noqa: UP028
-                yield token
-        finally:
-            self.close()
-
-    def __next__(self) -> Token:
-        """Return the next token, or raise ``StopIteration`` at the end."""
-        return next(self._generation)
-
-    def __enter__(self) -> Stream:
-        """Return the stream itself; it is closed when the block is left."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Close the stream."""
-        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self._generation.close(StopReason.INTERRUPTED if interrupted else StopReason.CLOSED)
-
-    def close(self) -> None:
-        """End the stream; a step that runs in another thread is cancelled. Idempotent."""
-        self._generation.close(StopReason.CLOSED)
-
-    @property
-    def stats(self) -> Stats:
-        """What the stream did so far, and how fast."""
-        return _stats(self._generation.stats(), self._read_bytes)
-
-    def __repr__(self) -> str:
-        """Return the stats in brackets."""
-        return f"<overspill.Stream {self.stats}>"
 
 
 class Model:
@@ -510,8 +426,8 @@ class Model:
         return ModelInfo.from_file(self._path)
 
     @cached_property
-    def _read_bytes(self) -> _ReadBytes:
-        return _ReadBytes(self.info, self._settings["type_k"], self._settings["type_v"])
+    def _read_bytes(self) -> ReadBytes:
+        return ReadBytes(self.info, self._settings["type_k"], self._settings["type_v"])
 
     @property
     def n_ctx(self) -> int:
@@ -874,7 +790,7 @@ class Model:
     def _completions(batch: _core.BatchGeneration) -> Iterator[tuple[int, Completion]]:
         try:
             for i, reply, stats in batch:
-                yield i, Completion("".join(token.text for token in reply), reply, _stats(stats, None))
+                yield i, Completion("".join(token.text for token in reply), reply, stats_of(stats, None))
         finally:
             batch.close()
 

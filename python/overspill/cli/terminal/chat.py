@@ -23,7 +23,7 @@ from overspill.base.units import format_count
 from overspill.base.values import StopReason
 from overspill.cli.terminal.markdown import StreamedMarkdown
 from overspill.engine.chat import Channel, Chat, ChatStream, ChatToken
-from overspill.engine.model import Stream
+from overspill.engine.stream import Stream
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession

@@ -18,7 +18,8 @@ from overspill import _core
 from overspill.base.units import format_bytes
 from overspill.base.values import LoadMode, MemoryUse, Stats
 from overspill.engine.chat import ChatStream
-from overspill.engine.model import Model, Offload, Stream
+from overspill.engine.model import Model, Offload
+from overspill.engine.stream import Stream
 from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server, devices
