@@ -1,8 +1,8 @@
 // Included by force before ggml-rpc.cpp of llama.cpp, which ends the process when a server is lost.
 //
 // Here a command that is lost is answered with zeros, so that whoever waits for it goes on, and one line of the
-// log says so: cpp/log.cpp counts these lines, and cpp/rpc.cpp looks for the server. A failure to connect, which
-// happens on the caller's own thread, is an exception. Everything else ends the process as before.
+// log says so: cpp/base/log.cpp counts these lines, and cpp/device/rpc.cpp looks for the server. A failure to connect,
+// which happens on the caller's own thread, is an exception. Everything else ends the process as before.
 #pragma once
 
 #include "ggml-impl.h"

@@ -1,15 +1,15 @@
 // The core without Python, for the sanitizers. Usage: overspill_core_tests MODEL.gguf FOLDER
 // MODEL is any small model that generates text; damaged copies of it are written to FOLDER.
 
-#include "batch.h"
-#include "error.h"
-#include "evaluation.h"
-#include "generation.h"
-#include "gguf_file.h"
-#include "log.h"
-#include "measurement.h"
-#include "model.h"
-#include "utf8_buffer.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/utf8_buffer.h"
+#include "device/device_meter.h"
+#include "generate/batch.h"
+#include "generate/evaluation.h"
+#include "generate/generation.h"
+#include "gguf/gguf_file.h"
+#include "model/model.h"
 
 #include <algorithm>
 #include <chrono>

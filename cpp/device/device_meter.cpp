@@ -1,0 +1,464 @@
+#include "device/device_meter.h"
+
+#include "base/log.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <future>
+#include <limits>
+#include <numeric>
+#include <utility>
+
+namespace overspill {
+
+namespace {
+
+constexpr int64_t largest_dimension = 1 << 24;
+constexpr size_t most_distinct = 1024;  // tensors that a measurement cycles through
+
+double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// The first quartile of the runs that the budget allows, after one that makes plans, wakes threads and fills caches:
+// what else runs on the machine makes some of them longer, and none shorter.
+template <typename Run>
+double typical_s(double budget_s, Run && run) {
+    constexpr size_t fewest = 3;
+    run();
+    std::vector<double> times;
+    const double start = seconds();
+    double now = start;
+    while (now - start < budget_s || times.size() < fewest) {
+        run();
+        const double after = seconds();
+        times.push_back(after - now);
+        now = after;
+    }
+    const auto quartile = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 4);
+    std::nth_element(times.begin(), quartile, times.end());
+    return *quartile;
+}
+
+// A graph whose tensors have no memory yet.
+struct Graph {
+    explicit Graph(size_t n_operations)
+        // As many leaves again: weights, inputs, numbers of experts.
+        : context(ggml_init({ggml_tensor_overhead() * (2 * n_operations + 16) +
+                                 ggml_graph_overhead_custom(2 * n_operations + 16, false),
+                             nullptr, /*no_alloc =*/true})),
+          graph(ggml_new_graph_custom(context.get(), 2 * n_operations + 16, false)) {}
+
+    ggml_context_ptr context;
+    ggml_cgraph * graph;
+};
+
+// An RPC device counts as synchronised when everything has been sent to it; only reading waits for its results.
+void wait_for(const ggml_tensor * result) {
+    float first = 0;
+    ggml_backend_tensor_get(result, &first, 0, sizeof first);
+}
+
+void set(ggml_tensor * vector, float scale) {
+    std::vector<float> values(static_cast<size_t>(ggml_nelements(vector)));
+    for (size_t i = 0; i < values.size(); ++i) {
+        values[i] = scale * (static_cast<float>(i % 7) - 3.0F);
+    }
+    ggml_backend_tensor_set(vector, values.data(), 0, ggml_nbytes(vector));
+}
+
+// Small operations of the kinds that a layer has, none of which backends fuse with the one before.
+ggml_tensor * small_operation(ggml_context * context, size_t i, ggml_tensor * vector, ggml_tensor * weights) {
+    switch (i % 3) {
+        case 0: return ggml_rms_norm(context, vector, 1e-5F);
+        case 1: return ggml_add(context, vector, weights);
+        default: return ggml_mul(context, vector, weights);
+    }
+}
+
+}  // namespace
+
+DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
+    : name_(device), options_(std::move(options)), device_(device_named(device)) {
+    check_range("n_threads", options_.n_threads, int32_t{1}, int32_t{GGML_MAX_N_THREADS});
+    check_range("working_set_bytes", options_.working_set_bytes, uint64_t{1} << 20, uint64_t{1} << 40);
+    check_range("budget_s", options_.budget_s, 0.0, 60.0);
+    for (const std::string & gpu : options_.gpus) {
+        gpus_.push_back(device_named(gpu));
+    }
+    const Activity activity("preparing to measure a device");
+    const ErrorCapture errors;
+    const ggml_backend_dev_t devices[] = {device_, nullptr};
+    servers_ = std::make_unique<const RpcServers>(devices);
+    cpu_.reset(ggml_backend_dev_init(cpu_device(), nullptr));
+    if (device_ != cpu_device()) {
+        other_.reset(ggml_backend_dev_init(device_, nullptr));
+    }
+    backend_ = device_ == cpu_device() ? cpu_.get() : other_.get();
+    if (!cpu_ || backend_ == nullptr) {
+        throw Error(name_ + " cannot be used: " + errors.reason("it could not be initialised"));
+    }
+    threadpool_ = make_threadpool(options_.n_threads);
+    cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads")(cpu_.get(), options_.n_threads);
+    cpu_function<decltype(&ggml_backend_cpu_set_threadpool)>("ggml_backend_cpu_set_threadpool")(cpu_.get(),
+                                                                                                threadpool_.get());
+}
+
+Error DeviceMeter::no_memory() const {
+    check_server();
+    return Error(name_ + " has no memory to be measured with");
+}
+
+void DeviceMeter::compute(ggml_cgraph * graph) {
+    if (ggml_backend_graph_compute(backend_, graph) != GGML_STATUS_SUCCESS) {
+        throw Error(name_ + " failed while it was measured");
+    }
+    wait_for(ggml_graph_node(graph, -1));
+    check_server();
+}
+
+ggml_backend_buffer_t DeviceMeter::working_set(ggml_backend_buffer_type_t type) {
+    ggml_backend_buffer_ptr & buffer = working_sets_[type];
+    if (!buffer) {
+        const ErrorCapture errors;
+        const size_t n_bytes = std::min<size_t>(options_.working_set_bytes, ggml_backend_buft_get_max_size(type));
+        buffer.reset(ggml_backend_buft_alloc_buffer(type, n_bytes));
+        if (!buffer) {
+            check_server();
+            throw Error(name_ + " has no " + std::to_string(n_bytes >> 20) +
+                        " MiB to be measured with: " + errors.reason("out of memory"));
+        }
+        ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        // In every type these are finite weights, neither zeros nor denormals: 0x3C3C is 1.06 as F16, which most
+        // blocks have as their scale, 0.01 as BF16 and F32, and 2^-67 as the exponent of MXFP4.
+        ggml_backend_buffer_clear(buffer.get(), 0x3C);
+    }
+    return buffer.get();
+}
+
+// Copies of one tensor side by side in the working set, as many as there is room for.
+std::vector<ggml_tensor *> DeviceMeter::fill(ggml_backend_buffer_t buffer,
+                                             const std::function<ggml_tensor *()> & make) {
+    std::vector<ggml_tensor *> tensors;
+    ggml_backend_buffer_type_t type = ggml_backend_buffer_get_type(buffer);
+    const size_t alignment = ggml_backend_buft_get_alignment(type);
+    auto * base = static_cast<char *>(ggml_backend_buffer_get_base(buffer));
+    for (size_t at = 0; tensors.size() < most_distinct;) {
+        ggml_tensor * tensor = make();
+        const size_t n_bytes = ggml_backend_buft_get_alloc_size(type, tensor);
+        if (at + n_bytes > ggml_backend_buffer_get_size(buffer)) {
+            break;
+        }
+        if (ggml_backend_tensor_alloc(buffer, tensor, base + at) != GGML_STATUS_SUCCESS) {
+            throw Error(name_ + " could not hold weights to be measured with");
+        }
+        tensors.push_back(tensor);
+        at += (n_bytes + alignment - 1) / alignment * alignment;
+    }
+    if (tensors.empty()) {
+        throw Error(name_ + ": " + std::to_string(options_.working_set_bytes >> 20) +
+                    " MiB are too few to measure with weights of this shape");
+    }
+    return tensors;
+}
+
+ggml_backend_buffer_ptr DeviceMeter::allocate(ggml_context * context) {
+    ggml_backend_buffer_ptr buffer(
+        ggml_backend_alloc_ctx_tensors_from_buft(context, ggml_backend_dev_buffer_type(device_)));
+    if (!buffer) {
+        throw no_memory();
+    }
+    return buffer;
+}
+
+// Seconds for one of many operations, computed in one graph; `build` makes the one of the given number, below
+// n_distinct.
+double DeviceMeter::average_s(size_t n_distinct, const std::function<ggml_tensor *(ggml_context *, size_t)> & build) {
+    const auto graph_s = [&](size_t n_operations) {
+        const Graph pass(n_operations);
+        ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(device_);
+        ggml_backend_buffer_ptr output;
+        for (size_t i = 0; i < n_operations; ++i) {
+            ggml_tensor * result = build(pass.context.get(), i % n_distinct);
+            if (!output) {
+                output.reset(ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alloc_size(type, result)));
+                if (!output) {
+                    throw no_memory();
+                }
+            }
+            // All at one place, since nobody reads them: a decode uses its buffers again, too.
+            ggml_backend_tensor_alloc(output.get(), result, ggml_backend_buffer_get_base(output.get()));
+            ggml_build_forward_expand(pass.graph, result);
+        }
+        return typical_s(options_.budget_s, [&] { compute(pass.graph); });
+    };
+    // So long that starting the graph and waiting for it do not count.
+    constexpr double long_enough_s = 0.005;
+    constexpr size_t most_operations = 4096;
+    size_t n_operations = std::min(n_distinct, most_operations);
+    double time_s = graph_s(n_operations);
+    if (time_s < long_enough_s && n_operations < most_operations) {
+        const double wanted = static_cast<double>(n_operations) * long_enough_s / std::max(time_s, 1e-9);
+        n_operations = std::max(n_operations + 1, static_cast<size_t>(std::min<double>(wanted, most_operations)));
+        time_s = graph_s(n_operations);
+    }
+    return time_s / static_cast<double>(n_operations);
+}
+
+WeightRate DeviceMeter::weight_rate(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,
+                                    int64_t n_used) {
+    WeightUse use{weight_type(type), n_in, n_out, n_experts, n_used};
+    check_range("n_in", n_in, int64_t{1}, largest_dimension);
+    check_range("n_out", n_out, int64_t{1}, largest_dimension);
+    check_range("n_experts", n_experts, int64_t{0}, int64_t{1} << 16);
+    check_range("n_used", n_used, std::min<int64_t>(n_experts, 1), n_experts);
+    if (n_in % ggml_blck_size(use.type) != 0) {
+        throw std::invalid_argument("n_in must be a multiple of " + std::to_string(ggml_blck_size(use.type)) + " for " +
+                                    type + ", not " + std::to_string(n_in));
+    }
+    const std::lock_guard lock(mutex_);
+    const Activity activity("measuring how fast a device reads weights");
+    ggml_backend_buffer_type_t buffer_type = weight_buffer_type(use, device_, gpus_, options_.host_buffers);
+    if (buffer_type == nullptr) {
+        throw Error(name_ + " has no operation for weights of the type " + type);
+    }
+    if (!ggml_backend_supports_buft(backend_, buffer_type)) {
+        buffer_type = ggml_backend_dev_buffer_type(device_);  // an accelerator's, which is not measured
+    }
+    ggml_backend_buffer_t buffer = working_set(buffer_type);
+
+    // At least two of everything. Less an eighth, since some layouts need more than the weights have in a file.
+    const size_t room = ggml_backend_buffer_get_size(buffer) / 8 * 7;
+    constexpr int64_t row_unit = 64;  // of which repacked layouts want a multiple
+    const size_t row_bytes = ggml_row_size(use.type, n_in);
+    const auto most_rows = static_cast<int64_t>(room / row_bytes) / (2 * std::max<int64_t>(1, n_used));
+    if (n_out > most_rows) {
+        use.n_out = std::max<int64_t>(1, most_rows / row_unit) * row_unit;
+    }
+    const size_t matrix_bytes = row_bytes * static_cast<size_t>(use.n_out);
+    use.n_experts = std::min(n_experts, std::max(n_used, static_cast<int64_t>(room / matrix_bytes)));
+
+    const ggml_context_ptr weights_context(ggml_init({ggml_tensor_overhead() * (most_distinct + 1), nullptr, true}));
+    const std::vector<ggml_tensor *> weights = fill(buffer, [&] { return use.weights(weights_context.get()); });
+    // Each expert once; those of one token lie apart.
+    const auto n_groups = static_cast<size_t>(n_experts == 0 ? 1 : std::min<int64_t>(use.n_experts / n_used, 256));
+    const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * (n_groups + 1), nullptr, true}));
+    ggml_tensor * input = use.input(inputs_context.get(), 1);
+    std::vector<ggml_tensor *> experts(n_groups);
+    for (ggml_tensor *& group : experts) {
+        group = use.experts(inputs_context.get(), 1);
+    }
+    const ggml_backend_buffer_ptr inputs = allocate(inputs_context.get());
+    set(input, 0.1F);
+    for (size_t group = 0; n_experts > 0 && group < n_groups; ++group) {
+        std::vector<int32_t> numbers(static_cast<size_t>(n_used));
+        for (size_t i = 0; i < numbers.size(); ++i) {
+            numbers[i] = static_cast<int32_t>(i * n_groups + group);
+        }
+        ggml_backend_tensor_set(experts[group], numbers.data(), 0, ggml_nbytes(experts[group]));
+    }
+    const double operation_s = average_s(weights.size() * n_groups, [&](ggml_context * context, size_t i) {
+        return WeightUse::product(context, weights[i / n_groups], input, experts[i % n_groups]);
+    });
+    const size_t n_bytes = matrix_bytes * static_cast<size_t>(std::max<int64_t>(1, n_used));
+    return {static_cast<double>(n_bytes) / operation_s, ggml_backend_buft_name(buffer_type)};
+}
+
+double DeviceMeter::attention_bytes_per_s(const std::string & type, int64_t n_heads, int64_t n_heads_kv,
+                                          int64_t head_width, int64_t n_kv) {
+    const ggml_type kv_type = weight_type(type);
+    check_range("n_heads", n_heads, int64_t{1}, int64_t{1} << 16);
+    check_range("n_heads_kv", n_heads_kv, int64_t{1}, n_heads);
+    check_range("head_width", head_width, int64_t{1}, int64_t{1} << 16);
+    check_range("n_kv", n_kv, int64_t{1}, largest_dimension);
+    if (n_heads % n_heads_kv != 0) {
+        throw std::invalid_argument("n_heads must be a multiple of n_heads_kv");
+    }
+    if (head_width % ggml_blck_size(kv_type) != 0) {
+        throw std::invalid_argument("head_width must be a multiple of " + std::to_string(ggml_blck_size(kv_type)) +
+                                    " for " + type + ", not " + std::to_string(head_width));
+    }
+    const std::lock_guard lock(mutex_);
+    const Activity activity("measuring how fast a device reads a KV cache");
+    const auto new_cache = [&](ggml_context * context) {
+        // A row of the cache holds all heads of a token; attention looks at it head by head.
+        ggml_tensor * cache = ggml_new_tensor_3d(context, kv_type, head_width, n_kv, n_heads_kv);
+        cache->nb[2] = cache->nb[1];
+        cache->nb[1] = cache->nb[2] * static_cast<size_t>(n_heads_kv);
+        return cache;
+    };
+    const auto new_query = [&](ggml_context * context) {
+        return ggml_new_tensor_3d(context, GGML_TYPE_F32, head_width, 1, n_heads);
+    };
+    const auto new_mask = [&](ggml_context * context) { return ggml_new_tensor_2d(context, GGML_TYPE_F16, n_kv, 1); };
+    const auto attention = [](ggml_context * context, ggml_tensor * query, ggml_tensor * k, ggml_tensor * v,
+                              ggml_tensor * mask) {
+        ggml_tensor * result = ggml_flash_attn_ext(context, query, k, v, mask, 0.125F, 0.0F, 0.0F);
+        ggml_prec_set_acc(result, GGML_PREC_F32);
+        return result;
+    };
+    {
+        const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 8, nullptr, true}));
+        ggml_tensor * example = attention(context.get(), new_query(context.get()), new_cache(context.get()),
+                                          new_cache(context.get()), new_mask(context.get()));
+        if (!ggml_backend_dev_supports_op(device_, example)) {
+            throw Error(name_ + " has no flash attention for a KV cache of the type " + type + " and heads of " +
+                        std::to_string(head_width));
+        }
+    }
+    ggml_backend_buffer_t buffer = working_set(ggml_backend_dev_buffer_type(device_));
+    const ggml_context_ptr caches_context(ggml_init({ggml_tensor_overhead() * (most_distinct + 1), nullptr, true}));
+    const std::vector<ggml_tensor *> caches = fill(buffer, [&] { return new_cache(caches_context.get()); });
+    const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * 2, nullptr, true}));
+    ggml_tensor * query = new_query(inputs_context.get());
+    ggml_tensor * mask = new_mask(inputs_context.get());
+    const ggml_backend_buffer_ptr inputs = allocate(inputs_context.get());
+    set(query, 0.1F);
+    const std::vector<ggml_fp16_t> nothing_masked(static_cast<size_t>(n_kv));
+    ggml_backend_tensor_set(mask, nothing_masked.data(), 0, ggml_nbytes(mask));
+    const double operation_s = average_s(caches.size(), [&](ggml_context * context, size_t i) {
+        return attention(context, query, caches[i], caches[(i + 1) % caches.size()], mask);
+    });
+    return 2.0 * static_cast<double>(ggml_nbytes(caches[0])) / operation_s;
+}
+
+double DeviceMeter::operation_s(int64_t n_embd) {
+    check_range("n_embd", n_embd, int64_t{1}, largest_dimension);
+    const std::lock_guard lock(mutex_);
+    const Activity activity("measuring the cost of an operation");
+    const auto chain_s = [&](size_t n_operations) {
+        const Graph chain(n_operations);
+        ggml_tensor * weights = ggml_new_tensor_1d(chain.context.get(), GGML_TYPE_F32, n_embd);
+        ggml_tensor * vector = ggml_new_tensor_1d(chain.context.get(), GGML_TYPE_F32, n_embd);
+        ggml_set_input(weights);
+        ggml_set_input(vector);
+        ggml_tensor * last = vector;
+        for (size_t i = 0; i < n_operations; ++i) {
+            last = small_operation(chain.context.get(), i, last, weights);
+        }
+        ggml_build_forward_expand(chain.graph, last);
+        const ggml_gallocr_ptr memory(ggml_gallocr_new(ggml_backend_dev_buffer_type(device_)));
+        if (!ggml_gallocr_alloc_graph(memory.get(), chain.graph)) {
+            throw no_memory();
+        }
+        set(weights, 0.1F);
+        set(vector, 0.1F);
+        return typical_s(options_.budget_s / 2, [&] { compute(chain.graph); });
+    };
+    constexpr size_t shorter = 30;
+    constexpr size_t longer = 390;
+    return std::max(0.0, chain_s(longer) - chain_s(shorter)) / (longer - shorter);
+}
+
+double DeviceMeter::visit_s(int64_t n_embd) {
+    check_range("n_embd", n_embd, int64_t{1}, largest_dimension);
+    if (!other_) {
+        return 0;
+    }
+    const std::lock_guard lock(mutex_);
+    const Activity activity("measuring the cost of moving to a device");
+    constexpr size_t n_visits = 16;
+    constexpr size_t n_there = 30;  // operations on each side, about as many as a layer has
+    constexpr size_t n_operations = n_visits * 2 * n_there;
+    enum class Where { both, device, cpu };
+    const auto chain_s = [&](Where where) {
+        const Graph chain(n_operations);
+        ggml_context * context = chain.context.get();
+        ggml_backend_t backends[] = {other_.get(), cpu_.get()};
+        // As llama.cpp has it: what the CPU computes lies where the GPU's driver can reach it.
+        ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(device_);
+        ggml_backend_buffer_type_t types[] = {ggml_backend_dev_buffer_type(device_),
+                                              pinned != nullptr ? pinned : ggml_backend_dev_buffer_type(cpu_device())};
+        const ggml_backend_sched_ptr scheduler(ggml_backend_sched_new(backends, types, 2, 4 * n_operations,
+                                                                      /*parallel =*/false, /*op_offload =*/true));
+        ggml_tensor * input = ggml_new_tensor_1d(context, GGML_TYPE_F32, n_embd);
+        ggml_set_input(input);
+        ggml_tensor * before = input;
+        ggml_tensor * last = input;
+        for (size_t i = 0; i < n_operations; ++i) {
+            const size_t step = i % (2 * n_there);
+            // Two results come back from the device, as the hidden state and the choice of experts do.
+            ggml_tensor * next = step == n_there ? ggml_add(context, last, before)
+                                 : i % 2 == 0    ? ggml_rms_norm(context, last, 1e-5F)
+                                                 : ggml_scale(context, last, 1.5F);
+            before = std::exchange(last, next);
+            const bool on_device = where == Where::device || (where == Where::both && step < n_there);
+            ggml_backend_sched_set_tensor_backend(scheduler.get(), last, backends[on_device ? 0 : 1]);
+        }
+        ggml_build_forward_expand(chain.graph, last);
+        if (!ggml_backend_sched_alloc_graph(scheduler.get(), chain.graph)) {
+            throw no_memory();
+        }
+        set(input, 0.1F);
+        return typical_s(options_.budget_s, [&] {
+            if (ggml_backend_sched_graph_compute(scheduler.get(), chain.graph) != GGML_STATUS_SUCCESS) {
+                throw Error(name_ + " failed while it was measured");
+            }
+            wait_for(last);
+            check_server();
+        });
+    };
+    const double moving_s = chain_s(Where::both) - (chain_s(Where::device) + chain_s(Where::cpu)) / 2;
+    return std::max(0.0, moving_s) / n_visits;
+}
+
+double DeviceMeter::memory_bytes_per_s() {
+    if (other_) {
+        throw std::invalid_argument("device: the memory of the CPU alone can be read from here, not " + name_ + "'s");
+    }
+    const std::lock_guard lock(mutex_);
+    const Activity activity("measuring memory bandwidth");
+    ggml_backend_buffer_t buffer = working_set(ggml_backend_dev_buffer_type(device_));
+    const auto * words = static_cast<const uint64_t *>(ggml_backend_buffer_get_base(buffer));
+    const size_t n_words = ggml_backend_buffer_get_size(buffer) / sizeof *words;
+    const auto n_threads = static_cast<size_t>(options_.n_threads);
+    std::vector<uint64_t> sums(n_threads * 8);  // a cache line for each
+    const auto read_share = [&](size_t thread) {
+        // Several sums, so that no addition waits for the one before.
+        constexpr size_t n_lanes = 32;
+        std::array<uint64_t, n_lanes> lanes{};
+        const size_t end = n_words / n_lanes * (thread + 1) / n_threads * n_lanes;
+        for (size_t at = n_words / n_lanes * thread / n_threads * n_lanes; at < end; at += n_lanes) {
+            for (size_t lane = 0; lane < n_lanes; ++lane) {
+                lanes[lane] += words[at + lane];
+            }
+        }
+        sums[thread * 8] += std::accumulate(lanes.begin(), lanes.end(), uint64_t{0});
+    };
+    const double time_s = typical_s(options_.budget_s, [&] {
+        std::vector<std::future<void>> others;  // each waits for its thread when it goes
+        for (size_t thread = 1; thread < n_threads; ++thread) {
+            others.push_back(std::async(std::launch::async, read_share, thread));
+        }
+        read_share(0);
+    });
+    // The compiler must not find that nobody wants the sums.
+    const bool is_sum = std::accumulate(sums.begin(), sums.end(), uint64_t{0}) != 0;
+    return is_sum ? static_cast<double>(n_words * sizeof *words) / time_s : 0;
+}
+
+double DeviceMeter::link_bytes_per_s(uint64_t n_bytes) {
+    check_range("n_bytes", n_bytes, uint64_t{1}, uint64_t{1} << 32);
+    if (!other_) {
+        return std::numeric_limits<double>::infinity();
+    }
+    const std::lock_guard lock(mutex_);
+    const Activity activity("measuring the link to a device");
+    const ggml_context_ptr context(ggml_init({ggml_tensor_overhead(), nullptr, true}));
+    ggml_tensor * block = ggml_new_tensor_1d(context.get(), GGML_TYPE_I8, static_cast<int64_t>(n_bytes));
+    const ggml_backend_buffer_ptr buffer(
+        ggml_backend_alloc_ctx_tensors_from_buft(context.get(), ggml_backend_dev_buffer_type(device_)));
+    if (!buffer) {
+        throw no_memory();
+    }
+    std::vector<uint8_t> data(n_bytes, 0x3C);
+    const double there_and_back_s = typical_s(options_.budget_s, [&] {
+        ggml_backend_tensor_set(block, data.data(), 0, n_bytes);
+        ggml_backend_tensor_get(block, data.data(), 0, n_bytes);
+        check_server();
+    });
+    return 2.0 * static_cast<double>(n_bytes) / there_and_back_s;
+}
+
+}  // namespace overspill

@@ -1,0 +1,86 @@
+// How fast a device decodes: what the planner's predictions are made of. Graphs of one token, as llama.cpp computes
+// them.
+#pragma once
+
+#include "base/error.h"
+#include "device/device.h"
+#include "device/rpc.h"
+
+#include <ggml-cpp.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace overspill {
+
+struct MeterOptions {
+    int32_t n_threads = 1;                   // of the CPU
+    uint64_t working_set_bytes = 128 << 20;  // of weights that are cycled through, so that no cache holds them
+    std::vector<std::string> gpus = {};      // that a model is to lie on too: they decide in which buffers the CPU's is
+    bool host_buffers = true;                // false: llama.cpp's no_host
+    double budget_s = 0.08;                  // for each measurement, after a first run
+};
+
+struct WeightRate {
+    double bytes_per_s;
+    std::string buffer_type;  // in which the weights were, llama.cpp's choice
+};
+
+// Takes turns if several threads use it. No method takes long, so there is no way to interrupt one.
+class DeviceMeter {
+  public:
+    // `device` by llama.cpp's name. Throws std::invalid_argument, or Error if the device cannot be used.
+    DeviceMeter(const std::string & device, MeterOptions options);
+
+    // Reading cold weights for one token: bytes of weights over the time of the operation, its fixed cost included.
+    // Large matrices are measured by a part of their rows, and of their experts.
+    // Throws Error if there is no memory, or the device cannot do it.
+    WeightRate weight_rate(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts, int64_t n_used);
+
+    // Attention of one token to a KV cache of `n_kv` tokens, flash attention as llama.cpp has it: bytes of the cache
+    // over the time. Throws Error if the device has none for this type.
+    double attention_bytes_per_s(const std::string & type, int64_t n_heads, int64_t n_heads_kv, int64_t head_width,
+                                 int64_t n_kv);
+
+    // One of a chain of small operations on a vector of `n_embd` floats.
+    double operation_s(int64_t n_embd);
+
+    // What it costs that the computation moves from the CPU to the device and back: waiting, launching, copies of
+    // n_embd floats, one there and two back. 0 for the CPU.
+    double visit_s(int64_t n_embd);
+
+    // Reading memory from one end to the other, with n_threads: what no computation on the CPU can be faster than.
+    // Throws std::invalid_argument for other devices.
+    double memory_bytes_per_s();
+
+    // Copies of `n_bytes` to the device and back.
+    double link_bytes_per_s(uint64_t n_bytes);
+
+  private:
+    ggml_backend_buffer_t working_set(ggml_backend_buffer_type_t type);
+    std::vector<ggml_tensor *> fill(ggml_backend_buffer_t buffer, const std::function<ggml_tensor *()> & make);
+    ggml_backend_buffer_ptr allocate(ggml_context * context);
+    void compute(ggml_cgraph * graph);
+    Error no_memory() const;
+    void check_server() const { servers_->check(name_ + " was measured"); }
+    double average_s(size_t n_distinct, const std::function<ggml_tensor *(ggml_context *, size_t)> & build);
+
+    std::mutex mutex_;
+    std::string name_;
+    MeterOptions options_;
+    ggml_backend_dev_t device_;
+    std::vector<ggml_backend_dev_t> gpus_;
+    std::unique_ptr<const RpcServers> servers_;
+    std::shared_ptr<ggml_threadpool> threadpool_;
+    ggml_backend_ptr cpu_;
+    ggml_backend_ptr other_;  // null if the device is the CPU
+    ggml_backend_t backend_;  // the device's
+    std::map<ggml_backend_buffer_type_t, ggml_backend_buffer_ptr> working_sets_;
+};
+
+}  // namespace overspill

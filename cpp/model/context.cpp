@@ -1,0 +1,281 @@
+#include "model/context.h"
+
+#include "base/error.h"
+#include "base/log.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+namespace overspill {
+
+void Breakdown::add(const Breakdown & step) {
+    wait_s += step.wait_s;
+    decode_s += step.decode_s;
+    sync_s += step.sync_s;
+    logits_s += step.logits_s;
+    sample_s += step.sample_s;
+    python_s += step.python_s;
+    text_s += step.text_s;
+    n_graphs_reused += step.n_graphs_reused;
+}
+
+bool Interrupt::should_stop(const Poll & poll) {
+    // Reading the clock before each of a small model's operations would cost a percent.
+    constexpr unsigned asks_per_reading = 8;
+    constexpr auto interval = std::chrono::milliseconds(50);
+    if (cancelled()) {
+        return true;
+    }
+    if (!poll || ++n_asked_ % asks_per_reading != 0) {
+        return false;
+    }
+    const auto now = std::chrono::steady_clock::now();
+    if (now - asked_at_ < interval) {
+        return false;
+    }
+    asked_at_ = now;
+    return poll();
+}
+
+Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_threadpool> threadpool,
+                 const ContextOptions & options)
+    : servers_(options.servers),
+      model_(std::move(model)),
+      threadpool_(std::move(threadpool)),
+      n_ctx_(options.n_ctx),
+      n_batch_(std::min(options.n_batch, options.n_ctx * options.n_sequences)),
+      n_outputs_(std::min(options.n_outputs, n_batch_)),
+      n_ubatch_(std::min(options.n_ubatch, n_batch_)),
+      dry_run_(options.dry_run),
+      partial_memory_(llama_model_n_swa(model_.get()) > 0 || llama_model_is_recurrent(model_.get()) ||
+                      llama_model_is_hybrid(model_.get())) {
+    const Activity activity("creating a context");
+    llama_context_params params = llama_context_default_params();
+    // Each sequence has cells of its own, in whole blocks, so that attention does not look at the others'.
+    constexpr uint32_t block = 256;
+    params.n_ctx =
+        options.n_sequences == 1 ? options.n_ctx : (options.n_ctx + block - 1) / block * block * options.n_sequences;
+    params.kv_unified = false;
+    params.n_batch = n_batch_;
+    // Rows of logits are reserved twice: per batch in the output buffer, per ubatch in the graph.
+    constexpr uint32_t n_ubatch_for_all = 64;
+    n_ubatch_ = n_outputs_ > 1 && options.n_sequences == 1 ? std::min(n_ubatch_, n_ubatch_for_all) : n_ubatch_;
+    params.n_ubatch = n_ubatch_;
+    params.n_seq_max = options.n_sequences;
+    params.n_outputs_max = n_outputs_;  // n_batch of them would be reserved otherwise
+    params.n_threads = options.n_threads;
+    params.n_threads_batch = options.n_threads;
+    params.type_k = options.type_k;
+    params.type_v = options.type_v;
+    params.flash_attn_type = options.flash_attention;
+    params.swa_full = false;
+    params.no_perf = true;
+    params.cb_eval = options.on_node;
+    params.cb_eval_user_data = options.on_node_data;
+    params.abort_callback_data = this;
+    params.abort_callback = [](void * data) {
+        const auto * self = static_cast<const Context *>(data);
+        return self->interrupt_ != nullptr && self->interrupt_->should_stop(*self->poll_);
+    };
+    const ErrorCapture errors;
+    context_.reset(llama_init_from_model(model_.get(), params));
+    if (servers_) {
+        servers_->check("a context was made");
+    }
+    if (!context_) {
+        const std::string what = "no context of " + std::to_string(options.n_ctx) + " tokens could be made: ";
+        errors.throw_if_out_of_memory(what);
+        throw Error(what + errors.reason("too little memory?") + " (a smaller n_ctx needs less)");
+    }
+    n_splits_ = logged_graph_splits();
+    constexpr uint32_t most_reserved = 1 << 20;
+    decoded_.reserve(std::min(n_ctx_, most_reserved));
+    llama_attach_threadpool(context_.get(), threadpool_.get(), threadpool_.get());
+}
+
+MemoryReport Context::memory() const {
+    const Activity activity("looking at where a model lies");
+    MemoryReport report = report_memory(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_, dry_run_);
+    report.n_splits = n_splits_;
+    return report;
+}
+
+bool Context::can_continue_text() const {
+    return llama_get_memory(context_.get()) != nullptr;
+}
+
+void Context::clear() {
+    // Not the data: cells without a position are never looked at.
+    llama_memory_clear(llama_get_memory(context_.get()), /*data =*/false);
+    decoded_.clear();
+    remembered_.clear();
+    incomplete_ = false;
+}
+
+size_t Context::keep(const std::vector<int32_t> & tokens) {
+    const Activity activity("going back to the beginning that two prompts share");
+    const auto [end, unused] = std::mismatch(decoded_.begin(), decoded_.end(), tokens.begin(), tokens.end());
+    auto n = static_cast<size_t>(end - decoded_.begin());
+    n = std::min(n, tokens.empty() ? 0 : tokens.size() - 1);
+    if (n == 0 || incomplete_) {
+        clear();
+        return 0;
+    }
+    if (n == decoded_.size()) {
+        return n;
+    }
+    llama_memory_t memory = llama_get_memory(context_.get());
+    // Of a sliding window, only what the next tokens look at has to be there still.
+    const auto window = static_cast<llama_pos>(llama_model_n_swa(model_.get()));
+    const auto position = static_cast<llama_pos>(n);
+    const bool is_there = !partial_memory_ || llama_memory_seq_pos_min(memory, 0) <= std::max(0, position - window);
+    if (!is_there || !llama_memory_seq_rm(memory, 0, position, -1)) {
+        n = n_remembered_ <= n ? n_remembered_ : 0;
+        const bool restored = n > 0 && !remembered_.empty() &&
+                              llama_state_seq_set_data_ext(context_.get(), remembered_.data(), remembered_.size(), 0,
+                                                           LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == remembered_.size() &&
+                              llama_memory_seq_rm(memory, 0, static_cast<llama_pos>(n), -1);
+        if (!restored) {
+            clear();
+            return 0;
+        }
+    }
+    decoded_.resize(n);
+    if (n_remembered_ > n) {
+        remembered_.clear();
+    }
+    return n;
+}
+
+void Context::remember() {
+    if (!partial_memory_) {
+        return;
+    }
+    const Activity activity("remembering the state of a context");
+    remembered_.resize(llama_state_seq_get_size_ext(context_.get(), 0, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
+    remembered_.resize(llama_state_seq_get_data_ext(context_.get(), remembered_.data(), remembered_.size(), 0,
+                                                    LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
+    n_remembered_ = decoded_.size();
+}
+
+bool Context::can_drop() const {
+    // Recurrent layers say that they can, and forget nothing; learned positions would stay as they were.
+    return llama_memory_can_shift(llama_get_memory(context_.get())) && !llama_model_is_recurrent(model_.get()) &&
+           !llama_model_is_hybrid(model_.get()) && llama_model_rope_type(model_.get()) != LLAMA_ROPE_TYPE_NONE;
+}
+
+bool Context::drop(uint32_t from, uint32_t to) {
+    llama_memory_t memory = llama_get_memory(context_.get());
+    if (from >= to || to > decoded_.size() || !can_drop()) {
+        return false;
+    }
+    const Activity activity("dropping old tokens");
+    const auto begin = static_cast<llama_pos>(from);
+    const auto end = static_cast<llama_pos>(to);
+    if (!llama_memory_seq_rm(memory, 0, begin, end)) {
+        return false;
+    }
+    llama_memory_seq_add(memory, 0, end, -1, begin - end);
+    decoded_.erase(decoded_.begin() + begin, decoded_.begin() + end);
+    remembered_.clear();
+    return true;
+}
+
+// `decode` returns llama_decode()'s status.
+template <typename Decode>
+void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times,
+                  const Decode & decode) {
+    interrupt_ = &interrupt;
+    poll_ = &poll;
+    const Activity activity("decoding");
+    const ErrorCapture errors;
+    n_decodes_.fetch_add(1, std::memory_order_relaxed);
+    const int32_t n_reused = llama_perf_context(context_.get()).n_reused;
+    Stopwatch watch;
+    const int32_t status = decode();
+    const double decode_s = watch.lap();
+    if (status == 0) {
+        // A GPU may still be working: the step ends here and not in the sampler.
+        llama_synchronize(context_.get());
+    }
+    if (times != nullptr) {
+        times->decode_s += decode_s;
+        times->sync_s += watch.lap();
+        times->n_graphs_reused += llama_perf_context(context_.get()).n_reused - n_reused;
+    }
+    interrupt_ = nullptr;
+    poll_ = nullptr;
+    incomplete_ = incomplete_ || status != 0;
+    if (status == 2) {
+        throw CancelledError("interrupted");
+    }
+    if (servers_) {
+        servers_->check("decoding");
+    }
+    if (status == 1) {
+        throw ContextFullError("the KV cache has no room for " + std::to_string(n) + " more tokens");
+    }
+    if (status != 0) {
+        throw Error("decoding failed: " + errors.reason("llama_decode returned " + std::to_string(status)));
+    }
+}
+
+float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
+                        bool all, Breakdown * times) {
+    if (decoded_.size() + n > n_ctx_) {
+        throw ContextFullError("the context of " + std::to_string(n_ctx_) + " tokens is full");
+    }
+    run(n, interrupt, poll, times, [&] {
+        // Upstream declares the tokens mutable, and does not change them.
+        llama_batch batch = llama_batch_get_one(const_cast<llama_token *>(tokens), static_cast<int32_t>(n));
+        if (all) {
+            wanted_.assign(n, 1);
+            batch.logits = wanted_.data();
+        }
+        return llama_decode(context_.get(), batch);
+    });
+    decoded_.insert(decoded_.end(), tokens, tokens + n);
+    Stopwatch watch;
+    float * logits = all ? llama_get_logits(context_.get()) : llama_get_logits_ith(context_.get(), -1);
+    if (logits == nullptr) {
+        throw Error("decoding gave no logits");
+    }
+    if (times != nullptr) {
+        times->logits_s += watch.lap();
+    }
+    return logits;
+}
+
+void Context::decode(const std::vector<BatchToken> & tokens, Interrupt & interrupt, const Interrupt::Poll & poll,
+                     Breakdown & times) {
+    if (!batch_) {
+        batch_.reset(new llama_batch(llama_batch_init(static_cast<int32_t>(n_batch_), 0, 1)));
+    }
+    llama_batch & batch = *batch_;
+    batch.n_tokens = 0;
+    for (const BatchToken & one : tokens) {
+        const auto i = static_cast<size_t>(batch.n_tokens++);
+        batch.token[i] = one.token;
+        batch.pos[i] = static_cast<llama_pos>(one.position);
+        batch.n_seq_id[i] = 1;
+        batch.seq_id[i][0] = static_cast<llama_seq_id>(one.sequence);
+        batch.logits[i] = one.wants_logits ? 1 : 0;
+    }
+    run(static_cast<uint32_t>(tokens.size()), interrupt, poll, &times,
+        [&] { return llama_decode(context_.get(), batch); });
+}
+
+float * Context::logits_of(size_t place) {
+    float * logits = llama_get_logits_ith(context_.get(), static_cast<int32_t>(place));
+    if (logits == nullptr) {
+        throw Error("there are no logits of token " + std::to_string(place) + " of the batch");
+    }
+    return logits;
+}
+
+void Context::forget(uint32_t sequence) {
+    llama_memory_seq_rm(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence), -1, -1);
+}
+
+}  // namespace overspill

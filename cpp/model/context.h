@@ -1,0 +1,187 @@
+// A KV cache, and the decoding of tokens into it.
+#pragma once
+
+#include "device/rpc.h"
+#include "model/placement.h"
+
+#include <llama.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace overspill {
+
+// What can stop a step: a flag that any thread sets, and a question asked now and then on the
+// deciding thread (Python's: has a signal come?).
+class Interrupt {
+  public:
+    // Ends the step that runs, and every later one. From any thread.
+    void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
+    bool cancelled() const noexcept { return cancelled_.load(std::memory_order_relaxed); }
+
+    // Asked at most every 50 ms during a step, on the thread that decodes; true ends the step.
+    // Must not throw: it is called from within llama.cpp.
+    using Poll = std::function<bool()>;
+
+    // llama.cpp asks this before every operation of a graph on the CPU.
+    bool should_stop(const Poll & poll);
+
+  private:
+    std::atomic<bool> cancelled_{false};
+    unsigned n_asked_ = 0;
+    std::chrono::steady_clock::time_point asked_at_{};
+};
+
+class Stopwatch {
+  public:
+    double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+    // Since the last lap, or since it was made.
+    double lap() {
+        const Clock::time_point now = Clock::now();
+        return std::chrono::duration<double>(now - std::exchange(lapped_, now)).count();
+    }
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point start_ = Clock::now();
+    Clock::time_point lapped_ = start_;
+};
+
+// Where the time of tokens went, and what was seen on the way.
+struct Breakdown {
+    double wait_s = 0;    // until other streams had their turn
+    double decode_s = 0;  // llama_decode: on a CPU all of the computation, on a GPU the launch of it
+    double sync_s = 0;    // waiting for devices
+    double logits_s = 0;  // finding the row
+    double sample_s = 0;
+    double python_s = 0;  // in functions of the caller that choose
+    double text_s = 0;    // token to text, stop strings
+    double caller_s = 0;  // between a token and the question for the next
+    int64_t n_graphs_reused = 0;
+    int64_t n_major_page_faults = 0;  // of the whole process meanwhile; -1 where the system does not tell
+    int32_t n_graph_splits = 0;
+
+    // Adds the times of a step, and its reuse of the graph.
+    void add(const Breakdown & step);
+};
+
+struct ContextOptions {
+    uint32_t n_ctx;     // tokens of a sequence, over 0
+    uint32_t n_batch;   // tokens of a prompt per batch
+    uint32_t n_ubatch;  // of which so many are computed at once
+    int32_t n_threads;
+    ggml_type type_k;  // of the KV cache
+    ggml_type type_v;
+    llama_flash_attn_type flash_attention;
+    uint32_t n_outputs = 1;  // rows of logits that one batch may give, at most n_batch; memory is reserved for all
+    uint32_t n_sequences = 1;
+    bool dry_run = false;                            // of a model that was not loaded: can only report its memory
+    std::shared_ptr<const RpcServers> servers = {};  // those of the model
+    // Asked before and after nodes of the graph: a synchronisation per piece of it, for diagnosis alone.
+    ggml_backend_sched_eval_callback on_node = nullptr;
+    void * on_node_data = nullptr;
+};
+
+struct BatchToken {
+    int32_t token;
+    uint32_t position;
+    uint32_t sequence;
+    bool wants_logits;
+};
+
+class Context {
+  public:
+    // Throws OutOfMemoryError or Error. Keeps the model and the threads alive.
+    Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_threadpool> threadpool,
+            const ContextOptions & options);
+
+    // False for models that have no memory of what they decoded, such as encoders and diffusion models.
+    bool can_continue_text() const;
+
+    // Forgets everything that was decoded.
+    void clear();
+
+    // Keeps of what was decoded the longest beginning that it has in common with `tokens`, less than all of them,
+    // forgets the rest, and returns how many tokens it has kept. That may be none, for memories that cannot go back.
+    size_t keep(const std::vector<int32_t> & tokens);
+    // Of memories that cannot go far back (sliding windows, recurrent layers), remembers the present, for keep().
+    void remember();
+    // Whether it has such a memory.
+    bool needs_to_remember() const { return partial_memory_; }
+
+    // Forgets the tokens in [from, to) and moves the later ones up; false if the memory cannot do that.
+    bool can_drop() const;
+    bool drop(uint32_t from, uint32_t to);
+
+    // Decodes at most n_batch tokens after those before, and returns the logits after the last
+    // one: n_vocab floats; or, if `all` is set, a row after each of at most n_outputs tokens. They
+    // may be written to, and stay where they are as long as the context lives; the next decode
+    // overwrites them.
+    // Throws CancelledError if interrupted, ContextFullError, or Error.
+    float * decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
+                   bool all = false, Breakdown * times = nullptr);
+    // The same for tokens of several sequences, at most n_batch, whose logits logits_of() has until the next decode.
+    void decode(const std::vector<BatchToken> & tokens, Interrupt & interrupt, const Interrupt::Poll & poll,
+                Breakdown & times);
+    // Of a token that wanted them, by its place in the batch.
+    float * logits_of(size_t place);
+    // Forgets a whole sequence.
+    void forget(uint32_t sequence);
+
+    // How often that was called: logits are those of the latest time.
+    uint64_t n_decodes() const { return n_decodes_.load(std::memory_order_relaxed); }
+
+    MemoryReport memory() const;
+    // Pieces of the graph of one token, each on one device.
+    int32_t n_graph_splits() const { return n_splits_; }
+
+    const llama_model & model() const { return *model_; }
+    uint32_t n_ctx() const { return n_ctx_; }
+    uint32_t n_batch() const { return n_batch_; }
+    uint32_t n_outputs() const { return n_outputs_; }
+    uint32_t n_decoded() const { return static_cast<uint32_t>(decoded_.size()); }
+
+  private:
+    template <typename Decode>
+    void run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times, const Decode & decode);
+
+    struct Deleter {
+        void operator()(llama_context * context) const { llama_free(context); }
+    };
+
+    std::shared_ptr<const RpcServers> servers_;
+    std::shared_ptr<llama_model> model_;
+    std::shared_ptr<ggml_threadpool> threadpool_;
+    std::unique_ptr<llama_context, Deleter> context_;  // after what it needs, so that it goes first
+    uint32_t n_ctx_;
+    uint32_t n_batch_;
+    uint32_t n_outputs_;
+    uint32_t n_ubatch_;
+    bool dry_run_;
+    int32_t n_splits_ = 0;
+    bool partial_memory_;
+    bool incomplete_ = false;          // a decode failed, and may have left something behind
+    std::vector<int32_t> decoded_;     // the tokens in the KV cache
+    size_t n_remembered_ = 0;          // tokens that had been decoded then
+    std::vector<uint8_t> remembered_;  // the state of windows and recurrent layers
+    std::atomic<uint64_t> n_decodes_{0};
+    std::vector<int8_t> wanted_;  // kept for its memory
+    struct BatchDeleter {
+        void operator()(llama_batch * batch) const {
+            llama_batch_free(*batch);
+            delete batch;
+        }
+    };
+    std::unique_ptr<llama_batch, BatchDeleter> batch_;  // of several sequences
+    // Set during a decode only, for the callback.
+    Interrupt * interrupt_ = nullptr;
+    const Interrupt::Poll * poll_ = nullptr;
+};
+
+}  // namespace overspill

@@ -1,0 +1,180 @@
+#include "text/chat_template.h"
+
+#include "base/error.h"
+#include "base/log.h"
+
+#include <chat.h>
+#include <common.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+void common_log_set_verbosity_thold(int verbosity);  // of upstream's log.h, whose name is ours, too
+
+namespace overspill {
+
+namespace {
+
+// Their messages are one sentence, then sometimes a picture of the place.
+std::string first_lines(const std::exception & error) {
+    std::string why = error.what();
+    std::replace(why.begin(), why.end(), '\n', ' ');
+    constexpr size_t longest = 500;
+    if (why.size() > longest) {
+        why.resize(longest);
+        why += "...";
+    }
+    return why;
+}
+
+// Upstream's parser calls itself for every bracket of JSON, and a stack has its end. Brackets in texts count as well:
+// where a text begins cannot be told before it is parsed.
+void check_depth(const std::string & text) {
+    constexpr int deepest = 128;
+    int depth = 0;
+    for (const char c : text) {
+        depth += c == '[' || c == '{' ? 1 : (c == ']' || c == '}') && depth > 0 ? -1 : 0;
+        if (depth > deepest) {
+            throw std::runtime_error("brackets are nested more than " + std::to_string(deepest) + " deep");
+        }
+    }
+}
+
+class Parser : public ReplyParser {
+  public:
+    Parser(const common_chat_params & chat, bool parses_tools) : params_(chat) {
+        params_.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
+        params_.parse_tool_calls = parses_tools;
+        if (!chat.parser.empty()) {
+            params_.parser.load(chat.parser);
+        }
+    }
+
+    Reply parse(const std::string & text, bool is_partial) const override {
+        try {
+            check_depth(text);
+            const common_chat_msg message = common_chat_parse(text, is_partial, params_);
+            Reply reply{message.reasoning_content, message.render_content(""), {}};
+            for (const common_chat_tool_call & call : message.tool_calls) {
+                reply.tool_calls.push_back({call.name, call.arguments, call.id});
+            }
+            return reply;
+        } catch (const std::exception & error) {
+            throw Error(first_lines(error));
+        }
+    }
+
+  private:
+    common_chat_parser_params params_;
+};
+
+std::vector<int32_t> tokens_of(const llama_vocab & vocab, const std::string & text) {
+    std::vector<int32_t> tokens = common_tokenize(&vocab, text, /*add_special =*/false, /*parse_special =*/true);
+    // Some tokenizers begin every text with a space.
+    const std::string first = tokens.empty() ? "" : common_token_to_piece(&vocab, tokens[0], /*special =*/true);
+    if (!first.empty() && first[0] == ' ' && text[0] != ' ') {
+        tokens.erase(tokens.begin());
+    }
+    return tokens;
+}
+
+common_chat_tool_choice tool_choice_of(const std::string & name) {
+    if (name == "auto") {
+        return COMMON_CHAT_TOOL_CHOICE_AUTO;
+    }
+    if (name == "required") {
+        return COMMON_CHAT_TOOL_CHOICE_REQUIRED;
+    }
+    if (name == "none") {
+        return COMMON_CHAT_TOOL_CHOICE_NONE;
+    }
+    throw std::invalid_argument("tool_choice must be one of auto, required, none, not " + name);
+}
+
+void take_triggers(const common_chat_params & chat, ChatPrompt & prompt) {
+    for (const common_grammar_trigger & trigger : chat.grammar_triggers) {
+        switch (trigger.type) {
+            case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN: prompt.start.trigger_tokens.push_back(trigger.token); break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_WORD:
+                prompt.start.trigger_patterns.push_back(regex_escape(trigger.value));
+                break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN: prompt.start.trigger_patterns.push_back(trigger.value); break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL:
+                prompt.start.trigger_patterns.push_back("^(?:" + trigger.value + ")$");
+                break;
+        }
+    }
+}
+
+}  // namespace
+
+struct ChatTemplate::Templates {
+    common_chat_templates_ptr of_model;
+};
+
+bool ChatTemplate::exists(const llama_model & model) {
+    return llama_model_chat_template(&model, nullptr) != nullptr ||
+           llama_model_chat_template(&model, "tool_use") != nullptr;
+}
+
+ChatTemplate::ChatTemplate(const std::shared_ptr<llama_model> & model, const std::string & source)
+    : model_(model), templates_(std::make_unique<Templates>()) {
+    if (source.empty() && !exists(*model)) {
+        throw Error("the model has no chat template");
+    }
+    // Upstream's common library would print.
+    common_log_set_verbosity_thold(-1);
+    try {
+        templates_->of_model = common_chat_templates_init(model.get(), source);
+        source_ = common_chat_templates_source(templates_->of_model.get());
+    } catch (const std::exception & error) {
+        throw Error("the chat template has a mistake: " + first_lines(error));
+    }
+}
+
+ChatTemplate::~ChatTemplate() = default;
+
+ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
+    common_chat_templates_inputs inputs;
+    inputs.tool_choice = tool_choice_of(options.tool_choice);
+    inputs.add_generation_prompt = options.add_generation_prompt;
+    inputs.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
+    inputs.enable_thinking = options.enable_thinking;
+    inputs.json_schema = options.json_schema;
+    inputs.chat_template_kwargs = options.variables;
+    const auto model = model_.lock();
+    if (!model) {
+        throw ClosedError("the model of the chat template is closed");
+    }
+    const llama_vocab & vocab = *llama_model_get_vocab(model.get());
+    inputs.add_bos = llama_vocab_get_add_bos(&vocab);
+    inputs.add_eos = llama_vocab_get_add_eos(&vocab);
+    common_chat_params chat;
+    try {
+        inputs.messages = common_chat_msgs_parse_oaicompat(common_json::parse(options.messages));
+        if (!options.tools.empty()) {
+            inputs.tools = common_chat_tools_parse_oaicompat(common_json::parse(options.tools));
+        }
+        chat = common_chat_templates_apply(templates_->of_model.get(), inputs);
+    } catch (const std::exception & error) {
+        throw std::invalid_argument("messages: " + first_lines(error));
+    }
+    ChatPrompt prompt{chat.prompt, chat.grammar, {}, {}, chat.additional_stops, nullptr};
+    if (chat.grammar_lazy) {
+        take_triggers(chat, prompt);
+    } else if (!chat.grammar.empty() && options.add_generation_prompt) {
+        // The grammar begins with what asks for the reply, which is in the prompt already.
+        prompt.start.begun = tokens_of(vocab, chat.generation_prompt);
+    }
+    for (const std::string & name : chat.preserved_tokens) {
+        const std::vector<int32_t> tokens = tokens_of(vocab, name);
+        if (tokens.size() == 1) {
+            prompt.named.push_back(tokens[0]);
+        }
+    }
+    const bool has_tools = !options.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
+    prompt.parser = std::make_shared<const Parser>(chat, has_tools);
+    return prompt;
+}
+
+}  // namespace overspill

@@ -1,0 +1,80 @@
+// Conversations as text, and text as replies: a model's chat template, and the parser that goes with it.
+#pragma once
+
+#include "sample/grammar.h"
+
+#include <llama.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace overspill {
+
+struct ToolCall {
+    std::string name;
+    std::string arguments;  // JSON, incomplete while it comes
+    std::string id;         // empty if the model gives none
+};
+
+struct Reply {
+    std::string reasoning;
+    std::string content;
+    std::vector<ToolCall> tool_calls;
+};
+
+struct ChatOptions {
+    std::string messages;                               // JSON, as OpenAI's API has them
+    std::string tools = {};                             // the same; empty: none
+    std::string tool_choice = "auto";                   // "auto", "required" or "none"
+    std::string json_schema = {};                       // of the reply; empty: none
+    bool enable_thinking = true;                        // of models that can do without
+    bool add_generation_prompt = true;                  // what asks for the reply
+    std::map<std::string, std::string> variables = {};  // more for the template, as JSON
+};
+
+class ReplyParser;
+
+// A conversation that was rendered, and how the reply to it is to be read.
+struct ChatPrompt {
+    std::string text;
+    std::string grammar;         // GBNF that the reply must follow; empty: none
+    Grammar::Start start;        // from when on it must
+    std::vector<int32_t> named;  // special tokens whose names the parser has to see
+    std::vector<std::string> stop;
+    std::shared_ptr<const ReplyParser> parser;
+};
+
+class ReplyParser {
+  public:
+    virtual ~ReplyParser() = default;
+    // What a reply says, or so far. From any thread. Throws Error if it does not follow the model's own format.
+    virtual Reply parse(const std::string & text, bool is_partial) const = 0;
+};
+
+class ChatTemplate {
+  public:
+    // `source` in Jinja; empty: the model's own. Throws Error if that is missing or has mistakes.
+    // Does not keep the model alive.
+    ChatTemplate(const std::shared_ptr<llama_model> & model, const std::string & source);
+    ~ChatTemplate();
+    ChatTemplate(const ChatTemplate &) = delete;
+    ChatTemplate & operator=(const ChatTemplate &) = delete;
+
+    // From any thread. Throws ClosedError, and std::invalid_argument if the messages or tools are none, or the template
+    // refuses them.
+    ChatPrompt render(const ChatOptions & options) const;
+    const std::string & source() const { return source_; }
+
+    static bool exists(const llama_model & model);
+
+  private:
+    struct Templates;
+    std::weak_ptr<llama_model> model_;
+    std::unique_ptr<Templates> templates_;
+    std::string source_;
+};
+
+}  // namespace overspill
