@@ -1,13 +1,14 @@
 #include "base/log.h"
 
-#include "base/error.h"
-#include "device/rpc.h"
+#include "base/activity.h"
+#include "base/error_capture.h"
 
-#include <ggml-backend.h>
 #include <llama.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
+#include <utility>
 
 namespace overspill {
 
@@ -43,7 +44,6 @@ bool repeats_rpc_failure(const LogLine & line) {
 
 // A line may come in pieces, each call with the level "continued".
 thread_local LogLine partial{LogLevel::info, {}};
-thread_local ErrorCapture * capture = nullptr;
 thread_local int32_t graph_splits = 0;
 
 // As in "graph: nodes = 1047, splits = 2", or "splits = 51 / 49" for a batch and for one token.
@@ -57,17 +57,6 @@ void note_graph_splits(const std::string & line) {
     const size_t comma = numbers.find(',');
     const size_t slash = numbers.find(" / ");
     graph_splits = static_cast<int32_t>(std::strtol(numbers.c_str() + (slash < comma ? slash + 3 : 0), nullptr, 10));
-}
-
-// The device whose memory has this name in llama.cpp's messages.
-std::string device_of_buffer(const std::string & buffer) {
-    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        if (buffer == ggml_backend_buft_name(ggml_backend_dev_buffer_type(device))) {
-            return ggml_backend_dev_name(device);
-        }
-    }
-    return "CPU";  // pinned or repacked
 }
 
 void (*abort_hook)(const char *, const char *) = nullptr;
@@ -120,8 +109,6 @@ void on_abort_message(const char * message) {
 
 }  // namespace
 
-std::atomic<const char *> Activity::current{"nothing"};
-
 void capture_log(void (*on_abort)(const char *, const char *)) {
     abort_hook = on_abort;
     llama_log_set(on_log, nullptr);
@@ -149,60 +136,8 @@ uint64_t n_rpc_failures() noexcept {
     return rpc_failures.load(std::memory_order_relaxed);
 }
 
-void ErrorCapture::keep(const std::string & line) {
-    if (capture != nullptr) {
-        capture->lines_.push_back(line);
-    }
-}
-
 int32_t logged_graph_splits() noexcept {
     return graph_splits;
-}
-
-ErrorCapture::ErrorCapture() : outer_(std::exchange(capture, this)) {}
-
-ErrorCapture::~ErrorCapture() {
-    capture = outer_;
-}
-
-void ErrorCapture::throw_if_out_of_memory(const std::string & what) const {
-    static const std::string mark = "failed to allocate ";
-    static const std::string size_mark = " buffer of size ";
-    for (const auto & line : lines_) {
-        const size_t at = line.find(mark);
-        const size_t size_at = line.find(size_mark);
-        if (at == std::string::npos || size_at == std::string::npos || size_at < at) {
-            continue;
-        }
-        const std::string buffer = line.substr(at + mark.size(), size_at - at - mark.size());
-        const auto n_bytes = static_cast<size_t>(std::strtoull(line.c_str() + size_at + size_mark.size(), nullptr, 10));
-        const std::string device = device_of_buffer(buffer);
-        ggml_backend_dev_t found = ggml_backend_dev_by_name(device.c_str());
-        const size_t free_bytes = found == nullptr ? 0 : device_memory(found).free_bytes;
-        const auto mebibytes = [](size_t bytes) { return std::to_string(bytes >> 20U) + " MiB"; };
-        throw OutOfMemoryError(what + device + " refused " + mebibytes(n_bytes) + ", of " + mebibytes(free_bytes) +
-                                   " that it says are free now; put less on it (a smaller n_ctx, other offload)",
-                               device, n_bytes);
-    }
-}
-
-std::string ErrorCapture::reason(const std::string & otherwise) const {
-    if (lines_.empty()) {
-        return otherwise;
-    }
-    // Upstream reports the cause first and then every function that gave up because of it; a
-    // line with this mark holds the text of the exception.
-    static const std::string mark = "error loading model: ";
-    for (const auto & line : lines_) {
-        const size_t start = line.find(mark);
-        if (start != std::string::npos && line.find("error loading model hyperparameters", start) != start) {
-            return line.substr(start + mark.size());
-        }
-    }
-    const std::string & line = lines_.front();
-    const size_t colon = line.find(": ");
-    const bool names_function = colon != std::string::npos && line.find(' ') > colon;
-    return names_function ? line.substr(colon + 2) : line;
 }
 
 }  // namespace overspill

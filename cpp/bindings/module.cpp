@@ -3,8 +3,8 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "device/device.h"
 #include "device/device_meter.h"
+#include "device/devices.h"
 #include "device/rpc.h"
 #include "generate/batch.h"
 #include "generate/evaluation.h"
@@ -563,74 +563,14 @@ py::dict gguf_dict(const std::string & path) {
     return py::dict("metadata"_a = metadata, "tensors"_a = tensors, "files"_a = files, "file_bytes"_a = file.n_bytes);
 }
 
-const char * kind_of(ggml_backend_dev_t device) {
-    switch (ggml_backend_dev_type(device)) {
-        case GGML_BACKEND_DEVICE_TYPE_GPU: return "gpu";
-        case GGML_BACKEND_DEVICE_TYPE_IGPU: return "integrated_gpu";
-        case GGML_BACKEND_DEVICE_TYPE_CPU: return "cpu";
-        default: return "accelerator";
-    }
-}
-
 py::list device_list() {
     py::list devices;
-    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        const DeviceMemory memory = without_gil([&] { return device_memory(device); });
-        devices.append(py::dict("name"_a = ggml_backend_dev_name(device),
-                                "description"_a = lenient_str(ggml_backend_dev_description(device)),
-                                "kind"_a = kind_of(device),
-                                "backend"_a = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)),
-                                "free_bytes"_a = memory.free_bytes, "total_bytes"_a = memory.total_bytes));
+    for (const DeviceDescription & one : without_gil(list_devices)) {
+        devices.append(py::dict("name"_a = one.name, "description"_a = lenient_str(one.description),
+                                "kind"_a = one.kind, "backend"_a = one.backend, "free_bytes"_a = one.memory.free_bytes,
+                                "total_bytes"_a = one.memory.total_bytes));
     }
     return devices;
-}
-
-// What the CPU backend was built for and found, such as AVX2 and AVX512.
-std::vector<std::string> cpu_features() {
-    const auto get = cpu_function<ggml_backend_get_features_t>("ggml_backend_get_features");
-    ggml_backend_reg_t cpu = ggml_backend_dev_backend_reg(cpu_device());
-    std::vector<std::string> names;
-    for (const ggml_backend_feature * one = get == nullptr ? nullptr : get(cpu); one != nullptr && one->name; ++one) {
-        if (one->value != std::string("0")) {
-            names.emplace_back(one->name);
-        }
-    }
-    return names;
-}
-
-void add_rpc_server(const std::string & endpoint) {
-    using AddServer = ggml_backend_reg_t (*)(const char *);
-    without_gil([&] {
-        const Activity activity("adding an RPC server");
-        const ErrorCapture errors;
-        ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
-        if (rpc == nullptr) {
-            throw Error("this build has no RPC backend");
-        }
-        const auto add =
-            reinterpret_cast<AddServer>(ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"));
-        ggml_backend_reg_t server = nullptr;
-        try {
-            server = add(endpoint.c_str());
-            // Asked for the first time, their types of memory need the server, and later on they do not.
-            for (size_t i = 0; server != nullptr && i < ggml_backend_reg_dev_count(server); ++i) {
-                ggml_backend_dev_buffer_type(ggml_backend_reg_dev_get(server, i));
-            }
-        } catch (const std::exception & error) {
-            throw Error("no RPC server answers at " + endpoint + ": " + error.what());
-        }
-        if (server == nullptr) {
-            throw Error("no RPC server answers at " + endpoint + ": " + errors.reason("no device there"));
-        }
-        ggml_backend_register(server);
-    });
-}
-
-void load_backends([[maybe_unused]] const std::string & folder) {
-#ifdef OVERSPILL_BACKENDS_ARE_PLUGINS
-    without_gil([&] { ggml_backend_load_all_from_path(folder.c_str()); });
-#endif
 }
 
 }  // namespace
@@ -883,6 +823,8 @@ PYBIND11_MODULE(_core, m) {
         "file_type_name", [](int32_t type) { return llama_ftype_name(static_cast<llama_ftype>(type)); }, "file_type"_a);
     m.def("devices", &device_list);
     m.def("cpu_features", &cpu_features);
-    m.def("add_rpc_server", &add_rpc_server, "endpoint"_a);
-    m.def("load_backends", &load_backends, "folder"_a);
+    m.def(
+        "add_rpc_server", [](const std::string & endpoint) { without_gil([&] { add_rpc_server(endpoint); }); },
+        "endpoint"_a);
+    m.def("load_backends", [](const std::string & folder) { without_gil([&] { load_backends(folder); }); }, "folder"_a);
 }

@@ -1,6 +1,8 @@
 #include "device/device_meter.h"
 
-#include "base/log.h"
+#include "base/activity.h"
+#include "base/error_capture.h"
+#include "device/weights.h"
 
 #include <algorithm>
 #include <array>

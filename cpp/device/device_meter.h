@@ -3,7 +3,7 @@
 #pragma once
 
 #include "base/error.h"
-#include "device/device.h"
+#include "device/devices.h"
 #include "device/rpc.h"
 
 #include <ggml-cpp.h>

@@ -1,20 +1,38 @@
 #include "device/rpc.h"
 
+#include "base/activity.h"
 #include "base/error.h"
+#include "base/error_capture.h"
 #include "base/log.h"
+#include "device/devices.h"
 
 #include <exception>
 
 namespace overspill {
 
-DeviceMemory device_memory(ggml_backend_dev_t device) {
-    DeviceMemory memory;
-    try {
-        ggml_backend_dev_memory(device, &memory.free_bytes, &memory.total_bytes);
-    } catch (const std::exception &) {
-        return {};  // see cmake/rpc_failures.h
+void add_rpc_server(const std::string & endpoint) {
+    using AddServer = ggml_backend_reg_t (*)(const char *);
+    const Activity activity("adding an RPC server");
+    const ErrorCapture errors;
+    ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+    if (rpc == nullptr) {
+        throw Error("this build has no RPC backend");
     }
-    return memory;
+    const auto add = reinterpret_cast<AddServer>(ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"));
+    ggml_backend_reg_t server = nullptr;
+    try {
+        server = add(endpoint.c_str());
+        // Asked for the first time, their types of memory need the server, and later on they do not.
+        for (size_t i = 0; server != nullptr && i < ggml_backend_reg_dev_count(server); ++i) {
+            ggml_backend_dev_buffer_type(ggml_backend_reg_dev_get(server, i));
+        }
+    } catch (const std::exception & error) {
+        throw Error("no RPC server answers at " + endpoint + ": " + error.what());
+    }
+    if (server == nullptr) {
+        throw Error("no RPC server answers at " + endpoint + ": " + errors.reason("no device there"));
+    }
+    ggml_backend_register(server);
 }
 
 RpcServers::RpcServers(const ggml_backend_dev_t * devices) : n_failures_before_(n_rpc_failures()) {

@@ -3,7 +3,6 @@
 
 #include <ggml-backend.h>
 
-#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -11,13 +10,9 @@
 
 namespace overspill {
 
-struct DeviceMemory {
-    size_t free_bytes = 0;
-    size_t total_bytes = 0;
-};
-
-// What the device has; zeros if its RPC server does not answer.
-DeviceMemory device_memory(ggml_backend_dev_t device);
+// Connects to the server at an endpoint such as "10.0.0.2:50052", whose devices are known from then on. Throws Error if
+// none answers.
+void add_rpc_server(const std::string & endpoint);
 
 // Open connections to the RPC servers of a model. One that is lost stays lost while this lives: upstream
 // would connect anew, to a server that may be another one and knows nothing of the model.

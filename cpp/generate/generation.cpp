@@ -1,6 +1,7 @@
 #include "generate/generation.h"
 
 #include "base/error.h"
+#include "base/stopwatch.h"
 #include "model/model.h"
 
 #include <algorithm>

@@ -1,7 +1,8 @@
 #include "gguf/gguf_file.h"
 
+#include "base/activity.h"
 #include "base/error.h"
-#include "base/log.h"
+#include "base/error_capture.h"
 
 #include <ggml.h>
 #include <gguf.h>

@@ -1,42 +1,17 @@
 #include "model/context.h"
 
+#include "base/activity.h"
 #include "base/error.h"
+#include "base/error_capture.h"
 #include "base/log.h"
+#include "base/stopwatch.h"
+#include "device/out_of_memory.h"
 
 #include <algorithm>
 #include <string>
 #include <utility>
 
 namespace overspill {
-
-void Breakdown::add(const Breakdown & step) {
-    wait_s += step.wait_s;
-    decode_s += step.decode_s;
-    sync_s += step.sync_s;
-    logits_s += step.logits_s;
-    sample_s += step.sample_s;
-    python_s += step.python_s;
-    text_s += step.text_s;
-    n_graphs_reused += step.n_graphs_reused;
-}
-
-bool Interrupt::should_stop(const Poll & poll) {
-    // Reading the clock before each of a small model's operations would cost a percent.
-    constexpr unsigned asks_per_reading = 8;
-    constexpr auto interval = std::chrono::milliseconds(50);
-    if (cancelled()) {
-        return true;
-    }
-    if (!poll || ++n_asked_ % asks_per_reading != 0) {
-        return false;
-    }
-    const auto now = std::chrono::steady_clock::now();
-    if (now - asked_at_ < interval) {
-        return false;
-    }
-    asked_at_ = now;
-    return poll();
-}
 
 Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_threadpool> threadpool,
                  const ContextOptions & options)
@@ -85,7 +60,7 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
     }
     if (!context_) {
         const std::string what = "no context of " + std::to_string(options.n_ctx) + " tokens could be made: ";
-        errors.throw_if_out_of_memory(what);
+        throw_if_out_of_memory(errors, what);
         throw Error(what + errors.reason("too little memory?") + " (a smaller n_ctx needs less)");
     }
     n_splits_ = logged_graph_splits();

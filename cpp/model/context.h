@@ -1,75 +1,19 @@
 // A KV cache, and the decoding of tokens into it.
 #pragma once
 
+#include "base/interrupt.h"
 #include "device/rpc.h"
+#include "model/breakdown.h"
 #include "model/placement.h"
 
 #include <llama.h>
 
 #include <atomic>
-#include <chrono>
 #include <cstdint>
-#include <functional>
 #include <memory>
-#include <string>
-#include <utility>
 #include <vector>
 
 namespace overspill {
-
-// What can stop a step: a flag that any thread sets, and a question asked now and then on the
-// deciding thread (Python's: has a signal come?).
-class Interrupt {
-  public:
-    // Ends the step that runs, and every later one. From any thread.
-    void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
-    bool cancelled() const noexcept { return cancelled_.load(std::memory_order_relaxed); }
-
-    // Asked at most every 50 ms during a step, on the thread that decodes; true ends the step.
-    // Must not throw: it is called from within llama.cpp.
-    using Poll = std::function<bool()>;
-
-    // llama.cpp asks this before every operation of a graph on the CPU.
-    bool should_stop(const Poll & poll);
-
-  private:
-    std::atomic<bool> cancelled_{false};
-    unsigned n_asked_ = 0;
-    std::chrono::steady_clock::time_point asked_at_{};
-};
-
-class Stopwatch {
-  public:
-    double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
-    // Since the last lap, or since it was made.
-    double lap() {
-        const Clock::time_point now = Clock::now();
-        return std::chrono::duration<double>(now - std::exchange(lapped_, now)).count();
-    }
-
-  private:
-    using Clock = std::chrono::steady_clock;
-    Clock::time_point start_ = Clock::now();
-    Clock::time_point lapped_ = start_;
-};
-
-// Where the time of tokens went, and what was seen on the way.
-struct Breakdown {
-    double wait_s = 0;    // until other streams had their turn
-    double decode_s = 0;  // llama_decode: on a CPU all of the computation, on a GPU the launch of it
-    double sync_s = 0;    // waiting for devices
-    double logits_s = 0;  // finding the row
-    double sample_s = 0;
-    double python_s = 0;  // in functions of the caller that choose
-    double text_s = 0;    // token to text, stop strings
-    double caller_s = 0;  // between a token and the question for the next
-    int64_t n_graphs_reused = 0;
-    int64_t n_major_page_faults = 0;  // of the whole process meanwhile; -1 where the system does not tell
-    int32_t n_graph_splits = 0;
-
-    // Adds the times of a step, and its reuse of the graph.
-    void add(const Breakdown & step);
-};
 
 struct ContextOptions {
     uint32_t n_ctx;     // tokens of a sequence, over 0

@@ -1,6 +1,8 @@
 #include "model/device_times.h"
 
 #include "base/error.h"
+#include "base/stopwatch.h"
+#include "device/devices.h"
 #include "model/model.h"
 
 #include <ggml-backend.h>

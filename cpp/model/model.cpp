@@ -1,8 +1,10 @@
 #include "model/model.h"
 
+#include "base/activity.h"
 #include "base/error.h"
-#include "base/log.h"
-#include "device/device.h"
+#include "base/error_capture.h"
+#include "device/devices.h"
+#include "device/out_of_memory.h"
 #include "generate/batch.h"
 #include "generate/generation.h"
 #include "gguf/gguf_file.h"
@@ -157,7 +159,7 @@ Model::Model(const std::string & path, ModelOptions options) : name_(path), opti
         if (progress.cancelled) {
             throw CancelledError(path + ": loading was cancelled");
         }
-        errors.throw_if_out_of_memory(path + ": ");
+        throw_if_out_of_memory(errors, path + ": ");
         throw ModelLoadError(path + ": " + errors.reason("llama.cpp could not load it"));
     }
     n_vocab_ = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));

@@ -1,7 +1,8 @@
 #include "model/placement.h"
 
 #include "base/error.h"
-#include "device/device.h"
+#include "device/devices.h"
+#include "device/weights.h"
 #include "gguf/gguf_file.h"
 
 #include <ggml-backend.h>
@@ -52,11 +53,6 @@ bool can_use(ggml_backend_dev_t device, const GgufTensor & tensor) {
 }
 
 }  // namespace
-
-std::string device_of(ggml_backend_buffer_type_t type) {
-    ggml_backend_dev_t device = ggml_backend_buft_get_device(type);
-    return ggml_backend_buft_is_host(type) || device == nullptr ? "CPU" : ggml_backend_dev_name(device);
-}
 
 PlacementParams::PlacementParams(const std::string & path, const Placement & placement)
     : tensor_split_(llama_max_devices()), n_gpu_layers_(placement.n_gpu_layers) {

@@ -64,9 +64,6 @@ struct MemoryReport {
     int32_t n_splits = 0;                           // parts of the graph of one token that run on one device
 };
 
-// Whose memory that is: what the CPU reads counts as the CPU's, whoever pinned it.
-std::string device_of(ggml_backend_buffer_type_t type);
-
 // `n_tokens` and `n_outputs` are those of its largest ubatch. The context must be at rest.
 MemoryReport report_memory(llama_context & context, uint32_t n_tokens, uint32_t n_outputs, bool dry_run);
 

@@ -1,7 +1,8 @@
 #include "sample/grammar.h"
 
+#include "base/activity.h"
 #include "base/error.h"
-#include "base/log.h"
+#include "base/error_capture.h"
 
 #include <json-schema-to-grammar.h>
 #include <llama-grammar.h>

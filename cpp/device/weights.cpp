@@ -1,37 +1,53 @@
-#include "device/device.h"
+#include "device/weights.h"
 
 #include <ggml-cpp.h>
 
 #include <stdexcept>
+#include <utility>
 
 namespace overspill {
 
-ggml_backend_dev_t device_named(const std::string & name) {
-    std::string known;
-    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        if (name == ggml_backend_dev_name(device)) {
-            return device;
+namespace {
+
+// In which buffers llama.cpp looks for room for weights on a device, the preferred one first, each with the device
+// that has to support the operation.
+std::vector<std::pair<ggml_backend_dev_t, ggml_backend_buffer_type_t>> weight_buffer_types(
+    ggml_backend_dev_t device, const std::vector<ggml_backend_dev_t> & gpus, bool host_buffers) {
+    // llama-model.cpp: make_cpu_buft_list and make_gpu_buft_list.
+    const bool is_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    std::vector<std::pair<ggml_backend_dev_t, ggml_backend_buffer_type_t>> found;
+    const auto add_extra = [&] {
+        const auto extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts"));
+        for (auto * types = extra != nullptr ? extra(device) : nullptr; types != nullptr && *types != nullptr;
+             ++types) {
+            found.emplace_back(device, *types);
         }
-        known += (i > 0 ? ", " : "") + std::string(ggml_backend_dev_name(device));
+    };
+    if (!is_cpu) {
+        found.emplace_back(device, ggml_backend_dev_buffer_type(device));
+        add_extra();
+        return found;
     }
-    throw std::invalid_argument("device must be one of " + known + ", not " + name);
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t other = ggml_backend_dev_get(i);
+        if (ggml_backend_dev_type(other) == GGML_BACKEND_DEVICE_TYPE_ACCEL &&
+            ggml_backend_dev_buffer_type(other) != ggml_backend_dev_buffer_type(device)) {
+            found.emplace_back(other, ggml_backend_dev_buffer_type(other));
+        }
+    }
+    for (size_t i = 0; host_buffers && i < gpus.size(); ++i) {
+        if (ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(gpus[i]); pinned != nullptr) {
+            found.emplace_back(gpus[i], pinned);
+            break;
+        }
+    }
+    add_extra();
+    found.emplace_back(device, ggml_backend_dev_buffer_type(device));
+    return found;
 }
 
-ggml_backend_dev_t cpu_device() {
-    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    if (cpu == nullptr) {
-        throw Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew");
-    }
-    return cpu;
-}
-
-std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads) {
-    const auto create = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new");
-    const auto destroy = cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free");
-    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
-    return {create(&params), destroy};
-}
+}  // namespace
 
 ggml_type type_named(const std::string & name) {
     for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
@@ -70,42 +86,6 @@ ggml_tensor * WeightUse::product(ggml_context * context, ggml_tensor * weights, 
                                  ggml_tensor * experts) {
     return experts == nullptr ? ggml_mul_mat(context, weights, input)
                               : ggml_mul_mat_id(context, weights, input, experts);
-}
-
-std::vector<std::pair<ggml_backend_dev_t, ggml_backend_buffer_type_t>> weight_buffer_types(
-    ggml_backend_dev_t device, const std::vector<ggml_backend_dev_t> & gpus, bool host_buffers) {
-    // llama-model.cpp: make_cpu_buft_list and make_gpu_buft_list.
-    const bool is_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
-    std::vector<std::pair<ggml_backend_dev_t, ggml_backend_buffer_type_t>> found;
-    const auto add_extra = [&] {
-        const auto extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_reg_get_proc_address(
-            ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts"));
-        for (auto * types = extra != nullptr ? extra(device) : nullptr; types != nullptr && *types != nullptr;
-             ++types) {
-            found.emplace_back(device, *types);
-        }
-    };
-    if (!is_cpu) {
-        found.emplace_back(device, ggml_backend_dev_buffer_type(device));
-        add_extra();
-        return found;
-    }
-    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        ggml_backend_dev_t other = ggml_backend_dev_get(i);
-        if (ggml_backend_dev_type(other) == GGML_BACKEND_DEVICE_TYPE_ACCEL &&
-            ggml_backend_dev_buffer_type(other) != ggml_backend_dev_buffer_type(device)) {
-            found.emplace_back(other, ggml_backend_dev_buffer_type(other));
-        }
-    }
-    for (size_t i = 0; host_buffers && i < gpus.size(); ++i) {
-        if (ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(gpus[i]); pinned != nullptr) {
-            found.emplace_back(gpus[i], pinned);
-            break;
-        }
-    }
-    add_extra();
-    found.emplace_back(device, ggml_backend_dev_buffer_type(device));
-    return found;
 }
 
 ggml_backend_buffer_type_t weight_buffer_type(const WeightUse & use, ggml_backend_dev_t device,

@@ -1,0 +1,93 @@
+#include "device/devices.h"
+
+#include "base/error.h"
+
+#include <exception>
+#include <stdexcept>
+
+namespace overspill {
+
+namespace {
+
+const char * kind_of(ggml_backend_dev_t device) {
+    switch (ggml_backend_dev_type(device)) {
+        case GGML_BACKEND_DEVICE_TYPE_GPU: return "gpu";
+        case GGML_BACKEND_DEVICE_TYPE_IGPU: return "integrated_gpu";
+        case GGML_BACKEND_DEVICE_TYPE_CPU: return "cpu";
+        default: return "accelerator";
+    }
+}
+
+}  // namespace
+
+DeviceMemory device_memory(ggml_backend_dev_t device) {
+    DeviceMemory memory;
+    try {
+        ggml_backend_dev_memory(device, &memory.free_bytes, &memory.total_bytes);
+    } catch (const std::exception &) {
+        return {};  // see cmake/rpc_failures.h
+    }
+    return memory;
+}
+
+std::vector<DeviceDescription> list_devices() {
+    std::vector<DeviceDescription> devices;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        devices.push_back({ggml_backend_dev_name(device), ggml_backend_dev_description(device), kind_of(device),
+                           ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)), device_memory(device)});
+    }
+    return devices;
+}
+
+ggml_backend_dev_t device_named(const std::string & name) {
+    std::string known;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        if (name == ggml_backend_dev_name(device)) {
+            return device;
+        }
+        known += (i > 0 ? ", " : "") + std::string(ggml_backend_dev_name(device));
+    }
+    throw std::invalid_argument("device must be one of " + known + ", not " + name);
+}
+
+std::string device_of(ggml_backend_buffer_type_t type) {
+    ggml_backend_dev_t device = ggml_backend_buft_get_device(type);
+    return ggml_backend_buft_is_host(type) || device == nullptr ? "CPU" : ggml_backend_dev_name(device);
+}
+
+void load_backends([[maybe_unused]] const std::string & folder) {
+#ifdef OVERSPILL_BACKENDS_ARE_PLUGINS
+    ggml_backend_load_all_from_path(folder.c_str());
+#endif
+}
+
+ggml_backend_dev_t cpu_device() {
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    if (cpu == nullptr) {
+        throw Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew");
+    }
+    return cpu;
+}
+
+std::vector<std::string> cpu_features() {
+    const auto get = cpu_function<ggml_backend_get_features_t>("ggml_backend_get_features");
+    ggml_backend_reg_t cpu = ggml_backend_dev_backend_reg(cpu_device());
+    std::vector<std::string> names;
+    for (const ggml_backend_feature * one = get == nullptr ? nullptr : get(cpu); one != nullptr && one->name; ++one) {
+        if (one->value != std::string("0")) {
+            names.emplace_back(one->name);
+        }
+    }
+    return names;
+}
+
+std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads) {
+    const auto create = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new");
+    const auto destroy = cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free");
+    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    return {create(&params), destroy};
+}
+
+}  // namespace overspill

@@ -1,0 +1,58 @@
+// The devices that llama.cpp computes on, and the functions that the CPU's backend has besides.
+#pragma once
+
+#include <ggml-backend.h>
+#include <ggml-cpu.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace overspill {
+
+struct DeviceMemory {
+    size_t free_bytes = 0;
+    size_t total_bytes = 0;
+};
+
+// What the device has; zeros if its RPC server does not answer.
+DeviceMemory device_memory(ggml_backend_dev_t device);
+
+struct DeviceDescription {
+    std::string name;  // as placements name it, such as "CUDA0"
+    std::string description;
+    std::string kind;     // cpu, gpu, integrated_gpu, accelerator
+    std::string backend;  // as llama.cpp names it, such as "CUDA"
+    DeviceMemory memory;
+};
+
+// All that llama.cpp knows now.
+std::vector<DeviceDescription> list_devices();
+
+// Throws std::invalid_argument, which names the known ones.
+ggml_backend_dev_t device_named(const std::string & name);
+
+// Whose memory that is: what the CPU reads counts as the CPU's, whoever pinned it.
+std::string device_of(ggml_backend_buffer_type_t type);
+
+// Makes the backends in the folder known, in builds that have them as plugins.
+void load_backends(const std::string & folder);
+
+// Throws Error if the installation has none.
+ggml_backend_dev_t cpu_device();
+
+// A function of the CPU backend, asked for by name since that may be a plugin; null if it has none.
+template <typename Function>
+Function cpu_function(const char * name) {
+    return reinterpret_cast<Function>(
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu_device()), name));
+}
+
+// What the CPU backend was built for and found, such as AVX2 and AVX512.
+std::vector<std::string> cpu_features();
+
+std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads);
+
+}  // namespace overspill
