@@ -62,7 +62,7 @@ from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.llama import LlamaPlacement
 from overspill.placement.placement import Placement
-from overspill.planning.planner import Forecast, Plan, Verdict, forecast, plan, ubatch_trade
+from overspill.planning.plan import Forecast, Plan, Verdict, forecast, plan, ubatch_trade
 from overspill.sampling.options import SamplingOptions
 from overspill.sampling.sampler import Sampler
 from overspill.studies.bench import Bench, bench

@@ -30,7 +30,7 @@ from overspill.machine.devices import add_rpc_server
 from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
-from overspill.planning.planner import Forecast, forecast, plan
+from overspill.planning.plan import Forecast, forecast, plan
 from overspill.sampling.sampler import Sampler
 
 __all__ = [

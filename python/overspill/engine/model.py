@@ -43,7 +43,7 @@ from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
-from overspill.planning.planner import Plan, plan
+from overspill.planning.plan import Plan, plan
 from overspill.planning.tuned import tuned_options
 from overspill.sampling.json_schema import grammar_of_json_schema
 from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge

@@ -14,7 +14,8 @@ from overspill.header.kv_cache import CACHE_TYPES, LayerCache, layer_caches, pad
 from overspill.header.tensor_names import layer_of, part_of
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.planning import graph
-from overspill.planning.graph import GraphInputs, LayerShape, LayerWeights, Node, Step, Weight
+from overspill.planning.graph import build as graph
+from overspill.planning.graph.build import GraphInputs, LayerShape, LayerWeights, Node, Step, Weight
 
 __all__ = ["Arrangement", "Settings", "Workload"]
 

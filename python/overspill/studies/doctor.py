@@ -21,7 +21,7 @@ from overspill.header.tensor_names import part_of
 from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
-from overspill.planning.planner import Forecast, forecast, plan
+from overspill.planning.plan import Forecast, forecast, plan
 
 __all__ = ["Finding", "Machine", "examine"]
 

@@ -22,7 +22,7 @@ from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
-from overspill.planning.planner import Plan, plan
+from overspill.planning.plan import Plan, plan
 from overspill.planning.tuned import SETTINGS, save_tuned, tuned_speed
 
 __all__ = ["Trial", "Tuned", "tune"]

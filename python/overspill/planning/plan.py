@@ -27,7 +27,7 @@ from overspill.header.tensor_names import layer_of, part_of
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
 from overspill.placement.rules import mapping_rules
-from overspill.planning.graph import OFFLOAD_TOKENS
+from overspill.planning.graph.build import OFFLOAD_TOKENS
 from overspill.planning.search import Pins, Search
 from overspill.planning.workload import Arrangement, Settings, Use, Workload
 

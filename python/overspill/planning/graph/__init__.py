@@ -1,0 +1,1 @@
+"""llama.cpp's graph of one step, in outline."""
