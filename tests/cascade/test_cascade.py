@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import overspill
 from overspill import Cascade, ChatTemplate, Draft, Judgement, Model, StopReason, mean_entropy, mean_logprob
-from overspill.cascade.cascade import fit_together
+from overspill.cascade.cascade import Escalation, fit_together
 from overspill.header.info import ModelInfo
 
 PROMPT = "Once upon a time"
@@ -238,7 +238,7 @@ def test_what_a_predicate_may_answer(tiny_gpt_oss: Model, gemma: Model) -> None:
     def too_long(draft: Draft) -> Judgement:
         return Judgement(draft.stats.tokens > 3, f"{draft.stats.tokens} tokens")
 
-    def answered(*escalations: overspill.cascade.Escalation, **options: Any) -> tuple[str | None, str]:
+    def answered(*escalations: Escalation, **options: Any) -> tuple[str | None, str]:
         reply = Cascade(gemma, tiny_gpt_oss, escalations).stream(PROMPT, temperature=0, **options)
         list(reply)
         return reply.stats.answered_by, reply.stats.reason

@@ -26,6 +26,8 @@ from rich.console import Console
 import overspill
 from model_files import llama_cpp_folder
 from overspill import Answer, ComparedModel, Comparison, Hardware, Model, ModelInfo, compare
+from overspill.base.units import format_bytes
+from overspill.engine import model as engine_model
 from overspill.studies.compare.comparison import plan_together
 from overspill.studies.compare.report import render_markdown
 from overspill.studies.compare.view import Columns, Sections, _wrapped
@@ -47,14 +49,14 @@ def saying(text: str) -> str:
 @pytest.mark.parametrize("room", ["", "430MiB"])
 def test_answers_are_those_of_each_model_alone(gemma_path: Path, smollm2_path: Path, room: str) -> None:
     """With memory for both question by question, otherwise model by model, and never with more of them open."""
-    open_before = sum(not model.closed for model in overspill.model._open_models)
+    open_before = sum(not model.closed for model in engine_model._open_models)
     order: list[tuple[str, str]] = []
     n_open: set[int] = set()
 
     def report(comparison: Comparison) -> None:
         if comparison.current is not None:
             one, answer = comparison.current
-            n_open.add(sum(not model.closed for model in overspill.model._open_models) - open_before)
+            n_open.add(sum(not model.closed for model in engine_model._open_models) - open_before)
             if (one.label, answer.question) not in order:
                 order.append((one.label, answer.question))
 
@@ -68,7 +70,7 @@ def test_answers_are_those_of_each_model_alone(gemma_path: Path, smollm2_path: P
         assert order == [(a, QUESTIONS[0]), (b, QUESTIONS[0]), (a, QUESTIONS[1]), (b, QUESTIONS[1])]
     assert n_open == {1 if room else 2}
     assert found.together == (not room)
-    assert sum(not model.closed for model in overspill.model._open_models) == open_before
+    assert sum(not model.closed for model in engine_model._open_models) == open_before
     assert (found.problems, found.stopped, found.settings["seed"]) == ([], "", 3)
     for path, one in zip(paths, found.models, strict=True):
         with Model(path, n_ctx=256, n_threads=1) as model:
@@ -533,7 +535,7 @@ def test_the_page_says_what_was_so(gemma_path: Path, tiny_gpt_oss_path: Path) ->
     page = Page(found.to_html())
     for one in found.models:
         assert one.forecast.reason in page.text
-        assert overspill.placement_table.format_bytes(one.memory["CPU"].total_bytes) in page.text
+        assert format_bytes(one.memory["CPU"].total_bytes) in page.text
         for answer in one.answers:
             assert answer.stats is not None
             assert f"{answer.stats.tokens_per_second:.2f} tok/s" in page.text

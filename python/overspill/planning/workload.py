@@ -13,7 +13,6 @@ from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES, LayerCache, layer_caches, padded_context, row_bytes
 from overspill.header.tensor_names import layer_of, part_of
 from overspill.machine.hardware import DeviceSpec, Hardware
-from overspill.planning import graph
 from overspill.planning.graph import build as graph
 from overspill.planning.graph.build import GraphInputs, LayerShape, LayerWeights, Node, Step, Weight
 
