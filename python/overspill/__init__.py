@@ -62,7 +62,10 @@ from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.llama import LlamaPlacement
 from overspill.placement.placement import Placement
-from overspill.planning.plan import Forecast, Plan, Verdict, forecast, plan, ubatch_trade
+from overspill.planning.forecast import Forecast, forecast
+from overspill.planning.plan import Plan, plan
+from overspill.planning.ubatch import ubatch_trade
+from overspill.planning.verdict import Verdict
 from overspill.sampling.options import SamplingOptions
 from overspill.sampling.sampler import Sampler
 from overspill.studies.bench import Bench, bench

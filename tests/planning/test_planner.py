@@ -16,7 +16,9 @@ from header_files import HEADERS
 from overspill import ModelInfo
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.placement import Placement
-from overspill.planning.plan import Forecast, forecast, plan, ubatch_trade
+from overspill.planning.forecast import Forecast, forecast
+from overspill.planning.plan import plan
+from overspill.planning.ubatch import ubatch_trade
 from plan_cases import CASES, GIB, Case
 from upstream_tools import DryRunPlacement, DryRunSettings, upstream_dry_run
 

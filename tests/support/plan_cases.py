@@ -14,7 +14,8 @@ from header_files import write_header
 from overspill import ModelInfo
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
-from overspill.planning.plan import Forecast, Plan, forecast, plan
+from overspill.planning.forecast import Forecast, forecast
+from overspill.planning.plan import Plan, plan
 from upstream_tools import DryRunSettings, Fit, build_upstream_tools, upstream_fit
 
 GIB = 1 << 30

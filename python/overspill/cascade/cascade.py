@@ -30,7 +30,8 @@ from overspill.machine.devices import add_rpc_server
 from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
-from overspill.planning.plan import Forecast, forecast, plan
+from overspill.planning.forecast import Forecast, forecast
+from overspill.planning.plan import plan
 from overspill.sampling.sampler import Sampler
 
 __all__ = [

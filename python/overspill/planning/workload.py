@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES, LayerCache, layer_caches, padded_context, row_bytes
 from overspill.header.tensor_names import layer_of, part_of
 from overspill.machine.hardware import DeviceSpec, Hardware
-from overspill.planning.graph import build as graph
-from overspill.planning.graph.build import GraphInputs, LayerShape, LayerWeights, Node, Step, Weight
+from overspill.planning.graph.build import build_step
+from overspill.planning.graph.memory import compute_bytes
+from overspill.planning.graph.nodes import GraphInputs, LayerShape, LayerWeights, Node, Step, Weight
+from overspill.planning.graph.schedule import OFFLOAD_TOKENS, assign, pieces
+from overspill.planning.settings import Settings
 
-__all__ = ["Arrangement", "Settings", "Workload"]
+__all__ = ["Arrangement", "Use", "Workload", "matrix_layers"]
 
 # Reading what has no place in RAM, page by page from a fast SSD.
 _PAGE_FAULT_BYTES_PER_S = 1.5e9
@@ -25,23 +27,6 @@ _MATRICES = re.compile(r"ffn_(gate|up|down|gate_up)\.(weight|bias|scale)$")
 _FLOATS = ("f32", "f16", "bf16")
 _ROUTERS = {"gpt-oss": "softmax of the chosen"}
 _SCALED_EMBEDDING = ("gemma", "granite", "minicpm", "cohere2moe")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a forecast depends on besides the model, the placement and the hardware."""
-
-    n_ctx: int
-    """Tokens of context."""
-    depth: int
-    """Tokens of it that are in use while decoding."""
-    n_ubatch: int = 512
-    """Tokens of a prompt that are computed at once."""
-    type_k: str = "f16"
-    type_v: str = "f16"
-    margin_bytes: int = 1 << 30
-    """Left free on each GPU."""
-    load_mode: LoadMode = "mmap"
 
 
 @dataclass
@@ -259,7 +244,7 @@ class Workload:
             ending = ("rope_freqs", *(("output", "output_norm") if kind.last else ()))
             head = {name: weight for name, weight in self.head.items() if name in ending}
             shape = self._shape(kind.index, 0)
-            kind.step = graph.build_step(1, [(kind.index, kind.weights, shape)], head, self._inputs)
+            kind.step = build_step(1, [(kind.index, kind.weights, shape)], head, self._inputs)
             if not kind.last:
                 end = Node("end", (1,))
                 end.forced = -1
@@ -269,7 +254,7 @@ class Workload:
         def device_of_weight(name: str) -> int:
             return devices[names[name]] if name in names else following
 
-        graph.assign(
+        assign(
             kind.step,
             self.cpu,
             device_of_weight,
@@ -279,7 +264,7 @@ class Workload:
         )
         terms: defaultdict[tuple[int, str], float] = defaultdict(float)
         read_from_cpu = 0
-        found = graph.pieces(kind.step)
+        found = pieces(kind.step)
         if not kind.last:
             # The next layer's; it may be alone.
             found[-1].nodes.pop()
@@ -456,7 +441,7 @@ class Workload:
         head = dict(self.head)
         if self.info.architecture.startswith(_SCALED_EMBEDDING) and "token_embd" in head:
             head["scaled"] = head["token_embd"]
-        step = graph.build_step(n_tokens, chosen, head, self._inputs)
+        step = build_step(n_tokens, chosen, head, self._inputs)
         names = {}
         for layer, weights, _ in chosen:
             kind = self.kinds[layer]
@@ -468,15 +453,15 @@ class Workload:
             return names.get(name, arranged.output)
 
         whole = self.cpu not in arranged.kv and arranged.output != self.cpu
-        graph.assign(
+        assign(
             step,
             self.cpu,
             device_of_weight,
             lambda layer: arranged.kv[layer],
-            forces=whole or n_tokens < graph.OFFLOAD_TOKENS,
+            forces=whole or n_tokens < OFFLOAD_TOKENS,
             takes_over=self.takes_over(arranged.kv, arranged.output, arranged.groups),
         )
-        return graph.compute_bytes(step, len(self.devices))
+        return compute_bytes(step, len(self.devices))
 
     def _named(self, layer: int) -> LayerWeights:
         """Return the weights of a layer by their own names, which those of its kind are not."""
@@ -488,3 +473,16 @@ class Workload:
 
 def _aligned(n_bytes: int) -> int:
     return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def matrix_layers(work: Workload, arranged: Arrangement) -> tuple[int, int, int]:
+    """Return how many layers have experts (or feed-forward matrices), all of them on GPUs, and some of them."""
+    n_all = n_whole = n_some = 0
+    for kind, devices in zip(work.kinds, arranged.groups, strict=True):
+        places = [device for group, device in enumerate(devices) if kind.is_matrix_group(group)]
+        if places:
+            n_all += 1
+            on_gpus = sum(device != work.cpu for device in places)
+            n_whole += on_gpus == len(places)
+            n_some += 0 < on_gpus < len(places)
+    return n_all, n_whole, n_some

@@ -21,7 +21,8 @@ from overspill.header.tensor_names import part_of
 from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
-from overspill.planning.plan import Forecast, forecast, plan
+from overspill.planning.forecast import Forecast, forecast
+from overspill.planning.plan import plan
 
 __all__ = ["Finding", "Machine", "examine"]
 

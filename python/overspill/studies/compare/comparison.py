@@ -26,7 +26,8 @@ from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
-from overspill.planning.plan import Forecast, forecast, plan
+from overspill.planning.forecast import Forecast, forecast
+from overspill.planning.plan import plan
 from overspill.planning.tuned import tuned_options
 from overspill.sampling.options import SamplingOptions, merge
 

@@ -1,0 +1,145 @@
+"""How fast any placement decodes on any hardware, what memory it takes, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from overspill.base.values import LoadMode
+from overspill.header.info import ModelInfo
+from overspill.machine.hardware import Hardware
+from overspill.placement.placement import Placement
+from overspill.planning.advice import reason_for, remedies_for
+from overspill.planning.settings import Settings, checked_settings
+from overspill.planning.verdict import MemoryForecast, Verdict, memory_by_device, verdict_of
+from overspill.planning.workload import Arrangement, Workload
+
+__all__ = ["Forecast", "arrange", "device_number", "forecast", "forecast_of"]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a placement is expected to do."""
+
+    tokens_per_s: float
+    """Decoding, with ``settings.depth`` tokens in the context."""
+    seconds_by_term: dict[str, dict[str, float]]
+    """Seconds of one token by device and by what they are spent on: ``attention``, ``dense``, ``experts``, ``kv``,
+    ``output``, ``operations`` (a fixed cost of each), ``hops`` (of the changes to this device), ``page faults``."""
+    n_splits: int
+    """Pieces of the graph, as llama.cpp's log counts them."""
+    memory: dict[str, MemoryForecast]
+    """By device."""
+    verdict: Verdict
+    reason: str
+    """In a sentence or two."""
+    remedies: list[str]
+    """What would make more of it fit."""
+    settings: Settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return {
+            "tokens_per_s": self.tokens_per_s,
+            "seconds_by_term": self.seconds_by_term,
+            "n_splits": self.n_splits,
+            "memory": {
+                name: {
+                    "weights_bytes": use.weights_bytes,
+                    "kv_bytes": use.kv_bytes,
+                    "compute_bytes": use.compute_bytes,
+                    "free_bytes": use.free_bytes,
+                    "margin_bytes": use.margin_bytes,
+                }
+                for name, use in self.memory.items()
+            },
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "remedies": self.remedies,
+            "settings": {name: getattr(self.settings, name) for name in Settings.__slots__},
+        }
+
+
+def device_number(hardware: Hardware, device: str) -> int:
+    """Return the number of a device, given its name as :meth:`Hardware.device` takes it."""
+    return hardware.devices.index(hardware.device(device))
+
+
+def arrange(
+    info: ModelInfo, placement: Placement, hardware: Hardware, settings: Settings
+) -> tuple[Workload, Arrangement]:
+    """Return a workload whose groups are as the placement has them, and the placement in its numbers."""
+    pinned = {name: device_number(hardware, device) for name, device in placement.tensors().items()}
+    work = Workload(info, hardware, settings, pinned)
+    groups = [tuple(device or 0 for _, device in kind.groups) for kind in work.kinds]
+    kv = [device_number(hardware, device) for device in placement.kv]
+    embedding = pinned.get("token_embd.weight", work.cpu)
+    return work, Arrangement(kv, groups, device_number(hardware, placement.output_matrix), embedding)
+
+
+def forecast(
+    info: ModelInfo,
+    placement: Placement,
+    hardware: Hardware,
+    *,
+    n_ctx: int | None = None,
+    depth: int | None = None,
+    n_ubatch: int = 512,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    margin_bytes: int = 1 << 30,
+    load_mode: LoadMode = "mmap",
+) -> Forecast:
+    """Say how fast any placement decodes on any hardware, and whether it fits.
+
+    Parameters
+    ----------
+    info, placement, hardware
+        The model, the placement, and what it is to run on; the placement's devices must be among the hardware's.
+    n_ctx
+        Tokens of context. Default: what the model was trained for, at most 8192.
+    depth
+        Tokens of context in use, 0 to ``n_ctx``. Default: half of it.
+    n_ubatch
+        Tokens of a prompt that are computed at once, 1 to 65536.
+    type_k, type_v
+        Types of the KV cache.
+    margin_bytes
+        What is to be left free on each GPU.
+    load_mode
+        As of :class:`overspill.Model`.
+
+    Raises
+    ------
+    ValueError
+        A device of the placement is not there, the placement is for another model, or a number is out of range.
+    """
+    placement.check(info)
+    settings = checked_settings(
+        info,
+        n_ctx=n_ctx,
+        depth=depth,
+        n_ubatch=n_ubatch,
+        type_k=type_k,
+        type_v=type_v,
+        margin_bytes=margin_bytes,
+        load_mode=load_mode,
+    )
+    return forecast_of(*arrange(info, placement, hardware, settings))
+
+
+def forecast_of(work: Workload, arranged: Arrangement) -> Forecast:
+    """Return the forecast for an arrangement of a workload."""
+    use = work.evaluate(arranged)
+    memory = memory_by_device(work, use, work.compute_bytes(arranged))
+    verdict = verdict_of(work, arranged, memory)
+    return Forecast(
+        1 / use.seconds if use.seconds else float("inf"),
+        work.terms(arranged),
+        use.n_splits,
+        memory,
+        verdict,
+        reason_for(work, arranged, use, memory, verdict),
+        remedies_for(work, arranged, memory, verdict),
+        work.settings,
+    )

@@ -1,0 +1,66 @@
+"""What batch sizes cost and bring: larger ones read a prompt faster and leave less room for experts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from overspill.base.checks import as_integer
+from overspill.header.info import ModelInfo
+from overspill.machine.hardware import Hardware
+from overspill.planning.forecast import arrange
+from overspill.planning.graph.schedule import OFFLOAD_TOKENS
+from overspill.planning.plan import plan, plan_for
+from overspill.planning.workload import matrix_layers
+
+__all__ = ["UbatchTrade", "ubatch_trade"]
+
+
+_UBATCHES = (256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class UbatchTrade:
+    """What a batch size costs: larger ones read a prompt faster and leave less room for experts."""
+
+    n_ubatch: int
+    compute_bytes: int
+    """On all GPUs."""
+    expert_layers: int
+    """Layers whose experts (of a dense model: feed-forward matrices) are all on GPUs."""
+    tokens_per_s: float
+    prefill_ceiling_tokens_per_s: float
+    """Where experts in RAM are copied to a GPU for each batch, the link allows no more; infinite if none are."""
+
+
+def ubatch_trade(
+    model: str | os.PathLike[str] | ModelInfo,
+    *,
+    hardware: Hardware | None = None,
+    ubatches: Sequence[int] = _UBATCHES,
+    pins: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> list[UbatchTrade]:
+    """Plan with several batch sizes, and say what each costs and brings.
+
+    Parameters are those of :func:`plan`; ``ubatches`` has values of ``n_ubatch``.
+    """
+    info = model if isinstance(model, ModelInfo) else ModelInfo.from_file(model)
+    hardware = Hardware.here(info) if hardware is None else hardware
+    first = plan(info, hardware=hardware, pins=pins, **(settings | {"n_ubatch": ubatches[0]}))
+    found = []
+    for n_ubatch in ubatches:
+        chosen = replace(first.settings, n_ubatch=as_integer("ubatches", n_ubatch, 1, 65536))
+        work, arranged = arrange(info, plan_for(info, hardware, chosen, pins or {}), hardware, chosen)
+        use, compute = work.evaluate(arranged), work.compute_bytes(arranged)
+        taker = work.takes_over(arranged.kv, arranged.output, arranged.groups)
+        in_ram = use.weights_bytes[work.cpu] - work.fixed_bytes["embedding"] * (arranged.embedding == work.cpu)
+        ceiling = float("inf")
+        if taker is not None and in_ram > 0 and n_ubatch >= OFFLOAD_TOKENS:
+            ceiling = n_ubatch * work.devices[taker].link_bytes_per_s / in_ram
+        found.append(
+            UbatchTrade(n_ubatch, sum(compute[: work.cpu]), matrix_layers(work, arranged)[1], 1 / use.seconds, ceiling)
+        )
+    return found
