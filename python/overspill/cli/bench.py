@@ -1,0 +1,88 @@
+"""``overspill bench``: how fast a model reads and decodes, beside what the memory allows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from overspill.base.values import CacheType, LoadMode
+from overspill.cli.exits import one_line_errors
+from overspill.cli.options import (
+    Batch,
+    DeviceMemory,
+    Loading,
+    ModelFile,
+    OffloadTo,
+    Servers,
+    Threads,
+    Verbose,
+    check_writable,
+    parse_offload,
+    parse_sizes,
+)
+from overspill.cli.output import errors, progress_bar, report_output, set_up_streams
+from overspill.hub import resolve
+from overspill.studies.bench import bench as run_bench
+from overspill.studies.bench import check_plotting
+
+__all__ = ["bench"]
+
+
+def bench(
+    model: ModelFile,
+    n_prompt: Annotated[int, typer.Option("--n-prompt", "-p", help="Tokens of the prompt; 0 leaves it out.")] = 512,
+    n_gen: Annotated[int, typer.Option("--n-gen", "-n", help="Tokens to decode, at least 4.")] = 128,
+    n_depth: Annotated[int, typer.Option("--n-depth", "-d", help="Tokens in the context before decoding.")] = 0,
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Times that each is measured.")] = 5,
+    offload: OffloadTo = "auto",
+    memory: DeviceMemory = None,
+    n_threads: Threads = None,
+    n_batch: Batch = 512,
+    type_k: Annotated[str, typer.Option(help="Type of the KV cache's keys.")] = "f16",
+    type_v: Annotated[str, typer.Option(help="Type of the KV cache's values.")] = "f16",
+    load_mode: Loading = "mmap",
+    rpc: Servers = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="PICTURE", help="Draw where a token's time goes, as PNG, SVG or PDF; needs matplotlib."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as llama-bench --output json does.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure how fast MODEL reads a prompt and decodes, and how near that comes to the speed of the memory.
+
+    The options that llama-bench has too are called as there.
+    """
+    set_up_streams(verbose)
+    with one_line_errors():
+        if plot is not None:
+            check_writable(plot)
+            check_plotting(plot)
+        with progress_bar("loading") as show:
+            found = run_bench(
+                resolve(model),
+                n_prompt=n_prompt,
+                n_gen=n_gen,
+                n_depth=n_depth,
+                repetitions=repetitions,
+                offload=parse_offload(offload),
+                rpc=rpc or (),
+                n_batch=n_batch,
+                n_threads=n_threads,
+                type_k=cast(CacheType, type_k),
+                type_v=cast(CacheType, type_v),
+                load_mode=cast(LoadMode, load_mode),
+                memory=parse_sizes(memory),
+                progress=show,
+            )
+        if plot is not None:
+            found.plot(plot)
+        if as_json:
+            print(json.dumps(found.to_dicts(), indent=2))
+        else:
+            report_output().print(found)
+        if plot is not None:
+            errors.print(f"the picture is in {plot}", style="dim", markup=False, soft_wrap=True)

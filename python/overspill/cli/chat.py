@@ -1,0 +1,108 @@
+"""``overspill chat``: a conversation in the terminal, or one message from standard input."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+
+import overspill
+from overspill.base.values import LoadMode
+from overspill.cli.exits import one_line_errors
+from overspill.cli.options import (
+    Batch,
+    Context,
+    Loading,
+    MinP,
+    OffloadTo,
+    RepeatPenalty,
+    Seed,
+    Servers,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    Verbose,
+    only_given,
+    parse_offload,
+)
+from overspill.cli.output import errors, set_up_streams
+from overspill.cli.reply import load_model, print_stream
+from overspill.hub import resolve
+
+__all__ = ["chat"]
+
+
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A GGUF file with a chat template, or hf:OWNER/REPOSITORY/FILE.gguf.",
+            show_default=False,
+        ),
+    ],
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    load: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save wrote.")] = None,
+    reasoning: Annotated[str, typer.Option(help="How the model's reasoning is shown: dim or hide.")] = "dim",
+    reasoning_effort: Annotated[
+        str | None, typer.Option("--effort", help="Of models that know it, such as gpt-oss: low, medium or high.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="Of each reply; 0: until the model or the context ends.")
+    ] = 0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repeat_penalty: RepeatPenalty = None,
+    seed: Seed = None,
+    n_ctx: Context = None,
+    n_threads: Threads = None,
+    n_batch: Batch = 512,
+    offload: OffloadTo = "auto",
+    load_mode: Loading = "mmap",
+    rpc: Servers = None,
+    verbose: Verbose = False,
+) -> None:
+    """Talk with MODEL in the terminal; /help there says how.
+
+    Where standard input is no terminal, all of it is one message: the answer goes to standard output, without
+    reasoning, and the stats to standard error.
+    """
+    # What it needs would slow down every other command.
+    from overspill.cli.terminal.chat import ChatTerminal, Reasoning
+
+    set_up_streams(verbose)
+    sampling = only_given(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed
+    )
+    options = sampling | only_given(reasoning_effort=reasoning_effort, max_tokens=max_tokens or None)
+    with one_line_errors():
+        overspill.SamplingOptions(**sampling)  # mistakes are told before the model is loaded
+        if reasoning not in get_args(Reasoning):
+            raise ValueError(f"--reasoning must be one of {', '.join(get_args(Reasoning))}, not {reasoning!r}")
+        message = None if sys.stdin.isatty() else sys.stdin.read()
+        if message is not None and not message.strip():
+            raise ValueError("standard input is empty, and would be the message")
+        with load_model(
+            resolve(model),
+            n_ctx=n_ctx,
+            n_threads=n_threads,
+            n_batch=n_batch,
+            offload=parse_offload(offload),
+            load_mode=cast(LoadMode, load_mode),
+            rpc=rpc or (),
+        ) as loaded:
+            talk = overspill.Chat(loaded, **options) if load is None else overspill.Chat.load(load, loaded, **options)
+            if system is not None:
+                talk.system = system
+            if message is None:
+                # A person would rather lose the oldest turns than be stopped by a full context.
+                talk.options["on_full"] = "shift"
+                ChatTerminal(talk, errors, reasoning=cast(Reasoning, reasoning), file=load).run()
+                return
+            code = print_stream(talk.send(message))
+    raise typer.Exit(code)

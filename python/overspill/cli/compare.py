@@ -1,0 +1,166 @@
+"""``overspill compare``: the answers of several models to the same questions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+import overspill
+from overspill.base.values import LoadMode
+from overspill.cli.exits import ERROR, INTERRUPTED, one_line_errors
+from overspill.cli.options import (
+    DeviceMemory,
+    Json,
+    Loading,
+    Servers,
+    Threads,
+    Verbose,
+    check_writable,
+    only_given,
+    parse_offload,
+    parse_sizes,
+)
+from overspill.cli.output import Output, errors, late_progress_bar, set_up_streams
+from overspill.studies.compare.view import Columns, Sections
+
+__all__ = ["compare"]
+
+
+def compare(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL MODEL... QUESTION",
+            help="Two or more GGUF files or hf:OWNER/REPOSITORY/FILE.gguf, and the question; - reads it from standard "
+            "input. With --questions: models alone.",
+            show_default=False,
+        ),
+    ],
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="A file with a question on each line, or a JSON list of them; each begins anew."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with all of it, that loads nothing else.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt, for models with a chat template.")] = None,
+    reasoning_effort: Annotated[
+        str | None, typer.Option(help="For models that know it, such as gpt-oss: low, medium or high.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="Of each answer; 0: until the model or the context ends.")
+    ] = 1024,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature", "-t", help="0: always the most likely token.", show_default="each file's, or 0.8"
+        ),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(show_default="each file's, or 40")] = None,
+    top_p: Annotated[float | None, typer.Option(show_default="each file's, or 0.95")] = None,
+    min_p: Annotated[float | None, typer.Option(show_default="each file's, or 0.05")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same for all models.", show_default="drawn")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be repeated.")] = None,
+    n_ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of question and answer together.")] = None,
+    n_threads: Threads = None,
+    n_batch: Annotated[int, typer.Option("--batch", help="Tokens of the question processed at once.")] = 512,
+    offload: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="auto, cpu, gpu, tuned, a number of layers for the GPU, or a file of overspill plan --save: once for "
+            "all models, or once for each, in their order.",
+            show_default="auto",
+        ),
+    ] = None,
+    memory: DeviceMemory = None,
+    load_mode: Loading = "mmap",
+    rpc: Servers = None,
+    no_progress: Annotated[
+        bool, typer.Option("--no-progress", help="No columns that grow and no bars: one answer below the other.")
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Ask models the same QUESTION, and show their answers, speeds and memory side by side.
+
+    They answer one after the other, and share the memory only if all fit into it. Ctrl-C ends it and keeps what
+    there is.
+    """
+    set_up_streams(verbose)
+    with one_line_errors():
+        models, asked = _models_and_questions(arguments, questions)
+        if html is not None:
+            check_writable(html)
+        sampling = only_given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        given = [parse_offload(text) for text in offload or ["auto"]]
+        with ExitStack() as stack:
+            view: Columns | Sections | None = None
+            progress: Callable[[str, float], object]
+            output = Output(highlight=False)
+            if not as_json and not no_progress and Columns.fit(output, len(models)):
+                view = stack.enter_context(Columns(output, len(models)))
+                progress = view.progress
+            else:
+                view = None if as_json else stack.enter_context(Sections(output))
+                progress = (lambda what, share: None) if no_progress else stack.enter_context(late_progress_bar())
+            found = overspill.compare(
+                models,
+                asked,
+                system=system,
+                reasoning_effort=reasoning_effort,
+                offload=given if len(given) > 1 else given[0],
+                rpc=rpc or (),
+                n_ctx=n_ctx,
+                n_batch=n_batch,
+                n_threads=n_threads,
+                load_mode=cast(LoadMode, load_mode),
+                memory=parse_sizes(memory),
+                seed=seed,
+                progress=progress,
+                report=None if view is None else view.report,
+                max_tokens=max_tokens or None,
+                stop=stop or (),
+                **sampling,
+            )
+        if as_json:
+            print(json.dumps(found.to_dict(), indent=2))
+        else:
+            for sentence in ["", *found.summary()]:
+                output.print(sentence, style="bold", markup=False, soft_wrap=not output.is_terminal)
+        if html is not None:
+            html.write_text(found.to_html(), encoding="utf-8")
+            errors.print(f"written: {html}", style="dim", markup=False, soft_wrap=True)
+    for problem in found.problems:
+        errors.print(f"error: {problem}", markup=False, soft_wrap=True)
+    if found.stopped:
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(ERROR if found.problems else 0)
+
+
+def _models_and_questions(arguments: list[str], file: Path | None) -> tuple[list[str], list[str]]:
+    if file is None:
+        *models, question = arguments
+        if question.endswith(".gguf") and len(question.split()) == 1:
+            raise ValueError(
+                f"{question} is a model: put the question, in quotes, after the models, or give --questions"
+            )
+        asked = [sys.stdin.read() if question == "-" else question]
+    else:
+        models = arguments
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+        asked = [line.strip() for line in text.splitlines() if line.strip()]
+        if file.suffix == ".json":
+            asked = json.loads(text)
+            if not isinstance(asked, list) or not all(isinstance(question, str) for question in asked):
+                raise ValueError(f"{file} must hold a list of questions as strings")
+        if not asked:
+            raise ValueError(f"{file} holds no questions")
+    if len(models) < 2:
+        raise ValueError(
+            f"two or more models can be compared, and here is {len(models)}: overspill compare A.gguf B.gguf QUESTION"
+        )
+    return models, asked

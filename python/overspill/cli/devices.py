@@ -1,0 +1,28 @@
+"""``overspill devices``: the devices that models can run on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import overspill
+from overspill.cli.exits import one_line_errors
+from overspill.cli.options import Json
+from overspill.cli.output import format_size, plain_table, report_output, set_up_streams
+
+__all__ = ["devices"]
+
+
+def devices(as_json: Json = False) -> None:
+    """List the devices that models can run on."""
+    set_up_streams(verbose=False)
+    with one_line_errors():
+        found = overspill.devices()
+        if as_json:
+            print(json.dumps([asdict(device) for device in found], indent=2))
+            return
+        table = plain_table("name", "kind", "backend", "free", "total", "description")
+        for device in found:
+            row = (device.name, device.kind.replace("_", " "), device.backend)
+            table.add_row(*row, format_size(device.free_bytes), format_size(device.total_bytes), device.description)
+        report_output().print(table)

@@ -1,0 +1,48 @@
+"""``overspill doctor``: what makes decoding slow on this machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, cast
+
+import typer
+from rich.text import Text
+
+import overspill
+from overspill.base.values import LoadMode
+from overspill.cli.exits import one_line_errors
+from overspill.cli.options import Json, Loading, Threads
+from overspill.cli.output import plain_table, report_output, set_up_streams
+from overspill.hub import resolve
+from overspill.studies.doctor import examine
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="A GGUF file, or hf:OWNER/REPOSITORY/FILE.gguf.", show_default=False),
+    ] = None,
+    n_threads: Threads = None,
+    load_mode: Loading = "mmap",
+    as_json: Json = False,
+) -> None:
+    """Say what would make decoding slow here, MODEL's in particular, and what to do; nothing is loaded."""
+    set_up_streams(verbose=False)
+    with one_line_errors():
+        header = None if model is None else overspill.ModelInfo.from_file(resolve(model))
+        found = examine(header, n_threads=n_threads, load_mode=cast(LoadMode, load_mode))
+        if as_json:
+            print(json.dumps([asdict(finding) for finding in found], indent=2))
+            return
+        table = plain_table("", "")
+        table.show_header = False
+        for finding in found:
+            style = {"bad": "bold red", "warning": "yellow", "fine": "green"}[finding.severity]
+            said = Text.assemble((finding.title, "bold"), f"\n{finding.reading}")
+            if finding.advice:
+                said.append(f"\n→ {finding.advice}")
+            table.add_row(Text(finding.severity, style), said)
+        report_output().print(table)

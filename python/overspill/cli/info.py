@@ -1,0 +1,80 @@
+"""``overspill info``: what the header of a model's file says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import overspill
+from overspill.cli.exits import one_line_errors
+from overspill.cli.options import Json, ModelFile
+from overspill.cli.output import format_size, plain_table, report_output, set_up_streams
+from overspill.hub import resolve
+
+__all__ = ["info"]
+
+
+def info(
+    model: ModelFile,
+    as_json: Json = False,
+) -> None:
+    """Show what a model is made of, from its file's header."""
+    set_up_streams(verbose=False)
+    with one_line_errors():
+        header = overspill.ModelInfo.from_file(resolve(model))
+        experts = f"{header.n_experts}, {header.n_experts_used} used per token" if header.n_experts else "none"
+        facts: dict[str, object] = {
+            "name": header.name or "unknown",
+            "architecture": header.architecture,
+            "licence": header.licence or "not stated",
+            "parameters": f"{header.n_parameters:,}",
+            "quantisation": f"{header.quantisation} ({', '.join(header.bytes_by_type)})",
+            "layers": header.n_layers,
+            "experts": experts,
+            "width": header.n_embd,
+            "vocabulary": f"{header.n_vocab:,}",
+            "context": f"{header.n_ctx_train:,} tokens",
+            "files": f"{len(header.files)}, {format_size(header.file_bytes)}",
+            "read per token": format_size(header.bytes_per_token),
+            "sampling": f"{header.sampling} ({'of the file' if header.recommends_sampling else 'defaults'})",
+        }
+        if as_json:
+            print(
+                json.dumps(
+                    {
+                        "name": header.name,
+                        "architecture": header.architecture,
+                        "licence": header.licence,
+                        "n_parameters": header.n_parameters,
+                        "quantisation": header.quantisation,
+                        "n_layers": header.n_layers,
+                        "n_experts": header.n_experts,
+                        "n_experts_used": header.n_experts_used,
+                        "n_embd": header.n_embd,
+                        "n_vocab": header.n_vocab,
+                        "n_ctx_train": header.n_ctx_train,
+                        "files": header.files,
+                        "file_bytes": header.file_bytes,
+                        "bytes_per_token": header.bytes_per_token,
+                        "bytes_by_part": header.bytes_by_part,
+                        "bytes_by_type": header.bytes_by_type,
+                        "sampling": asdict(header.sampling),
+                    },
+                    indent=2,
+                )
+            )
+            return
+        summary = plain_table("", "")
+        summary.show_header = False
+        for label, value in facts.items():
+            summary.add_row(label, str(value))
+        sizes = plain_table("part", "size", "share")
+        total = sum(header.bytes_by_part.values()) or 1
+        for part, n_bytes in header.bytes_by_part.items():
+            if n_bytes:
+                label = "embedding, output too" if part == "embedding" and header.tied_embedding else part
+                sizes.add_row(label, format_size(n_bytes), f"{n_bytes / total:.1%}")
+        output = report_output()
+        output.print(summary, markup=False)
+        output.print()
+        output.print(sizes)

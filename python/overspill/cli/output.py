@@ -1,0 +1,96 @@
+"""Where commands write: consoles, the log, progress bars and tables."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+__all__ = [
+    "Output",
+    "errors",
+    "format_size",
+    "late_progress_bar",
+    "plain_table",
+    "progress_bar",
+    "report_output",
+    "set_up_streams",
+]
+
+errors = Console(stderr=True, highlight=False)
+"""Standard error. Width and colours are those of the terminal; without one there are no colours."""
+
+
+class Output(Console):
+    """Standard output."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command's end, instead of ending with an exit code of its own."""
+        raise
+
+
+def report_output() -> Console:
+    """Return standard output for tables and sentences."""
+    # A pipe has no width: nothing is cut or wrapped there.
+    return Output(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def set_up_streams(verbose: bool) -> None:
+    """Send the log to standard error, and make all standard streams UTF-8."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger = logging.getLogger("overspill")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    if not verbose:
+        # llama.cpp's warnings are many and seldom a user's business; its errors are in ours.
+        logging.getLogger("overspill.llama").setLevel(logging.CRITICAL)
+    for stream in (sys.stdout, sys.stderr, sys.stdin):
+        # Text is UTF-8 whatever the locale says; what is not text is replaced.
+        cast(Any, stream).reconfigure(encoding="utf-8", errors="replace")
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[str, float], None]]:
+    """Show a bar on a terminal; yield a function that takes a description and the share that is done, 0 to 1."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(description, total=1.0)
+        yield lambda description, share: bar.update(task, description=description, completed=share)
+
+
+@contextmanager
+def late_progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """Yield a function as :func:`progress_bar` does; its bar appears with each first call, and goes at a share of 1."""
+    with ExitStack() as stack:
+        shown: list[Callable[[str, float], None]] = []
+
+        def show(description: str, share: float) -> None:
+            if not shown:
+                shown.append(stack.enter_context(progress_bar(description)))
+            shown[0](description, share)
+            if share >= 1:
+                stack.close()
+                shown.clear()
+
+        yield show
+
+
+def plain_table(*headings: str) -> Table:
+    """Return a table of columns without a box, so that a pipe gets plain text; numbers are at the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        right = heading not in ("", "name", "kind", "backend", "description", "part", "device", "setting", "value")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return table
+
+
+def format_size(n_bytes: int) -> str:
+    """Return bytes as GiB or MiB."""
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"

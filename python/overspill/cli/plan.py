@@ -1,0 +1,173 @@
+"""``overspill plan``: the best placement of a model, and the speed to expect of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import overspill
+from overspill.base.units import parse_bytes
+from overspill.cli.exits import one_line_errors
+from overspill.cli.options import Context, Json, ModelFile, parse_pair
+from overspill.cli.output import format_size, plain_table, progress_bar, report_output, set_up_streams
+from overspill.hub import resolve
+
+__all__ = ["plan"]
+
+
+def plan(
+    model: ModelFile,
+    vram: Annotated[
+        list[str] | None,
+        typer.Option(help="Memory of a GPU, such as 24GiB; repeat it for several. Without --ram: of the GPUs here."),
+    ] = None,
+    ram: Annotated[
+        str | None,
+        typer.Option(help="Memory of the host, such as 128GiB. Given, hardware is planned for that is not here."),
+    ] = None,
+    gpu_bandwidth: Annotated[
+        list[str] | None, typer.Option(help="Of each GPU, such as 936GB/s.", show_default="936GB/s")
+    ] = None,
+    ram_bandwidth: Annotated[
+        str | None, typer.Option(help="Of the host's memory, such as 47GB/s.", show_default="47GB/s")
+    ] = None,
+    link: Annotated[
+        list[str] | None, typer.Option(help="Between host and GPU, such as 25GB/s.", show_default="25GB/s")
+    ] = None,
+    n_ctx: Context = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Tokens in the context while it decodes.", show_default="half of --ctx")
+    ] = None,
+    n_ubatch: Annotated[int, typer.Option("--ubatch", help="Tokens of a prompt that are computed at once.")] = 512,
+    type_k: Annotated[str, typer.Option(help="What keys are stored as: f16, q8_0, ...")] = "f16",
+    type_v: Annotated[str, typer.Option(help="What values are stored as.")] = "f16",
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(help='What is decided already, such as "experts=cpu" or "layers 0-9 attention=gpu".'),
+    ] = None,
+    rpc: Annotated[
+        list[str] | None, typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the placement to a file, for overspill run --offload.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what lies best on which device, how fast it will be, and why; nothing is loaded."""
+    set_up_streams(verbose=False)
+    with one_line_errors():
+        for size in vram or ():
+            parse_bytes("--vram", size)  # a missing unit is the likelier mistake than a missing GPU
+        header = overspill.ModelInfo.from_file(resolve(model))
+        if ram is None and (gpu_bandwidth or ram_bandwidth or link):
+            raise ValueError(
+                "--gpu-bandwidth, --ram-bandwidth and --link are of hardware that is not here: give --ram, too"
+            )
+        if ram is not None:
+            hardware = overspill.Hardware.given(
+                ram=ram,
+                vram=vram or 0,
+                gpu_bandwidth=gpu_bandwidth or None,
+                ram_bandwidth=ram_bandwidth,
+                link=link or None,
+            )
+        else:
+            for endpoint in rpc or ():
+                overspill.add_rpc_server(endpoint)
+            gpus = [device for device in overspill.devices() if device.is_gpu]
+            if len(vram or ()) > len(gpus):
+                raise ValueError(
+                    f"--vram is given {len(vram or ())} times, and there are {len(gpus)} GPUs here; "
+                    "with --ram, too, it is planned for hardware that is not here"
+                )
+            memory = {gpu.name: size for gpu, size in zip(gpus, vram or (), strict=False)}
+            hardware = _measured(header, memory)
+        settings: dict[str, Any] = {
+            "n_ctx": n_ctx,
+            "depth": depth,
+            "n_ubatch": n_ubatch,
+            "type_k": type_k,
+            "type_v": type_v,
+        }
+        pins = dict(parse_pair("--pin", 'like "experts=cpu"', text) for text in pin or ())
+        planned = overspill.plan(header, hardware=hardware, pins=pins, **settings)
+        if save is not None:
+            planned.save(save)
+        _print_plan(planned, pins, settings, as_json)
+
+
+def _measured(header: overspill.ModelInfo, memory: dict[str, str]) -> overspill.Hardware:
+    with progress_bar("measuring") as show:
+        return overspill.Hardware.here(
+            header, memory=memory, progress=lambda what, share: show(f"measuring {what}", share)
+        )
+
+
+def _print_plan(planned: overspill.Plan, pins: dict[str, str], settings: dict[str, Any], as_json: bool) -> None:
+    expected = planned.forecast()
+    used = expected.settings
+    flags = planned.server_flags(n_ctx=used.n_ctx, n_ubatch=used.n_ubatch, type_k=used.type_k, type_v=used.type_v)
+    trades = overspill.ubatch_trade(planned.info, hardware=planned.hardware, pins=pins, **settings)
+    if as_json:
+        data = {
+            "forecast": expected.to_dict(),
+            "whole_layers_tokens_per_s": planned.whole_layers_tokens_per_s,
+            "hardware": planned.hardware.to_dict(),
+            "placement": planned.to_dict(),
+            "ubatch_trade": [
+                asdict(trade) | {"prefill_ceiling_tokens_per_s": _or_none(trade.prefill_ceiling_tokens_per_s)}
+                for trade in trades
+            ],
+            "llama_server_flags": flags,
+        }
+        print(json.dumps(data, indent=2))
+        return
+    output = report_output()
+    output.print(f"{expected.verdict}: about {expected.tokens_per_s:.1f} tokens/s", style="bold", markup=False)
+    output.print(expected.reason, markup=False)
+    if planned.whole_layers_tokens_per_s:
+        output.print(f"The best split by whole layers: {planned.whole_layers_tokens_per_s:.1f} tokens/s.", markup=False)
+    for remedy in expected.remedies:
+        output.print(f"- {remedy}", markup=False)
+    output.print()
+    output.print(overspill.Placement.__rich__(planned))
+    memory = plain_table("device", "weights", "KV cache", "computing", "left free", "of", "ms per token")
+    for name, use in expected.memory.items():
+        milliseconds = 1e3 * sum(expected.seconds_by_term.get(name, {}).values())
+        sizes = (use.weights_bytes, use.kv_bytes, use.compute_bytes, use.free_bytes - use.total_bytes, use.free_bytes)
+        memory.add_row(
+            name, *(format_size(n) if n >= 0 else f"-{format_size(-n)}" for n in sizes), f"{milliseconds:.1f}"
+        )
+    output.print()
+    output.print(memory)
+    if planned.hardware.gpus:
+        trade = plain_table(
+            "ubatch", "computing", "layers with experts on a GPU" if planned.info.n_experts else "layers on a GPU"
+        )
+        trade.add_column("tokens/s", justify="right")
+        trade.add_column("prompt tokens/s, at most", justify="right")
+        for one in trades:
+            ceiling = _or_none(one.prefill_ceiling_tokens_per_s)
+            trade.add_row(
+                str(one.n_ubatch),
+                format_size(one.compute_bytes),
+                str(one.expert_layers),
+                f"{one.tokens_per_s:.1f}",
+                "–" if ceiling is None else f"{ceiling:.0f}",
+            )
+        output.print()
+        output.print(trade)
+    output.print()
+    output.print("llama-server " + shlex.join(flags), markup=False, soft_wrap=True)
+    if planned.hardware.source == "assumed":
+        output.print("Some figures of the hardware are assumed; see docs/offload.md.", style="dim", markup=False)
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

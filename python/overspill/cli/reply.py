@@ -1,0 +1,36 @@
+"""A model for ``run`` and ``chat``: loaded with a progress bar, and its reply on standard output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import overspill
+from overspill.cli.exits import INTERRUPTED
+from overspill.cli.output import errors, progress_bar
+
+__all__ = ["load_model", "print_stream"]
+
+
+def load_model(path: os.PathLike[str], **options: Any) -> overspill.Model:
+    """Return the model, after a progress bar on a terminal; ``options`` are those of :class:`overspill.Model`."""
+    with progress_bar("loading") as show:
+        return overspill.Model(path, progress=lambda share: show("loading", share), **options)
+
+
+def print_stream(stream: overspill.Stream | overspill.ChatStream) -> int:
+    """Print a reply as it comes, but for reasoning, then its stats; return the exit code."""
+    code = 0
+    try:
+        with stream:
+            for token in stream:
+                if not (isinstance(token, overspill.ChatToken) and token.channel is overspill.Channel.REASONING):
+                    sys.stdout.write(token.text)
+                    sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    errors.print(str(stream.stats), style="dim", markup=False)
+    return code

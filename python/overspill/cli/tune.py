@@ -1,0 +1,125 @@
+"""``overspill tune``: the fastest settings, found by measuring."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from overspill.base.values import CacheType
+from overspill.cli.exits import INTERRUPTED, one_line_errors
+from overspill.cli.options import Context, DeviceMemory, Json, ModelFile, Servers, parse_sizes
+from overspill.cli.output import errors, plain_table, report_output, set_up_streams
+from overspill.studies.tune import Trial, Tuned
+from overspill.studies.tune import tune as find_fastest
+
+__all__ = ["tune"]
+
+
+def tune(
+    model: ModelFile,
+    n_ctx: Context = None,
+    memory: DeviceMemory = None,
+    kv_type: Annotated[
+        list[str] | None,
+        typer.Option(help="Try this type of the KV cache too, such as q8_0; may be repeated. It may change replies."),
+    ] = None,
+    rpc: Servers = None,
+    seconds: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what decodes MODEL fastest here, from the plan on, and keep it for Model(path, offload="tuned").
+
+    Ctrl-C ends it and keeps the best so far.
+    """
+    set_up_streams(verbose=False)
+    with one_line_errors():
+        sizes = parse_sizes(memory)
+        console = errors if as_json else report_output()
+        with _Trials(console, quiet=as_json and not console.is_terminal) as trials:
+            found = find_fastest(
+                model,
+                n_ctx=n_ctx,
+                memory=sizes,
+                allow_kv_types=cast("list[CacheType]", kv_type or []),
+                rpc=rpc or (),
+                seconds=seconds,
+                report=trials.report,
+            )
+        if as_json:
+            print(json.dumps(_tuned(found), indent=2))
+        else:
+            _print_tuned(found)
+    if found.stopped == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+
+
+class _Trials:
+    """What was tried so far: a table that grows in a terminal, and lines elsewhere."""
+
+    def __init__(self, console: Console, *, quiet: bool) -> None:
+        self._console, self._quiet = console, quiet
+        self._trials: list[Trial] = []
+        self._live = Live(console=console, get_renderable=self._render, auto_refresh=False)
+
+    def __enter__(self) -> _Trials:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._trials = [trial for trial in self._trials if trial.state != "measuring"]
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def report(self, trial: Trial) -> None:
+        """Show that a trial began, or what came of it."""
+        if self._trials and self._trials[-1].state == "measuring":
+            self._trials.pop()
+        self._trials.append(trial)
+        if self._console.is_terminal:
+            self._live.refresh()
+        elif trial.state != "measuring" and not self._quiet:
+            self._console.print(*_row(trial)[:4], trial.problem, markup=False, soft_wrap=True)
+
+    def _render(self) -> Table:
+        table = plain_table("setting", "value", "tok/s", "")
+        for trial in self._trials:
+            setting, value, speed, outcome = _row(trial)
+            table.add_row(setting, value, speed, outcome, style="bold" if trial.state == "kept" else None)
+        return table
+
+
+def _row(trial: Trial) -> tuple[str, str, str, str]:
+    speed = "–" if trial.tokens_per_s is None else f"{trial.tokens_per_s:.2f}"
+    return trial.setting, trial.value, speed, f"{trial.state}{'…' if trial.state == 'measuring' else ''}"
+
+
+def _print_tuned(found: Tuned) -> None:
+    output = report_output()
+    why = f" ({found.stopped}: not everything was tried)" if found.stopped else ""
+    gain = found.tokens_per_s / found.planned_tokens_per_s - 1
+    output.print(f"\nbest: {found.tokens_per_s:.2f} tok/s, {gain:+.0%} against the plan{why}", markup=False)
+    output.print(", ".join(f"{name}={value}" for name, value in found.settings.items()), markup=False)
+    output.print(found.placement)
+    if found.file is None:
+        output.print("not kept: an earlier run found faster ones, or the cache folder cannot be written")
+    else:
+        output.print(f'kept in {found.file} for Model(path, offload="tuned")', markup=False, soft_wrap=True)
+
+
+def _tuned(found: Tuned) -> dict[str, Any]:
+    return {
+        "trials": [asdict(trial) for trial in found.trials],
+        "tokens_per_s": found.tokens_per_s,
+        "planned_tokens_per_s": found.planned_tokens_per_s,
+        "settings": found.settings,
+        "placement": found.placement.to_dict(),
+        "stopped": found.stopped,
+        "file": None if found.file is None else str(found.file),
+    }
