@@ -409,16 +409,7 @@ def test_tools_a_model_calls(model: Model) -> None:
     chat.add_result(call, {"degrees": 20})
     assert text_of(chat.send(max_tokens=8))
     with pytest.raises(ValueError, match="knows no tools"):
-        ChatTemplate(model, template(TEMPLATES["gemma 2"])).open(
-            "x",
-            tools=[WEATHER],
-            tool_choice="auto",
-            reasoning_effort=None,
-            thinking=True,
-            json_schema=None,
-            on_full="error",
-            options={},
-        )
+        ChatTemplate(model, template(TEMPLATES["gemma 2"])).prepare("x", tools=[WEATHER])
 
 
 # --- conversations -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from overspill import _core
 from overspill.base.files import replace_json
@@ -44,6 +44,7 @@ __all__ = [
 
 logger = logging.getLogger("overspill")
 
+NativeModel: TypeAlias = _core.Model
 Message: TypeAlias = Mapping[str, Any]
 """What somebody said, as OpenAI's API has it."""
 ToolChoice: TypeAlias = Literal["auto", "required", "none"]
@@ -305,10 +306,38 @@ def _added(before: str, now: str) -> str:
     return now[len(before) :] if now.startswith(before) else ""
 
 
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation as the model gets it, and the form of the reply to it."""
+
+    text: str
+    tokens: list[int]
+    form: ReplyForm
+    parser: _core.ReplyParser
+    n_dropped: int
+    """Tokens of old turns that were left out, so that the rest fits."""
+    _known: deque[tuple[str, list[int]]]
+
+    def remember(self, reply: str = "", ids: Sequence[int] = ()) -> None:
+        """Keep the tokens of the prompt and of what was said to it, for a prompt that begins with both."""
+        # The tokens that came: the same text could be written in others, too.
+        self._known.append((self.text + reply, [*self.tokens, *ids]))
+
+
+class ChatModel(Protocol):
+    """What a chat template needs of a model."""
+
+    _core: NativeModel
+
+    @property
+    def path(self) -> Path:
+        """The file, which errors name."""
+
+
 class ChatTemplate:
     """How a model is addressed; :attr:`Model.chat_template` has it."""
 
-    def __init__(self, model: Model, source: str = "") -> None:
+    def __init__(self, model: ChatModel, source: str = "") -> None:
         """Take the file's template, or another one in Jinja.
 
         Raises
@@ -316,18 +345,18 @@ class ChatTemplate:
         Error
             There is none, or it has mistakes.
         """
-        if not source and not model.has_chat_template:
+        if not source and not model._core.has_chat_template:
             raise _core.Error(
                 f"{model.path} has no chat template: it is a base model, to be continued with model.stream(prompt); or "
                 "give a template in Jinja: model.chat_template = overspill.ChatTemplate(model, source)"
             )
-        # The model has its template, which would keep it alive otherwise.
-        self._model_reference = weakref.ref(model)
+        # A template that somebody keeps does not keep the model's memory.
+        self._model_reference = weakref.ref(model._core)
         self._core = model._core.chat_template(source)
         self._known: deque[tuple[str, list[int]]] = deque(maxlen=_MOST_KNOWN)
 
     @property
-    def _model(self) -> Model:
+    def _model(self) -> NativeModel:
         model = self._model_reference()
         if model is None:
             raise _core.ClosedError("the model of the chat template is gone")
@@ -385,19 +414,18 @@ class ChatTemplate:
             variables=variables,
         )
 
-    def open(
+    def prepare(
         self,
         messages: str | Sequence[Message],
         *,
-        tools: Sequence[Tool] | None,
-        tool_choice: ToolChoice,
-        reasoning_effort: str | None,
-        thinking: bool,
-        json_schema: str | Mapping[str, Any] | bool | None,
-        on_full: OnFull,
-        options: Mapping[str, Any],
-    ) -> ChatStream:
-        """Open a stream; see :meth:`Model.chat`, which calls this."""
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice = "auto",
+        reasoning_effort: str | None = None,
+        thinking: bool = True,
+        json_schema: str | Mapping[str, Any] | bool | None = None,
+        on_full: OnFull = "error",
+    ) -> ChatPrompt:
+        """Return the prompt of a conversation, and the form of its reply; parameters as for :meth:`Model.chat`."""
         if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be one of {', '.join(get_args(OnFull))}, not {on_full!r}")
         if tools and json_schema is not None:
@@ -434,15 +462,7 @@ class ChatTemplate:
             rendered["stop"],
             droppable,
         )
-        stream = self._model.stream(tokens, reuse=True, form=form, **options)
-        prompt = rendered["text"]
-        self._know(prompt, tokens)
-
-        def remember(reply: str, ids: list[int]) -> None:
-            # Its tokens are those that came: the same text could be written in others, too.
-            self._know(prompt + reply, [*tokens, *ids])
-
-        return ChatStream(stream, rendered["parser"], remember, named=form.named, n_dropped=n_dropped)
+        return ChatPrompt(rendered["text"], tokens, form, rendered["parser"], n_dropped, self._known)
 
     def _that_fits(
         self, messages: list[Message], render: Callable[[Sequence[Message]], dict[str, Any]]
@@ -466,19 +486,16 @@ class ChatTemplate:
 
     # --- tokens
 
-    def _know(self, text: str, tokens: list[int]) -> None:
-        self._known.append((text, tokens))
-
     def _tokens(self, text: str) -> list[int]:
         """Return the tokens of a prompt: of what it begins with those that were decoded before, if there are any."""
         known = [one for one in tuple(self._known) if text.startswith(one[0])]
         if known:
             begun, tokens = max(known, key=lambda one: len(one[0]))
-            rest = self._model.tokenize(text[len(begun) :], add_special=False)
+            rest = self._model.tokenize(text[len(begun) :].encode(), False, True)
             # Elsewhere than at a special token, a tokenizer might have joined what is cut apart here.
-            if not rest or self._model.token_bytes(rest[0]) == b"":
+            if not rest or self._model.token_bytes(rest[0], True) == b"":
                 return [*tokens, *rest]
-        return self._model.tokenize(text)
+        return self._model.tokenize(text.encode(), True, True)
 
     def _turns(
         self,
@@ -494,7 +511,7 @@ class ChatTemplate:
         whole = text.encode()
         for i, token in enumerate(tokens):
             ends[n_bytes] = i
-            n_bytes += len(self._model._core.token_bytes(token, True))
+            n_bytes += len(self._model.token_bytes(token, True))
         offset = n_bytes - len(whole)  # the token for the beginning, which the text does not have
         places: list[int | None] = []
         for start in starts:

@@ -616,7 +616,7 @@ class Model:
         ValueError, TypeError
             A message or a tool is none, or the template refuses it; or as for :meth:`stream`.
         """
-        return self.chat_template.open(
+        prompt = self.chat_template.prepare(
             messages,
             tools=tools,
             tool_choice=tool_choice,
@@ -624,8 +624,10 @@ class Model:
             thinking=thinking,
             json_schema=json_schema,
             on_full=on_full,
-            options=options,
         )
+        stream = self.stream(prompt.tokens, reuse=True, form=prompt.form, **options)
+        prompt.remember()
+        return ChatStream(stream, prompt.parser, prompt.remember, named=prompt.form.named, n_dropped=prompt.n_dropped)
 
     def _constraint(
         self, grammar: str | TokenMask | None, json_schema: str | Mapping[str, Any] | bool | None
