@@ -43,16 +43,9 @@ from overspill.base.values import (
     TokenChooser,
     TokenMask,
 )
-from overspill.cascade.cascade import (
-    Cascade,
-    CascadeStats,
-    CascadeStream,
-    CascadeToken,
-    Draft,
-    Judgement,
-    mean_entropy,
-    mean_logprob,
-)
+from overspill.cascade.cascade import Cascade
+from overspill.cascade.signals import Draft, Judgement, mean_entropy, mean_logprob
+from overspill.cascade.stream import CascadeStats, CascadeStream, CascadeToken
 from overspill.engine.async_stream import AsyncStream
 from overspill.engine.chat import Channel, Chat, ChatStream, ChatTemplate, ChatToken, ToolCall
 from overspill.engine.model import Model
@@ -68,8 +61,11 @@ from overspill.planning.ubatch import ubatch_trade
 from overspill.planning.verdict import Verdict
 from overspill.sampling.options import SamplingOptions
 from overspill.sampling.sampler import Sampler
-from overspill.studies.bench import Bench, bench
-from overspill.studies.compare.comparison import Answer, ComparedModel, Comparison, compare
+from overspill.studies.bench.measure import bench
+from overspill.studies.bench.result import Bench
+from overspill.studies.compare.answers import Answer, ComparedModel
+from overspill.studies.compare.comparison import Comparison
+from overspill.studies.compare.run import compare
 from overspill.studies.tune import Trial, Tuned, tune
 
 __all__ = [

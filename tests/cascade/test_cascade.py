@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 import overspill
 from overspill import Cascade, ChatTemplate, Draft, Judgement, Model, StopReason, mean_entropy, mean_logprob
-from overspill.cascade.cascade import Escalation, fit_together
+from overspill.cascade.budget import fit_together
+from overspill.cascade.signals import Escalation
 from overspill.header.info import ModelInfo
 
 PROMPT = "Once upon a time"

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from model_files import VOCABULARY, WIDTH
 from overspill import Breakdown, Error, Model, ModelInfo, Placement, bench
-from overspill.studies.bench import read_bytes_by_device
+from overspill.studies.bench.measure import read_bytes_by_device
 from rpc_server import running_server
 
 PARTS = ("wait_s", "decode_s", "sync_s", "logits_s", "sample_s", "python_s", "text_s")
@@ -244,7 +244,7 @@ def test_mistakes_on_the_command_line(tiny_gpt_oss_path: Path, arguments: list[s
 def test_without_matplotlib(tiny_gpt_oss_path: Path) -> None:
     """It says what to install."""
     code = "import sys; sys.modules['matplotlib'] = None; sys.modules['matplotlib.figure'] = None\n"
-    code += "from overspill.studies.bench import check_plotting\ncheck_plotting('a.png')"
+    code += "from overspill.studies.bench.plot import check_plotting\ncheck_plotting('a.png')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "a picture needs matplotlib: pip install 'overspill[plot]'" in done.stderr
     assert Error.__name__ in done.stderr

@@ -27,9 +27,9 @@ import overspill
 from model_files import llama_cpp_folder
 from overspill import Answer, ComparedModel, Comparison, Hardware, Model, ModelInfo, compare
 from overspill.base.units import format_bytes
-from overspill.engine import model as engine_model
-from overspill.studies.compare.comparison import plan_together
-from overspill.studies.compare.report import render_markdown
+from overspill.engine.model import _open_models
+from overspill.studies.compare.markdown import render_markdown
+from overspill.studies.compare.plans import plan_together
 from overspill.studies.compare.view import Columns, Sections, _wrapped
 from plan_cases import GIB
 from programs import python_environment
@@ -49,14 +49,14 @@ def saying(text: str) -> str:
 @pytest.mark.parametrize("room", ["", "430MiB"])
 def test_answers_are_those_of_each_model_alone(gemma_path: Path, smollm2_path: Path, room: str) -> None:
     """With memory for both question by question, otherwise model by model, and never with more of them open."""
-    open_before = sum(not model.closed for model in engine_model._open_models)
+    open_before = sum(not model.closed for model in _open_models)
     order: list[tuple[str, str]] = []
     n_open: set[int] = set()
 
     def report(comparison: Comparison) -> None:
         if comparison.current is not None:
             one, answer = comparison.current
-            n_open.add(sum(not model.closed for model in engine_model._open_models) - open_before)
+            n_open.add(sum(not model.closed for model in _open_models) - open_before)
             if (one.label, answer.question) not in order:
                 order.append((one.label, answer.question))
 
@@ -70,7 +70,7 @@ def test_answers_are_those_of_each_model_alone(gemma_path: Path, smollm2_path: P
         assert order == [(a, QUESTIONS[0]), (b, QUESTIONS[0]), (a, QUESTIONS[1]), (b, QUESTIONS[1])]
     assert n_open == {1 if room else 2}
     assert found.together == (not room)
-    assert sum(not model.closed for model in engine_model._open_models) == open_before
+    assert sum(not model.closed for model in _open_models) == open_before
     assert (found.problems, found.stopped, found.settings["seed"]) == ([], "", 3)
     for path, one in zip(paths, found.models, strict=True):
         with Model(path, n_ctx=256, n_threads=1) as model:

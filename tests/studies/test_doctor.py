@@ -17,7 +17,8 @@ import pytest
 
 from overspill import Hardware, ModelInfo, Placement, _core
 from overspill.base.values import Device, LoadMode
-from overspill.studies.doctor import Finding, Machine, examine
+from overspill.studies.doctor.findings import Finding, examine
+from overspill.studies.doctor.machine import Machine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the files are Linux's")
 

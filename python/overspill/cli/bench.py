@@ -25,8 +25,8 @@ from overspill.cli.options import (
 )
 from overspill.cli.output import errors, progress_bar, report_output, set_up_streams
 from overspill.hub import resolve
-from overspill.studies.bench import bench as run_bench
-from overspill.studies.bench import check_plotting
+from overspill.studies.bench.measure import bench as run_bench
+from overspill.studies.bench.plot import check_plotting
 
 __all__ = ["bench"]
 

@@ -15,7 +15,7 @@ from overspill.cli.exits import one_line_errors
 from overspill.cli.options import Json, Loading, Threads
 from overspill.cli.output import plain_table, report_output, set_up_streams
 from overspill.hub import resolve
-from overspill.studies.doctor import examine
+from overspill.studies.doctor.findings import examine
 
 __all__ = ["doctor"]
 

@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from overspill.base.units import format_bytes
-from overspill.studies.compare.comparison import Answer, ComparedModel, Comparison
+from overspill.studies.compare.answers import NO_CHAT, Answer, ComparedModel
+from overspill.studies.compare.comparison import Comparison
 
-__all__ = ["NO_CHAT", "Columns", "Sections"]
+__all__ = ["Columns", "Sections"]
 
-NO_CHAT = "no chat template: it continues the text"
 _NARROWEST_COLUMN = 24
 _REFRESH_S = 0.1
 # What would move the cursor, or turn around what stands beside it.

@@ -1,0 +1,183 @@
+"""Measure prompts and decoding, each device's part of a token, and the speed of its memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from overspill import _core
+from overspill.base.checks import as_integer
+from overspill.base.values import Breakdown, CacheType, LoadMode
+from overspill.engine.model import Model, Offload
+from overspill.header.info import ModelInfo
+from overspill.header.kv_cache import layer_caches
+from overspill.header.tensor_names import part_of
+from overspill.machine.devices import devices
+from overspill.placement.device_names import CPU
+from overspill.placement.placement import Placement
+from overspill.studies.bench.result import Bench
+from overspill.studies.bench.samples import DeviceShare, Samples
+
+__all__ = ["bench", "device_bandwidth", "read_bytes_by_device"]
+
+_WORKING_SET_BYTES = 512 << 20  # more than any cache holds
+
+
+def device_bandwidth(device: str) -> float:
+    """Return how fast a device reads its memory, in bytes per second, as measured; takes up to a second.
+
+    The CPU's: a plain scan of 512 MiB with all cores. Of other devices, the fastest of the products of a large matrix
+    and a vector in F32, F16 and Q8_0, since a computation is all that can be asked of them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    meter = _core.DeviceMeter(
+        device,
+        n_threads=min(cores, 512),
+        working_set_bytes=_WORKING_SET_BYTES,
+        gpus=[],
+        host_buffers=True,
+        budget_s=0.3,
+    )
+    if device == CPU:
+        return meter.memory_bytes_per_s()
+    return max(meter.weight_rate(kind, 4096, 8192, 0, 0)[0] for kind in ("f32", "f16", "q8_0"))
+
+
+def read_bytes_by_device(
+    info: ModelInfo, placement: Placement, depth: int, type_k: str = "f16", type_v: str = "f16"
+) -> dict[str, int]:
+    """Return the bytes of weights and KV cache that decoding one token reads on each device.
+
+    Of an embedding one row, of a layer's experts those that are used, of the cache ``depth`` tokens, or a window of
+    them.
+    """
+    n_bytes: Counter[str] = Counter()
+    where = placement.tensors()
+    for tensor in info.tensors:
+        is_output = info.tied_embedding and part_of(tensor[0]) == "embedding"
+        n_bytes[placement.output_matrix if is_output else where.get(tensor[0], CPU)] += info.read_bytes(tensor)
+    for cache, device in zip(layer_caches(info), placement.kv, strict=True):
+        n_bytes[device] += cache.bytes_read(depth, type_k, type_v)
+    return dict(n_bytes)
+
+
+def bench(
+    path: str | os.PathLike[str],
+    *,
+    n_prompt: int = 512,
+    n_gen: int = 128,
+    n_depth: int = 0,
+    repetitions: int = 5,
+    offload: Offload = "auto",
+    rpc: Sequence[str] = (),
+    n_batch: int = 512,
+    n_threads: int | None = None,
+    type_k: CacheType = "f16",
+    type_v: CacheType = "f16",
+    load_mode: LoadMode = "mmap",
+    memory: Mapping[str, int | str] | None = None,
+    progress: Callable[[str, float], object] | None = None,
+) -> Bench:
+    """Measure a model on this machine, as llama-bench does, and how much of the hardware it uses.
+
+    Tokens are streamed by :meth:`Model.stream` with the sampling options of the file, so sampler and text are part of
+    the time. Which device takes how long is measured afterwards, in a run of its own that waits after each piece of
+    the graph.
+
+    Parameters
+    ----------
+    path
+        A GGUF file, or ``hf:OWNER/REPOSITORY/FILE.gguf``.
+    n_prompt
+        Tokens of the prompt whose reading is measured; 0 leaves that out.
+    n_gen
+        Tokens to decode, at least 4.
+    n_depth
+        Tokens in the context before decoding.
+    repetitions
+        Times that each is measured, 1 to 1000, after one that does not count.
+    offload, rpc, n_batch, n_threads, type_k, type_v, load_mode, memory
+        As :class:`Model` has them.
+    progress
+        Called with what is being done, and the share of all that is done.
+
+    Raises
+    ------
+    ValueError, TypeError, Error
+        As :class:`Model` does.
+    """
+    n_prompt = as_integer("n_prompt", n_prompt, 0, 2**31 - 1)
+    n_gen = as_integer("n_gen", n_gen, 4, 2**31 - 1)
+    n_depth = as_integer("n_depth", n_depth, 0, 2**31 - 1)
+    repetitions = as_integer("repetitions", repetitions, 1, 1000)
+    n_ctx = max(n_prompt, max(1, n_depth) + n_gen) + 1
+    n_steps = 3 + (repetitions + 1) * (1 + (n_prompt > 0))
+    done = 0
+
+    def step(what: str) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(what, done / n_steps)
+        done += 1
+
+    step("loading")
+    options: dict[str, Any] = {"n_batch": n_batch, "n_threads": n_threads, "type_k": type_k, "type_v": type_v}
+    with Model(path, offload=offload, rpc=rpc, n_ctx=n_ctx, load_mode=load_mode, memory=memory, **options) as model:
+        random_ids = random.Random(0)
+        prompt = [random_ids.randrange(model.n_vocab) for _ in range(max(n_prompt, n_depth, 1))]
+        ends = {token: -math.inf for token in range(model.n_vocab) if model.is_end_of_generation(token)}
+        bias = {**dict(model.sampling.logit_bias), **ends}
+        prefill, decode = [], []
+        breakdowns: list[Breakdown] = []
+        for i in range(repetitions + 1):
+            if n_prompt:
+                step(f"reading {n_prompt} tokens, {'warming up' if i == 0 else f'{i} of {repetitions}'}")
+                with model.stream(prompt[:n_prompt], max_tokens=1) as stream:
+                    next(stream)
+                prefill.append(stream.stats.prefill_s)
+            step(f"decoding {n_gen} tokens, {'warming up' if i == 0 else f'{i} of {repetitions}'}")
+            with model.stream(prompt[: max(1, n_depth)], max_tokens=n_gen + 1, logit_bias=bias, seed=1) as stream:
+                ids = [next(stream).id]
+                start = time.perf_counter()
+                ids += [token.id for token in stream]
+                decode.append(time.perf_counter() - start)
+            breakdowns.append(stream.stats.breakdown)
+        step("timing each device")
+        n_timed = min(n_gen - 2, 64)
+        times = model._core.time_devices([*prompt[: max(1, n_depth)], *ids[: n_gen - 1]], n_timed)
+        placement, info, settings = model.placement, model.info, dict(model._settings)
+    # With the model gone, there is memory to measure with.
+    step("measuring memory")
+    read = read_bytes_by_device(info, placement, max(1, n_depth) + n_gen // 2, type_k, type_v)
+    used = sorted((device for device in times["devices"]), key=lambda device: device == CPU)
+    shares = [
+        DeviceShare(device, read.get(device, 0), device_bandwidth(device), *times["devices"][device]) for device in used
+    ]
+    if progress is not None:
+        progress("done", 1.0)
+    return Bench(
+        info=info,
+        path=model.path,
+        placement=placement,
+        settings=settings,
+        found=tuple(devices()),
+        prefill=Samples(n_prompt, 0, 0, tuple(prefill[1:])) if n_prompt else None,
+        decode=Samples(0, n_gen, n_depth, tuple(decode[1:])),
+        breakdown=_sum(breakdowns[1:]),
+        devices=tuple(shares),
+        moving_s=times["moving_s"],
+        around_s=times["total_s"] - times["moving_s"] - sum(seconds for seconds, _ in times["devices"].values()),
+    )
+
+
+def _sum(breakdowns: Sequence[Breakdown]) -> Breakdown:
+    sums: dict[str, Any] = {}
+    for name in (name for name in Breakdown.__slots__ if name != "graph_splits"):
+        values = [getattr(one, name) for one in breakdowns]
+        sums[name] = None if None in values else sum(values)
+    return Breakdown(**sums, graph_splits=breakdowns[0].graph_splits)

@@ -1,0 +1,257 @@
+"""Load models, and ask them all the same questions."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from overspill import _core
+from overspill.base.values import LoadMode
+from overspill.engine.chat import ChatStream
+from overspill.engine.model import Model, Offload
+from overspill.engine.stream import Stream
+from overspill.header.info import ModelInfo
+from overspill.hub import resolve
+from overspill.machine.devices import add_rpc_server
+from overspill.sampling.options import SamplingOptions, merge
+from overspill.studies.compare.answers import Answer, ComparedModel
+from overspill.studies.compare.comparison import Comparison
+from overspill.studies.compare.plans import labels, plan_alone, plan_together
+
+__all__ = ["compare"]
+
+
+def compare(
+    models: Sequence[str | os.PathLike[str]],
+    questions: str | Sequence[str],
+    *,
+    system: str | None = None,
+    reasoning_effort: str | None = None,
+    thinking: bool = True,
+    offload: Offload | Sequence[Offload] = "auto",
+    rpc: Sequence[str] = (),
+    n_ctx: int | None = None,
+    n_batch: int = 512,
+    n_threads: int | None = None,
+    load_mode: LoadMode = "mmap",
+    memory: Mapping[str, int | str] | None = None,
+    seed: int | None = None,
+    progress: Callable[[str, float], object] | None = None,
+    report: Callable[[Comparison], object] | None = None,
+    **options: Any,
+) -> Comparison:
+    """Ask several models the same questions; return their answers, speeds, memory and placements.
+
+    They answer one after the other, since they would compete for the same cores and memory. If they all fit into
+    memory at once as they would alone, they stay loaded, and answer question by question; otherwise the first answers
+    all questions and makes room for the next.
+
+    Parameters
+    ----------
+    models
+        Two or more GGUF files, as :class:`overspill.Model` takes them. The same one may come again.
+    questions
+        One or more. Each begins anew, without what was asked before.
+    system, reasoning_effort, thinking
+        The system prompt, and what :meth:`overspill.Model.chat` takes of these names, for models with a chat template.
+        The others continue the question.
+    offload
+        As of :class:`overspill.Model`: one for all, or a list with one for each.
+    rpc, n_ctx, n_batch, n_threads, load_mode, memory
+        As of :class:`overspill.Model`, for all.
+    seed
+        The same for all. Default: one that is drawn, and kept in ``settings``.
+    progress
+        Called with what is being done and the share that is done, 0.0 to 1.0, while devices are measured and models
+        loaded.
+    report
+        Called with the :class:`Comparison` whenever there is more of it: after every token, for example.
+    **options
+        As of :meth:`overspill.Model.stream`, also for chats, such as ``max_tokens=500`` and ``temperature=0.7``.
+
+    Returns
+    -------
+    Comparison
+        Also after Ctrl-C, once there is something of an answer; and where a model cannot be loaded or fails, as long
+        as another one answers: its ``problem`` says why.
+
+    Raises
+    ------
+    Error
+        No model could be loaded, or none answered.
+    ValueError, TypeError
+        An argument is out of its range, or there are too few models or questions.
+    """
+    asked = [questions] if isinstance(questions, str) else list(questions)
+    files = [resolve(path) if isinstance(path, str) else Path(path) for path in _listed("models", models)]
+    offloads: list[Any] = list(offload) if isinstance(offload, list | tuple) else [offload] * len(files)
+    if len(files) < 2:
+        raise ValueError(f"models must be two or more, not {len(files)}")
+    if len(offloads) != len(files):
+        raise ValueError(f"offload must be one for all or one for each of the {len(files)} models, not {len(offloads)}")
+    _check_questions(asked)
+    for endpoint in rpc:
+        add_rpc_server(endpoint)
+    show = progress or (lambda what, share: None)
+    plan_settings = {"n_ctx": n_ctx, "n_ubatch": n_batch, "load_mode": load_mode}
+    headers = [ModelInfo.from_file(file) for file in files]
+    compared = [
+        plan_alone(label, info, one, asked, plan_settings, memory or {}, n_threads, show)
+        for label, info, one in zip(labels(files, offloads), headers, offloads, strict=True)
+    ]
+    together = plan_together(compared, plan_settings)
+    for one, placement in zip(compared, together or (), strict=False):
+        one.placement = placement
+    options["seed"] = random.SystemRandom().randrange(2**32 - 1) if seed is None else seed
+    loading: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": n_batch, "n_threads": n_threads, "load_mode": load_mode}
+    chat: dict[str, Any] = {"reasoning_effort": reasoning_effort, "thinking": thinking}
+    settings = {**loading, "memory": dict(memory or {}), "system": system, **chat, **options}
+    comparison = Comparison(asked, compared, settings, together is not None, datetime.now().astimezone())
+    run = _Run(comparison, {**loading, "memory": memory}, chat, options, show, report or (lambda comparison: None))
+    groups = [comparison.models] if comparison.together else [[one] for one in comparison.models]
+    try:
+        for group in groups:
+            run.ask(group)
+    except KeyboardInterrupt:
+        if not run.has_answered:
+            raise
+        comparison.stopped = "interrupted"
+    if run.errors and not run.has_answered:
+        raise run.errors[0]
+    return comparison
+
+
+def _listed(name: str, values: Sequence[Any]) -> list[Any]:
+    if isinstance(values, str | os.PathLike):
+        raise TypeError(f"{name} must be a sequence, not {values!r}")
+    return list(values)
+
+
+def _check_questions(questions: Sequence[str]) -> None:
+    if not questions:
+        raise ValueError("questions: there are none")
+    for number, question in enumerate(questions, start=1):
+        if not isinstance(question, str):
+            raise TypeError(f"questions must be strings, not {question!r}")
+        if not question.strip():
+            raise ValueError(f"questions: number {number} is empty")
+
+
+class _Run:
+    """Loads models and asks them; whatever one of them cannot do, the others' answers are kept."""
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        loading: dict[str, Any],
+        chat: dict[str, Any],
+        options: dict[str, Any],
+        show: Callable[[str, float], object],
+        report: Callable[[Comparison], object],
+    ) -> None:
+        self._comparison, self._loading, self._chat, self._options = comparison, loading, chat, options
+        self._show, self._report = show, report
+        self.errors: list[Exception] = []
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether there is something of an answer."""
+        return any(answer.text or answer.reasoning for one in self._comparison.models for answer in one.answers)
+
+    def ask(self, group: Sequence[ComparedModel], *, planned: bool = True) -> None:
+        """Load these models at once, as planned or planned anew, and ask them all questions, one after the other."""
+        with ExitStack() as stack:
+            loaded = []
+            for one in group:
+                try:
+                    loaded.append((one, stack.enter_context(self._load(one, planned))))
+                except _core.OutOfMemoryError as error:
+                    if not loaded:
+                        self._note(error, one)
+                        continue
+                    # It was expected to fit beside the others, and does not.
+                    self._comparison.together = False
+                    break
+                except _core.Error as error:
+                    self._note(error, one)
+            else:
+                for number in range(len(self._comparison.questions)):
+                    for one, model in loaded:
+                        self._answer(one, model, one.answers[number])
+                return
+        for one in group:
+            self.ask([one], planned=False)
+
+    def _note(self, error: Exception, where: ComparedModel | Answer) -> None:
+        # A caller's mistake is raised as long as that loses nothing.
+        if isinstance(error, ValueError | TypeError) and not self.has_answered:
+            raise error
+        self.errors.append(error)
+        where.problem = str(error)
+        self._report(self._comparison)
+
+    def _load(self, one: ComparedModel, planned: bool) -> Model:
+        def loading(share: float) -> None:
+            self._show(f"loading {one.label}", share)
+
+        start = time.perf_counter()
+        offload = one.placement if planned and one.offload == "auto" and one.hardware.gpus else one.offload
+        model = Model(one.path, offload=offload, progress=loading, **self._loading)
+        one.load_s = time.perf_counter() - start
+        one.memory, one.placement, one.n_ctx = model.memory, model.placement, model.n_ctx
+        one.chats = model.has_chat_template
+        known = {option.name for option in fields(SamplingOptions)}
+        one.sampling = merge(model.sampling, {name: value for name, value in self._options.items() if name in known})
+        return model
+
+    def _answer(self, one: ComparedModel, model: Model, answer: Answer) -> None:
+        self._comparison.current = (one, answer)
+        self._report(self._comparison)
+        try:
+            stream = self._open(model, answer.question)
+        except (_core.Error, ValueError, TypeError) as error:
+            self._note(error, answer)
+        else:
+            try:
+                with stream:
+                    self._pull(stream, answer)
+            finally:
+                _take_note(stream, answer)
+        finally:
+            self._comparison.current = None
+        self._report(self._comparison)
+
+    def _pull(self, stream: Stream | ChatStream, answer: Answer) -> None:
+        while True:
+            # Only what the model raises is its problem: what `report` raises is the caller's.
+            try:
+                token = stream.__next__()
+            except StopIteration:
+                return
+            except _core.Error as error:
+                self._note(error, answer)
+                return
+            answer.text += token.text  # of a chat, what it is part of is noted instead
+            _take_note(stream, answer)
+            self._report(self._comparison)
+
+    def _open(self, model: Model, question: str) -> Stream | ChatStream:
+        if not model.has_chat_template:
+            return model.stream(question, **self._options)
+        system = self._comparison.settings["system"]
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        return model.chat([*messages, {"role": "user", "content": question}], **self._chat, **self._options)
+
+
+def _take_note(stream: Stream | ChatStream, answer: Answer) -> None:
+    answer.stats = stream.stats
+    if isinstance(stream, ChatStream):
+        # At the end of it is what was held back as the possible beginning of a mark.
+        answer.reasoning, answer.text = stream.reasoning, stream.text

@@ -1,0 +1,1 @@
+"""What slows decoding down on a machine."""
