@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from overspill.base.text import line_breaks, printable
-from overspill.cli.terminal.markdown import StreamedMarkdown
+from overspill.cli.terminal.streamed_markdown import StreamedMarkdown
 from terminal_screen import lines_of, screen_of
 
 BLOCKS = [

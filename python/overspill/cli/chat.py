@@ -72,8 +72,9 @@ def chat(
     Where standard input is no terminal, all of it is one message: the answer goes to standard output, without
     reasoning, and the stats to standard error.
     """
-    # What it needs would slow down every other command.
-    from overspill.cli.terminal.chat import ChatTerminal, Reasoning
+    # These import Markdown, highlighting and line editing, which would slow down the start of every other command.
+    from overspill.cli.terminal.chat import ChatTerminal
+    from overspill.cli.terminal.screen import Reasoning
 
     set_up_streams(verbose)
     sampling = only_given(

@@ -1,36 +1,27 @@
-"""A conversation in a terminal: input of several lines, replies as Markdown while they come, and commands."""
+"""A conversation in a terminal: it asks, answers and takes commands."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from rich.console import Console
 from rich.text import Text
 
 from overspill import _core
-from overspill.base.files import user_folder
 from overspill.base.text import printable
 from overspill.base.units import format_count
 from overspill.base.values import StopReason
-from overspill.cli.terminal.markdown import StreamedMarkdown
+from overspill.cli.terminal.interrupt import HeldInterrupt
+from overspill.cli.terminal.keyboard import no_echo, prompt_session
+from overspill.cli.terminal.screen import Reasoning, ReplyOnScreen
 from overspill.engine.chat import Channel, Chat, ChatStream, ChatToken
-from overspill.engine.stream import Stream
 
-if TYPE_CHECKING:
-    from prompt_toolkit import PromptSession
+__all__ = ["ChatTerminal"]
 
-__all__ = ["ChatTerminal", "Reasoning"]
-
-Reasoning: TypeAlias = Literal["dim", "hide"]
 
 _COMMAND = re.compile(r"/([a-z?]+)(?:\s+(.*))?", re.DOTALL | re.IGNORECASE)
 _STOPPED = (StopReason.INTERRUPTED, StopReason.CLOSED)
@@ -65,7 +56,7 @@ class ChatTerminal:
 
     def run(self) -> None:
         """Ask and answer until /exit or Ctrl-D."""
-        session = _session(self._notices)
+        session = prompt_session(self._notices)
         info = self._chat.model.info
         name = info.name or self._chat.model.path.name
         self._notice(f"{name} · {self._chat.model.n_ctx} tokens of context · /help for help")
@@ -108,10 +99,10 @@ class ChatTerminal:
     def _answer(self, ask: Callable[[], ChatStream], message: str) -> None:
         """Show a reply; where none comes, the conversation is as it was, and the message is there to be edited."""
         before = list(self._chat.messages)
-        shown = _Shown(self._output, self._reasoning)
+        shown = ReplyOnScreen(self._output, self._reasoning)
         stream: ChatStream | None = None
         try:
-            with self._held_warnings(), _no_echo(), _HeldInterrupt() as interrupt, shown:
+            with self._held_warnings(), no_echo(), HeldInterrupt() as interrupt, shown:
                 stream = self._latest = ask()
                 with stream:
                     interrupt.deliver()
@@ -208,7 +199,7 @@ class ChatTerminal:
             if message["role"] == "user":
                 self._output.print(Text("> ", "bold") + Text(printable(content)))
             elif message["role"] == "assistant":
-                with _HeldInterrupt(), _Shown(self._output, self._reasoning) as shown:
+                with HeldInterrupt(), ReplyOnScreen(self._output, self._reasoning) as shown:
                     shown.take(ChatToken(0, content, Channel.FINAL))
 
     def _set_reasoning(self, text: str) -> None:
@@ -247,163 +238,3 @@ class _Records(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
-
-
-class _HeldInterrupt:
-    """Ctrl-C where it loses nothing: at once while the model computes, otherwise when what it has said is shown.
-
-    Between any two of our instructions, as usual, it could leave words out of the screen or draw a line twice.
-    """
-
-    def __init__(self) -> None:
-        self._is_pressed = False
-
-    def __enter__(self) -> _HeldInterrupt:
-        # Whoever had it ignored, or has another way, keeps that.
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._take)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if signal.getsignal(signal.SIGINT) == self._take:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _take(self, _number: int, frame: FrameType | None) -> None:
-        self._is_pressed = True
-        # The step of the model asks for signals from there: a token that it does not return is neither said nor shown.
-        if frame is not None and frame.f_code is Stream.__next__.__code__:
-            self.deliver()
-
-    def deliver(self) -> None:
-        """Raise ``KeyboardInterrupt`` if Ctrl-C has been pressed, once."""
-        if self._is_pressed:
-            self._is_pressed = False
-            raise KeyboardInterrupt
-
-
-class _Shown:
-    """A reply on the screen: reasoning dimmed as it comes, or counted; the answer as Markdown."""
-
-    def __init__(self, console: Console, reasoning: Reasoning) -> None:
-        self._console, self._reasoning = console, reasoning
-        # What is not a terminal gets the text as it is, and no reasoning.
-        is_plain = not console.is_terminal or console.is_dumb_terminal or console.legacy_windows
-        self._markdown = None if is_plain else StreamedMarkdown(console)
-        self._channel: Channel | None = None
-        self._n_reasoning = 0
-        self._line_feeds = ""
-
-    def __enter__(self) -> _Shown:
-        if self._markdown is not None:
-            self._markdown.note("…")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._markdown is None:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-            return
-        if self._channel is Channel.REASONING and self._reasoning == "dim":
-            self._console.print()
-        elif self._channel in (None, Channel.REASONING):
-            self._markdown.note("")
-        self._markdown.finish()
-        self._console.print()
-
-    def take(self, token: ChatToken) -> None:
-        """Show one more token."""
-        if self._markdown is None:
-            if token.channel is not Channel.REASONING:
-                sys.stdout.write(token.text)
-                sys.stdout.flush()
-            return
-        if token.channel is Channel.REASONING:
-            self._take_reasoning(self._markdown, token.text)
-        elif token.text:
-            if self._channel is Channel.REASONING and self._reasoning == "dim":
-                self._console.print("\n")
-            self._channel = Channel.FINAL
-            self._markdown.write(token.text)
-
-    def _take_reasoning(self, markdown: StreamedMarkdown, text: str) -> None:
-        self._n_reasoning += 1
-        if self._reasoning == "hide":
-            markdown.note(f"thinking, {format_count(self._n_reasoning, 'token')}…")
-        elif text:
-            if self._channel is None:
-                markdown.note("")
-                text = text.lstrip()
-            # Empty lines at its end are not shown.
-            text = self._line_feeds + printable(text)
-            said = text.rstrip("\n")
-            self._line_feeds = text[len(said) :]
-            self._console.print(Text(said, "dim"), end="", soft_wrap=True)
-        if text:
-            self._channel = Channel.REASONING
-
-
-# --- the keyboard
-
-
-def _session(notices: Console) -> PromptSession[str]:
-    """Return what reads a message, with its keys and the history of earlier chats."""
-    # Imported here, since only chats need it, and it takes a tenth of a second.
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-    from prompt_toolkit.output import create_output
-
-    keys = KeyBindings()
-
-    @keys.add("enter")
-    def send(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if buffer.document.text_before_cursor.endswith("\\"):
-            buffer.delete_before_cursor()
-            buffer.insert_text("\n")
-        elif buffer.text.strip():
-            buffer.validate_and_handle()
-
-    @keys.add("escape", "enter")
-    @keys.add("escape", "c-j")
-    def begin_line(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    history: History = InMemoryHistory()
-    file = user_folder("XDG_DATA_HOME", ".local/share", "Library/Application Support") / "chat_history"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # What was typed is nobody else's business.
-        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-        history = FileHistory(file)
-    except OSError as error:
-        notices.print(f"the history is not kept: {file}: {error.strerror}", style="dim", markup=False, soft_wrap=True)
-    return PromptSession(
-        [("bold", "> ")],
-        multiline=True,
-        prompt_continuation="  ",
-        key_bindings=keys,
-        history=history,
-        enable_suspend=True,
-        output=create_output(stdout=sys.stdout if sys.stdout.isatty() else sys.stderr),
-    )
-
-
-@contextmanager
-def _no_echo() -> Iterator[None]:
-    """Keep what is typed during an answer out of it: the next input gets it. Ctrl-C is heard as ever."""
-    try:
-        import termios
-    except ImportError:  # Windows
-        yield
-        return
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
-    quiet = list(before)
-    quiet[0] &= ~termios.ICRNL
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(terminal, termios.TCSADRAIN, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
