@@ -31,7 +31,7 @@ from overspill.cli.app import app
 HANDED_OUT = {"AsyncStream", "CascadeStream", "ChatStream", "Plan", "Stream", "Token"}
 # What the package's own modules use of each other, and no documentation names.
 INTERNAL = {
-    *("ChatStream.on_end", "ChatTemplate.open", "Model.stream.form"),
+    *("ChatStream.on_end", "ChatTemplate.prepare", "Model.stream.form"),
     *("ModelInfo.layers_that_fit", "ModelInfo.shared_tensors"),
 }
 PUBLIC_MODULES = ("overspill", "overspill.guidance", "overspill.hub")
