@@ -12,14 +12,15 @@ __all__ = ["cache_folder", "replace_json", "user_folder"]
 
 
 def user_folder(variable: str, unix: str, mac: str) -> Path:
-    """Return our folder in one of the user's; it need not be there yet.
+    """Return Overspill's folder in one of the user's folders; it may not exist yet.
 
     Parameters
     ----------
     variable
         The environment variable that names the user's folder.
     unix, mac
-        Where it is otherwise, from the home folder on; on Windows it is the one for local data.
+        The user's folder, relative to the home folder, where the variable is not set. On Windows it is the folder
+        for local data.
     """
     if variable in os.environ or sys.platform not in ("win32", "darwin"):
         folder = Path(os.environ.get(variable) or Path.home() / unix)
@@ -31,12 +32,12 @@ def user_folder(variable: str, unix: str, mac: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder of what is kept of this machine."""
+    """Return the folder for measurements of this machine."""
     return user_folder("XDG_CACHE_HOME", ".cache", "Library/Caches")
 
 
 def replace_json(file: Path, data: object) -> None:
-    """Write a file, of which readers see the old content or the new, and nothing in between."""
+    """Write ``data`` to a file as JSON; readers see the old content or the new, never a part."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=file.parent, prefix=f"{file.stem}-", delete=False

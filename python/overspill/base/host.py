@@ -1,4 +1,4 @@
-"""The machine underneath: its cores, its free RAM, and the control groups that limit them."""
+"""The machine itself: cores, caches, free RAM, and the control groups that limit them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-__all__ = ["available_ram_bytes", "control_groups", "physical_cores"]
+__all__ = ["available_ram_bytes", "control_groups", "last_level_cache_bytes", "physical_cores"]
 
 
 def available_ram_bytes(root: Path = Path("/")) -> int | None:
-    """Return what new processes can have without swapping, as far as Linux and its control groups say."""
+    """Return the bytes of RAM that a new process can have without swapping; None where the system does not tell.
+
+    ``root`` is the folder that has ``proc`` and ``sys``.
+    """
     try:
         available = re.search(r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
     except OSError:
@@ -23,7 +26,7 @@ def available_ram_bytes(root: Path = Path("/")) -> int | None:
 
 
 def control_groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """Yield the folders of the control groups that this process is in, and whether they are of version 2."""
+    """Yield the folder of each control group of this process, and whether the group is of version 2."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -35,7 +38,7 @@ def control_groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
             continue
         mount = root / "sys/fs/cgroup" / ("" if unified else controller)
         folder = mount / path.lstrip("/")
-        # In a container the path may be the host's, of which only the own part is mounted.
+        # In a container the path may be the host's, and only the container's own part is mounted.
         for group in [folder, *folder.parents]:
             if group != mount and mount not in group.parents:
                 break
@@ -43,7 +46,7 @@ def control_groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
 
 
 def _group_rooms(root: Path) -> Iterator[int]:
-    """Yield what each control group that this process is in leaves, file caches not counted as used."""
+    """Yield the bytes that each control group of this process leaves; file caches do not count as used."""
     for group, unified in control_groups(root, "memory"):
         if unified:
             limit, usage, caches = "memory.max", "memory.current", ("inactive_file", "active_file")
@@ -59,8 +62,8 @@ def _group_rooms(root: Path) -> Iterator[int]:
             continue
 
 
-def _last_level_cache_bytes() -> int:
-    """Return the size of the CPU's last caches together, or of a large one if it is not known."""
+def last_level_cache_bytes() -> int:
+    """Return the bytes of all last-level caches of the CPU together; 32 MiB where the system does not tell."""
     sizes = {}
     for folder in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index[0-9]"):
         try:
@@ -76,7 +79,12 @@ def _last_level_cache_bytes() -> int:
 def physical_cores(root: Path = Path("/"), usable: Collection[int] | None = None) -> int:
     """Return the number of physical cores that this process may use, at least 1.
 
-    ``root`` is where ``sys`` lies; ``usable`` are logical CPUs, default those that this thread may run on.
+    Parameters
+    ----------
+    root
+        The folder that has ``sys``.
+    usable
+        Numbers of logical CPUs. Default: those that this thread may run on.
     """
     if sys.platform != "linux":
         # Half of the logical ones, where simultaneous multithreading is usual.

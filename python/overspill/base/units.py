@@ -1,33 +1,36 @@
-"""Sizes, rates and counts: from text to numbers, and back."""
+"""Sizes, rates and counts: parsed from text, and written as text."""
 
 from __future__ import annotations
 
 import operator
 import re
-from typing import TypeAlias
+from typing import Final, Literal, TypeAlias
 
-__all__ = ["Rate", "Size", "format_bytes", "format_count", "parse_bytes", "parse_rate"]
-
+__all__ = [
+    "BinaryUnit",
+    "Rate",
+    "Size",
+    "format_bytes",
+    "format_count",
+    "format_rate",
+    "parse_bytes",
+    "parse_rate",
+]
 
 Size: TypeAlias = int | str
 """Bytes: an integer, or a text with a unit, such as ``"24GiB"``."""
-
-
 Rate: TypeAlias = float | str
 """Bytes per second: a number, or a text with a unit, such as ``"936GB/s"``."""
+BinaryUnit: TypeAlias = Literal["B", "KiB", "MiB", "GiB"]
 
-
-_LARGEST = 2**50
-
-
-_UNITS = {"B": 1.0} | {
+_BINARY_UNITS: Final[dict[BinaryUnit, int]] = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
+_LARGEST: Final = 2**50
+_UNITS: Final = {"B": 1.0} | {
     f"{prefix}{suffix}": float(base**power)
     for power, prefix in enumerate("KMGT", start=1)
     for suffix, base in (("B", 1000), ("IB", 1024))
 }
-
-
-_NUMBER = re.compile(r"\s*([+-]?\d+(?:\.\d*)?|[+-]?\.\d+)\s*(.*?)\s*")
+_NUMBER: Final = re.compile(r"\s*([+-]?\d+(?:\.\d*)?|[+-]?\.\d+)\s*(.*?)\s*")
 
 
 def _checked(name: str, value: float, shown: object, unit: str, low: float) -> float:
@@ -37,12 +40,12 @@ def _checked(name: str, value: float, shown: object, unit: str, low: float) -> f
 
 
 def parse_bytes(name: str, value: Size) -> int:
-    """Return a size in bytes.
+    """Return a size in bytes, 0 to 2**50.
 
     Parameters
     ----------
     name
-        How errors call it.
+        The argument's name, for errors.
     value
         An integer, or a text with a unit: B, kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (powers of 1024),
         in any case.
@@ -50,7 +53,9 @@ def parse_bytes(name: str, value: Size) -> int:
     Raises
     ------
     ValueError
-        There is no unit, or it is none of those; it is negative, or over a pebibyte.
+        The unit is missing or unknown, or the size is negative or over 2**50 bytes.
+    TypeError
+        The value is neither an integer nor a text.
     """
     if not isinstance(value, str):
         try:
@@ -67,19 +72,21 @@ def parse_bytes(name: str, value: Size) -> int:
 
 
 def parse_rate(name: str, value: Rate) -> float:
-    """Return a rate in bytes per second.
+    """Return a rate in bytes per second, 1 to 2**50.
 
     Parameters
     ----------
     name
-        How errors call it.
+        The argument's name, for errors.
     value
         A number, or a text with a unit: those of :func:`parse_bytes` or Mbit, Gbit, each with ``/s``.
 
     Raises
     ------
     ValueError
-        There is no unit, or it is none of those; it is not over 0, or over a pebibyte per second.
+        The unit is missing or unknown, or the rate is not over 0, or over 2**50 bytes per second.
+    TypeError
+        The value is neither a number nor a text.
     """
     smallest = 1.0
     if not isinstance(value, str):
@@ -99,14 +106,31 @@ def parse_rate(name: str, value: Rate) -> float:
     return _checked(name, float(number) * scale, f'"{value}"', "bytes per second", smallest)
 
 
-def format_bytes(n_bytes: int) -> str:
-    """Return bytes in the unit that suits them, such as ``1.7 GiB``."""
-    for factor, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if n_bytes >= 1 << factor:
-            return f"{n_bytes / (1 << factor):.{0 if n_bytes >= 100 << factor else 1}f} {unit}"
-    return f"{n_bytes} B"
+def format_bytes(n_bytes: int, *, digits: int | None = None, unit: BinaryUnit | None = None) -> str:
+    """Return bytes as text, such as ``1.7 GiB``.
+
+    Parameters
+    ----------
+    n_bytes
+        The bytes, at least 0.
+    digits
+        Digits after the point. Default: 1, or none from 100 units on and for plain bytes.
+    unit
+        The unit. Default: the largest of GiB, MiB, KiB and B of which there is at least one.
+    """
+    if unit is None:
+        unit = next((name for name, size in _BINARY_UNITS.items() if n_bytes >= size), "B")
+    size = _BINARY_UNITS[unit]
+    if digits is None:
+        digits = 0 if unit == "B" or n_bytes >= 100 * size else 1
+    return f"{n_bytes / size:.{digits}f} {unit}"
 
 
-def format_count(n: int, what: str) -> str:
-    """Return a number of things, such as ``1 layer`` or ``2 layers``."""
-    return f"{n} {what}{'' if n == 1 else 's'}"
+def format_rate(bytes_per_s: float) -> str:
+    """Return bytes per second as text, such as ``46.9 GB/s``; the unit is always 10^9 bytes."""
+    return f"{bytes_per_s / 1e9:.1f} GB/s"
+
+
+def format_count(n: int, thing: str) -> str:
+    """Return a number of things as text, such as ``1 layer`` or ``2 layers``; ``thing`` is the singular."""
+    return f"{n} {thing}{'' if n == 1 else 's'}"

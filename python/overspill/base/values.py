@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill._core import Token
+from overspill.base.units import format_count, format_rate
 
 __all__ = [
     "Breakdown",
@@ -123,8 +124,8 @@ class Breakdown:
         return " · ".join(
             [
                 f"{' · '.join(parts)} µs a token",
-                *([f"{rate:.1f} GB/s"] if rate is not None else []),
-                f"{self.graph_splits} graph split{'' if self.graph_splits == 1 else 's'}",
+                *([format_rate(rate * 1e9)] if rate is not None else []),
+                format_count(self.graph_splits, "graph split"),
                 *([f"{self.major_page_faults} page faults"] if self.major_page_faults else []),
             ]
         )
@@ -167,7 +168,7 @@ class Stats:
         speed, first = self.tokens_per_second, self.time_to_first_token_s
         parts = [
             f"{speed:.2f} tok/s" if speed is not None else "– tok/s",
-            f"{self.tokens} token{'' if self.tokens == 1 else 's'}",
+            format_count(self.tokens, "token"),
             f"{first:.2f} s to first token" if first is not None else "no first token",
             *([f"{self.cached_tokens} cached"] if self.cached_tokens else []),
             *([f"{self.dropped_tokens} dropped"] if self.dropped_tokens else []),

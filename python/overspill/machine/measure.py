@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 
 from overspill import _core
 from overspill.base.files import replace_json
-from overspill.base.host import _last_level_cache_bytes
+from overspill.base.host import last_level_cache_bytes
 from overspill.base.values import Device
 from overspill.header.info import ModelInfo
 
@@ -175,7 +175,7 @@ def _interruptions() -> int:
 
 def _working_set_bytes(device: Device) -> int:
     """Return how much memory keeps every cache from holding the weights, or less if there is little."""
-    wanted = min(max(128 << 20, 3 * _last_level_cache_bytes()), 1 << 30)
+    wanted = min(max(128 << 20, 3 * last_level_cache_bytes()), 1 << 30)
     if device.kind != "cpu":
         wanted = 256 << 20 if device.backend == "RPC" else 512 << 20
     return max(16 << 20, min(wanted, device.free_bytes // 4 or wanted))
