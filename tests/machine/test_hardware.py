@@ -21,7 +21,7 @@ from overspill import Model, ModelInfo, _core
 from overspill.base.host import available_ram_bytes
 from overspill.base.units import parse_bytes, parse_rate
 from overspill.machine.hardware import DeviceSpec, Hardware
-from overspill.machine.measure import _weight_shapes
+from overspill.machine.measure import weight_shapes
 
 GIB = 2**30
 
@@ -295,7 +295,7 @@ def assert_sane(device: DeviceSpec, figures: set[str]) -> None:
 
 def test_shapes(info: ModelInfo) -> None:
     """The largest of each kind is taken, and biases, norms and the embedding are not."""
-    shapes = _weight_shapes(info)
+    shapes = weight_shapes(info)
     assert shapes["mxfp4:experts"] == ("mxfp4", WIDTH, EXPERT_WIDTH, EXPERTS, EXPERTS_USED)
     assert shapes["f32"] == ("f32", WIDTH, EXPERTS, 0, 0)
     assert shapes["q8_0"][:2] == ("q8_0", WIDTH)
@@ -421,7 +421,7 @@ def test_weights_lie_where_llama_cpp_puts_them(
     with Model(tiny_gpt_oss_path, n_ctx=64, n_threads=1, offload="cpu"):
         pass
     loaded = set(re.findall(r"(\w+) model buffer size", caplog.text))
-    buffers = {shape[0]: meter().weight_rate(*shape)[1] for shape in _weight_shapes(info).values()}
+    buffers = {shape[0]: meter().weight_rate(*shape)[1] for shape in weight_shapes(info).values()}
     assert buffers["f32"] == "CPU"
     assert set(buffers.values()) == {name.replace("CPU_Mapped", "CPU") for name in loaded}
 

@@ -118,12 +118,15 @@ def format_bytes(n_bytes: int, *, digits: int | None = None, unit: BinaryUnit | 
     unit
         The unit. Default: the largest of GiB, MiB, KiB and B of which there is at least one.
     """
-    if unit is None:
-        unit = next((name for name, size in _BINARY_UNITS.items() if n_bytes >= size), "B")
+    unit = unit or _largest_unit(n_bytes)
     size = _BINARY_UNITS[unit]
     if digits is None:
         digits = 0 if unit == "B" or n_bytes >= 100 * size else 1
     return f"{n_bytes / size:.{digits}f} {unit}"
+
+
+def _largest_unit(n_bytes: int) -> BinaryUnit:
+    return next((unit for unit, size in _BINARY_UNITS.items() if n_bytes >= size), "B")
 
 
 def format_rate(bytes_per_s: float) -> str:

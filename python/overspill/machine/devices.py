@@ -7,11 +7,12 @@ import logging
 import socket
 import struct
 import threading
+from collections.abc import Sequence
 
 from overspill import _core
 from overspill.base.values import Device
 
-__all__ = ["add_rpc_server", "devices", "greet_rpc_server"]
+__all__ = ["add_rpc_server", "devices", "devices_for_layers", "greet_rpc_server"]
 
 logger = logging.getLogger("overspill")
 
@@ -20,10 +21,10 @@ _added: set[str] = set()
 
 
 def devices() -> list[Device]:
-    """Return every device, GPUs first, the CPU last, with what is free on it now.
+    """Return every device with its free memory, GPUs first, the CPU last.
 
-    A device of an RPC server that does not answer has 0 bytes, free and in total.
-    A build for a GPU that finds none says so once, in the log ``overspill``.
+    A device of an RPC server that does not answer has 0 bytes, free and in total. A build for GPUs that finds none
+    logs a warning once, to ``overspill``.
     """
     found = [Device(**device) for device in _core.devices()]
     _warn_without_gpu(tuple(device.backend for device in found))
@@ -37,10 +38,33 @@ def _warn_without_gpu(backends: tuple[str, ...]) -> None:
             logger.warning("built with %s, but no usable GPU was found for it: running on the CPU", backend)
 
 
-def add_rpc_server(endpoint: str, *, timeout_s: float = 5.0) -> list[Device]:
-    """Add the devices of a ``ggml-rpc-server`` on another machine; return them.
+def devices_for_layers(found: Sequence[Device]) -> list[Device]:
+    """Return the devices among ``found`` that llama.cpp puts layers on, in its order: RPC servers, GPUs, the CPU.
 
-    They stay for the life of the process, and adding them again changes nothing. The connection has no
+    Raises
+    ------
+    Error
+        There is no CPU among them.
+    """
+    # As llama_prepare_model_devices in src/llama.cpp: integrated GPUs serve only where there is no other.
+    servers = []
+    for device in (device for device in found if device.backend == "RPC"):
+        if device.total_bytes:
+            servers.append(device)
+        else:
+            logger.warning("%s is left out: no RPC server answers at %s", device.name, device.description)
+    gpus = [device for device in found if device.kind == "gpu" and device.backend != "RPC"]
+    integrated = [device for device in found if device.kind == "integrated_gpu"]
+    cpus = [device for device in found if device.kind == "cpu"]
+    if not cpus:
+        raise _core.Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew")
+    return [*servers, *(gpus or integrated), cpus[0]]
+
+
+def add_rpc_server(endpoint: str, *, timeout_s: float = 5.0) -> list[Device]:
+    """Return the devices of a ``ggml-rpc-server`` on another machine, after adding them to this process.
+
+    The devices stay for the life of the process; adding them again changes nothing. The connection has no
     authentication and no encryption: use it in a network that you trust.
 
     Parameters
@@ -55,7 +79,7 @@ def add_rpc_server(endpoint: str, *, timeout_s: float = 5.0) -> list[Device]:
     ValueError
         ``endpoint`` is not of that form.
     Error
-        Nobody listens there, it works for another process, or it is no server of this llama.cpp's protocol.
+        Nothing answers there, the server works for another process, or it speaks another protocol than this llama.cpp.
     """
     host, _, port = endpoint.rpartition(":")
     # llama.cpp splits at the first colon, so addresses of IPv6 are not for it.
@@ -77,7 +101,13 @@ def add_rpc_server(endpoint: str, *, timeout_s: float = 5.0) -> list[Device]:
 
 
 def greet_rpc_server(endpoint: str, host: str, port: int, timeout_s: float) -> None:
-    """Say hello as llama.cpp does; it would end the process over an answer that it does not expect."""
+    """Check that a server of this llama.cpp's protocol answers; llama.cpp itself would end the process if not.
+
+    Raises
+    ------
+    Error
+        Nothing answers within ``timeout_s`` seconds, or it is no such server.
+    """
     # ggml-rpc.cpp: command 14, the size of the request, 24 bytes of capabilities; the answer is its
     # size, three numbers of the version, a byte of padding, and 24 bytes of capabilities.
     try:

@@ -1,26 +1,26 @@
-"""What the machine can do, as the planner needs it: memory, and the speed of decoding on each device."""
+"""The hardware that a plan is for: the memory of each device, and what decoding costs there."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from overspill import _core
-from overspill.base.checks import as_integer
-from overspill.base.files import cache_folder
+from overspill.base.checks import as_integer, check_choice, device_index
 from overspill.base.host import available_ram_bytes, physical_cores
-from overspill.base.units import Rate, Size, parse_bytes, parse_rate
+from overspill.base.units import Rate, Size, format_bytes, format_rate, parse_bytes, parse_rate
 from overspill.base.values import Device
 from overspill.header.info import ModelInfo
-from overspill.machine.devices import devices
-from overspill.machine.measure import Report, _answer, _Cache, _questions
+from overspill.header.kv_cache import CACHE_TYPES
+from overspill.machine.devices import devices, devices_for_layers
+from overspill.machine.measure import Report, known_figures
 
 __all__ = ["DeviceSpec", "Hardware"]
 
-logger = logging.getLogger("overspill")
+_ASSUMED_CPU = {"bandwidth": 40e9, "op_s": 2e-6, "hop_s": 0.0, "link_bytes_per_s": math.inf}
+_ASSUMED_GPU = {"bandwidth": 400e9, "op_s": 3e-6, "hop_s": 30e-6, "link_bytes_per_s": 12e9}
+_ASSUMED_RPC = {"bandwidth": 100e9, "op_s": 3e-6, "hop_s": 300e-6, "link_bytes_per_s": 0.1e9}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,32 +28,35 @@ class DeviceSpec:
     """One device, and what a decode costs on it."""
 
     name: str
-    """llama.cpp's, such as ``CPU``, ``CUDA0`` or ``RPC0``; ``GPU0`` and so on for hardware that is not there."""
+    """llama.cpp's name, such as ``CPU``, ``CUDA0`` or ``RPC0``; ``GPU0`` and so on for given hardware."""
     kind: Literal["cpu", "gpu"]
     memory_bytes: int
-    """What a model may use: free now, or given."""
+    """Memory that a model may use: what is free now, or what was given."""
     bandwidth_bytes_per_s: float
-    """Reading weights for one token, where ``rates`` does not say: of F16, so little arithmetic is in it."""
+    """Rate of reading weights for one token where ``rates`` has none. It is measured in F16: little arithmetic."""
     rates: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Measured bytes per second, each operation's own fixed cost included.
+    """Measured rates in bytes per second, each operation's fixed cost included.
 
-    By the type of weights, such as ``"q8_0"``; with ``":experts"`` for a choice of experts; with ``":kv"`` for
-    attention to a KV cache of that type.
+    ============================  ================================================
+    ``"q8_0"``, any other type    weights of that type
+    ``"mxfp4:experts"``           the experts that a token uses, of that type
+    ``"f16:kv"``                  attention to a KV cache of that type
+    ============================  ================================================
     """
     op_s: float = 0.0
-    """Seconds that every other operation of the graph takes: norms, additions, activations."""
+    """Seconds of each other operation of the graph: norms, additions, activations."""
     hop_s: float = 0.0
-    """Seconds that it costs to compute something on this device in between: there and back. 0 for the CPU."""
+    """Seconds for going to this device and back within a token. 0 for the CPU."""
     link_bytes_per_s: float = math.inf
-    """Between host and device: PCIe, or the network."""
+    """Rate between host and device: PCIe, or the network."""
     description: str = ""
     """The hardware's own name, or a server's endpoint."""
     copies_host_weights: bool = False
-    """Whether it computes large batches with weights that lie in RAM, for which it keeps room for copies: as CUDA does,
-    and servers do not."""
+    """Whether the device computes large batches with weights that are in RAM, and keeps room for copies of them. CUDA
+    does, RPC servers do not."""
 
     def __post_init__(self) -> None:
-        """Check the figures, which may come from a file."""
+        """Check the figures; they may come from a file."""
         if not self.name or self.kind not in ("cpu", "gpu"):
             raise ValueError(f'a device must have a name and the kind "cpu" or "gpu", not {self.name!r} {self.kind!r}')
         figures: dict[str, tuple[float, bool]] = {
@@ -69,30 +72,30 @@ class DeviceSpec:
                 raise ValueError(f"{self.name}: {key} must be {'over' if positive else 'at least'} 0, not {value}")
 
     def rate(self, weights: str) -> float:
-        """Return the bytes per second for a key of ``rates``, or the bandwidth if that was not measured."""
+        """Return the bytes per second for a key of ``rates``; the bandwidth if it was not measured."""
         return self.rates.get(weights, self.bandwidth_bytes_per_s)
 
     def __str__(self) -> str:
-        """Return one line."""
+        """Return one line, such as ``CPU: 120.0 GiB · 47.0 GB/s``."""
         hop = f" · {self.hop_s * 1e6:.0f} µs a visit" if self.hop_s else ""
         about = f" ({self.description})" if self.description else ""
-        size, speed = self.memory_bytes / 2**30, self.bandwidth_bytes_per_s / 1e9
-        return f"{self.name}{about}: {size:.1f} GiB · {speed:.1f} GB/s{hop}"
+        size = format_bytes(self.memory_bytes, digits=1, unit="GiB")
+        return f"{self.name}{about}: {size} · {format_rate(self.bandwidth_bytes_per_s)}{hop}"
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The devices that a model can lie on."""
+    """The devices that a model can be placed on."""
 
     devices: tuple[DeviceSpec, ...]
     """GPUs in llama.cpp's order, the CPU last."""
     source: Literal["measured", "given", "assumed"]
-    """``assumed`` if any figure is neither measured nor given."""
+    """``"assumed"`` if any figure is neither measured nor given."""
     n_threads: int
     """Threads of the CPU."""
 
     def __post_init__(self) -> None:
-        """Check that there is one CPU, at the end."""
+        """Check that there is one CPU, and that it is the last device."""
         if [device.kind for device in self.devices] != ["gpu"] * (len(self.devices) - 1) + ["cpu"]:
             raise ValueError("hardware must be any number of GPUs and then one CPU")
         if len({device.name for device in self.devices}) < len(self.devices):
@@ -105,22 +108,21 @@ class Hardware:
 
     @property
     def gpus(self) -> tuple[DeviceSpec, ...]:
-        """Everything else, devices of RPC servers too."""
+        """All other devices, those of RPC servers included."""
         return self.devices[:-1]
 
     def device(self, name: str) -> DeviceSpec:
-        """Return a device by its name, in any case; ``"gpu"`` is the first GPU.
+        """Return the device of that name, in any case; ``"gpu"`` is the first GPU.
 
         Raises
         ------
         ValueError
             There is no such device.
         """
-        names = [device.name for device in self.devices]
-        return self.devices[_index_of("device", name, names)]
+        return self.devices[_index_of("device", name, [device.name for device in self.devices])]
 
     def without(self, taken: Mapping[str, int]) -> Hardware:
-        """Return what is left where so many bytes are taken of each device's memory."""
+        """Return the same hardware with less memory: ``taken`` has the bytes to subtract, by device."""
         left = (
             replace(device, memory_bytes=max(0, device.memory_bytes - taken.get(device.name, 0)))
             for device in self.devices
@@ -140,59 +142,62 @@ class Hardware:
         no_host: bool = False,
         progress: Report | None = None,
     ) -> Hardware:
-        """Return this machine, with RPC servers that were added; what is not known of it is measured.
+        """Return this machine, with the RPC servers that were added; unknown figures are measured.
 
-        A measurement takes about 0.1 s for each device and type of weights. Results are kept in ``hardware.json`` in
-        the user's cache folder, so that the next call measures nothing. They hold for a device, or the endpoint of
-        an RPC server, for the number of threads and for this version of llama.cpp. What was measured of the CPU beside
-        other programs that kept it busy is not kept.
+        A measurement takes about 0.1 s for each device and type of weights. The results are kept in ``hardware.json``
+        in the user's cache folder, so the next call measures nothing. They hold for one device, or the endpoint of an
+        RPC server, for one number of threads, and for this version of llama.cpp. Figures of the CPU are not kept if
+        other programs kept it busy meanwhile.
 
         Parameters
         ----------
         info
-            The model to be planned: the shapes and types of its weights are what is measured.
+            The model to plan for: the shapes and types of its weights are measured.
         memory
-            The most that a model may use of a device, by its name, ``"cpu"`` or ``"gpu"``.
+            The most that a model may use of a device, by the device's name, ``"cpu"`` or ``"gpu"``.
         n_threads
-            Threads of the CPU, default the number of physical cores.
+            Threads of the CPU, 1 to 512. Default: the number of physical cores.
         measure
-            False takes what is kept, and assumes the rest.
+            False measures nothing: figures that are not kept are assumed.
         refresh
-            Measure anew, for example after an RPC server was started with other options.
+            Measure everything again, for example after an RPC server was started with other options.
         kv_type
-            The type of the KV cache.
+            The type of the KV cache, such as ``"f16"`` or ``"q8_0"``.
         no_host
-            As the model will be loaded, see llama.cpp's ``--no-host``: it decides how its weights lie in RAM.
+            Whether the model will be loaded with llama.cpp's ``--no-host``, which decides how its weights are kept in
+            RAM.
         progress
-            Called before each measurement.
+            Called before each measurement with its name and the share that is done, 0 to 1.
 
         Raises
         ------
         ValueError
-            A device of ``memory`` is not there, or a size is none.
+            ``memory`` names an unknown device or has a bad size, ``kv_type`` is no type of a KV cache, or
+            ``n_threads`` is out of range.
         Error
             A device cannot be used.
         """
         n_threads = physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512)
-        found = _usable(devices())
+        check_choice("kv_type", kv_type, CACHE_TYPES)
+        found = devices_for_layers(devices())
         caps = _caps(memory or {}, found)
-        cache = _Cache(cache_folder() / "hardware.json")
-        questions = [
-            question for device in found for question in _questions(device, info, found, n_threads, kv_type, no_host)
-        ]
-        if measure:
-            missing = [question for question in questions if refresh or question.key not in cache.figures]
-            _answer(missing, cache, found, n_threads, no_host, progress)
-        free_bytes = {device.name: device.free_bytes for device in found}
-        free_bytes[found[-1].name] = available_ram_bytes() or free_bytes[found[-1].name]
+        figures, complete = known_figures(
+            found,
+            info,
+            n_threads=n_threads,
+            kv_type=kv_type,
+            no_host=no_host,
+            measure=measure,
+            refresh=refresh,
+            progress=progress,
+        )
+        free_bytes = [device.free_bytes for device in found]
+        free_bytes[-1] = available_ram_bytes() or free_bytes[-1]
         specs = []
-        for device in found:
-            known = {q.figure: cache.figures[q.key] for q in questions if q.device is device and q.key in cache.figures}
+        for device, free, known in zip(found, free_bytes, figures, strict=True):
             cap = caps.get(device.name)
             # A backend that does not tell what is free says 0.
-            room = free_bytes[device.name] if cap is None else min(cap, free_bytes[device.name] or cap)
-            specs.append(_spec(device, room, known))
-        complete = all(question.key in cache.figures for question in questions)
+            specs.append(_spec(device, free if cap is None else min(cap, free or cap), known))
         return cls(tuple(specs), "measured" if complete else "assumed", n_threads)
 
     @classmethod
@@ -209,7 +214,7 @@ class Hardware:
         roofline: bool = False,
         n_threads: int | None = None,
     ) -> Hardware:
-        """Return hardware that is not there.
+        """Return hardware of given figures, which need not be there.
 
         ================================  ======================================================================
         dual-channel DDR4-2933, -3200     46.9, 51.2 GB/s (channels x 8 bytes x transfers)
@@ -222,28 +227,28 @@ class Hardware:
         Parameters
         ----------
         ram
-            Of it the model may use this much.
+            RAM that the model may use.
         vram
-            The same of each GPU; 0: no GPU.
+            Memory of each GPU that the model may use; 0 for no GPU.
         gpu_bandwidth
-            Of each GPU, or of all; default 936 GB/s, an RTX 3090's.
+            Bandwidth of each GPU, or of all. Default: 936 GB/s, an RTX 3090's.
         ram_bandwidth
-            Default 47 GB/s, dual-channel DDR4-2933.
+            Bandwidth of the RAM. Default: 47 GB/s, dual-channel DDR4-2933.
         link
-            Between host and GPU, of each or of all; default 25 GB/s, PCIe 4 x16.
+            Rate between host and GPU, of each GPU or of all. Default: 25 GB/s, PCIe 4 x16.
         hop_s
-            Seconds for moving to a GPU and back, default 30e-6.
+            Seconds for going to a GPU and back. Default: 30e-6.
         op_s
-            Seconds for each small operation, default 3e-6 on a GPU and 2e-6 on a CPU.
+            Seconds of each small operation. Default: 3e-6 on a GPU and 2e-6 on a CPU.
         roofline
-            Bytes over bandwidth alone: ``hop_s`` and ``op_s`` default to 0.
+            Count bytes over bandwidth alone: ``hop_s`` and ``op_s`` default to 0.
         n_threads
-            Default the number of physical cores of this machine.
+            Threads of the CPU, 1 to 512. Default: the number of physical cores of this machine.
 
         Raises
         ------
         ValueError
-            A size or a rate is none, or the lists are not of one length.
+            A size or a rate cannot be read, or the lists differ in length.
         """
         sizes = [parse_bytes("vram", size) for size in _listed(vram)]
         sizes = [] if sizes == [0] else sizes
@@ -277,7 +282,7 @@ class Hardware:
         return cls((*gpus, cpu), "assumed" if assumed else "given", n_threads)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it; a link without limit is null."""
+        """Return a dict for JSON; a link without limit is null."""
         listed = [asdict(device) for device in self.devices]
         for device in listed:
             device["rates"] = dict(device["rates"])
@@ -287,12 +292,12 @@ class Hardware:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Hardware:
-        """Return what :meth:`to_dict` gave.
+        """Return the hardware that :meth:`to_dict` gave ``data`` for.
 
         Raises
         ------
         ValueError
-            It is not of that form.
+            ``data`` is not of that form.
         """
         try:
             specs = tuple(
@@ -329,62 +334,33 @@ def _for_each(name: str, values: Rate | Sequence[Rate] | None, default: str, n: 
 
 
 def _index_of(argument: str, name: str, names: Sequence[str]) -> int:
-    """Return which of ``names``, GPUs and then the CPU, is meant by a name in any case, "gpu" or "cpu"."""
-    wanted = name.casefold()
-    if wanted == "cpu":
-        return len(names) - 1
-    if wanted == "gpu" and len(names) > 1:
-        return 0
-    for i, known in enumerate(names):
-        if wanted == known.casefold():
-            return i
-    raise ValueError(f"{argument} must be one of {', '.join(names)}, not {name}")
-
-
-# --- this machine ------------------------------------------------------------------------------
-
-
-def _usable(found: Sequence[Device]) -> list[Device]:
-    """Return the devices that llama.cpp puts layers on, in its order, and the CPU last."""
-    # src/llama.cpp, llama_prepare_model_devices: servers, then GPUs, integrated ones only where there is no other.
-    servers = []
-    for device in (device for device in found if device.backend == "RPC"):
-        if device.total_bytes:
-            servers.append(device)
-        else:
-            logger.warning("%s is left out: no RPC server answers at %s", device.name, device.description)
-    gpus = [device for device in found if device.kind == "gpu" and device.backend != "RPC"]
-    integrated = [device for device in found if device.kind == "integrated_gpu"]
-    cpus = [device for device in found if device.kind == "cpu"]
-    if not cpus:
-        raise _core.Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew")
-    return [*servers, *(gpus or integrated), cpus[0]]
+    if (index := device_index(names, name)) is None:
+        raise ValueError(f"{argument} must be one of {', '.join(names)}, not {name}")
+    return index
 
 
 def _caps(memory: Mapping[str, Size], found: Sequence[Device]) -> dict[str, int]:
+    """Return the most bytes to use of devices, by their full names."""
     names = [device.name for device in found]
     return {
         names[_index_of("memory", name, names)]: parse_bytes(f"memory[{name!r}]", size) for name, size in memory.items()
     }
 
 
-# --- measuring ---------------------------------------------------------------------------------
-
-
-def _spec(device: Device, memory_bytes: int, known: Mapping[str, float]) -> DeviceSpec:
-    kind: Literal["cpu", "gpu"] = "cpu" if device.kind == "cpu" else "gpu"
-    figures = dict(known)
-    if kind == "cpu":
-        assumed = {"op_s": 2e-6, "hop_s": 0.0, "link_bytes_per_s": math.inf, "bandwidth": 40e9}
-    elif device.backend == "RPC":
-        assumed = {"op_s": 3e-6, "hop_s": 300e-6, "link_bytes_per_s": 0.1e9, "bandwidth": 100e9}
-    else:
-        assumed = {"op_s": 3e-6, "hop_s": 30e-6, "link_bytes_per_s": 12e9, "bandwidth": 400e9}
-    op_s, hop_s, link, bandwidth = (figures.pop(figure, otherwise) for figure, otherwise in assumed.items())
-    copies = kind == "gpu" and device.backend != "RPC"
+def _spec(device: Device, memory_bytes: int, figures: Mapping[str, float]) -> DeviceSpec:
+    """Return the spec of a device of this machine; what ``figures`` lack is assumed."""
+    is_cpu, is_rpc = device.kind == "cpu", device.backend == "RPC"
+    assumed = _ASSUMED_CPU if is_cpu else _ASSUMED_RPC if is_rpc else _ASSUMED_GPU
+    fixed = {name: figures.get(name, value) for name, value in assumed.items()}
     return DeviceSpec(
-        device.name, kind, memory_bytes, bandwidth, figures, op_s, hop_s, link, device.description, copies
+        name=device.name,
+        kind="cpu" if is_cpu else "gpu",
+        memory_bytes=memory_bytes,
+        bandwidth_bytes_per_s=fixed["bandwidth"],
+        rates={name: rate for name, rate in figures.items() if name not in assumed},
+        op_s=fixed["op_s"],
+        hop_s=fixed["hop_s"],
+        link_bytes_per_s=fixed["link_bytes_per_s"],
+        description=device.description,
+        copies_host_weights=not is_cpu and not is_rpc,
     )
-
-
-# --- what was measured before -------------------------------------------------------------------

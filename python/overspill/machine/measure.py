@@ -1,4 +1,7 @@
-"""Measure what decoding costs on each device, and keep the figures."""
+"""Measurements of devices: the speed and the fixed costs of decoding, and the file that keeps them.
+
+A question is one figure of one device. What the file does not answer is measured.
+"""
 
 from __future__ import annotations
 
@@ -10,41 +13,94 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from overspill import _core
-from overspill.base.files import replace_json
+from overspill.base.files import cache_folder, replace_json
 from overspill.base.host import last_level_cache_bytes
 from overspill.base.values import Device
 from overspill.header.info import ModelInfo
 
+__all__ = ["DeviceFigures", "Report", "known_figures", "weight_shapes"]
+
 logger = logging.getLogger("overspill")
 
 Report: TypeAlias = Callable[[str, float], object]
-"""Given what is measured next, and the share that is done, 0 to 1."""
+"""Called before each measurement with its name and the share that is done, 0 to 1."""
+WeightShape: TypeAlias = tuple[str, int, int, int, int]
+"""Type, elements in, elements out, experts and experts used; both 0 for a plain matrix."""
 
 
 _MOST_INTERRUPTIONS_PER_S = 20  # of each thread
+_INTEGER_AND_DOUBLE_TYPES = ("i8", "i16", "i32", "i64", "f64")
+
+
+class DeviceFigures(NamedTuple):
+    """The figures of every device that was asked about."""
+
+    by_device: list[dict[str, float]]
+    """For each device, the figures that are known: rates in bytes per second, by the keys of
+    :attr:`overspill.DeviceSpec.rates`; ``"bandwidth"``; ``"op_s"``, ``"hop_s"`` and ``"link_bytes_per_s"``."""
+    complete: bool
+    """Whether no figure is missing."""
 
 
 class _Question(NamedTuple):
-    """One figure of one device, and how it is called in the cache."""
-
     device: Device
     figure: str
-    """A key of ``DeviceSpec.rates``, or one of the other figures."""
+    """Its key in :attr:`DeviceFigures.by_device`."""
     key: tuple[str, str]
+    """The device and the quantity, as the file calls them."""
     text: str
+    """As the user reads it."""
     ask: Callable[[_core.DeviceMeter], float]
 
 
-def _weight_shapes(info: ModelInfo) -> dict[str, tuple[str, int, int, int, int]]:
-    """Return the shape that most bytes of each kind of weights have: type, n_in, n_out, n_experts, n_used."""
-    sizes: defaultdict[str, Counter[tuple[str, int, int, int, int]]] = defaultdict(Counter)
+def known_figures(
+    devices: Sequence[Device],
+    info: ModelInfo | None,
+    *,
+    n_threads: int,
+    kv_type: str,
+    no_host: bool,
+    measure: bool,
+    refresh: bool,
+    progress: Report | None,
+) -> DeviceFigures:
+    """Return the figures of ``devices``, GPUs and then the CPU, for the weights of the model ``info``.
+
+    Parameters are those of :meth:`overspill.Hardware.here`.
+    """
+    cache = _Cache(cache_folder() / "hardware.json")
+    questions = [
+        list(_questions(device, info, devices, n_threads=n_threads, kv_type=kv_type, no_host=no_host))
+        for device in devices
+    ]
+    every = list(chain.from_iterable(questions))
+    if measure:
+        missing = [question for question in every if refresh or question.key not in cache.figures]
+        _answer(missing, cache, devices, n_threads, no_host, progress)
+    found = [
+        {question.figure: cache.figures[question.key] for question in of_device if question.key in cache.figures}
+        for of_device in questions
+    ]
+    return DeviceFigures(found, all(question.key in cache.figures for question in every))
+
+
+# --- questions
+
+
+def weight_shapes(info: ModelInfo) -> dict[str, WeightShape]:
+    """Return the shape of most bytes that a token reads of each kind of weights.
+
+    Keys are a type, such as ``"q8_0"``, or a type of experts, such as ``"mxfp4:experts"``.
+    """
+    sizes: defaultdict[str, Counter[WeightShape]] = defaultdict(Counter)
     for name, kind, shape, n_bytes in info.tensors:
         looked_up = name.startswith("token_embd.") and not info.tied_embedding
-        if len(shape) < 2 or looked_up or not name.endswith(".weight") or kind in ("i8", "i16", "i32", "i64", "f64"):
+        if len(shape) < 2 or looked_up or not name.endswith(".weight") or kind in _INTEGER_AND_DOUBLE_TYPES:
             continue
         n_in, n_out, *rest = shape
         if rest and re.search(r"_(ch)?exps\b", name):
@@ -56,16 +112,16 @@ def _weight_shapes(info: ModelInfo) -> dict[str, tuple[str, int, int, int, int]]
 
 
 def _questions(
-    device: Device, info: ModelInfo | None, found: Sequence[Device], n_threads: int, kv_type: str, no_host: bool
+    device: Device, info: ModelInfo | None, devices: Sequence[Device], *, n_threads: int, kv_type: str, no_host: bool
 ) -> Iterator[_Question]:
-    is_cpu = device is found[-1]
+    is_cpu = device is devices[-1]
     if device.backend == "RPC":
-        others = [other for other in found if other.description == device.description]
+        others = [other for other in devices if other.description == device.description]
         identity = f"RPC {device.description}, device {others.index(device)}"
     else:
         identity = f"{device.name}, {device.description}"
     if is_cpu:
-        beside = _local_gpus(found)
+        beside = _local_gpus(devices)
         identity += f", {n_threads} threads" + (f", beside {'+'.join(beside)}" if beside else "")
         identity += ", no_host" if no_host else ""
     identity += f", llama.cpp {_core.LLAMA_CPP_COMMIT}"
@@ -73,7 +129,7 @@ def _questions(
     def question(figure: str, key: str, text: str, ask: Callable[[_core.DeviceMeter], float]) -> _Question:
         return _Question(device, figure, (identity, key), f"{device.name}: {text}", ask)
 
-    def weights(figure: str, shape: tuple[str, int, int, int, int]) -> _Question:
+    def weights(figure: str, shape: WeightShape) -> _Question:
         kind, n_in, n_out, n_experts, n_used = shape
         key = f"{kind} {n_in}x{n_out}" + (f"x{n_experts}, {n_used} used" if n_experts else "")
         return question(figure, key, f"weights in {kind.upper()}", lambda meter: meter.weight_rate(*shape)[0])
@@ -82,7 +138,7 @@ def _questions(
     n_embd = 4096
     if info is not None:
         n_embd = info.n_embd or n_embd
-        for figure, shape in _weight_shapes(info).items():
+        for figure, shape in weight_shapes(info).items():
             yield weights(figure, shape)
         heads = _heads(info)
         if heads is not None:
@@ -99,12 +155,12 @@ def _questions(
         yield question("link_bytes_per_s", "link", "the link", lambda meter: meter.link_bytes_per_s(16 << 20))
 
 
-def _local_gpus(found: Sequence[Device]) -> list[str]:
-    return [device.name for device in found[:-1] if device.backend != "RPC"]
+def _local_gpus(devices: Sequence[Device]) -> list[str]:
+    return [device.name for device in devices[:-1] if device.backend != "RPC"]
 
 
 def _heads(info: ModelInfo) -> tuple[int, int, int] | None:
-    """Return heads, heads of the KV cache and their width, where they are the same in every layer."""
+    """Return heads, heads of the KV cache and their width; None where layers differ in them."""
     key = f"{info.architecture}.attention."
     n_heads = info.metadata.get(f"{key}head_count")
     n_heads_kv = info.metadata.get(f"{key}head_count_kv", n_heads)
@@ -114,14 +170,18 @@ def _heads(info: ModelInfo) -> tuple[int, int, int] | None:
     return (n_heads, n_heads_kv, width) if isinstance(width, int) and width else None
 
 
+# --- answers
+
+
 def _answer(
     questions: Sequence[_Question],
     cache: _Cache,
-    found: Sequence[Device],
+    devices: Sequence[Device],
     n_threads: int,
     no_host: bool,
     progress: Report | None,
 ) -> None:
+    """Measure what ``questions``, sorted by device, ask for; put it into the cache and its file."""
     meter: _core.DeviceMeter | None = None
     measured: Device | None = None
     disturbed = 0
@@ -130,27 +190,27 @@ def _answer(
             if progress is not None:
                 progress(question.text, i / len(questions))
             if question.device is not measured:
-                meter = None  # lets go of its memory first
+                meter = None  # frees its memory before the next one takes some
                 measured = question.device
                 meter = _core.DeviceMeter(
                     measured.name,
                     n_threads=n_threads,
                     working_set_bytes=_working_set_bytes(measured),
-                    gpus=_local_gpus(found),
+                    gpus=_local_gpus(devices),
                     host_buffers=not no_host,
                     budget_s=0.08,
                 )
             assert meter is not None
             try:
-                start, interruptions = time.perf_counter(), _interruptions()
+                start_s, interruptions = time.perf_counter(), _interruptions()
                 figure = question.ask(meter)
-                per_s = (_interruptions() - interruptions) / (time.perf_counter() - start)
-                # On an idle machine a thread is hardly ever put aside; beside another program, 100 times a second.
+                per_s = (_interruptions() - interruptions) / (time.perf_counter() - start_s)
+                # On an idle machine a thread is hardly ever interrupted; beside another program, 100 times a second.
                 is_disturbed = measured.kind == "cpu" and per_s > _MOST_INTERRUPTIONS_PER_S * n_threads
                 cache.put(question, figure, keep=not is_disturbed)
                 disturbed += is_disturbed
             except _core.Error as error:
-                # A type that the device cannot compute with, say; llama.cpp will say so if it matters.
+                # For example a type that the device cannot compute with; llama.cpp reports it if it matters.
                 logger.warning("%s could not be measured: %s", question.text, error)
                 continue
             logger.debug("measured %s, %s: %.4g", *question.key, cache.figures[question.key])
@@ -165,7 +225,7 @@ def _answer(
 
 
 def _interruptions() -> int:
-    """Return how often the system put a thread of this process aside for something else; 0 if it does not say."""
+    """Return how often the system has interrupted a thread of this process for another program; 0 on Windows."""
     if sys.platform == "win32":
         return 0
     import resource  # not on Windows
@@ -174,15 +234,18 @@ def _interruptions() -> int:
 
 
 def _working_set_bytes(device: Device) -> int:
-    """Return how much memory keeps every cache from holding the weights, or less if there is little."""
+    """Return the bytes of weights that no cache of the device can hold; fewer where little memory is free."""
     wanted = min(max(128 << 20, 3 * last_level_cache_bytes()), 1 << 30)
     if device.kind != "cpu":
         wanted = 256 << 20 if device.backend == "RPC" else 512 << 20
     return max(16 << 20, min(wanted, device.free_bytes // 4 or wanted))
 
 
+# --- the file
+
+
 class _Cache:
-    """Figures by device and quantity, in a file."""
+    """Figures by device and quantity, kept in a file."""
 
     _FORMAT = 1
 
@@ -209,12 +272,13 @@ class _Cache:
             return {}
 
     def put(self, question: _Question, figure: float, *, keep: bool) -> None:
+        """Remember an answer; :meth:`save` writes it if it is to be kept."""
         self.figures[question.key] = figure
         if keep:
             self._new[question.key] = figure
 
     def save(self) -> None:
-        """Add what is new to the file, which others may have written to in the meantime."""
+        """Add new figures to the file; other programs may have written to it meanwhile."""
         if not self._new:
             return
         devices: defaultdict[str, dict[str, float]] = defaultdict(dict)
@@ -223,4 +287,4 @@ class _Cache:
         try:
             replace_json(self._file, {"format": self._FORMAT, "devices": devices})
         except OSError as error:
-            logger.warning("what was measured could not be kept: %s", error)
+            logger.warning("the measurements could not be kept: %s", error)
