@@ -33,7 +33,7 @@ WeightShape: TypeAlias = tuple[str, int, int, int, int]
 """Type, elements in, elements out, experts and experts used; both 0 for a plain matrix."""
 
 
-_MOST_INTERRUPTIONS_PER_S = 20  # of each thread
+_MOST_INTERRUPTIONS_PER_S = 20  # for each second that a thread runs
 _INTEGER_AND_DOUBLE_TYPES = ("i8", "i16", "i32", "i64", "f64")
 
 
@@ -202,11 +202,11 @@ def _answer(
                 )
             assert meter is not None
             try:
-                start_s, interruptions = time.perf_counter(), _interruptions()
+                start_s, interruptions = time.process_time(), _interruptions()
                 figure = question.ask(meter)
-                per_s = (_interruptions() - interruptions) / (time.perf_counter() - start_s)
+                most = _MOST_INTERRUPTIONS_PER_S * (time.process_time() - start_s)
                 # On an idle machine a thread is hardly ever interrupted; beside another program, 100 times a second.
-                is_disturbed = measured.kind == "cpu" and per_s > _MOST_INTERRUPTIONS_PER_S * n_threads
+                is_disturbed = measured.kind == "cpu" and _interruptions() - interruptions > most
                 cache.put(question, figure, keep=not is_disturbed)
                 disturbed += is_disturbed
             except _core.Error as error:
