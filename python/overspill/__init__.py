@@ -47,9 +47,11 @@ from overspill.cascade.cascade import Cascade
 from overspill.cascade.signals import Draft, Judgement, mean_entropy, mean_logprob
 from overspill.cascade.stream import CascadeStats, CascadeStream, CascadeToken
 from overspill.engine.async_stream import AsyncStream
-from overspill.engine.chat import Channel, Chat, ChatStream, ChatTemplate, ChatToken, ToolCall
+from overspill.engine.conversation import Chat
 from overspill.engine.model import Model
+from overspill.engine.reply import Channel, ChatStream, ChatToken, ToolCall
 from overspill.engine.stream import Stream
+from overspill.engine.template import ChatTemplate
 from overspill.header.info import ModelInfo
 from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import DeviceSpec, Hardware

@@ -13,14 +13,12 @@ from typing import Any
 from overspill import _core
 from overspill.base.units import parse_bytes
 from overspill.cascade.budget import fit_together
-from overspill.cascade.signals import (
-    Escalation,
-    mean_logprob,
-)
+from overspill.cascade.signals import Escalation, mean_logprob
 from overspill.cascade.stream import CascadeStream, Which
-from overspill.engine.chat import ChatStream, Message
 from overspill.engine.model import Model
+from overspill.engine.reply import ChatStream
 from overspill.engine.stream import Stream
+from overspill.engine.template import Message
 from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server

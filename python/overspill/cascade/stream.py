@@ -19,8 +19,8 @@ from overspill.cascade.signals import (
     Signal,
     judge,
 )
-from overspill.engine.chat import Channel, ChatStream, ChatToken, ToolCall
 from overspill.engine.model import Model
+from overspill.engine.reply import Channel, ChatStream, ChatToken, ToolCall
 from overspill.engine.stream import Stream, until_left
 
 __all__ = ["CascadeStats", "CascadeStream", "CascadeToken", "Which"]

@@ -33,8 +33,9 @@ from overspill.base.values import (
     TokenMask,
 )
 from overspill.engine.async_stream import AsyncStream
-from overspill.engine.chat import ChatStream, ChatTemplate, Message, OnFull, ReplyForm, ToolChoice
+from overspill.engine.reply import ChatStream, ReplyForm
 from overspill.engine.stream import ReadBytes, Stream, stats_of
+from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice
 from overspill.engine.tools import Tool
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES, layer_caches

@@ -18,7 +18,8 @@ from overspill.base.values import StopReason
 from overspill.cli.terminal.interrupt import HeldInterrupt
 from overspill.cli.terminal.keyboard import no_echo, prompt_session
 from overspill.cli.terminal.screen import Reasoning, ReplyOnScreen
-from overspill.engine.chat import Channel, Chat, ChatStream, ChatToken
+from overspill.engine.conversation import Chat
+from overspill.engine.reply import Channel, ChatStream, ChatToken
 
 __all__ = ["ChatTerminal"]
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from overspill.base.text import printable
 from overspill.base.units import format_count
 from overspill.cli.terminal.streamed_markdown import StreamedMarkdown
-from overspill.engine.chat import Channel, ChatToken
+from overspill.engine.reply import Channel, ChatToken
 
 __all__ = ["Reasoning", "ReplyOnScreen"]
 

@@ -1,0 +1,198 @@
+"""A conversation: the messages so far, and the replies that continue it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from overspill import _core
+from overspill.base.files import replace_json
+from overspill.base.values import StopReason
+from overspill.engine.model import Model
+from overspill.engine.reply import ChatStream, ToolCall
+from overspill.engine.template import Message, as_json, checked_messages
+
+__all__ = ["Chat"]
+
+
+class Chat:
+    """A conversation with a model, which remembers what was said.
+
+    >>> chat = overspill.Chat(model, system="Answer in one sentence.")
+    >>> for token in chat.send("Why is the sky blue?"):
+    ...     print(token, end="")
+    """
+
+    _FORMAT = "overspill chat 1"
+
+    def __init__(self, model: Model, *, system: str | None = None, **options: Any) -> None:
+        """Begin a conversation.
+
+        Parameters
+        ----------
+        model
+            A loaded model with a chat template.
+        system
+            What the model is told first.
+        **options
+            Those of :meth:`Model.chat`, for every reply.
+
+        Raises
+        ------
+        Error
+            The model has no chat template.
+        """
+        self.model = model
+        _ = model.chat_template  # which says what is missing
+        self.options = dict(options)
+        self._open: ChatStream | None = None
+        self.messages: list[dict[str, Any]] = []
+        """What was said; it may be edited, and the longest beginning that stays is not decoded again."""
+        if system is not None:
+            self.system = system
+
+    @property
+    def system(self) -> str | None:
+        """What the model is told first; None if nothing is."""
+        first = self.messages[0] if self.messages else {}
+        return first.get("content") if first.get("role") == "system" else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if self.system is not None:
+            del self.messages[0]
+        if text is not None:
+            self.messages.insert(0, {"role": "system", "content": text})
+
+    def send(self, message: str | Message | None = None, **options: Any) -> ChatStream:
+        """Say something, and stream the reply, which is part of the conversation when the stream has ended.
+
+        What was said is so at once; if the stream ends before the model said anything, it is taken back. A stream of
+        this conversation that is still open is closed first.
+
+        Parameters
+        ----------
+        message
+            A text of the user, any message, or None to have the conversation answered as it is.
+        **options
+            Those of :meth:`Model.chat`, for this reply.
+        """
+        new: list[dict[str, Any]] = []
+        if message is not None:
+            new = [dict(part) for part in checked_messages(message if isinstance(message, str) else [message])]
+        self._close_open()
+        return self._answer([*self.messages, *new], options)
+
+    def _answer(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> ChatStream:
+        before = list(self.messages)
+        stream = self.model.chat(messages, **{**self.options, **options})
+        asked = messages[-1]
+
+        def add(ended: ChatStream) -> None:
+            if not self.messages or self.messages[-1] is not asked:
+                return  # the history was edited in the meantime
+            if ended.raw or ended.stats.stop_reason == StopReason.EOS:
+                self.messages.append(ended.message)
+            else:
+                self.messages[:] = before
+
+        stream.on_end = add
+        self._open = stream
+        self.messages[:] = messages
+        return stream
+
+    def _close_open(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def add_result(self, call: ToolCall, result: object) -> None:
+        """Add what a tool returned: a text, or anything that JSON can hold; ``send()`` has it answered then."""
+        content = result if isinstance(result, str) else as_json("result", result)
+        self.messages.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
+
+    def _last_question(self) -> int | None:
+        users = (i for i in range(len(self.messages) - 1, -1, -1) if self.messages[i]["role"] == "user")
+        return next(users, None)
+
+    def undo(self) -> Any:
+        """Take back the last question and what followed; return the question's content, None if there is none."""
+        self._close_open()
+        at = self._last_question()
+        if at is None:
+            return None
+        question = self.messages[at]["content"]
+        del self.messages[at:]
+        return question
+
+    def retry(self, **options: Any) -> ChatStream:
+        """Have the last question answered anew; what was answered is kept if nothing comes in its place.
+
+        Raises
+        ------
+        Error
+            Nothing was asked yet.
+        """
+        self._close_open()
+        at = self._last_question()
+        if at is None:
+            raise _core.Error("there is no question yet that could be answered anew")
+        return self._answer(self.messages[: at + 1], options)
+
+    def branch(self) -> Chat:
+        """Return another conversation that has said the same so far."""
+        other = Chat(self.model, **self.options)
+        other.messages = copy.deepcopy(self.messages)
+        return other
+
+    # --- on disk
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the conversation to a file, with a checksum and the model's identity; an old file is replaced whole."""
+        content = {"format": self._FORMAT, "model": _identity(self.model), "messages": self.messages}
+        replace_json(Path(path), {**content, "sha256": _checksum(content)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Model, **options: Any) -> Chat:
+        """Read a conversation that was saved.
+
+        Raises
+        ------
+        Error
+            The file is missing, is none of these, is damaged, or is of another model.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise _core.Error(f"{path}: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            data = None
+        if not isinstance(data, dict) or data.get("format") != cls._FORMAT:
+            raise _core.Error(f"{path}: is damaged, or not a chat that was saved by this version")
+        checksum = data.pop("sha256", None)
+        if checksum != _checksum(data):
+            raise _core.Error(f"{path}: is damaged: its checksum is wrong")
+        if data["model"] != _identity(model):
+            raise _core.Error(
+                f"{path}: was saved with another model, {data['model']['name']!r}, and not with {model.path.name}; "
+                "load that one"
+            )
+        chat = cls(model, **options)
+        chat.messages = data["messages"]
+        return chat
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _identity(model: Model) -> dict[str, str]:
+    info = model.info
+    header = repr((info.architecture, info.name, sorted(info.tensors), sorted(info.metadata.items(), key=repr)))
+    return {"name": info.name or model.path.name, "header": hashlib.sha256(header.encode()).hexdigest()}

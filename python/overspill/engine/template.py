@@ -1,0 +1,284 @@
+"""A model's chat template: from messages to a prompt, and to the form of the reply."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+from overspill import _core
+from overspill.engine.reply import ReplyForm
+from overspill.engine.tools import Tool, describe_tools
+from overspill.sampling.json_schema import checked_schema
+
+__all__ = [
+    "ChatModel",
+    "ChatPrompt",
+    "ChatTemplate",
+    "Message",
+    "OnFull",
+    "ToolChoice",
+    "as_json",
+    "checked_messages",
+]
+
+NativeModel: TypeAlias = _core.Model
+Message: TypeAlias = Mapping[str, Any]
+"""What somebody said, as OpenAI's API has it."""
+ToolChoice: TypeAlias = Literal["auto", "required", "none"]
+OnFull: TypeAlias = Literal["error", "shift"]
+
+_MOST_KNOWN = 4  # prompts and replies whose tokens are remembered
+_MOST_DROPPED = 16  # turns that are forgotten in the middle of one reply
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation as the model gets it, and the form of the reply to it."""
+
+    text: str
+    tokens: list[int]
+    form: ReplyForm
+    parser: _core.ReplyParser
+    n_dropped: int
+    """Tokens of old turns that were left out, so that the rest fits."""
+    _known: deque[tuple[str, list[int]]]
+
+    def remember(self, reply: str = "", ids: Sequence[int] = ()) -> None:
+        """Keep the tokens of the prompt and of what was said to it, for a prompt that begins with both."""
+        # The tokens that came: the same text could be written in others, too.
+        self._known.append((self.text + reply, [*self.tokens, *ids]))
+
+
+class ChatModel(Protocol):
+    """What a chat template needs of a model."""
+
+    _core: NativeModel
+
+    @property
+    def path(self) -> Path:
+        """The file, which errors name."""
+
+
+class ChatTemplate:
+    """How a model is addressed; :attr:`Model.chat_template` has it."""
+
+    def __init__(self, model: ChatModel, source: str = "") -> None:
+        """Take the file's template, or another one in Jinja.
+
+        Raises
+        ------
+        Error
+            There is none, or it has mistakes.
+        """
+        if not source and not model._core.has_chat_template:
+            raise _core.Error(
+                f"{model.path} has no chat template: it is a base model, to be continued with model.stream(prompt); or "
+                "give a template in Jinja: model.chat_template = overspill.ChatTemplate(model, source)"
+            )
+        # A template that somebody keeps does not keep the model's memory.
+        self._model_reference = weakref.ref(model._core)
+        self._core = model._core.chat_template(source)
+        self._known: deque[tuple[str, list[int]]] = deque(maxlen=_MOST_KNOWN)
+
+    @property
+    def _model(self) -> NativeModel:
+        model = self._model_reference()
+        if model is None:
+            raise _core.ClosedError("the model of the chat template is gone")
+        return model
+
+    @property
+    def source(self) -> str:
+        """The template, in Jinja."""
+        return self._core.source
+
+    def render(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        reasoning_effort: str | None = None,
+        thinking: bool = True,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """Return a conversation as the model gets it; parameters as for :meth:`Model.chat`.
+
+        ``add_generation_prompt`` adds what asks for the reply. Without the token for the beginning of a text, if
+        :meth:`Model.tokenize` adds it.
+        """
+        rendered = self._render(
+            checked_messages(messages),
+            describe_tools(tools or ()),
+            "auto",
+            "",
+            reasoning_effort,
+            thinking,
+            add_generation_prompt,
+        )
+        text: str = rendered["text"]
+        return text
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools_described: Sequence[Mapping[str, Any]],
+        tool_choice: ToolChoice,
+        json_schema: str,
+        reasoning_effort: str | None,
+        thinking: bool,
+        add_generation_prompt: bool,
+    ) -> dict[str, Any]:
+        variables = {} if reasoning_effort is None else {"reasoning_effort": json.dumps(reasoning_effort)}
+        return self._core.render(
+            as_json("messages", list(messages)),
+            tools=as_json("tools", tools_described) if tools_described else "",
+            tool_choice=tool_choice,
+            json_schema=json_schema,
+            enable_thinking=bool(thinking),
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
+        )
+
+    def prepare(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice = "auto",
+        reasoning_effort: str | None = None,
+        thinking: bool = True,
+        json_schema: str | Mapping[str, Any] | bool | None = None,
+        on_full: OnFull = "error",
+    ) -> ChatPrompt:
+        """Return the prompt of a conversation, and the form of its reply; parameters as for :meth:`Model.chat`."""
+        if on_full not in get_args(OnFull):
+            raise ValueError(f"on_full must be one of {', '.join(get_args(OnFull))}, not {on_full!r}")
+        if tools and json_schema is not None:
+            raise ValueError("give either tools or json_schema")
+        schema = ""
+        if json_schema is not None:
+            schema = checked_schema(json_schema)
+            _core.grammar_of_json_schema(schema)  # says where it cannot be compiled
+        said = checked_messages(messages)
+        described = describe_tools(tools or ())
+
+        def render(part: Sequence[Message], add_generation_prompt: bool = True) -> dict[str, Any]:
+            return self._render(part, described, tool_choice, schema, reasoning_effort, thinking, add_generation_prompt)
+
+        rendered = render(said)
+        names = [tool["function"]["name"] for tool in described]
+        if unknown := [name for name in names if name not in rendered["text"]]:
+            raise ValueError(f"tools: the model's chat template does not tell it of {unknown[0]}: it knows no tools")
+        tokens = self._tokens(rendered["text"])
+        n_dropped = 0
+        if on_full == "shift" and len(tokens) >= self._model.n_ctx:
+            n_before = len(tokens)
+            said = self._that_fits(said, render)
+            rendered = render(said)
+            tokens = self._tokens(rendered["text"])
+            n_dropped = n_before - len(tokens)
+        droppable = self._turns(said, rendered["text"], tokens, render) if on_full == "shift" else []
+        form = ReplyForm(
+            rendered["grammar"],
+            rendered["trigger_patterns"],
+            rendered["trigger_tokens"],
+            rendered["begun"],
+            rendered["named"],
+            rendered["stop"],
+            droppable,
+        )
+        return ChatPrompt(rendered["text"], tokens, form, rendered["parser"], n_dropped, self._known)
+
+    def _that_fits(
+        self, messages: list[Message], render: Callable[[Sequence[Message]], dict[str, Any]]
+    ) -> list[Message]:
+        """Leave out as few of the oldest turns as it takes; all but the last if that is not enough."""
+        starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        if len(starts) < 2:
+            return messages
+
+        def without(n_turns: int) -> list[Message]:
+            return [*messages[: starts[0]], *messages[starts[n_turns] :]]
+
+        few, many = 1, len(starts) - 1
+        while few < many:
+            middle = (few + many) // 2
+            if len(self._tokens(render(without(middle))["text"])) < self._model.n_ctx:
+                many = middle
+            else:
+                few = middle + 1
+        return without(few)
+
+    # --- tokens
+
+    def _tokens(self, text: str) -> list[int]:
+        """Return the tokens of a prompt: of what it begins with those that were decoded before, if there are any."""
+        known = [one for one in tuple(self._known) if text.startswith(one[0])]
+        if known:
+            begun, tokens = max(known, key=lambda one: len(one[0]))
+            rest = self._model.tokenize(text[len(begun) :].encode(), False, True)
+            # Elsewhere than at a special token, a tokenizer might have joined what is cut apart here.
+            if not rest or self._model.token_bytes(rest[0], True) == b"":
+                return [*tokens, *rest]
+        return self._model.tokenize(text.encode(), True, True)
+
+    def _turns(
+        self,
+        messages: Sequence[Message],
+        text: str,
+        tokens: Sequence[int],
+        render: Callable[[Sequence[Message], bool], dict[str, Any]],
+    ) -> list[tuple[int, int]]:
+        """Return where the turns before the last question lie in the tokens, as far as that can be told."""
+        starts = [i for i, message in enumerate(messages) if message["role"] == "user"][: _MOST_DROPPED + 1]
+        ends: dict[int, int] = {}
+        n_bytes = 0
+        whole = text.encode()
+        for i, token in enumerate(tokens):
+            ends[n_bytes] = i
+            n_bytes += len(self._model.token_bytes(token, True))
+        offset = n_bytes - len(whole)  # the token for the beginning, which the text does not have
+        places: list[int | None] = []
+        for start in starts:
+            try:
+                before = render(messages[:start], False)["text"].encode() if start else b""
+            except ValueError:  # some templates want a question
+                before = None
+            is_beginning = before is not None and whole.startswith(before)
+            places.append(ends.get(len(before or b"") + offset) if is_beginning else None)
+        return [(a, b) for a, b in pairwise(places) if a is not None and b is not None and a < b]
+
+
+def as_json(argument: str, value: object) -> str:
+    """Return ``value`` in JSON; a TypeError that names the argument if JSON cannot hold it."""
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{argument}: {error}") from None
+
+
+def checked_messages(messages: str | Sequence[Message]) -> list[Message]:
+    """Return copies of the messages, a text as one of the user; an error that names the first that is none."""
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    if isinstance(messages, Mapping) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages must be a string or a sequence of mappings, not {messages!r:.80}")
+    said: list[Any] = list(messages)
+    if not said:
+        raise ValueError("messages must have at least one message")
+    for i, message in enumerate(said):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise TypeError(
+                f'messages[{i}] must be a mapping such as {{"role": "user", "content": "Hello"}}, not {message!r:.80}'
+            )
+        if not isinstance(message.get("content"), str | list | None):
+            raise TypeError(f"messages[{i}]: content must be a text, not {message['content']!r:.80}")
+        if "content" not in message and "tool_calls" not in message:
+            raise ValueError(f"messages[{i}] must have content")
+    return [dict(message) for message in said]
