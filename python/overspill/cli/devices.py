@@ -6,9 +6,10 @@ import json
 from dataclasses import asdict
 
 import overspill
+from overspill.base.tables import plain_table
 from overspill.cli.exits import one_line_errors
 from overspill.cli.options import Json
-from overspill.cli.output import format_size, plain_table, report_output, set_up_streams
+from overspill.cli.output import format_size, report_output, set_up_streams
 
 __all__ = ["devices"]
 
@@ -21,7 +22,9 @@ def devices(as_json: Json = False) -> None:
         if as_json:
             print(json.dumps([asdict(device) for device in found], indent=2))
             return
-        table = plain_table("name", "kind", "backend", "free", "total", "description")
+        table = plain_table(
+            "name", "kind", "backend", "free", "total", "description", left=("name", "kind", "backend", "description")
+        )
         for device in found:
             row = (device.name, device.kind.replace("_", " "), device.backend)
             table.add_row(*row, format_size(device.free_bytes), format_size(device.total_bytes), device.description)

@@ -10,10 +10,11 @@ import typer
 from rich.text import Text
 
 import overspill
+from overspill.base.tables import plain_table
 from overspill.base.values import LoadMode
 from overspill.cli.exits import one_line_errors
 from overspill.cli.options import Json, Loading, Threads
-from overspill.cli.output import plain_table, report_output, set_up_streams
+from overspill.cli.output import report_output, set_up_streams
 from overspill.hub import resolve
 from overspill.studies.doctor.findings import examine
 

@@ -6,9 +6,10 @@ import json
 from dataclasses import asdict
 
 import overspill
+from overspill.base.tables import plain_table
 from overspill.cli.exits import one_line_errors
 from overspill.cli.options import Json, ModelFile
-from overspill.cli.output import format_size, plain_table, report_output, set_up_streams
+from overspill.cli.output import format_size, report_output, set_up_streams
 from overspill.hub import resolve
 
 __all__ = ["info"]

@@ -1,4 +1,4 @@
-"""Where commands write: consoles, the log, progress bars and tables."""
+"""Where commands write: consoles, the log and progress bars."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 __all__ = [
     "Output",
     "errors",
     "format_size",
     "late_progress_bar",
-    "plain_table",
     "progress_bar",
     "report_output",
     "set_up_streams",
@@ -80,15 +78,6 @@ def late_progress_bar() -> Iterator[Callable[[str, float], None]]:
                 shown.clear()
 
         yield show
-
-
-def plain_table(*headings: str) -> Table:
-    """Return a table of columns without a box, so that a pipe gets plain text; numbers are at the right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        right = heading not in ("", "name", "kind", "backend", "description", "part", "device", "setting", "value")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=right, overflow="fold")
-    return table
 
 
 def format_size(n_bytes: int) -> str:

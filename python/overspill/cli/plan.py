@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import typer
 
 import overspill
+from overspill.base.tables import plain_table
 from overspill.base.units import parse_bytes
 from overspill.cli.exits import one_line_errors
 from overspill.cli.options import Context, Json, ModelFile, parse_pair
-from overspill.cli.output import format_size, plain_table, progress_bar, report_output, set_up_streams
+from overspill.cli.output import format_size, progress_bar, report_output, set_up_streams
 from overspill.hub import resolve
 
 __all__ = ["plan"]
@@ -147,11 +148,8 @@ def _print_plan(planned: overspill.Plan, pins: dict[str, str], settings: dict[st
     output.print()
     output.print(memory)
     if planned.hardware.gpus:
-        trade = plain_table(
-            "ubatch", "computing", "layers with experts on a GPU" if planned.info.n_experts else "layers on a GPU"
-        )
-        trade.add_column("tokens/s", justify="right")
-        trade.add_column("prompt tokens/s, at most", justify="right")
+        layers = "layers with experts on a GPU" if planned.info.n_experts else "layers on a GPU"
+        trade = plain_table("ubatch", "computing", layers, "tokens/s", "prompt tokens/s, at most", left=())
         for one in trades:
             ceiling = _or_none(one.prefill_ceiling_tokens_per_s)
             trade.add_row(

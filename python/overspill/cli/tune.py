@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from overspill.base.tables import plain_table
 from overspill.base.values import CacheType
 from overspill.cli.exits import INTERRUPTED, one_line_errors
 from overspill.cli.options import Context, DeviceMemory, Json, ModelFile, Servers, parse_sizes
-from overspill.cli.output import errors, plain_table, report_output, set_up_streams
+from overspill.cli.output import errors, report_output, set_up_streams
 from overspill.studies.tune import Trial, Tuned
 from overspill.studies.tune import tune as find_fastest
 
@@ -88,7 +89,7 @@ class _Trials:
             self._console.print(*_row(trial)[:4], trial.problem, markup=False, soft_wrap=True)
 
     def _render(self) -> Table:
-        table = plain_table("setting", "value", "tok/s", "")
+        table = plain_table("setting", "value", "tok/s", "", left=("setting", "value"))
         for trial in self._trials:
             setting, value, speed, outcome = _row(trial)
             table.add_row(setting, value, speed, outcome, style="bold" if trial.state == "kept" else None)

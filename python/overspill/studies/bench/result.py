@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overspill import _core
+from overspill.base.tables import plain_table
 from overspill.base.values import Breakdown, Device
 from overspill.header.info import ModelInfo
 from overspill.placement.device_names import CPU
@@ -180,14 +181,14 @@ class Bench:
         return Text(text, "bold")
 
     def _tests(self) -> Table:
-        table = _table("test", "tok/s", "±")
+        table = plain_table("test", "tok/s", "±")
         for samples in (self.prefill, self.decode):
             if samples is not None:
                 table.add_row(samples.name, f"{samples.tokens_per_s:.2f}", f"{samples.deviation:.2f}")
         return table
 
     def _roofline(self) -> Table:
-        table = _table("device", "reads a token", "bandwidth", "at least", "takes", "reads", "of roofline")
+        table = plain_table("device", "reads a token", "bandwidth", "at least", "takes", "reads", "of roofline")
         for one in self.devices:
             table.add_row(
                 "RAM" if one.device == CPU else one.device,
@@ -204,7 +205,7 @@ class Bench:
         return table
 
     def _parts(self) -> Table:
-        table = _table("where a token's time goes", "µs", "share", "")
+        table = plain_table("where a token's time goes", "µs", "share", "")
         for name, seconds in self.parts.items():
             if seconds >= 5e-8:
                 share = min(1.0, seconds / self.token_s)
@@ -238,10 +239,3 @@ class Bench:
             "memory allows"
         )
         draw_token(file, title, {one.device: one.floor_s for one in self.devices}, self.parts)
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i and heading else "left", no_wrap=True)
-    return table
