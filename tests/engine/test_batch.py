@@ -70,7 +70,7 @@ def test_leaving_early_and_closing(smollm2_path: Any) -> None:
 
 def test_more_than_ram_holds(smollm2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused before it is allocated."""
-    monkeypatch.setattr("overspill.engine.model.available_ram_bytes", lambda: 100 << 20)
+    monkeypatch.setattr("overspill.engine.loading.available_ram_bytes", lambda: 100 << 20)
     with pytest.raises(OutOfMemoryError, match="KV caches for 12 prompts of 1024 tokens would take 270") as caught:
         smollm2.generate_many(PROMPTS)
     assert caught.value.device == "CPU"

@@ -308,7 +308,7 @@ def test_repacked_weights_that_ram_cannot_hold(gemma_path: Path, monkeypatch: py
             return model.eval(model.tokenize(PROMPT)).copy()
 
     plain = logits("off")
-    monkeypatch.setattr("overspill.engine.model.available_ram_bytes", lambda: 200 << 20)
+    monkeypatch.setattr("overspill.engine.loading.available_ram_bytes", lambda: 200 << 20)
     assert np.array_equal(logits("auto"), plain)
 
 

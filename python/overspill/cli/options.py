@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from overspill.engine.model import Offload
+from overspill.engine.loading import Offload
 from overspill.placement.placement import Placement
 
 __all__ = [

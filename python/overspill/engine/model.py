@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import atexit
-import logging
-import operator
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, SupportsIndex, TypeAlias, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from overspill import _core
-from overspill.base.checks import as_integer
-from overspill.base.host import available_ram_bytes, physical_cores
-from overspill.base.units import format_bytes
+from overspill.base.checks import as_integer, check_choice
+from overspill.base.host import physical_cores
 from overspill.base.values import (
     CacheType,
     Completion,
@@ -32,29 +28,22 @@ from overspill.base.values import (
     TokenChooser,
     TokenMask,
 )
+from overspill.engine.arguments import chooser, constraint, n_logprobs, n_tokens_at_most, stop_strings, token_ids
 from overspill.engine.async_stream import AsyncStream
+from overspill.engine.loading import LoadSettings, Offload, check_ram_for_caches, load
 from overspill.engine.reply import ChatStream, ReplyForm
 from overspill.engine.stream import ReadBytes, Stream, stats_of
 from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice
 from overspill.engine.tools import Tool
 from overspill.header.info import ModelInfo
-from overspill.header.kv_cache import CACHE_TYPES, layer_caches
 from overspill.hub import resolve
-from overspill.machine.devices import add_rpc_server, devices
-from overspill.machine.hardware import Hardware
-from overspill.placement.device_names import CPU
+from overspill.machine.devices import add_rpc_server
 from overspill.placement.placement import Placement
-from overspill.planning.plan import Plan, plan
 from overspill.planning.tuned import tuned_options
-from overspill.sampling.json_schema import grammar_of_json_schema
 from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
 from overspill.sampling.sampler import Sampler
 
-__all__ = ["Model", "Offload"]
-
-logger = logging.getLogger("overspill")
-
-Offload: TypeAlias = Literal["auto", "cpu", "gpu", "tuned"] | int | Placement | Mapping[str, Any]
+__all__ = ["Model"]
 
 _open_models: weakref.WeakSet[Model] = weakref.WeakSet()
 
@@ -64,73 +53,6 @@ def _close_models() -> None:
     # A stream may be at work on its next token, which must not outlive the interpreter.
     for model in list(_open_models):
         model.close()
-
-
-def _tokens(name: str, values: Iterable[SupportsIndex]) -> list[int]:
-    try:
-        tokens = [operator.index(value) for value in values]
-    except TypeError:
-        text = "a string or " if name == "prompt" else ""
-        raise TypeError(f"{name} must be {text}a sequence of token ids, not {values!r:.80}") from None
-    for extreme in (min(tokens, default=0), max(tokens, default=0)):
-        if abs(extreme) >= 2**31:
-            raise ValueError(f"{name}: {extreme} is not in the vocabulary")
-    return tokens
-
-
-def _stops(stop: str | Sequence[str]) -> list[str]:
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    if not all(isinstance(text, str) for text in stops):
-        raise TypeError(f"stop must be a string or a sequence of strings, not {stop!r}")
-    return stops
-
-
-def _n_logprobs(logprobs: bool | int) -> int:
-    return int(logprobs) - 1 if isinstance(logprobs, bool) else as_integer("logprobs", logprobs, 1, 1000)
-
-
-def _chooser(sampler: TokenChooser | None, processors: Sequence[LogitsProcessor]) -> TokenChooser | None:
-    """Return one function for processors and sampler, or None if there is neither."""
-    for function in (*processors, *([sampler] if sampler is not None else [])):
-        if not callable(function):
-            raise TypeError(f"sampler and logits_processors must be callable, not {function!r}")
-    if not processors:
-        return sampler
-
-    def choose(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> int | None:
-        for process in processors:
-            answer: object = process(logits, tokens)
-            if answer is not None and answer is not logits:
-                raise TypeError(f"{process!r} must edit the logits in place and return None")
-        return None if sampler is None else sampler(logits, tokens)
-
-    return choose
-
-
-def _arguments(wanted: Placement | None) -> dict[str, Any]:
-    """Return a placement as the core takes it; nothing for the CPU alone."""
-    return {} if wanted is None else asdict(wanted.llama_arguments())
-
-
-def _too_little_ram(available: int, needed: int, what: str, instead: str) -> _core.OutOfMemoryError:
-    error = _core.OutOfMemoryError(
-        f"{format_bytes(available)} of RAM are free, and {what} would take {format_bytes(needed)}: give {instead}"
-    )
-    error.device, error.needed_bytes = CPU, needed
-    return error
-
-
-def _with_less(planned: Plan, device: str, share: float) -> Plan | None:
-    """Return a plan with so much less on a GPU, or None if nothing lies there."""
-    use = planned.forecast().memory.get(device)
-    if use is None or device == CPU or device not in planned.devices_used:
-        return None
-    room = max(0, int(use.total_bytes * (1 - share)) + use.margin_bytes if share < 1 else 0)
-    devices = tuple(
-        replace(one, memory_bytes=min(one.memory_bytes, room)) if one.name == device else one
-        for one in planned.hardware.devices
-    )
-    return planned.for_hardware(replace(planned.hardware, devices=devices))
 
 
 class Model:
@@ -221,8 +143,6 @@ class Model:
         progress: Progress | None = None,
     ) -> None:
         """Load the model."""
-        if load_mode not in get_args(LoadMode):
-            raise ValueError(f"load_mode must be one of {', '.join(get_args(LoadMode))}, not {load_mode!r}")
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be callable, not {progress!r}")
         if isinstance(rpc, str):
@@ -244,159 +164,33 @@ class Model:
             repack = tuned["repack"] if repack == "auto" else repack
             load_mode = tuned["load_mode"] if load_mode == "mmap" else load_mode
         n_batch = as_integer("n_batch", n_batch, 1, 65536)
-        self._settings: dict[str, Any] = {
-            "n_ctx": n_ctx or 0,
-            "n_batch": n_batch,
-            "n_ubatch": n_batch if n_ubatch is None else as_integer("n_ubatch", n_ubatch, 1, n_batch),
-            "n_threads": physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
-            "type_k": type_k,
-            "type_v": type_v,
-            "flash_attention": flash_attention,
-            "repack": repack,
-            "load_mode": load_mode,
-            "vocab_only": bool(vocab_only),
-            "check_tensors": bool(check_tensors),
-        }
-        self._core, self._wanted = self._load(offload, memory or {}, progress)
+        for name, value, choices in (
+            ("type_k", type_k, CacheType),
+            ("type_v", type_v, CacheType),
+            ("flash_attention", flash_attention, Switch),
+            ("repack", repack, Switch),
+            ("load_mode", load_mode, LoadMode),
+        ):
+            check_choice(name, value, get_args(choices))
+        settings = LoadSettings(
+            n_ctx=n_ctx or 0,
+            n_batch=n_batch,
+            n_ubatch=n_batch if n_ubatch is None else as_integer("n_ubatch", n_ubatch, 1, n_batch),
+            n_threads=physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
+            type_k=type_k,
+            type_v=type_v,
+            flash_attention=flash_attention,
+            repack=repack,
+            load_mode=load_mode,
+            vocab_only=bool(vocab_only),
+            check_tensors=bool(check_tensors),
+        )
+        loaded = load(self._path, None if vocab_only else self.info, offload, settings, memory or {}, progress)
+        self._core, self._settings, self._wanted = loaded.native, loaded.settings, loaded.placement
         self._evaluation: _core.Evaluation | None = None
         self._logits: NDArray[np.float32] | None = None
         self._dry_breakers: dict[tuple[str, ...], list[list[int]]] = {}
         _open_models.add(self)
-
-    def _placement(self, offload: Offload, memory: Mapping[str, int | str]) -> Placement | None:
-        """Return what ``offload`` stands for; None for the CPU alone, which needs no look at the header."""
-        if not (
-            isinstance(offload, Placement | Mapping)
-            or offload in ("auto", "cpu", "gpu")
-            or (isinstance(offload, int) and not isinstance(offload, bool) and 0 <= offload < 2**31)
-        ):
-            raise ValueError(
-                'offload must be "auto", "cpu", "gpu", "tuned", a number of layers from 0, a Placement or a mapping, '
-                f"not {offload!r}"
-            )
-        gpus = [] if offload == "cpu" else [device for device in devices() if device.is_gpu]
-        if isinstance(offload, Placement):
-            offload.check(self.info, gpus)
-            return offload
-        if isinstance(offload, Mapping):
-            return Placement.from_mapping(self.info, gpus, offload)
-        if offload == "gpu" and not gpus:
-            raise _core.Error('offload="gpu", but there is no GPU here; overspill.devices() lists what there is')
-        if isinstance(offload, int) and offload > 0 and not gpus:
-            logger.warning("offload=%d has no effect: there is no GPU here, the model runs on the CPU", offload)
-        if not gpus or offload in ("cpu", 0):
-            return None
-        if offload == "auto":
-            hardware = Hardware.here(
-                self.info,
-                memory=memory,
-                n_threads=self._settings["n_threads"],
-                kv_type=self._settings["type_k"],
-                no_host=self._settings["repack"] == "on",
-            )
-            settings = {name: self._settings[name] for name in ("n_ubatch", "type_k", "type_v", "load_mode")}
-            return plan(self.info, hardware=hardware, n_ctx=self._settings["n_ctx"] or None, **settings)
-        return Placement.from_offload(self.info, gpus, offload)
-
-    def _load(
-        self, offload: Offload, memory: Mapping[str, int | str], progress: Progress | None
-    ) -> tuple[_core.Model, Placement | None]:
-        """Load it; where the placement is ours to choose, with less on a GPU each time that it refuses memory."""
-        path = os.fsencode(self._path)
-        if self._settings["vocab_only"]:
-            return _core.Model(path, self._settings, progress), None
-        wanted = self._placement(offload, memory)
-        if isinstance(wanted, Plan):
-            wanted = self._fitted(wanted)
-        self._mind_ram(wanted)
-        refusals: list[str] = []
-        while True:
-            try:
-                core = _core.Model(path, {**self._settings, **_arguments(wanted)}, progress)
-                break
-            except _core.OutOfMemoryError as error:
-                smaller = (
-                    _with_less(wanted, error.device, 0.1 * 2 ** len(refusals)) if isinstance(wanted, Plan) else None
-                )
-                if smaller is None:
-                    raise
-                refusals.append(str(error))
-                wanted = smaller
-        level = logging.WARNING if refusals else logging.INFO
-        if isinstance(wanted, Plan) and logger.isEnabledFor(level):
-            forecast = wanted.forecast()
-            retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
-            logger.log(
-                level,
-                "offload: %s%s: %s About %.1f tok/s are to be expected.",
-                forecast.verdict,
-                retreat,
-                forecast.reason,
-                forecast.tokens_per_s,
-            )
-        return core, wanted
-
-    def _fitted(self, wanted: Plan) -> Plan:
-        """Ask llama.cpp itself what the plan would take, without loading, and plan with less where that is too much."""
-        if wanted.devices_used == (CPU,):
-            return wanted  # what is asked about are GPUs
-        for _ in range(2):
-            needed = self._dry_run(wanted)
-            over = {
-                gpu.name: sum(needed[gpu.name].values()) - gpu.memory_bytes
-                for gpu in wanted.hardware.gpus
-                if gpu.name in needed and sum(needed[gpu.name].values()) > gpu.memory_bytes
-            }
-            for name, n_bytes in over.items():
-                share = n_bytes / max(1, wanted.forecast().memory[name].total_bytes)
-                wanted = _with_less(wanted, name, share) or wanted
-            if not over:
-                break
-        return wanted
-
-    def _dry_run(self, wanted: Placement | None) -> dict[str, dict[str, int]]:
-        """Return the bytes on each device by what llama.cpp would take them for."""
-        options = {**self._settings, **_arguments(wanted), "dry_run": True}
-        uses: dict[str, dict[str, int]] = _core.Model(os.fsencode(self._path), options, None).memory()["devices"]
-        return uses
-
-    def _mind_ram(self, wanted: Placement | None) -> None:
-        """Refuse what RAM has no room for. Linux would grant it, and end the process when the memory is written to."""
-        settings = self._settings
-        available = available_ram_bytes()
-        n_ctx = settings["n_ctx"] or self.info.default_n_ctx
-        types = {settings["type_k"], settings["type_v"]}
-        if available is None or not CACHE_TYPES.keys() >= types or self.info.n_layers > len(self.info.tensors):
-            return  # what is wrong is told by what loads it
-        kv = self._kv_in_ram_bytes(n_ctx, wanted)
-        devices_by_tensor = {} if wanted is None else wanted.tensors()
-        weights = sum(n for name, *_, n in self.info.tensors if devices_by_tensor.get(name, CPU) == CPU)
-        is_mapped = settings["load_mode"].startswith("mmap")
-        if kv + weights <= available:
-            return
-        if settings["repack"] == "auto" and is_mapped:
-            settings["repack"] = "off"  # copies have no place; of a mapped file, what is used stays in RAM
-        needed = kv + (0 if is_mapped else weights)
-        if available < needed < 4 * available:
-            # Of architectures that are not known here, the header says what there may be at most: llama.cpp knows.
-            use = self._dry_run(wanted)[CPU]
-            needed = use["kv_bytes"] + use["compute_bytes"] + (0 if is_mapped else use["weights_bytes"])
-        if needed > available:
-            what, less = ("", "") if is_mapped else ("the weights and ", 'load_mode="mmap", ')
-            raise _too_little_ram(
-                available,
-                needed,
-                f"{what}the KV cache of {n_ctx} tokens",
-                f'{less}a smaller n_ctx, or type_k and type_v such as "q8_0"',
-            )
-
-    def _kv_in_ram_bytes(self, n_ctx: int, wanted: Placement | None) -> int:
-        settings = self._settings
-        return sum(
-            cache.n_bytes(n_ctx, settings["n_ubatch"], settings["type_k"], settings["type_v"])
-            for layer, cache in enumerate(layer_caches(self.info))
-            if wanted is None or wanted.kv[layer] == CPU
-        )
 
     @cached_property
     def placement(self) -> Placement:
@@ -428,7 +222,7 @@ class Model:
 
     @cached_property
     def _read_bytes(self) -> ReadBytes:
-        return ReadBytes(self.info, self._settings["type_k"], self._settings["type_v"])
+        return ReadBytes(self.info, self._settings.type_k, self._settings.type_v)
 
     @property
     def n_ctx(self) -> int:
@@ -514,27 +308,27 @@ class Model:
         ValueError, TypeError
             An argument is out of the range given above, or a grammar or schema cannot be compiled.
         """
-        stops = _stops(stop)
+        stops = stop_strings(stop)
         if isinstance(sampler, Sampler):
             if sampling is not None or keywords:
                 raise ValueError("a Sampler has its own options: give either it or sampling options")
         else:
             sampling = merge(self.sampling if sampling is None else sampling, keywords)
-        gbnf, mask = self._constraint(grammar, json_schema)
+        gbnf, mask = constraint(grammar, json_schema)
         form = form or ReplyForm()
         if form.grammar is not None:
             if gbnf is not None or mask is not None:
                 raise ValueError("give either tools or grammar: calls to tools have a grammar of their own")
             gbnf = form.grammar
         generation = self._core.open_stream(
-            self.tokenize(prompt) if isinstance(prompt, str) else _tokens("prompt", prompt),
+            self.tokenize(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt),
             sampler=(sampler if isinstance(sampler, Sampler) else Sampler(sampling, model=self))._core,
-            max_tokens=-1 if max_tokens is None else as_integer("max_tokens", max_tokens, 1, 2**63 - 1),
+            max_tokens=n_tokens_at_most(max_tokens),
             stop=[*stops, *form.stop],
-            logprobs=_n_logprobs(logprobs),
+            logprobs=n_logprobs(logprobs),
             grammar=gbnf,
             mask=mask,
-            choose=_chooser(None if isinstance(sampler, Sampler) else sampler, logits_processors),
+            choose=chooser(None if isinstance(sampler, Sampler) else sampler, logits_processors),
             logits=bool(logits),
             look_ahead=not isinstance(sampler, Sampler),
             reuse=bool(reuse),
@@ -630,20 +424,6 @@ class Model:
         prompt.remember()
         return ChatStream(stream, prompt.parser, prompt.remember, named=prompt.form.named, n_dropped=prompt.n_dropped)
 
-    def _constraint(
-        self, grammar: str | TokenMask | None, json_schema: str | Mapping[str, Any] | bool | None
-    ) -> tuple[str | None, TokenMask | None]:
-        """Return a grammar in GBNF, or a mask, as the core takes them."""
-        if json_schema is not None:
-            if grammar is not None:
-                raise ValueError("give either grammar or json_schema")
-            return grammar_of_json_schema(json_schema), None
-        if grammar is None or isinstance(grammar, str):
-            return grammar, None
-        if not isinstance(grammar, TokenMask):
-            raise TypeError(f"grammar must be GBNF or have the methods of TokenMask, not {grammar!r}")
-        return None, grammar
-
     def eval(self, tokens: Sequence[int], *, logits: Literal["last", "all"] = "last") -> NDArray[np.float32]:
         """Decode ``tokens`` after those of earlier calls, and return the logits: the loop by hand.
 
@@ -684,7 +464,7 @@ class Model:
                 raise _core.ClosedError(f"the model {self._path} is closed")
             self._evaluation = _core.Evaluation(self._core)
         self._logits = None  # so that it does not count as in use
-        values = self._evaluation.eval(_tokens("tokens", tokens), logits == "all")
+        values = self._evaluation.eval(token_ids("tokens", tokens), logits == "all")
         self._logits = values[-1] if logits == "all" else values
         return values
 
@@ -760,29 +540,24 @@ class Model:
         if isinstance(prompts, str):
             raise TypeError(f"prompts must be a sequence of texts, not {prompts!r:.80}")
         tokens = [
-            self.tokenize(prompt) if isinstance(prompt, str) else _tokens(f"prompts[{i}]", prompt)
+            self.tokenize(prompt) if isinstance(prompt, str) else token_ids(f"prompts[{i}]", prompt)
             for i, prompt in enumerate(prompts)
         ]
         parallel = as_integer("parallel", parallel, 1, 256)
         sampling = merge(self.sampling if sampling is None else sampling, keywords)
-        gbnf, mask = self._constraint(grammar, json_schema)
+        gbnf, mask = constraint(grammar, json_schema)
         if mask is not None:
             raise TypeError("grammar must be GBNF here: a mask has the state of one reply")
-        limit = -1 if max_tokens is None else as_integer("max_tokens", max_tokens, 1, 2**63 - 1)
+        limit = n_tokens_at_most(max_tokens)
         longest = max(map(len, tokens), default=1)
         n_ctx = self.n_ctx if limit < 0 else min(self.n_ctx, longest + limit)
-        n_together = min(parallel, len(tokens))
-        needed = n_together * self._kv_in_ram_bytes(n_ctx, self._wanted)
-        available = available_ram_bytes()
-        if available is not None and needed > available:
-            what = f"KV caches for {n_together} prompts of {n_ctx} tokens"
-            raise _too_little_ram(available, needed, what, "fewer in parallel, or max_tokens")
+        check_ram_for_caches(self.info, self._settings, self._wanted, min(parallel, len(tokens)), n_ctx)
         batch = self._core.open_batch(
             tokens,
             samplers=[Sampler(sampling, model=self)._core for _ in tokens],
             max_tokens=limit,
-            stop=_stops(stop),
-            logprobs=_n_logprobs(logprobs),
+            stop=stop_strings(stop),
+            logprobs=n_logprobs(logprobs),
             grammar=gbnf,
             parallel=parallel,
             n_ctx=n_ctx,
@@ -816,7 +591,7 @@ class Model:
 
     def detokenize(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
         """Return the text of ``tokens``; bytes that are no UTF-8 come out as U+FFFD."""
-        return self._core.detokenize(_tokens("tokens", tokens), skip_special).decode(errors="replace")
+        return self._core.detokenize(token_ids("tokens", tokens), skip_special).decode(errors="replace")
 
     def token_bytes(self, token: int, *, special: bool = True) -> bytes:
         """Return the bytes of one token, often less than a character; a special one's name if asked."""

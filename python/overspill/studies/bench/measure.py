@@ -8,12 +8,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from overspill import _core
 from overspill.base.checks import as_integer
 from overspill.base.values import Breakdown, CacheType, LoadMode
-from overspill.engine.model import Model, Offload
+from overspill.engine.loading import Offload
+from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
 from overspill.header.tensor_names import part_of
@@ -150,7 +152,7 @@ def bench(
         step("timing each device")
         n_timed = min(n_gen - 2, 64)
         times = model._core.time_devices([*prompt[: max(1, n_depth)], *ids[: n_gen - 1]], n_timed)
-        placement, info, settings = model.placement, model.info, dict(model._settings)
+        placement, info, settings = model.placement, model.info, asdict(model._settings)
     # With the model gone, there is memory to measure with.
     step("measuring memory")
     read = read_bytes_by_device(info, placement, max(1, n_depth) + n_gen // 2, type_k, type_v)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from overspill.base.values import MemoryUse, Stats
-from overspill.engine.model import Offload
+from overspill.engine.loading import Offload
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overspill.engine.model import Offload
+from overspill.engine.loading import Offload
 from overspill.header.info import ModelInfo
 from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware

@@ -14,7 +14,8 @@ from typing import Any
 
 from overspill import _core
 from overspill.base.values import LoadMode
-from overspill.engine.model import Model, Offload
+from overspill.engine.loading import Offload
+from overspill.engine.model import Model
 from overspill.engine.reply import ChatStream
 from overspill.engine.stream import Stream
 from overspill.header.info import ModelInfo

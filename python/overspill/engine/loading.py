@@ -1,0 +1,257 @@
+"""Loading: what goes to which device, whether it has room there, and less of it where a GPU refuses."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from overspill import _core
+from overspill.base.host import available_ram_bytes
+from overspill.base.units import format_bytes
+from overspill.base.values import CacheType, LoadMode, Progress, Switch
+from overspill.header.info import ModelInfo
+from overspill.header.kv_cache import layer_caches
+from overspill.machine.devices import devices
+from overspill.machine.hardware import Hardware
+from overspill.placement.device_names import CPU
+from overspill.placement.placement import Placement
+from overspill.planning.plan import Plan, plan
+
+__all__ = ["LoadSettings", "Loaded", "Offload", "check_ram_for_caches", "load"]
+
+logger = logging.getLogger("overspill")
+
+Offload: TypeAlias = Literal["auto", "cpu", "gpu", "tuned"] | int | Placement | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How a model is loaded, apart from where its tensors go: the settings of the core, by its names."""
+
+    n_ctx: int
+    """0: as many as the header recommends."""
+    n_batch: int
+    n_ubatch: int
+    n_threads: int
+    type_k: CacheType
+    type_v: CacheType
+    flash_attention: Switch
+    repack: Switch
+    load_mode: LoadMode
+    vocab_only: bool
+    check_tensors: bool
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether weights on the CPU stay pages of the file."""
+        return self.load_mode.startswith("mmap")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in memory."""
+
+    native: _core.Model
+    settings: LoadSettings
+    """Those that were asked for, without repacking where RAM is short."""
+    placement: Placement | None
+    """What was asked of llama.cpp; None for the CPU alone."""
+
+
+def load(
+    path: Path,
+    info: ModelInfo | None,
+    offload: Offload,
+    settings: LoadSettings,
+    memory: Mapping[str, int | str],
+    progress: Progress | None,
+) -> Loaded:
+    """Return the loaded model; its vocabulary alone if there is no ``info``.
+
+    A plan of ours puts less on a GPU each time that the GPU refuses memory.
+    """
+    if info is None:
+        return Loaded(_core.Model(os.fsencode(path), asdict(settings), progress), settings, None)
+    wanted = _placement(info, offload, settings, memory)
+    if isinstance(wanted, Plan):
+        wanted = _fitted(path, settings, wanted)
+    settings = _mind_ram(path, info, settings, wanted)
+    refusals: list[str] = []
+    while True:
+        try:
+            native = _core.Model(os.fsencode(path), _options(settings, wanted), progress)
+            break
+        except _core.OutOfMemoryError as error:
+            smaller = _with_less(wanted, error.device, 0.1 * 2 ** len(refusals)) if isinstance(wanted, Plan) else None
+            if smaller is None:
+                raise
+            refusals.append(str(error))
+            wanted = smaller
+    level = logging.WARNING if refusals else logging.INFO
+    if isinstance(wanted, Plan) and logger.isEnabledFor(level):
+        forecast = wanted.forecast()
+        retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
+        logger.log(
+            level,
+            "offload: %s%s: %s About %.1f tok/s are to be expected.",
+            forecast.verdict,
+            retreat,
+            forecast.reason,
+            forecast.tokens_per_s,
+        )
+    return Loaded(native, settings, wanted)
+
+
+def _placement(
+    info: ModelInfo, offload: Offload, settings: LoadSettings, memory: Mapping[str, int | str]
+) -> Placement | None:
+    """Return the placement that ``offload`` stands for; None for the CPU alone."""
+    if not (
+        isinstance(offload, Placement | Mapping)
+        or offload in ("auto", "cpu", "gpu")
+        or (isinstance(offload, int) and not isinstance(offload, bool) and 0 <= offload < 2**31)
+    ):
+        raise ValueError(
+            'offload must be "auto", "cpu", "gpu", "tuned", a number of layers from 0, a Placement or a mapping, '
+            f"not {offload!r}"
+        )
+    gpus = [] if offload == "cpu" else [device for device in devices() if device.is_gpu]
+    if isinstance(offload, Placement):
+        offload.check(info, gpus)
+        return offload
+    if isinstance(offload, Mapping):
+        return Placement.from_mapping(info, gpus, offload)
+    if offload == "gpu" and not gpus:
+        raise _core.Error('offload="gpu", but there is no GPU here; overspill.devices() lists what there is')
+    if isinstance(offload, int) and offload > 0 and not gpus:
+        logger.warning("offload=%d has no effect: there is no GPU here, the model runs on the CPU", offload)
+    if not gpus or offload in ("cpu", 0):
+        return None
+    if offload == "auto":
+        hardware = Hardware.here(
+            info,
+            memory=memory,
+            n_threads=settings.n_threads,
+            kv_type=settings.type_k,
+            no_host=settings.repack == "on",
+        )
+        return plan(
+            info,
+            hardware=hardware,
+            n_ctx=settings.n_ctx or None,
+            n_ubatch=settings.n_ubatch,
+            type_k=settings.type_k,
+            type_v=settings.type_v,
+            load_mode=settings.load_mode,
+        )
+    return Placement.from_offload(info, gpus, offload)
+
+
+def _options(settings: LoadSettings, wanted: Placement | None) -> dict[str, Any]:
+    """Return settings and placement as the core takes them."""
+    return {**asdict(settings), **({} if wanted is None else asdict(wanted.llama_arguments()))}
+
+
+def _dry_run(path: Path, settings: LoadSettings, wanted: Placement | None) -> dict[str, dict[str, int]]:
+    """Return the bytes that llama.cpp would take on each device, by kind, without loading."""
+    native = _core.Model(os.fsencode(path), {**_options(settings, wanted), "dry_run": True}, None)
+    uses: dict[str, dict[str, int]] = native.memory()["devices"]
+    return uses
+
+
+def _fitted(path: Path, settings: LoadSettings, wanted: Plan) -> Plan:
+    """Return the plan, or one with less on a GPU that llama.cpp would ask for more memory than it has."""
+    if wanted.devices_used == (CPU,):
+        return wanted
+    for _ in range(2):
+        needed = _dry_run(path, settings, wanted)
+        over = {
+            gpu.name: sum(needed[gpu.name].values()) - gpu.memory_bytes
+            for gpu in wanted.hardware.gpus
+            if gpu.name in needed and sum(needed[gpu.name].values()) > gpu.memory_bytes
+        }
+        for name, n_bytes in over.items():
+            share = n_bytes / max(1, wanted.forecast().memory[name].total_bytes)
+            wanted = _with_less(wanted, name, share) or wanted
+        if not over:
+            break
+    return wanted
+
+
+def _with_less(planned: Plan, device: str, share: float) -> Plan | None:
+    """Return a plan that puts so much less on a GPU, or None if it has nothing there."""
+    use = planned.forecast().memory.get(device)
+    if use is None or device == CPU or device not in planned.devices_used:
+        return None
+    room = max(0, int(use.total_bytes * (1 - share)) + use.margin_bytes if share < 1 else 0)
+    devices = tuple(
+        replace(one, memory_bytes=min(one.memory_bytes, room)) if one.name == device else one
+        for one in planned.hardware.devices
+    )
+    return planned.for_hardware(replace(planned.hardware, devices=devices))
+
+
+# --- RAM
+
+
+def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Placement | None) -> LoadSettings:
+    """Return the settings, without repacking where copies of the weights have no room.
+
+    Refuses what RAM has no room for: Linux would grant it, and end the process when the memory is written to.
+    """
+    available = available_ram_bytes()
+    n_ctx = settings.n_ctx or info.default_n_ctx
+    if available is None or info.n_layers > len(info.tensors):
+        return settings  # such a header is damaged: llama.cpp's error says how
+    kv_bytes = _kv_in_ram_bytes(info, settings, wanted, n_ctx)
+    devices_by_tensor = {} if wanted is None else wanted.tensors()
+    weights_bytes = sum(n for name, *_, n in info.tensors if devices_by_tensor.get(name, CPU) == CPU)
+    if kv_bytes + weights_bytes <= available:
+        return settings
+    if settings.repack == "auto" and settings.is_mapped:
+        settings = replace(settings, repack="off")  # of a mapped file, what is used stays in RAM
+    needed = kv_bytes + (0 if settings.is_mapped else weights_bytes)
+    if available < needed < 4 * available:
+        # Of an architecture that is not known here, the header says what there may be at most: llama.cpp knows.
+        use = _dry_run(path, settings, wanted)[CPU]
+        needed = use["kv_bytes"] + use["compute_bytes"] + (0 if settings.is_mapped else use["weights_bytes"])
+    if needed > available:
+        what, less = ("", "") if settings.is_mapped else ("the weights and ", 'load_mode="mmap", ')
+        raise _too_little_ram(
+            available,
+            needed,
+            f"{what}the KV cache of {n_ctx} tokens",
+            f'{less}a smaller n_ctx, or type_k and type_v such as "q8_0"',
+        )
+    return settings
+
+
+def check_ram_for_caches(
+    info: ModelInfo, settings: LoadSettings, placement: Placement | None, n_prompts: int, n_ctx: int
+) -> None:
+    """Refuse so many KV caches of ``n_ctx`` tokens if RAM has no room for them."""
+    needed = n_prompts * _kv_in_ram_bytes(info, settings, placement, n_ctx)
+    available = available_ram_bytes()
+    if available is not None and needed > available:
+        what = f"KV caches for {n_prompts} prompts of {n_ctx} tokens"
+        raise _too_little_ram(available, needed, what, "fewer in parallel, or max_tokens")
+
+
+def _kv_in_ram_bytes(info: ModelInfo, settings: LoadSettings, placement: Placement | None, n_ctx: int) -> int:
+    return sum(
+        cache.n_bytes(n_ctx, settings.n_ubatch, settings.type_k, settings.type_v)
+        for layer, cache in enumerate(layer_caches(info))
+        if placement is None or placement.kv[layer] == CPU
+    )
+
+
+def _too_little_ram(available: int, needed: int, what: str, instead: str) -> _core.OutOfMemoryError:
+    error = _core.OutOfMemoryError(
+        f"{format_bytes(available)} of RAM are free, and {what} would take {format_bytes(needed)}: give {instead}"
+    )
+    error.device, error.needed_bytes = CPU, needed
+    return error
