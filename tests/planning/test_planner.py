@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -17,8 +18,10 @@ from overspill import ModelInfo
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.forecast import Forecast, forecast
-from overspill.planning.plan import plan
-from overspill.planning.ubatch import ubatch_trade
+from overspill.planning.plan import Plan, plan
+from overspill.planning.search import Search
+from overspill.planning.ubatch import trade_around, ubatch_trade
+from overspill.planning.workload import Workload
 from plan_cases import CASES, GIB, Case
 from upstream_tools import DryRunPlacement, DryRunSettings, upstream_dry_run
 
@@ -446,6 +449,75 @@ def test_edited_plans(header: Callable[[str], ModelInfo]) -> None:
         assert f"{before.tokens_per_s:.1f} tokens/s" in shown
         assert "fits on the GPU" in shown
     assert before.to_dict()["memory"]["GPU0"]["weights_bytes"] == before.memory["GPU0"].weights_bytes
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the workloads and the searches that are made."""
+    made = Counter[str]()
+
+    def counted(kind: type) -> Callable[..., None]:
+        make = kind.__init__  # type: ignore[misc]
+
+        def count(self: object, *arguments: Any) -> None:
+            made[kind.__name__] += 1
+            make(self, *arguments)
+
+        return count
+
+    for kind in (Workload, Search):
+        monkeypatch.setattr(kind, "__init__", counted(kind))
+    return made
+
+
+def test_planned_once(header: Callable[[str], ModelInfo], computed: Counter[str]) -> None:
+    """However often a plan is asked, and shown; each further batch size is one more."""
+    found = plan(header("gpt-oss-20b"), hardware=hardware(12, **REAL))
+    expected = found.forecast()
+    assert str(found)
+    assert found.copy().forecast() is expected
+    assert found.whole_layers_tokens_per_s is not None
+    assert computed == {"Workload": 1, "Search": 1}
+    trades = trade_around(found)
+    assert {trade.n_ubatch: trade.tokens_per_s for trade in trades}[512] == expected.tokens_per_s
+    assert computed == {"Workload": len(trades), "Search": len(trades)}
+    assert trades == ubatch_trade(found.info, hardware=found.hardware)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda plan: plan.assign(part="experts", layers=range(4), device="cpu"),
+        lambda plan: plan.override(r"blk\.3\.ffn_up_exps", "cpu"),
+        lambda plan: plan.apply({"layers 0-3 experts": "cpu"}),
+        lambda plan: setattr(plan.layers[0], "experts", "cpu"),
+        lambda plan: setattr(plan.layers[:3], "attention", "cpu"),
+        lambda plan: setattr(plan, "output", "cpu"),
+        lambda plan: setattr(plan, "embedding", "gpu"),
+        lambda plan: setattr(plan, "hardware", hardware(16, ram_gib=64)),
+        lambda plan: setattr(plan, "settings", replace(plan.settings, depth=8000)),
+    ],
+)
+def test_an_edit_is_forecast_anew(edit: Callable[[Plan], None], header: Callable[[str], ModelInfo]) -> None:
+    """Every way to edit a plan; what is forecast then is what is forecast of the same placement, made otherwise."""
+    found = plan(header("gpt-oss-20b"), hardware=hardware(24, **REAL))
+    before = found.forecast()
+    edit(found)
+    after = found.forecast()
+    assert after != before
+    settings = {name: getattr(found.settings, name) for name in ("n_ctx", "depth")}
+    same = Placement.from_dict(found.to_dict(), found.info)
+    assert after == forecast(found.info, same, found.hardware, **settings)
+
+
+def test_a_plan_that_was_read_back_is_forecast_anew(header: Callable[[str], ModelInfo]) -> None:
+    """Where llama.cpp put things otherwise than they were planned."""
+    found = plan(header("gpt-oss-20b"), hardware=hardware(24, **REAL))
+    before = found.forecast()
+    actual = found.read_back({"output.weight": "CPU"}, [("CPU", 1 << 20)] + [("GPU0", 1 << 20)] * 23)
+    assert isinstance(actual, Plan)
+    assert actual.forecast().memory["CPU"].kv_bytes > before.memory["CPU"].kv_bytes == 0
+    assert found.forecast() is before
 
 
 def test_ubatch_trade(header: Callable[[str], ModelInfo]) -> None:

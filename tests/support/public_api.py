@@ -33,6 +33,7 @@ HANDED_OUT = {"AsyncStream", "CascadeStream", "ChatStream", "Plan", "Stream", "T
 INTERNAL = {
     *("ChatStream.on_end", "ChatTemplate.prepare", "Model.stream.form"),
     *("ModelInfo.layers_that_fit", "ModelInfo.shared_tensors"),
+    *("Plan.estimate", "Plan.pins"),
 }
 PUBLIC_MODULES = ("overspill", "overspill.guidance", "overspill.hub")
 # Of special methods those that say what an object can be used for.

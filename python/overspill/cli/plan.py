@@ -18,6 +18,7 @@ from overspill.cli.exits import one_line_errors
 from overspill.cli.options import Context, Json, ModelFile, parse_pair
 from overspill.cli.output import format_size, progress_bar, report_output, set_up_streams
 from overspill.hub import resolve
+from overspill.planning.ubatch import trade_around
 
 __all__ = ["plan"]
 
@@ -100,7 +101,7 @@ def plan(
         planned = overspill.plan(header, hardware=hardware, pins=pins, **settings)
         if save is not None:
             planned.save(save)
-        _print_plan(planned, pins, settings, as_json)
+        _print_plan(planned, as_json=as_json)
 
 
 def _measured(header: overspill.ModelInfo, memory: dict[str, str]) -> overspill.Hardware:
@@ -110,11 +111,11 @@ def _measured(header: overspill.ModelInfo, memory: dict[str, str]) -> overspill.
         )
 
 
-def _print_plan(planned: overspill.Plan, pins: dict[str, str], settings: dict[str, Any], as_json: bool) -> None:
+def _print_plan(planned: overspill.Plan, *, as_json: bool) -> None:
     expected = planned.forecast()
     used = expected.settings
     flags = planned.server_flags(n_ctx=used.n_ctx, n_ubatch=used.n_ubatch, type_k=used.type_k, type_v=used.type_v)
-    trades = overspill.ubatch_trade(planned.info, hardware=planned.hardware, pins=pins, **settings)
+    trades = trade_around(planned)
     if as_json:
         data = {
             "forecast": expected.to_dict(),

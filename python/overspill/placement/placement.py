@@ -355,7 +355,7 @@ class Placement:
             else:
                 for layer in indices:
                     self._parts[cast(LayerPart, one)][layer] = device
-        self._located = None
+        self._edited()
 
     def override(self, pattern: str, device: str | None) -> None:
         """Put the tensors whose names ``pattern`` finds on a device, whatever their parts are assigned to.
@@ -385,7 +385,7 @@ class Placement:
                 raise ValueError(f"pattern: {pattern!r} matches no tensor of {self._model}")
             kept.append((pattern, self._device(device)))
         self._overrides = kept
-        self._located = None
+        self._edited()
 
     def apply(self, mapping: Mapping[str, Any]) -> None:
         """Make several edits, in their order.
@@ -413,6 +413,10 @@ class Placement:
             parts = [part for part in rule.parts if not every or part == "kv" or any(part in one for one in selected)]
             edited.assign(layers=rule.layers, part=parts, device=rule.device)
         self.__dict__.update(edited.__dict__)
+
+    def _edited(self) -> None:
+        """Forget what was derived from the placement; every edit ends with this."""
+        self._located = None
 
     def tensors(self) -> dict[str, str]:
         """Return the device of every tensor of the file, by name."""
@@ -477,6 +481,7 @@ class Placement:
         for name, device in tensors.items():
             if name in self._model.tensors and actual.device_of(name) != device and not actual._is_copy(name, device):
                 actual.override(f"^{re.escape(name)}$", device)
+        actual._edited()
         return actual
 
     def _is_copy(self, name: str, device: str) -> bool:

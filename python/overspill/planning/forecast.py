@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from overspill.base.values import LoadMode
@@ -14,7 +15,7 @@ from overspill.planning.settings import Settings, checked_settings
 from overspill.planning.verdict import MemoryForecast, Verdict, memory_by_device, verdict_of
 from overspill.planning.workload import Arrangement, Workload
 
-__all__ = ["Forecast", "arrange", "device_number", "forecast", "forecast_of"]
+__all__ = ["Estimate", "Forecast", "device_number", "forecast"]
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,42 @@ def device_number(hardware: Hardware, device: str) -> int:
     return hardware.devices.index(hardware.device(device))
 
 
-def arrange(
-    info: ModelInfo, placement: Placement, hardware: Hardware, settings: Settings
-) -> tuple[Workload, Arrangement]:
-    """Return a workload whose groups are as the placement has them, and the placement in its numbers."""
-    pinned = {name: device_number(hardware, device) for name, device in placement.tensors().items()}
-    work = Workload(info, hardware, settings, pinned)
-    groups = [tuple(device or 0 for _, device in kind.groups) for kind in work.kinds]
-    kv = [device_number(hardware, device) for device in placement.kv]
-    embedding = pinned.get("token_embd.weight", work.cpu)
-    return work, Arrangement(kv, groups, device_number(hardware, placement.output_matrix), embedding)
+@dataclass(frozen=True)
+class Estimate:
+    """A placement in the numbers of a workload, and the forecast for it, which is made once."""
+
+    work: Workload
+    arranged: Arrangement
+
+    @classmethod
+    def of(cls, info: ModelInfo, placement: Placement, hardware: Hardware, settings: Settings) -> Estimate:
+        """Return the estimate for any placement; the workload's groups are as the placement divides the layers."""
+        tensors = placement.tensors()
+        numbers = {device: device_number(hardware, device) for device in dict.fromkeys(tensors.values())}
+        pinned = {name: numbers[device] for name, device in tensors.items()}
+        work = Workload(info, hardware, settings, pinned)
+        groups = [tuple(device or 0 for _, device in kind.groups) for kind in work.kinds]
+        kv = [device_number(hardware, device) for device in placement.kv]
+        embedding = pinned.get("token_embd.weight", work.cpu)
+        return cls(work, Arrangement(kv, groups, device_number(hardware, placement.output_matrix), embedding))
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """What to expect of it."""
+        work, arranged = self.work, self.arranged
+        use = work.evaluate(arranged)
+        memory = memory_by_device(work, use, work.compute_bytes(arranged))
+        verdict = verdict_of(work, arranged, memory)
+        return Forecast(
+            1 / use.seconds if use.seconds else float("inf"),
+            work.terms(arranged),
+            use.n_splits,
+            memory,
+            verdict,
+            reason_for(work, arranged, use, memory, verdict),
+            remedies_for(work, arranged, memory, verdict),
+            work.settings,
+        )
 
 
 def forecast(
@@ -125,21 +152,4 @@ def forecast(
         margin_bytes=margin_bytes,
         load_mode=load_mode,
     )
-    return forecast_of(*arrange(info, placement, hardware, settings))
-
-
-def forecast_of(work: Workload, arranged: Arrangement) -> Forecast:
-    """Return the forecast for an arrangement of a workload."""
-    use = work.evaluate(arranged)
-    memory = memory_by_device(work, use, work.compute_bytes(arranged))
-    verdict = verdict_of(work, arranged, memory)
-    return Forecast(
-        1 / use.seconds if use.seconds else float("inf"),
-        work.terms(arranged),
-        use.n_splits,
-        memory,
-        verdict,
-        reason_for(work, arranged, use, memory, verdict),
-        remedies_for(work, arranged, memory, verdict),
-        work.settings,
-    )
+    return Estimate.of(info, placement, hardware, settings).forecast

@@ -24,7 +24,7 @@ from overspill.header.tensor_names import layer_of, part_of
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
 from overspill.placement.rules import mapping_rules
-from overspill.planning.forecast import Forecast, arrange, device_number, forecast_of
+from overspill.planning.forecast import Estimate, Forecast, device_number
 from overspill.planning.search import Pins, Search
 from overspill.planning.settings import Settings, checked_settings
 from overspill.planning.workload import Arrangement, Workload
@@ -44,10 +44,24 @@ class Plan(Placement):
         self.info, self.hardware, self.settings = info, hardware, settings
         self.whole_layers_tokens_per_s: float | None = None
         """What the best split by whole layers would do, if one was looked for."""
+        self.pins: Mapping[str, Any] = {}
+        """What was decided before it was planned, as for :func:`plan`."""
+        self._estimate: Estimate | None = None
+
+    def _edited(self) -> None:
+        super()._edited()
+        self._estimate = None
+
+    def estimate(self) -> Estimate:
+        """Return the workload, the arrangement and the forecast, which are kept until the plan is edited."""
+        kept = self._estimate
+        if kept is None or kept.work.hardware is not self.hardware or kept.work.settings is not self.settings:
+            kept = self._estimate = Estimate.of(self.info, self, self.hardware, self.settings)
+        return kept
 
     def forecast(self) -> Forecast:
-        """Say how fast it is and what it needs; see :class:`Forecast`."""
-        return forecast_of(*arrange(self.info, self, self.hardware, self.settings))
+        """Return how fast it is and what it needs; see :class:`Forecast`."""
+        return self.estimate().forecast
 
     def _lines(self) -> list[str]:
         outlook = self.forecast()
@@ -75,7 +89,8 @@ class Plan(Placement):
         """Return another one that is equal, to edit."""
         copy = Plan(self.info, self.hardware, self.settings)
         copy.__dict__.update(super().copy().__dict__)
-        copy.whole_layers_tokens_per_s = self.whole_layers_tokens_per_s
+        copy.whole_layers_tokens_per_s, copy.pins = self.whole_layers_tokens_per_s, self.pins
+        copy._estimate = self._estimate
         return copy
 
 
@@ -138,8 +153,9 @@ def plan_for(info: ModelInfo, hardware: Hardware, settings: Settings, pins: Mapp
     pinned, fixed = _pins(info, hardware, pins)
     work = Workload(info, hardware, settings, pinned)
     search = Search(work, fixed)
-    result = Plan(info, hardware, settings)
-    _apply(result, work, search.best())
+    result, best = Plan(info, hardware, settings), search.best()
+    _apply(result, work, best)
+    result.pins, result._estimate = pins, Estimate(work, best)
     result.kv_bytes_by_layer = work.kv_bytes
     if not pins and (whole := search.whole_layers()) is not None:
         result.whole_layers_tokens_per_s = 1 / work.evaluate(whole).seconds

@@ -10,12 +10,11 @@ from typing import Any
 from overspill.base.checks import as_integer
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
-from overspill.planning.forecast import arrange
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS
-from overspill.planning.plan import plan, plan_for
+from overspill.planning.plan import Plan, plan, plan_for
 from overspill.planning.workload import matrix_layers
 
-__all__ = ["UbatchTrade", "ubatch_trade"]
+__all__ = ["UbatchTrade", "trade_around", "ubatch_trade"]
 
 
 _UBATCHES = (256, 512, 1024, 2048, 4096)
@@ -47,13 +46,18 @@ def ubatch_trade(
 
     Parameters are those of :func:`plan`; ``ubatches`` has values of ``n_ubatch``.
     """
-    info = model if isinstance(model, ModelInfo) else ModelInfo.from_file(model)
-    hardware = Hardware.here(info) if hardware is None else hardware
-    first = plan(info, hardware=hardware, pins=pins, **(settings | {"n_ubatch": ubatches[0]}))
+    first = plan(model, hardware=hardware, pins=pins, **(settings | {"n_ubatch": ubatches[0]}))
+    return trade_around(first, ubatches)
+
+
+def trade_around(planned: Plan, ubatches: Sequence[int] = _UBATCHES) -> list[UbatchTrade]:
+    """Return the trade for each batch size, all else as for a plan, which must not have been edited."""
     found = []
     for n_ubatch in ubatches:
-        chosen = replace(first.settings, n_ubatch=as_integer("ubatches", n_ubatch, 1, 65536))
-        work, arranged = arrange(info, plan_for(info, hardware, chosen, pins or {}), hardware, chosen)
+        settings = replace(planned.settings, n_ubatch=as_integer("ubatches", n_ubatch, 1, 65536))
+        is_planned = settings == planned.settings
+        one = planned if is_planned else plan_for(planned.info, planned.hardware, settings, planned.pins)
+        work, arranged = one.estimate().work, one.estimate().arranged
         use, compute = work.evaluate(arranged), work.compute_bytes(arranged)
         taker = work.takes_over(arranged.kv, arranged.output, arranged.groups)
         in_ram = use.weights_bytes[work.cpu] - work.fixed_bytes["embedding"] * (arranged.embedding == work.cpu)

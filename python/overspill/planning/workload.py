@@ -290,7 +290,7 @@ class Workload:
         for piece in found[1:]:
             terms[piece.device, "hops"] += self.devices[piece.device].hop_s
         # What the graph in outline does not use is read all the same.
-        for name in left:
+        for name in sorted(left):
             place = devices[names[name]]
             part, n_bytes, rate = self._reading(kind, name, place, "mul_mat")
             terms[place, part] += n_bytes / rate

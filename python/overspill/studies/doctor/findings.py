@@ -279,8 +279,10 @@ def _model(
     info: ModelInfo, machine: Machine, hardware: Hardware, placement: Placement | None, load_mode: LoadMode
 ) -> Iterator[Finding]:
     if placement is None:
-        placement = plan(info, hardware=hardware, load_mode=load_mode)
-    outlook = forecast(info, placement, hardware, load_mode=load_mode)
+        placement = planned = plan(info, hardware=hardware, load_mode=load_mode)
+        outlook = planned.forecast()
+    else:
+        outlook = forecast(info, placement, hardware, load_mode=load_mode)
     cpu = hardware.cpu.name
     in_ram = {name for name, device in placement.tensors().items() if device == cpu}
     sizes = {name: n_bytes for name, _, _, n_bytes in info.tensors if name in in_ram}
