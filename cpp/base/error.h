@@ -4,7 +4,9 @@
 
 #include "base/utf8_buffer.h"
 
+#include <algorithm>
 #include <cstddef>
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -48,6 +50,18 @@ struct CancelledError : Error {
 struct ViewsInUseError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
+
+// What an exception of upstream's common library says: one sentence, sometimes with a picture of the place after it.
+inline std::string one_line_of(const std::exception & error) {
+    std::string why = error.what();
+    std::replace(why.begin(), why.end(), '\n', ' ');
+    constexpr size_t longest = 500;
+    if (why.size() > longest) {
+        why.resize(longest);
+        why += "...";
+    }
+    return why;
+}
 
 template <typename T>
 void check_range(const char * name, T value, T low, T high) {

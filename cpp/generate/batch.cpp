@@ -2,13 +2,20 @@
 
 #include "base/error.h"
 #include "base/stopwatch.h"
-#include "model/model.h"
 
 #include <algorithm>
 #include <string>
 #include <utility>
 
 namespace overspill {
+
+std::shared_ptr<BatchGeneration> BatchGeneration::start(std::shared_ptr<Model> model,
+                                                        std::vector<BatchRequest> requests, uint32_t n_parallel,
+                                                        uint32_t n_ctx) {
+    std::shared_ptr<BatchGeneration> batch(new BatchGeneration(model, std::move(requests), n_parallel, n_ctx));
+    model->add(batch);
+    return batch;
+}
 
 BatchGeneration::BatchGeneration(std::shared_ptr<Model> model, std::vector<BatchRequest> requests, uint32_t n_parallel,
                                  uint32_t n_ctx)

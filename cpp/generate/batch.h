@@ -1,13 +1,17 @@
 // Many prompts at once: their sequences are decoded together, and one that ends makes room for the next.
 #pragma once
 
-#include "generate/generation.h"
+#include "base/interrupt.h"
+#include "generate/generation_stats.h"
+#include "generate/sequence.h"
+#include "model/model.h"
 
 #include <cstdint>
 #include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace overspill {
@@ -23,12 +27,12 @@ struct BatchOutcome {
     GenerationStats stats = {};
 };
 
-class BatchGeneration {
+class BatchGeneration : public ModelUser {
   public:
     // At most n_parallel of them at a time, n_ctx tokens each. Throws std::invalid_argument, ContextFullError if a
     // prompt does not fit, ClosedError, OutOfMemoryError, Error.
-    BatchGeneration(std::shared_ptr<Model> model, std::vector<BatchRequest> requests, uint32_t n_parallel,
-                    uint32_t n_ctx);
+    static std::shared_ptr<BatchGeneration> start(std::shared_ptr<Model> model, std::vector<BatchRequest> requests,
+                                                  uint32_t n_parallel, uint32_t n_ctx);
 
     // The next reply that ends; none when all have. Throws CancelledError if `poll` stopped it, Error, or what a
     // chooser threw; each ends it.
@@ -36,6 +40,7 @@ class BatchGeneration {
 
     // Ends it, after the step that runs, which is cancelled. Idempotent.
     void close();
+    void end_with_model() override { close(); }
 
   private:
     struct Slot {
@@ -45,6 +50,8 @@ class BatchGeneration {
         size_t place = 0;  // in the batch, of the token whose logits are wanted
         bool wants_logits = false;
     };
+    BatchGeneration(std::shared_ptr<Model> model, std::vector<BatchRequest> requests, uint32_t n_parallel,
+                    uint32_t n_ctx);
     void fill_slots();
     void step(const Interrupt::Poll & poll);
 

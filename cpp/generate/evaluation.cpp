@@ -1,7 +1,6 @@
 #include "generate/evaluation.h"
 
 #include "base/error.h"
-#include "model/model.h"
 
 #include <algorithm>
 #include <limits>
@@ -73,11 +72,6 @@ void Evaluation::reset() {
     if (context_) {
         context_->clear();
     }
-}
-
-size_t Evaluation::n_tokens() const {
-    const std::lock_guard lock(mutex_);
-    return tokens_.size();
 }
 
 }  // namespace overspill

@@ -1,16 +1,18 @@
 // Decoding by hand: tokens in, logits out, with a context of its own.
 #pragma once
 
+#include "base/interrupt.h"
 #include "model/context.h"
+#include "model/model.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace overspill {
-
-class Model;
 
 // Rows of logits where llama.cpp wrote them. They stay readable as long as the context is held,
 // and are those of the decode in question until the next one.
@@ -33,13 +35,12 @@ class Evaluation {
 
     // Forgets all tokens.
     void reset();
-    size_t n_tokens() const;
 
   private:
     float * decode(const std::vector<int32_t> & tokens, size_t from, bool all, const Interrupt::Poll & poll);
 
     std::shared_ptr<Model> model_;
-    mutable std::mutex mutex_;
+    std::mutex mutex_;
     std::shared_ptr<Context> context_;
     std::vector<int32_t> tokens_;  // all that were decoded
 };

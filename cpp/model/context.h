@@ -4,7 +4,7 @@
 #include "base/interrupt.h"
 #include "device/rpc.h"
 #include "model/breakdown.h"
-#include "model/placement.h"
+#include "model/memory_report.h"
 
 #include <llama.h>
 

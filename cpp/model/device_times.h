@@ -2,17 +2,15 @@
 // graph.
 #pragma once
 
-#include "model/context.h"
+#include "base/interrupt.h"
+#include "model/model.h"
 
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <string>
 #include <vector>
 
 namespace overspill {
-
-class Model;
 
 struct DeviceTime {
     double seconds = 0;    // of computing

@@ -7,7 +7,6 @@
 
 #include <ggml-backend.h>
 #include <ggml-cpp.h>
-#include <llama-ext.h>
 
 #include <algorithm>
 #include <regex>
@@ -54,7 +53,7 @@ bool can_use(ggml_backend_dev_t device, const GgufTensor & tensor) {
 
 }  // namespace
 
-PlacementParams::PlacementParams(const std::string & path, const Placement & placement)
+PlacementParams::PlacementParams(const GgufHeader & header, const Placement & placement)
     : tensor_split_(llama_max_devices()), n_gpu_layers_(placement.n_gpu_layers) {
     if (placement.tensor_split.size() > placement.devices.size() || placement.devices.size() > tensor_split_.size()) {
         throw std::invalid_argument("placement: tensor_split has " + std::to_string(placement.tensor_split.size()) +
@@ -73,7 +72,7 @@ PlacementParams::PlacementParams(const std::string & path, const Placement & pla
         }
     }
     devices_.push_back(nullptr);
-    check_operations(path, placement);
+    check_operations(header, placement);
     for (const auto & [pattern, name] : placement.overrides) {
         patterns_.push_back(pattern);
         ggml_backend_dev_t device = device_named(name);
@@ -89,7 +88,7 @@ PlacementParams::PlacementParams(const std::string & path, const Placement & pla
     overrides_.push_back({nullptr, nullptr});
 }
 
-void PlacementParams::check_operations(const std::string & path, const Placement & placement) const {
+void PlacementParams::check_operations(const GgufHeader & header, const Placement & placement) const {
     std::vector<std::pair<std::regex, ggml_backend_dev_t>> overrides;
     bool any_device = false;
     for (const auto & [pattern, name] : placement.overrides) {
@@ -105,7 +104,8 @@ void PlacementParams::check_operations(const std::string & path, const Placement
     }
     // Layers are alike: what was asked once need not be asked again.
     std::set<std::tuple<ggml_backend_dev_t, std::string, std::vector<int64_t>, bool>> asked;
-    for (const auto & tensor : read_gguf(path).tensors) {
+    const GgufFile file = read_gguf(header);
+    for (const auto & tensor : file.tensors) {
         const auto found = std::find_if(overrides.begin(), overrides.end(),
                                         [&](const auto & one) { return std::regex_search(tensor.name, one.first); });
         if (found == overrides.end() || is_cpu(found->second)) {
@@ -128,55 +128,6 @@ void PlacementParams::apply(llama_model_params & params) {
     if (overrides_.size() > 1) {
         params.tensor_buft_overrides = overrides_.data();
     }
-}
-
-MemoryReport report_memory(llama_context & context, uint32_t n_tokens, uint32_t n_outputs, bool dry_run) {
-    MemoryReport report;
-    for (const auto & [type, bytes] : llama_get_memory_breakdown(&context)) {
-        MemoryUse & device = report.devices[device_of(type)];
-        device.weights_bytes += bytes.model;
-        device.kv_bytes += bytes.context;
-        device.compute_bytes += bytes.compute;
-    }
-    const auto n_vocab = static_cast<size_t>(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(&context))));
-    report.devices["CPU"].compute_bytes += n_outputs * n_vocab * sizeof(float);  // where logits are handed out
-    if (dry_run) {
-        return report;  // a graph would be allocated
-    }
-    // The graph that the context reserved last, once more: nothing grows.
-    ggml_cgraph * graph = llama_graph_reserve(&context, n_tokens, 1, n_outputs);
-    if (graph == nullptr) {
-        throw Error("llama.cpp could not build the graph of the model once more");
-    }
-    std::set<const ggml_tensor *> seen;
-    std::map<int32_t, size_t> cache_of;
-    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
-        const ggml_tensor * node = ggml_graph_node(graph, i);
-        for (const ggml_tensor * source : node->src) {
-            while (source != nullptr && source->view_src != nullptr) {
-                source = source->view_src;
-            }
-            if (source == nullptr || source->buffer == nullptr || !seen.insert(source).second) {
-                continue;
-            }
-            ggml_backend_buffer_type_t type = ggml_backend_buffer_get_type(source->buffer);
-            const size_t n_bytes = ggml_nbytes(source);
-            const std::string name = source->name;
-            const size_t layer_at = name.rfind("_l");
-            if (ggml_backend_buffer_get_usage(source->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS) {
-                report.tensors.push_back({name, device_of(type), ggml_backend_buft_name(type), n_bytes});
-            } else if (name.rfind("cache_", 0) == 0 && layer_at != std::string::npos) {
-                // Keys and values, or the two states of a recurrent layer.
-                const auto layer = static_cast<int32_t>(std::stol(name.substr(layer_at + 2)));
-                const auto known = cache_of.emplace(layer, report.kv.size()).first;
-                if (known->second == report.kv.size()) {
-                    report.kv.push_back({layer, device_of(type), 0});
-                }
-                report.kv[known->second].n_bytes += n_bytes;
-            }
-        }
-    }
-    return report;
 }
 
 }  // namespace overspill

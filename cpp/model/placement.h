@@ -1,10 +1,11 @@
-// Where tensors go, in llama.cpp's terms, and where they are.
+// Where tensors go, in llama.cpp's terms.
 #pragma once
+
+#include "gguf/gguf_header.h"
 
 #include <llama.h>
 
 #include <cstdint>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,11 +27,11 @@ class PlacementParams {
   public:
     // Throws std::invalid_argument for a device that is not there, or what is no regular expression; or where a
     // tensor of the model would lie where nothing can compute with it, which llama.cpp does not survive.
-    PlacementParams(const std::string & path, const Placement & placement);
+    PlacementParams(const GgufHeader & header, const Placement & placement);
     void apply(llama_model_params & params);
 
   private:
-    void check_operations(const std::string & path, const Placement & placement) const;
+    void check_operations(const GgufHeader & header, const Placement & placement) const;
 
     std::vector<ggml_backend_dev_t> devices_;                  // ends with null
     std::vector<float> tensor_split_;                          // as many as llama.cpp reads
@@ -38,33 +39,5 @@ class PlacementParams {
     std::vector<std::string> patterns_;
     int32_t n_gpu_layers_;
 };
-
-struct MemoryUse {
-    size_t weights_bytes = 0;
-    size_t kv_bytes = 0;
-    size_t compute_bytes = 0;
-};
-
-// What llama.cpp says of a model and one context of it.
-struct MemoryReport {
-    struct Tensor {
-        std::string name;
-        std::string device;
-        std::string buffer_type;
-        size_t n_bytes;
-    };
-    struct LayerCache {
-        int32_t layer;
-        std::string device;
-        size_t n_bytes;
-    };
-    std::map<std::string, MemoryUse> devices = {};  // "CPU" stands for all host memory
-    std::vector<Tensor> tensors = {};               // those that decoding uses; none after a dry run
-    std::vector<LayerCache> kv = {};                // the same
-    int32_t n_splits = 0;                           // parts of the graph of one token that run on one device
-};
-
-// `n_tokens` and `n_outputs` are those of its largest ubatch. The context must be at rest.
-MemoryReport report_memory(llama_context & context, uint32_t n_tokens, uint32_t n_outputs, bool dry_run);
 
 }  // namespace overspill

@@ -1,7 +1,7 @@
-// What may come next: grammars, and masks from elsewhere.
+// What may come next, by a grammar.
 #pragma once
 
-#include "sample/sampler.h"
+#include "sample/constraint.h"
 
 #include <llama.h>
 
@@ -11,20 +11,6 @@
 #include <vector>
 
 namespace overspill {
-
-// Restricts a stream to tokens that may come next.
-class Constraint {
-  public:
-    virtual ~Constraint() = default;
-
-    // Draws with the sampler among the tokens that may come next.
-    virtual int32_t sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs) = 0;
-    virtual bool allows(int32_t token) = 0;
-    // `token` is allowed and has come.
-    virtual void accept(int32_t token) = 0;
-    // Whether it may be asked on any thread, without Python.
-    virtual bool is_native() const = 0;
-};
 
 // A grammar in llama.cpp's GBNF, whose start symbol is `root`.
 class Grammar : public Constraint {
@@ -56,8 +42,5 @@ class Grammar : public Constraint {
     std::vector<uint32_t> bits_;
     std::vector<llama_token_data> candidates_;
 };
-
-// The GBNF of a JSON schema, given as JSON. Throws std::invalid_argument that names the place in it.
-std::string grammar_of_json_schema(const std::string & schema);
 
 }  // namespace overspill

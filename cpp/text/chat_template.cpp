@@ -1,72 +1,17 @@
 #include "text/chat_template.h"
 
 #include "base/error.h"
-#include "base/log.h"
 
 #include <chat.h>
 #include <common.h>
+#include <log.h>
 
 #include <algorithm>
 #include <stdexcept>
 
-void common_log_set_verbosity_thold(int verbosity);  // of upstream's log.h, whose name is ours, too
-
 namespace overspill {
 
 namespace {
-
-// Their messages are one sentence, then sometimes a picture of the place.
-std::string first_lines(const std::exception & error) {
-    std::string why = error.what();
-    std::replace(why.begin(), why.end(), '\n', ' ');
-    constexpr size_t longest = 500;
-    if (why.size() > longest) {
-        why.resize(longest);
-        why += "...";
-    }
-    return why;
-}
-
-// Upstream's parser calls itself for every bracket of JSON, and a stack has its end. Brackets in texts count as well:
-// where a text begins cannot be told before it is parsed.
-void check_depth(const std::string & text) {
-    constexpr int deepest = 128;
-    int depth = 0;
-    for (const char c : text) {
-        depth += c == '[' || c == '{' ? 1 : (c == ']' || c == '}') && depth > 0 ? -1 : 0;
-        if (depth > deepest) {
-            throw std::runtime_error("brackets are nested more than " + std::to_string(deepest) + " deep");
-        }
-    }
-}
-
-class Parser : public ReplyParser {
-  public:
-    Parser(const common_chat_params & chat, bool parses_tools) : params_(chat) {
-        params_.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
-        params_.parse_tool_calls = parses_tools;
-        if (!chat.parser.empty()) {
-            params_.parser.load(chat.parser);
-        }
-    }
-
-    Reply parse(const std::string & text, bool is_partial) const override {
-        try {
-            check_depth(text);
-            const common_chat_msg message = common_chat_parse(text, is_partial, params_);
-            Reply reply{message.reasoning_content, message.render_content(""), {}};
-            for (const common_chat_tool_call & call : message.tool_calls) {
-                reply.tool_calls.push_back({call.name, call.arguments, call.id});
-            }
-            return reply;
-        } catch (const std::exception & error) {
-            throw Error(first_lines(error));
-        }
-    }
-
-  private:
-    common_chat_parser_params params_;
-};
 
 std::vector<int32_t> tokens_of(const llama_vocab & vocab, const std::string & text) {
     std::vector<int32_t> tokens = common_tokenize(&vocab, text, /*add_special =*/false, /*parse_special =*/true);
@@ -112,23 +57,27 @@ struct ChatTemplate::Templates {
     common_chat_templates_ptr of_model;
 };
 
-bool ChatTemplate::exists(const llama_model & model) {
-    return llama_model_chat_template(&model, nullptr) != nullptr ||
-           llama_model_chat_template(&model, "tool_use") != nullptr;
+bool ChatTemplate::exists(const Model & model) {
+    const auto loaded = model.loaded();
+    return llama_model_chat_template(loaded.get(), nullptr) != nullptr ||
+           llama_model_chat_template(loaded.get(), "tool_use") != nullptr;
 }
 
-ChatTemplate::ChatTemplate(const std::shared_ptr<llama_model> & model, const std::string & source)
-    : model_(model), templates_(std::make_unique<Templates>()) {
-    if (source.empty() && !exists(*model)) {
+ChatTemplate::ChatTemplate(const Model & model, const std::string & source)
+    : templates_(std::make_unique<Templates>()) {
+    model.tokenizer();  // which it needs
+    const auto loaded = model.loaded();
+    model_ = loaded;
+    if (source.empty() && !exists(model)) {
         throw Error("the model has no chat template");
     }
     // Upstream's common library would print.
     common_log_set_verbosity_thold(-1);
     try {
-        templates_->of_model = common_chat_templates_init(model.get(), source);
+        templates_->of_model = common_chat_templates_init(loaded.get(), source);
         source_ = common_chat_templates_source(templates_->of_model.get());
     } catch (const std::exception & error) {
-        throw Error("the chat template has a mistake: " + first_lines(error));
+        throw Error("the chat template has a mistake: " + one_line_of(error));
     }
 }
 
@@ -157,7 +106,7 @@ ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
         }
         chat = common_chat_templates_apply(templates_->of_model.get(), inputs);
     } catch (const std::exception & error) {
-        throw std::invalid_argument("messages: " + first_lines(error));
+        throw std::invalid_argument("messages: " + one_line_of(error));
     }
     ChatPrompt prompt{chat.prompt, chat.grammar, {}, {}, chat.additional_stops, nullptr};
     if (chat.grammar_lazy) {
@@ -173,7 +122,7 @@ ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
         }
     }
     const bool has_tools = !options.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
-    prompt.parser = std::make_shared<const Parser>(chat, has_tools);
+    prompt.parser = make_reply_parser(chat, has_tools);
     return prompt;
 }
 

@@ -1,7 +1,9 @@
-// Conversations as text, and text as replies: a model's chat template, and the parser that goes with it.
+// Conversations as text: a model's chat template.
 #pragma once
 
+#include "model/model.h"
 #include "sample/grammar.h"
+#include "text/reply_parser.h"
 
 #include <llama.h>
 
@@ -13,18 +15,6 @@
 
 namespace overspill {
 
-struct ToolCall {
-    std::string name;
-    std::string arguments;  // JSON, incomplete while it comes
-    std::string id;         // empty if the model gives none
-};
-
-struct Reply {
-    std::string reasoning;
-    std::string content;
-    std::vector<ToolCall> tool_calls;
-};
-
 struct ChatOptions {
     std::string messages;                               // JSON, as OpenAI's API has them
     std::string tools = {};                             // the same; empty: none
@@ -34,8 +24,6 @@ struct ChatOptions {
     bool add_generation_prompt = true;                  // what asks for the reply
     std::map<std::string, std::string> variables = {};  // more for the template, as JSON
 };
-
-class ReplyParser;
 
 // A conversation that was rendered, and how the reply to it is to be read.
 struct ChatPrompt {
@@ -47,18 +35,11 @@ struct ChatPrompt {
     std::shared_ptr<const ReplyParser> parser;
 };
 
-class ReplyParser {
-  public:
-    virtual ~ReplyParser() = default;
-    // What a reply says, or so far. From any thread. Throws Error if it does not follow the model's own format.
-    virtual Reply parse(const std::string & text, bool is_partial) const = 0;
-};
-
 class ChatTemplate {
   public:
     // `source` in Jinja; empty: the model's own. Throws Error if that is missing or has mistakes.
     // Does not keep the model alive.
-    ChatTemplate(const std::shared_ptr<llama_model> & model, const std::string & source);
+    ChatTemplate(const Model & model, const std::string & source);
     ~ChatTemplate();
     ChatTemplate(const ChatTemplate &) = delete;
     ChatTemplate & operator=(const ChatTemplate &) = delete;
@@ -68,7 +49,8 @@ class ChatTemplate {
     ChatPrompt render(const ChatOptions & options) const;
     const std::string & source() const { return source_; }
 
-    static bool exists(const llama_model & model);
+    // Whether the model has one of its own.
+    static bool exists(const Model & model);
 
   private:
     struct Templates;

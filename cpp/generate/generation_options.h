@@ -1,0 +1,44 @@
+// What a reply is to be like, and how it is come by.
+#pragma once
+
+#include "model/context.h"
+#include "sample/constraint.h"
+#include "sample/sampler.h"
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace overspill {
+
+// What a chooser is shown: the logits of the step, which it may write to, and all tokens so far.
+// Both stay where they are as long as their owner is held.
+struct ChooserView {
+    float * logits;
+    const std::shared_ptr<Context> & context;
+    const std::shared_ptr<std::vector<int32_t>> & tokens;
+};
+// Returns the token to take, or none to leave it to the sampler.
+using Chooser = std::function<std::optional<int32_t>(const ChooserView & view)>;
+
+struct GenerationOptions {
+    std::shared_ptr<Sampler> sampler = {};  // whoever else holds it sees its state move; none: the default options
+    int64_t max_tokens = -1;                // -1: until the model or the context ends
+    std::vector<std::string> stop = {};     // not empty strings
+    int32_t n_logprobs = -1;  // -1: none; 0: fill in Token::logprob; n: and the n most likely, at most 1000
+    std::shared_ptr<Constraint> constraint = {};
+    Chooser choose = {};
+    bool keep_logits = false;         // fill in Token::logits
+    bool look_ahead = true;           // work on the next token while the caller is busy with this one
+    bool reuse = false;               // do not decode again what the stream before has in common with the prompt
+    std::vector<int32_t> named = {};  // special tokens whose names are part of the text
+    // When the context is full: spans [from, to) of the prompt's tokens that may be dropped, in their order, one each
+    // time.
+    std::vector<std::pair<uint32_t, uint32_t>> droppable = {};
+};
+
+}  // namespace overspill

@@ -1,0 +1,143 @@
+#include "generate/sequence.h"
+
+#include "base/stopwatch.h"
+#include "model/vocabulary.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+namespace overspill {
+
+Sequence::Sequence(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options)
+    : model_(std::move(model)),
+      tokens_(std::make_shared<std::vector<int32_t>>(std::move(prompt))),
+      n_prompt_(tokens_->size()),
+      options_(std::move(options)),
+      stops_(options_.stop) {
+    if (tokens_->empty()) {
+        throw std::invalid_argument("prompt must have at least one token");
+    }
+    for (size_t i = 0; i < tokens_->size(); ++i) {
+        model_->check_token("prompt[" + std::to_string(i) + "]", (*tokens_)[i]);
+    }
+    if (options_.max_tokens == 0 || options_.max_tokens < -1) {
+        throw std::invalid_argument("max_tokens must be at least 1, not " + std::to_string(options_.max_tokens));
+    }
+    constexpr int32_t most_logprobs = 1000;
+    if (options_.n_logprobs < -1 || options_.n_logprobs > most_logprobs) {
+        throw std::invalid_argument("logprobs must be 0 to 1000, not " + std::to_string(options_.n_logprobs));
+    }
+    if (!options_.sampler) {
+        options_.sampler = std::make_shared<Sampler>(SamplingOptions{});
+    }
+    for (const auto & [token, bias] : options_.sampler->options().logit_bias) {
+        model_->check_token("logit_bias", token);
+    }
+    for (const auto & [from, to] : options_.droppable) {
+        if (from >= to || to > n_prompt_) {
+            throw std::invalid_argument("droppable must be spans of the prompt");
+        }
+    }
+    std::sort(options_.named.begin(), options_.named.end());
+}
+
+void Sequence::accept_prompt() {
+    for (const int32_t token : *tokens_) {
+        options_.sampler->accept(token);
+    }
+}
+
+void Sequence::release() {
+    options_.choose = {};
+    options_.constraint = {};
+}
+
+void Sequence::drop(uint32_t from, uint32_t to) {
+    tokens_->erase(tokens_->begin() + from, tokens_->begin() + to);
+    n_prompt_ -= to - from;
+}
+
+bool Sequence::is_named(int32_t token) const {
+    return std::binary_search(options_.named.begin(), options_.named.end(), token);
+}
+
+int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token,
+                            Breakdown & times) {
+    Stopwatch watch;
+    const auto n_vocab = static_cast<size_t>(model_->n_vocab());
+    Logprobs * logprobs = nullptr;
+    if (options_.n_logprobs >= 0) {
+        logprobs_.top.resize(static_cast<size_t>(options_.n_logprobs));
+        logprobs = &logprobs_;
+    }
+    std::optional<int32_t> chosen;
+    if (options_.choose) {
+        chosen = options_.choose({logits, context, tokens_});
+        times.python_s += watch.lap();
+    }
+    if (chosen) {
+        model_->check_token("the sampler's answer", *chosen);
+        if (options_.constraint && !options_.constraint->allows(*chosen)) {
+            throw std::invalid_argument("the sampler's answer: " + std::to_string(*chosen) +
+                                        " is not a token that the grammar allows here");
+        }
+        if (logprobs != nullptr) {
+            options_.sampler->measure_logprobs(logits, n_vocab, *chosen, *logprobs);
+        }
+    } else if (options_.constraint) {
+        chosen = options_.constraint->sample(*options_.sampler, logits, n_vocab, logprobs);
+    } else {
+        chosen = options_.sampler->sample(logits, n_vocab, nullptr, 0, logprobs);
+    }
+    if (logprobs != nullptr) {
+        token.logprob = logprobs->chosen;
+        token.top_logprobs = logprobs->top;
+    }
+    options_.sampler->accept(*chosen);
+    if (options_.constraint) {
+        options_.constraint->accept(*chosen);
+    }
+    const bool in_python = options_.constraint && !options_.constraint->is_native();
+    (in_python ? times.python_s : times.sample_s) += watch.lap();
+    return *chosen;
+}
+
+StopReason Sequence::choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token,
+                            Breakdown & times) {
+    const auto & vocab = *llama_model_get_vocab(&context->model());
+    token.id = choose_id(logits, context, token, times);
+    const Stopwatch watch;
+    struct Timed {
+        const Stopwatch & watch;
+        double & seconds;
+        ~Timed() { seconds += watch.seconds(); }
+    } const timed{watch, times.text_s};
+    tokens_->push_back(token.id);
+    bytes_.clear();
+    append_token_bytes(vocab, token.id, /*special =*/is_named(token.id), bytes_);
+    characters_.push(bytes_, token.text);
+
+    StopReason reason = StopReason::none;
+    if (llama_vocab_is_eog(&vocab, token.id)) {
+        reason = StopReason::eos;
+    } else if (static_cast<int64_t>(tokens_->size() - n_prompt_) == options_.max_tokens) {
+        reason = StopReason::max_tokens;
+    } else if (is_full) {
+        reason = StopReason::context_full;
+    }
+    if (reason != StopReason::none) {
+        characters_.flush(token.text);
+    }
+    bool found = false;
+    token.text = stops_.push(std::move(token.text), found);
+    if (found) {
+        return StopReason::stop_string;
+    }
+    if (reason != StopReason::none) {
+        token.text += stops_.flush();
+    }
+    return reason;
+}
+
+}  // namespace overspill

@@ -1,0 +1,54 @@
+#pragma once
+
+#include "base/utf8_buffer.h"
+#include "generate/generation_options.h"
+#include "generate/stop_reason.h"
+#include "generate/token.h"
+#include "model/breakdown.h"
+#include "model/model.h"
+#include "text/stop_strings.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace overspill {
+
+// A prompt and the reply to it, as far as it has come: what turns logits into tokens and tokens into text.
+class Sequence {
+  public:
+    // Throws std::invalid_argument. Keeps the model alive.
+    Sequence(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options);
+
+    // Before the first token, so that penalties count the prompt.
+    void accept_prompt();
+    // Takes the next token and says whether it is the last. `is_full` if no token has room after this one.
+    StopReason choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token,
+                      Breakdown & times);
+    // Lets go of what was asked of Python.
+    void release();
+    // Forgets tokens of the prompt.
+    void drop(uint32_t from, uint32_t to);
+
+    const std::vector<int32_t> & tokens() const { return *tokens_; }
+    size_t n_prompt() const { return n_prompt_; }
+    GenerationOptions & options() { return options_; }
+    // It never moves then, so that a chooser can look at it from Python.
+    void reserve(size_t n) { tokens_->reserve(n); }
+
+  private:
+    int32_t choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token, Breakdown & times);
+    bool is_named(int32_t token) const;
+
+    std::shared_ptr<Model> model_;
+    std::shared_ptr<std::vector<int32_t>> tokens_;  // prompt and reply
+    size_t n_prompt_;
+    GenerationOptions options_;
+    Utf8Buffer characters_;
+    StopStrings stops_;
+    std::string bytes_;  // of one token, kept for its memory
+    Logprobs logprobs_;  // the same
+};
+
+}  // namespace overspill

@@ -1,0 +1,12 @@
+// Whether llama.cpp can load a file, where it would end the process or explain badly.
+#pragma once
+
+#include "gguf/gguf_header.h"
+
+namespace overspill {
+
+// Looks at hyperparameters that cannot be, tokens that are there twice, parts of a split model, and a vocabulary
+// without weights where those are wanted. Throws ModelLoadError with the name of the file and what is wrong with it.
+void check_loadable(const GgufHeader & header, bool vocab_only);
+
+}  // namespace overspill

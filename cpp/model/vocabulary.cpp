@@ -1,0 +1,86 @@
+#include "model/vocabulary.h"
+
+#include "base/activity.h"
+
+#include <algorithm>
+#include <array>
+#include <iterator>
+#include <limits>
+#include <stdexcept>
+
+namespace overspill {
+
+std::vector<int32_t> tokenize(const llama_vocab & vocab, std::string_view text, bool add_special, bool parse_special) {
+    if (text.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max() / 2)) {
+        throw std::invalid_argument("text must be shorter than 1 GiB, not " + std::to_string(text.size()) + " bytes");
+    }
+    const Activity activity("tokenizing a text");
+    const auto length = static_cast<int32_t>(text.size());
+    std::vector<int32_t> tokens(text.size() / 2 + 16);
+    const auto fill = [&] {
+        return llama_tokenize(&vocab, text.data(), length, tokens.data(), static_cast<int32_t>(tokens.size()),
+                              add_special, parse_special);
+    };
+    int32_t n = fill();
+    if (n < 0) {
+        tokens.resize(static_cast<size_t>(-static_cast<int64_t>(n)));
+        n = fill();
+    }
+    tokens.resize(static_cast<size_t>(std::max(n, 0)));
+    return tokens;
+}
+
+std::string detokenize(const llama_vocab & vocab, const std::vector<int32_t> & tokens, bool skip_special) {
+    for (const int32_t token : tokens) {
+        check_token("tokens", token, llama_vocab_n_tokens(&vocab));
+    }
+    std::string text(tokens.size() * 8 + 16, '\0');
+    const auto fill = [&] {
+        return llama_detokenize(&vocab, tokens.data(), static_cast<int32_t>(tokens.size()), text.data(),
+                                static_cast<int32_t>(text.size()), /*remove_special =*/skip_special,
+                                /*unparse_special =*/!skip_special);
+    };
+    int32_t n = fill();
+    if (n < 0) {
+        text.resize(static_cast<size_t>(-static_cast<int64_t>(n)));
+        n = fill();
+    }
+    text.resize(static_cast<size_t>(std::max(n, 0)));
+    return text;
+}
+
+void append_token_bytes(const llama_vocab & vocab, int32_t token, bool special, std::string & bytes) {
+    if (llama_vocab_type(&vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        return;
+    }
+    std::array<char, 256> piece;
+    const int32_t length = llama_token_to_piece(&vocab, token, piece.data(), piece.size(), 0, special);
+    if (length >= 0) {
+        bytes.append(piece.data(), static_cast<size_t>(length));
+        return;
+    }
+    const size_t start = bytes.size();
+    bytes.resize(start + static_cast<size_t>(-length));
+    llama_token_to_piece(&vocab, token, bytes.data() + start, -length, 0, special);
+}
+
+std::map<std::string, int32_t> special_tokens(const llama_vocab & vocab) {
+    std::map<std::string, int32_t> tokens = {
+        {"bos", llama_vocab_bos(&vocab)},   {"eos", llama_vocab_eos(&vocab)}, {"eot", llama_vocab_eot(&vocab)},
+        {"sep", llama_vocab_sep(&vocab)},   {"nl", llama_vocab_nl(&vocab)},   {"pad", llama_vocab_pad(&vocab)},
+        {"mask", llama_vocab_mask(&vocab)},
+    };
+    for (auto token = tokens.begin(); token != tokens.end();) {
+        token = token->second == LLAMA_TOKEN_NULL ? tokens.erase(token) : std::next(token);
+    }
+    return tokens;
+}
+
+void check_token(const std::string & argument, int32_t token, int32_t n_vocab) {
+    if (token < 0 || token >= n_vocab) {
+        throw std::invalid_argument(argument + ": " + std::to_string(token) + " is not in the vocabulary (0 to " +
+                                    std::to_string(n_vocab - 1) + ")");
+    }
+}
+
+}  // namespace overspill

@@ -1,0 +1,25 @@
+// What may come next, as streams ask it: of a grammar, or of a mask from elsewhere.
+#pragma once
+
+#include "sample/sampler.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace overspill {
+
+// Restricts a stream to tokens that may come next.
+class Constraint {
+  public:
+    virtual ~Constraint() = default;
+
+    // Draws with the sampler among the tokens that may come next.
+    virtual int32_t sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs) = 0;
+    virtual bool allows(int32_t token) = 0;
+    // `token` is allowed and has come.
+    virtual void accept(int32_t token) = 0;
+    // Whether it may be asked on any thread, without Python.
+    virtual bool is_native() const = 0;
+};
+
+}  // namespace overspill
