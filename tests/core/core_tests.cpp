@@ -10,6 +10,10 @@
 #include "generate/generation.h"
 #include "gguf/gguf_file.h"
 #include "model/model.h"
+#include "model/vocabulary.h"
+#include "sample/kernels.h"
+#include "sample/sampler.h"
+#include "text/stop_strings.h"
 
 #include <algorithm>
 #include <chrono>
@@ -245,23 +249,27 @@ void test_views(const std::string & path) {
     std::mt19937 random(3);
     auto evaluation = std::make_unique<Evaluation>(model);
     std::vector<LogitsView> views;
+    size_t n_tokens = 0;
     size_t n_refused = 0;
     float seen = 0;
     for (int step = 0; step < 1'000'000; ++step) {
         const auto what = random() % 1000;
         if (what < 20) {
-            if (evaluation->n_tokens() > 50) {
+            if (n_tokens > 50) {
                 evaluation->reset();
+                n_tokens = 0;
             }
             const std::vector<int32_t> tokens(1 + random() % 4, static_cast<int32_t>(random() % n_vocab));
             try {
                 views.push_back(evaluation->eval(tokens, what < 10, {}));
+                n_tokens += tokens.size();
             } catch (const ViewsInUseError &) {
                 ++n_refused;
                 views.clear();
             }
         } else if (what == 20) {
             evaluation = std::make_unique<Evaluation>(model);
+            n_tokens = 0;
         } else if (what < 400 && !views.empty()) {
             views.push_back(views[random() % views.size()]);
         } else if (what < 700 && !views.empty()) {
@@ -336,9 +344,9 @@ void test_reuse(const std::shared_ptr<Model> & model) {
                 {std::vector<int32_t>(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(10 * i)),
                  options(static_cast<int64_t>(i))});
         }
-        BatchGeneration batch(model, std::move(requests), parallel, 128);
+        const auto batch = BatchGeneration::start(model, std::move(requests), parallel, 128);
         size_t n_ended = 0;
-        while (const auto outcome = batch.next({})) {
+        while (const auto outcome = batch->next({})) {
             ++n_ended;
             check(outcome->tokens.size() <= outcome->request + 1, "each reply has its own end");
         }
@@ -346,10 +354,10 @@ void test_reuse(const std::shared_ptr<Model> & model) {
     }
     std::vector<BatchRequest> requests;
     requests.push_back({prompt, options(20)});
-    BatchGeneration interrupted(model, std::move(requests), 1, 128);
-    check_throws<CancelledError>([&] { interrupted.next([] { return true; }); }, "", "a batch whose poll says stop");
-    check(!interrupted.next({}), "an ended batch stays ended");
-    interrupted.close();
+    const auto interrupted = BatchGeneration::start(model, std::move(requests), 1, 128);
+    check_throws<CancelledError>([&] { interrupted->next([] { return true; }); }, "", "a batch whose poll says stop");
+    check(!interrupted->next({}), "an ended batch stays ended");
+    interrupted->close();
 }
 
 void test_model(const std::string & path) {
@@ -424,7 +432,7 @@ void test_model(const std::string & path) {
     while (open->next({})) {
     }
     closer.join();
-    check_throws<ClosedError>([&] { closed->tokenize("x", true, true); }, "closed", "use after close");
+    check_throws<ClosedError>([&] { closed->tokenizer(); }, "closed", "use after close");
     closed.reset();
     check(!open->next({}), "a stream outlives its model");
 }
@@ -470,9 +478,10 @@ void test_damaged_files(const std::string & path, const std::filesystem::path & 
         check(load(bytes.substr(0, bytes.size() * i / 10)), "a truncated file is refused");
     }
     check(load("GGUF" + std::string(20, '\xFF')), "a file of nonsense is refused");
-    check_throws<ModelLoadError>([&] { read_gguf(folder.string()); }, "directory", "a directory");
-    check_throws<ModelLoadError>([&] { read_gguf((folder / "none").string()); }, "no such file", "a missing file");
-    const GgufFile header = read_gguf(path);
+    check_throws<ModelLoadError>([&] { read_gguf(GgufHeader(folder.string())); }, "directory", "a directory");
+    check_throws<ModelLoadError>([&] { read_gguf(GgufHeader((folder / "none").string())); }, "no such file",
+                                 "a missing file");
+    const GgufFile header = read_gguf(GgufHeader(path));
     const uint64_t n_bytes = std::accumulate(header.tensors.begin(), header.tensors.end(), uint64_t{0},
                                              [](uint64_t sum, const GgufTensor & t) { return sum + t.n_bytes; });
     check(n_bytes > 0 && n_bytes < header.n_bytes, "the tensors are smaller than the file");

@@ -1,0 +1,46 @@
+#include "base/error.h"
+#include "bindings/bindings.h"
+
+#include <pybind11/pybind11.h>
+
+#include <exception>
+
+namespace py = pybind11;
+
+namespace overspill {
+
+void bind_errors(py::module_ & m) {
+    const auto describe = [](const py::handle & type, const char * doc) {
+        type.attr("__module__") = "overspill";
+        type.attr("__doc__") = doc;
+    };
+    auto & error = py::register_exception<Error>(m, "Error");
+    describe(error, "Something that the library or llama.cpp could not do; the base of the others.");
+    describe(py::register_exception<ModelLoadError>(m, "ModelLoadError", error),
+             "The file is missing, damaged, or not a model that can be loaded.");
+    // Kept for the translator at the end of this function, and never let go of.
+    static const py::handle out_of_memory = py::exception<OutOfMemoryError>(m, "OutOfMemoryError", error).release();
+    describe(out_of_memory,
+             "A device refused memory that a model or its context needs: ``device`` is its name, ``needed_bytes`` what "
+             "was asked for.");
+    describe(py::register_exception<ContextFullError>(m, "ContextFullError", error),
+             "Prompt and reply do not fit into the context (``n_ctx``).");
+    describe(py::register_exception<ClosedError>(m, "ClosedError", error), "The model was closed.");
+    describe(py::register_exception<CancelledError>(m, "CancelledError", error),
+             "The progress callback returned False.");
+
+    py::register_exception_translator([](std::exception_ptr thrown) {
+        try {
+            std::rethrow_exception(thrown);
+        } catch (const ViewsInUseError & views) {
+            py::set_error(PyExc_BufferError, views.what());
+        } catch (const OutOfMemoryError & memory) {
+            const py::object value = out_of_memory(memory.what());
+            value.attr("device") = memory.device;
+            value.attr("needed_bytes") = memory.needed_bytes;
+            PyErr_SetObject(out_of_memory.ptr(), value.ptr());
+        }
+    });
+}
+
+}  // namespace overspill

@@ -1,0 +1,59 @@
+#include "bindings/log.h"
+
+#include "base/log.h"
+#include "base/utf8_buffer.h"
+#include "bindings/bindings.h"
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace overspill {
+
+// Logging must not replace an exception that is on its way.
+void drain_log_to_python() {
+    if (!log_pending()) {
+        return;
+    }
+    const py::error_scope keep;
+    try {
+        static constexpr std::array<int, 4> levels{10, 20, 30, 40};  // logging.DEBUG to logging.ERROR
+        const py::object logger = py::module_::import("logging").attr("getLogger")("overspill.llama");
+        for (const auto & line : drain_log()) {
+            const int level = levels[static_cast<size_t>(line.level)];
+            if (logger.attr("isEnabledFor")(level).cast<bool>()) {
+                logger.attr("log")(level, "%s", valid_utf8(line.text));
+            }
+        }
+    } catch (py::error_already_set & error) {
+        if (error.matches(PyExc_KeyboardInterrupt)) {
+            // Ctrl-C came while Python code ran here, where it cannot be raised; it comes again after this.
+            PyErr_SetInterrupt();
+        } else {
+            error.discard_as_unraisable("overspill.llama");
+        }
+    }
+}
+
+namespace {
+
+// The process ends right after this, so it says why where it can be seen.
+void report_abort(const char * message, const char * activity) {
+    if (!Py_IsInitialized()) {
+        return;
+    }
+    const py::gil_scoped_acquire gil;
+    PySys_WriteStderr("overspill: llama.cpp gave up while %s and ends the process: %s\n", activity, message);
+    drain_log_to_python();
+}
+
+}  // namespace
+
+void bind_log(py::module_ & /*m*/) {
+    capture_log(report_abort);
+}
+
+}  // namespace overspill

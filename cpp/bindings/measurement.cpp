@@ -1,0 +1,61 @@
+#include "bindings/bindings.h"
+#include "bindings/gil.h"
+#include "device/device_meter.h"
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace overspill {
+
+void bind_measurement(py::module_ & m) {
+    py::class_<DeviceMeter, std::shared_ptr<DeviceMeter>>(m, "DeviceMeter", py::is_final(),
+                                                          py::release_gil_before_calling_cpp_dtor())
+        .def(py::init([](const std::string & device, int32_t n_threads, uint64_t working_set_bytes,
+                         std::vector<std::string> gpus, bool host_buffers, double budget_s) {
+                 MeterOptions options{n_threads, working_set_bytes, std::move(gpus), host_buffers, budget_s};
+                 return without_gil([&] { return std::make_shared<DeviceMeter>(device, std::move(options)); });
+             }),
+             "device"_a, py::kw_only(), "n_threads"_a, "working_set_bytes"_a, "gpus"_a, "host_buffers"_a, "budget_s"_a)
+        .def(
+            "weight_rate",
+            [](DeviceMeter & meter, const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,
+               int64_t n_used) {
+                const WeightRate rate =
+                    without_gil([&] { return meter.weight_rate(type, n_in, n_out, n_experts, n_used); });
+                return py::make_tuple(rate.bytes_per_s, rate.buffer_type);
+            },
+            "type"_a, "n_in"_a, "n_out"_a, "n_experts"_a, "n_used"_a)
+        .def(
+            "attention_bytes_per_s",
+            [](DeviceMeter & meter, const std::string & type, int64_t n_heads, int64_t n_heads_kv, int64_t head_width,
+               int64_t n_kv) {
+                return without_gil(
+                    [&] { return meter.attention_bytes_per_s(type, n_heads, n_heads_kv, head_width, n_kv); });
+            },
+            "type"_a, "n_heads"_a, "n_heads_kv"_a, "head_width"_a, "n_kv"_a)
+        .def(
+            "operation_s",
+            [](DeviceMeter & meter, int64_t n_embd) { return without_gil([&] { return meter.operation_s(n_embd); }); },
+            "n_embd"_a)
+        .def(
+            "visit_s",
+            [](DeviceMeter & meter, int64_t n_embd) { return without_gil([&] { return meter.visit_s(n_embd); }); },
+            "n_embd"_a)
+        .def("memory_bytes_per_s",
+             [](DeviceMeter & meter) { return without_gil([&] { return meter.memory_bytes_per_s(); }); })
+        .def(
+            "link_bytes_per_s",
+            [](DeviceMeter & meter, uint64_t n_bytes) {
+                return without_gil([&] { return meter.link_bytes_per_s(n_bytes); });
+            },
+            "n_bytes"_a);
+}
+
+}  // namespace overspill
