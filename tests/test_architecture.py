@@ -14,13 +14,13 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)
 
 
 def includes(root: Path) -> dict[str, list[tuple[str, str]]]:
-    """What each source file below ``root`` includes, as (``"`` or ``<``, name) pairs."""
+    """Return the includes of each source file below ``root``, as (``"`` or ``<``, name) pairs."""
     sources = sorted(path for path in root.rglob("*") if path.suffix in {".h", ".cpp"})
     return {path.relative_to(root).as_posix(): INCLUDE.findall(path.read_text()) for path in sources}
 
 
 def violations(root: Path) -> list[str]:
-    """What is wrong with the includes below ``root``, one line each."""
+    """Return the faults of the includes below ``root``, one line each."""
     found = includes(root)
     wrong = []
     for name, included in found.items():
@@ -45,6 +45,7 @@ def violations(root: Path) -> list[str]:
 
 
 def test_the_core_includes_in_one_direction() -> None:
+    """No include points to a later folder or closes a circle."""
     found = includes(CPP)
     assert {name.partition("/")[0] for name in found} == set(FOLDERS)
     assert sum(len(included) for included in found.values()) > 200  # the pattern matches
@@ -61,6 +62,7 @@ def test_the_core_includes_in_one_direction() -> None:
     ],
 )
 def test_a_wrong_include_is_seen(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    """Each kind of wrong include is named."""
     for name, text in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -70,6 +72,7 @@ def test_a_wrong_include_is_seen(tmp_path: Path, files: dict[str, str], message:
 
 
 def test_includes_in_order_are_right(tmp_path: Path) -> None:
+    """The bindings may include the base and pybind11."""
     (tmp_path / "base").mkdir()
     (tmp_path / "bindings").mkdir()
     (tmp_path / "base" / "a.h").write_text("#include <string>\n")
