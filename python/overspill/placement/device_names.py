@@ -6,11 +6,16 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final, Protocol, TypeAlias
 
-__all__ = ["CPU"]
+__all__ = ["CPU", "memory_name"]
 
 
 CPU: Final = "CPU"
 """llama.cpp's name for it."""
+
+
+def memory_name(device: str) -> str:
+    """Return what a device's memory is called: ``RAM`` for the CPU's, otherwise the device's name."""
+    return "RAM" if device == CPU else device
 
 
 class _Named(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from overspill.base.units import format_bytes, format_count
+from overspill.placement.device_names import memory_name
 from overspill.planning.verdict import MemoryForecast, Verdict
 from overspill.planning.workload import Arrangement, Use, Workload, matrix_layers
 
@@ -39,7 +40,7 @@ def reason_for(
     if verdict == "does not fit":
         short = [name for name, place in memory.items() if place.missing_bytes]
         text = "; ".join(
-            f"{'RAM' if name == cpu else name} has {format_bytes(memory[name].free_bytes)} and would need "
+            f"{memory_name(name)} has {format_bytes(memory[name].free_bytes)} and would need "
             f"{format_bytes(memory[name].total_bytes + memory[name].margin_bytes)}"
             for name in short
         )

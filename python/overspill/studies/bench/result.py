@@ -19,7 +19,7 @@ from overspill import _core
 from overspill.base.tables import plain_table
 from overspill.base.values import Breakdown, Device
 from overspill.header.info import ModelInfo
-from overspill.placement.device_names import CPU
+from overspill.placement.device_names import memory_name
 from overspill.placement.placement import Placement
 from overspill.studies.bench.plot import draw_token
 from overspill.studies.bench.samples import DeviceShare, Samples
@@ -174,7 +174,7 @@ class Bench:
 
     def _heading(self) -> Text:
         name = self.info.name or self.info.architecture
-        where = " + ".join("RAM" if device.device == CPU else device.device for device in self.devices)
+        where = " + ".join(memory_name(device.device) for device in self.devices)
         size = f"{self.info.file_bytes / 2**30:.2f} GiB"
         threads = self.settings["n_threads"]
         text = f"{name}, {self.info.quantisation}, {size}, on {where}, {threads} thread{'' if threads == 1 else 's'}"
@@ -191,7 +191,7 @@ class Bench:
         table = plain_table("device", "reads a token", "bandwidth", "at least", "takes", "reads", "of roofline")
         for one in self.devices:
             table.add_row(
-                "RAM" if one.device == CPU else one.device,
+                memory_name(one.device),
                 f"{one.read_bytes / 1e6:.1f} MB",
                 f"{one.bandwidth_bytes_per_s / 1e9:.1f} GB/s",
                 f"{one.floor_s * 1e3:.3f} ms",

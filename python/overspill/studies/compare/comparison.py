@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from overspill.base.units import format_bytes
-from overspill.placement.device_names import CPU
+from overspill.placement.device_names import memory_name
 from overspill.studies.compare.answers import Answer, ComparedModel
 
 __all__ = ["Comparison"]
@@ -67,9 +67,9 @@ class Comparison:
         if loaded:
             uses = "; ".join(
                 f"{one.label} {format_bytes(sum(use.total_bytes for use in one.memory.values()))}"
-                f" ({', '.join(f'{_place(d)} {format_bytes(use.total_bytes)}' for d, use in one.memory.items())})"
+                f" ({', '.join(f'{memory_name(d)} {format_bytes(use.total_bytes)}' for d, use in one.memory.items())})"
                 if len(one.memory) > 1
-                else f"{one.label} {format_bytes(use.total_bytes)} of {_place(device)}"
+                else f"{one.label} {format_bytes(use.total_bytes)} of {memory_name(device)}"
                 for one in loaded
                 for device, use in list(one.memory.items())[:1]
             )
@@ -127,10 +127,6 @@ class Comparison:
 
 def _times(ratio: float) -> str:
     return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
-
-
-def _place(device: str) -> str:
-    return "RAM" if device == CPU else device
 
 
 def _plain(value: Any) -> Any:

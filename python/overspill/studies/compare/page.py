@@ -15,7 +15,7 @@ import jinja2
 from overspill import _core
 from overspill.base.units import format_bytes
 from overspill.base.values import StopReason
-from overspill.placement.device_names import CPU
+from overspill.placement.device_names import CPU, memory_name
 from overspill.studies.compare.answers import NO_CHAT, Answer, ComparedModel
 from overspill.studies.compare.bars import memory_bars, speed_bars, wait_bars
 from overspill.studies.compare.markdown import render_markdown
@@ -91,7 +91,7 @@ def _rows_of_settings(
     devices = {spec.name: spec for one in models for spec in one.hardware.devices}
     found = [
         (
-            _place(name),
+            _computing_name(name),
             " · ".join(part for part in (spec.description, format_bytes(spec.memory_bytes) + " free") if part),
         )
         for name, spec in devices.items()
@@ -100,7 +100,8 @@ def _rows_of_settings(
     return [*given, ("loaded", loaded), *found, ("made with", made)]
 
 
-def _place(device: str) -> str:
+def _computing_name(device: str) -> str:
+    """Return a device's name where it stands for its cores and for its memory."""
     return "CPU and RAM" if device == CPU else device
 
 
@@ -158,7 +159,8 @@ def html_page(
         system=settings["system"],
         settings=_rows_of_settings(models, settings, together=together),
         colours=_colours(devices),
-        place=_place,
+        computing_name=_computing_name,
+        memory_name=memory_name,
         format_bytes=format_bytes,
         stats=_stats,
         markdown=render_markdown,

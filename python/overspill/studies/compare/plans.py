@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
 from overspill.planning.forecast import Forecast, forecast
 from overspill.planning.plan import plan
+from overspill.planning.together import plan_in_turn
 from overspill.planning.tuned import tuned_options
 from overspill.studies.compare.answers import Answer, ComparedModel
 
@@ -89,13 +90,10 @@ def _plan(
 
 def plan_together(models: Sequence[ComparedModel], settings: Mapping[str, Any]) -> list[Placement] | None:
     """Plan each model with what those before it leave; return None if one does not fit then, or is slower."""
-    taken = Counter({CPU: _SPARE_RAM_BYTES})
     placements = []
-    for one in models:
-        placement, expected = _plan(one.info, one.offload, one.hardware.without(taken), settings)
+    planners = ((one.hardware, partial(_plan, one.info, one.offload, settings=settings)) for one in models)
+    for one, (placement, expected) in zip(models, plan_in_turn(planners, {CPU: _SPARE_RAM_BYTES}), strict=True):
         if expected.verdict == "does not fit" or expected.tokens_per_s < 0.99 * one.forecast.tokens_per_s:
             return None
         placements.append(placement)
-        for device, use in expected.memory.items():
-            taken[device] += use.total_bytes
     return placements
