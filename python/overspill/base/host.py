@@ -76,6 +76,11 @@ def last_level_cache_bytes() -> int:
     return sum(size for (level, _), size in sizes.items() if level == last) if last >= 2 else 32 << 20
 
 
+def logical_cpus() -> int:
+    """Return the number of logical CPUs that this process may use, at least 1."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def physical_cores(root: Path = Path("/"), usable: Collection[int] | None = None) -> int:
     """Return the number of physical cores that this process may use, at least 1.
 
@@ -88,7 +93,7 @@ def physical_cores(root: Path = Path("/"), usable: Collection[int] | None = None
     """
     if sys.platform != "linux":
         # Half of the logical ones, where simultaneous multithreading is usual.
-        logical = os.cpu_count() or 1
+        logical = logical_cpus()
         return max(1, logical if sys.platform == "darwin" else logical // 2)
     usable = os.sched_getaffinity(0) if usable is None else usable
     siblings = set()

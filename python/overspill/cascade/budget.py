@@ -1,4 +1,4 @@
-"""Whether memory has room for both models of a cascade, as far as forecasts tell."""
+"""The budget of a cascade: whether memory has room for both models, by forecasts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ __all__ = ["fit_together"]
 def fit_together(
     small: ModelInfo, large: ModelInfo, hardware: Hardware, options: Mapping[str, Any]
 ) -> tuple[bool, str]:
-    """Forecast the small model on what there is, and the large one on what it leaves; say whether both fit, and why.
+    """Return whether memory holds both models, and why, in words.
 
-    ``options`` are those of :class:`Model`.
+    The small model is forecast on ``hardware``, the large one on the memory that the small one leaves. ``options`` are
+    those of :class:`Model`.
     """
     offload = options.get("offload", "auto")
     if offload == "cpu":

@@ -1,4 +1,4 @@
-"""Two models that answer together: the small one, and the large one where the small one fails."""
+"""The pair of a small and a large model: loading both within a budget, and opening replies."""
 
 from __future__ import annotations
 
@@ -39,23 +39,24 @@ class Cascade:
     ...         print(token, end="", flush=True)
     >>> print(reply.stats)  # who answered and why, and how fast
 
-    The small model's reply is held back until it has been judged, so that whoever joins the tokens has one answer, and
-    code for ``model.chat`` does as it did: half an answer, and then another one, would go unnoticed into files and
-    conversations. An answer of the small model comes all at once then. ``show_draft=True`` gives its tokens out as they
-    are made; where the large model is asked after all, its first token says that the answer starts anew
-    (:attr:`CascadeToken.restarted`). Either way :attr:`CascadeStream.draft` keeps what the small model said.
+    The small model's reply is held back until it has been judged, and then comes out all at once. So the tokens are
+    those of one answer, and code for ``model.chat`` works here too: it never joins half an answer with another one.
+    With ``show_draft=True`` the small model's tokens come out as they are made. If the large model is asked then, its
+    first token has :attr:`CascadeToken.restarted`. :attr:`CascadeStream.draft` keeps the small model's reply in both
+    cases.
 
     Parameters
     ----------
     small, large
         GGUF files, as :class:`Model` takes them, or loaded models. The cascade closes those that it loaded.
     escalate
-        When the large model is asked: :func:`mean_logprob`, :func:`mean_entropy`, a function of yours from a
-        :class:`Draft` to ``True``, ``False`` or a reason in words, or a sequence of these, of which one is enough.
+        When the large model is asked: :func:`mean_logprob`, :func:`mean_entropy`, or a function of yours, which takes a
+        :class:`Draft` and returns ``True``, ``False`` or a reason in words. Of a sequence of these, one is enough.
+        Default: ``mean_logprob()``.
     memory
-        How much of a device's memory both models together may use, as in ``{"gpu": "20GiB", "cpu": "100GiB"}``.
-        Default: what is free. Of two files, both are loaded if forecasts say that there is room for both, else one at a
-        time: the large one at first need, after the small one was closed, and back for the next question.
+        Bytes of each device's memory for both models together, as in ``{"gpu": "20GiB", "cpu": "100GiB"}``.
+        Default: the free memory. Two files are both loaded if forecasts say that there is room for both. Otherwise one
+        at a time is: the small one is closed when the large one is asked, and loaded again for the next question.
         :attr:`budget` says which and why.
     **options
         Those of :class:`Model`, for both files.
@@ -63,7 +64,7 @@ class Cascade:
     Raises
     ------
     ModelLoadError, OutOfMemoryError, Error, ValueError, TypeError
-        As for :class:`Model`; of the large file at once, too, even if it is not loaded yet, as far as its header tells.
+        As for :class:`Model`. Errors in the large file's header come at once, even if it is loaded later.
     """
 
     def __init__(
@@ -83,18 +84,18 @@ class Cascade:
                 f"not {escalate!r}"
             )
         self.escalations: Sequence[Escalation] = tuple(given)
-        """What judges the small model's replies, in order."""
+        """The functions that judge the small model's replies, in order."""
         self.keeps_both = True
         """Whether both models are in memory; otherwise one at a time."""
         self.budget = ""
-        """Why, in words."""
+        """Why both are or one is in memory, in words."""
         self._options = options
         self._memory = dict(memory or {})
         self._lock = threading.Lock()
         self._closed = False
         self._streams: weakref.WeakSet[CascadeStream] = weakref.WeakSet()
         self.models: dict[Which, Model] = {}
-        """Those that are loaded."""
+        """The models that are loaded."""
         self._paths: dict[Which, Path] = {}
         for which, one in zip(_BOTH, (small, large), strict=True):
             if isinstance(one, Model):
@@ -124,7 +125,7 @@ class Cascade:
                 self.keeps_both, self.budget = False, f"one model at a time: {error}"
 
     def _plan_budget(self) -> None:
-        """Forecast whether both files fit here; speeds do not matter, so nothing is measured."""
+        """Decide by forecasts whether both files are loaded; speeds do not matter, so nothing is measured."""
         for endpoint in self._options.get("rpc", ()):
             add_rpc_server(endpoint)
         small, large = (ModelInfo.from_file(self._paths[which]) for which in _BOTH)
@@ -148,7 +149,7 @@ class Cascade:
         return Model(self._paths[which], memory=memory, **options)
 
     def _take(self, which: Which, user: CascadeStream) -> tuple[Model, bool]:
-        """Return a model, and whether it had to be loaded for that."""
+        """Return a model, and whether it was loaded for that."""
         with self._lock:
             if self._closed:
                 raise _core.ClosedError("the cascade is closed")
@@ -166,7 +167,7 @@ class Cascade:
             return self.models[which], True
 
     def chat(self, messages: str | Sequence[Message], *, show_draft: bool = False, **options: Any) -> CascadeStream:
-        """Stream a reply to a conversation: the small model's, or if that does not do, the large one's.
+        """Return a stream of a reply to a conversation: the small model's, or the large model's if that one fails.
 
         Parameters
         ----------
@@ -180,15 +181,15 @@ class Cascade:
         Raises
         ------
         ClosedError, Error, ContextFullError, ValueError, TypeError
-            As for :meth:`Model.chat`; what the escalations raise reaches you, too. :class:`Error` also if there is
-            memory for one model at a time, and a stream of the other one is open.
+            As for :meth:`Model.chat`, and whatever an escalation raises. :class:`Error` also if memory holds one model
+            at a time, and a stream of the other one is open.
         """
         return self._opened(lambda model, more: model.chat(messages, **more), options, show_draft)
 
     def stream(self, prompt: str, *, show_draft: bool = False, **options: Any) -> CascadeStream:
-        """Continue ``prompt``: a text, since the models may number their tokens differently.
+        """Return a stream that continues ``prompt``, a text: the models may number their tokens differently.
 
-        Parameters are otherwise those of :meth:`Model.stream` and of :meth:`chat`, and so are the errors.
+        The other parameters and the errors are those of :meth:`Model.stream` and of :meth:`chat`.
         """
         if not isinstance(prompt, str):
             raise TypeError(f"prompt must be a string, since token ids are one model's own, not {prompt!r:.80}")
@@ -219,7 +220,7 @@ class Cascade:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the cascade."""
         self.close()
 
     def __repr__(self) -> str:
@@ -229,7 +230,7 @@ class Cascade:
 
 
 def _checked_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Refuse what belongs to one model and would be used up by it."""
+    """Return the options, or refuse those whose state belongs to one model."""
     if isinstance(options.get("sampler"), Sampler):
         raise TypeError("sampler must be a function here, or sampling options: a Sampler's state is one model's")
     if not isinstance(options.get("grammar"), str | None):

@@ -1,4 +1,4 @@
-"""What tells that a small model failed: signals of its sampler, and their judgement of a draft."""
+"""Judgements of a small model's reply: by figures of its sampler, or by a function of the caller."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What the small model replied, to be judged.
+    """The small model's whole reply, which escalations judge.
 
-    The answer's tokens are those of its text and of its calls of tools: from the first that shows some of it on,
-    without reasoning, and without special tokens such as the end.
+    ``logprobs`` and ``entropies`` have a figure for each of the answer's tokens: those of its text and of its tool
+    calls. Reasoning and special tokens, such as the end, do not count.
     """
 
     text: str
@@ -39,31 +39,32 @@ class Draft:
     message: dict[str, Any]
     """The reply as a message of OpenAI's API, with ``reasoning_content`` and ``tool_calls`` if there are any."""
     stats: Stats
-    """Its ``stop_reason`` tells a reply that was cut off."""
+    """Speed, counts, and the ``stop_reason``, which shows whether the reply was cut off."""
     logprobs: tuple[float, ...] = ()
-    """For each of the answer's tokens the natural logarithm of its probability, in nats, at most 0, before temperature
-    and truncation. Empty unless :func:`mean_logprob` is an escalation, or ``logprobs`` was said."""
+    """Natural logarithms of the tokens' probabilities before temperature and truncation, in nats, at most 0.
+    Empty unless :func:`mean_logprob` is an escalation, or the option ``logprobs`` was given."""
     entropies: tuple[float, ...] = ()
-    """The same of the entropy, in nats, from 0 to ln n_vocab; empty unless :func:`mean_entropy` is an escalation."""
+    """Entropies of the distributions that the tokens were drawn from, in nats, 0 to ln n_vocab.
+    Empty unless :func:`mean_entropy` is an escalation."""
 
 
 class Judgement(NamedTuple):
-    """Whether the large model is to be asked, and why, in words."""
+    """A decision whether to ask the large model, and the reason in words."""
 
     escalate: bool
     reason: str
 
 
 Escalation: TypeAlias = Callable[[Draft], object]
-"""Judges a :class:`Draft`: returns whether to escalate, or the reason as a text (an empty one: no), or a
-:class:`Judgement`."""
+"""A function that judges a :class:`Draft`. It returns a :class:`Judgement`, or whether to escalate, or the reason to
+escalate as a text, which is empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """An escalation by what the sampler knew: the mean of a figure over the answer's tokens, and a bound for it.
+    """An escalation that compares the mean of a sampler's figure over the answer's tokens with a bound.
 
-    A reply without an answer, such as one that was cut off while the model was reasoning, escalates too.
+    A reply without an answer escalates too, such as one that was cut off amid the reasoning.
     """
 
     name: str
@@ -72,10 +73,10 @@ class Signal:
     bound: float
     """In nats."""
     side: Literal["below", "above"]
-    """On which side of the bound the large model is asked."""
+    """The side of the bound on which the large model is asked."""
 
     def __call__(self, draft: Draft) -> Judgement:
-        """Judge a draft."""
+        """Return the judgement of a draft; its reason has the mean, the number of tokens and the bound."""
         values: tuple[float, ...] = getattr(draft, self.figure)
         if not values:
             return Judgement(True, f"there is no answer, the reply ended with {draft.stats.stop_reason}")
@@ -96,47 +97,57 @@ def _bound(name: str, value: float) -> float:
 
 
 def mean_logprob(*, below: float = -1.0) -> Signal:
-    """Escalate where the answer's tokens were improbable on average.
+    """Return an escalation for answers whose tokens were improbable on average.
 
-    The figure is ``1/n · Σ ln p(tokenᵢ)`` over the answer's n tokens, in nats: 0 is certainty, and its negative is the
-    logarithm of the perplexity, so that the default asks the large model from a perplexity of e = 2.72 on. p is the
-    model's own probability, before temperature and truncation. It costs what ``stream(logprobs=True)`` costs.
+    The figure is ``1/n · Σ ln p(tokenᵢ)`` over the answer's n tokens, in nats. p is the model's own probability, before
+    temperature and truncation. 0 is certainty; the negative is the logarithm of the perplexity, so the default bound
+    is a perplexity of e = 2.72. It costs as much as ``stream(logprobs=True)``.
 
-    It tells what was drawn: at a high temperature, improbable tokens are drawn also by a model that is sure.
+    The figure depends on the draw: at a high temperature, a model that is sure also gets improbable tokens.
     :func:`mean_entropy` does not depend on the draw.
 
     Parameters
     ----------
     below
-        The bound, in nats; useful ones lie between -3 and 0.
+        The bound, in nats; useful bounds are between -3 and 0.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The bound is not a finite number.
     """
     return Signal("mean log-probability", "logprobs", _bound("below", below), "below")
 
 
 def mean_entropy(*, above: float = 2.0) -> Signal:
-    """Escalate where the model was undecided between tokens on average.
+    """Return an escalation for answers whose model was undecided between tokens on average.
 
-    The figure is ``1/n · Σ Hᵢ`` over the answer's n tokens, in nats, with ``Hᵢ = -Σ p ln p`` over the whole vocabulary:
-    the exact entropy of the distribution that token i was drawn from, before temperature and truncation. 0 is
-    certainty, ln k the choice between k equal tokens; the default is a choice between e² = 7.4 of them.
+    The figure is ``1/n · Σ Hᵢ`` over the answer's n tokens, in nats. ``Hᵢ = -Σ p ln p`` over the whole vocabulary is
+    the entropy of the distribution that token i was drawn from, before temperature and truncation. 0 is certainty,
+    and ln k a choice between k equal tokens; the default bound is a choice between e² = 7.4 of them.
 
-    It is computed by numpy from the logits, reasoning included, since only what follows tells where that ends. That
-    takes 0.25 ms a token at a vocabulary of 201,088 on one core of a recent x86 CPU, and the next token is not worked
-    on while yours is busy.
+    NumPy computes it from the logits of every token; those of the reasoning are dropped afterwards. That takes 0.25 ms
+    a token at a vocabulary of 201,088, on one core of a recent x86 CPU. The model does not compute the next token
+    meanwhile, nor while your code handles a token.
 
     Parameters
     ----------
     above
-        The bound, in nats; useful ones lie between 0.5 and 4.
+        The bound, in nats; useful bounds are between 0.5 and 4.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The bound is not a finite number.
     """
     return Signal("mean entropy", "entropies", _bound("above", above), "above")
 
 
 class EntropyMeter:
-    """A sampler that measures the entropy of each token's logits, and leaves the choice to another one."""
+    """A sampler that measures the entropy of each token's logits, and leaves the choice to another sampler."""
 
     def __init__(self, sampler: TokenChooser | None) -> None:
-        """Stand before ``sampler``; None: before the sampler of the stream."""
+        """Measure before ``sampler`` chooses; None stands for the stream's own sampler."""
         self._sampler = sampler
         self._work: NDArray[np.float32] | None = None
         self.latest = 0.0
@@ -156,7 +167,7 @@ class EntropyMeter:
 
 
 def judge(escalations: Sequence[Escalation], draft: Draft) -> Judgement:
-    """Return the first judgement that asks for the large model, or else all of them in one."""
+    """Return the first judgement that escalates, or one that has the reasons of all against it."""
     reasons = []
     for escalation in escalations:
         answer = escalation(draft)

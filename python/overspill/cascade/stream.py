@@ -1,4 +1,4 @@
-"""A reply of one of two models, as it is made, and what came of it."""
+"""A reply of one of two models: its tokens, its stream and its stats."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ Which: TypeAlias = Literal["small", "large"]
 
 @dataclass(frozen=True, slots=True)
 class CascadeToken:
-    """A token, and whose; ``str()`` gives its text."""
+    """A token and the model that made it; ``str()`` gives its text."""
 
     token: Token | ChatToken
-    """As :meth:`Model.stream` or :meth:`Model.chat` gave it."""
+    """The token of :meth:`Model.stream` or :meth:`Model.chat`."""
     model: Which
     restarted: bool = False
-    """Whether the answer starts anew here: what came before was a draft, and does not count. Only with
+    """Whether the answer starts anew here, and the tokens before were a draft that does not count. True only with
     ``show_draft``, and only on the first token of the large model."""
 
     @property
     def id(self) -> int:
-        """Its number in the vocabulary of its model."""
+        """The token's number in its model's vocabulary."""
         return self.token.id
 
     @property
     def text(self) -> str:
-        """The text that it completes."""
+        """The text that the token completes."""
         return self.token.text
 
     @property
     def channel(self) -> Channel:
-        """What it is a part of; of a stream that is no chat, the answer."""
+        """The part of the reply that the token belongs to; always the answer unless it is a chat."""
         return self.token.channel if isinstance(self.token, ChatToken) else Channel.FINAL
 
     @property
     def logprob(self) -> float | None:
-        """Natural logarithm of its probability; None if nobody asked."""
+        """Natural logarithm of the token's probability; None without the option ``logprobs``."""
         return self.token.logprob
 
     @property
@@ -66,7 +66,7 @@ class CascadeToken:
 
     @property
     def tool_call(self) -> ToolCall | None:
-        """A whole call of a tool, on the token that completes it."""
+        """The tool call that the token completes, if it does."""
         return self.token.tool_call if isinstance(self.token, ChatToken) else None
 
     def __str__(self) -> str:
@@ -76,20 +76,20 @@ class CascadeToken:
 
 @dataclass(frozen=True, slots=True)
 class CascadeStats:
-    """Who answered and why, and what each model did."""
+    """Which model answered and why, and the stats of each model."""
 
     answered_by: Which | None
-    """None while the small model's reply has not been judged, or if it never was."""
+    """None unless the small model's reply has been judged."""
     reason: str
-    """In words, with the figure that was decisive."""
+    """Why that model answered, in words, with the decisive figure."""
     small: Stats
     large: Stats | None
-    """None if it was not asked."""
+    """None if the large model was not asked."""
     loading_s: float
-    """Time spent loading models for this reply, which happens where there is memory for one at a time."""
+    """Seconds of loading models for this reply; 0.0 where both are in memory."""
 
     def __str__(self) -> str:
-        """Return who and why, and a line for each model."""
+        """Return the model that answered and why, and a line for each model."""
         who = "not judged yet" if self.answered_by is None else f"the {self.answered_by} model answered: {self.reason}"
         loading = [f"loading: {self.loading_s:.2f} s"] if self.loading_s else []
         large = [] if self.large is None else [f"large: {self.large}"]
@@ -97,9 +97,9 @@ class CascadeStats:
 
 
 class CascadeStream:
-    """A reply of one of two models: iterate over it to get :class:`CascadeToken` after token.
+    """A reply of one of two models, as an iterator over :class:`CascadeToken`.
 
-    It can be left and closed as :class:`Stream` can. One thread at a time may ask for tokens, any may close.
+    Leaving and closing it work as with :class:`Stream`. One thread at a time may ask for tokens; any thread may close.
     """
 
     def __init__(
@@ -110,7 +110,21 @@ class CascadeStream:
         options: Mapping[str, Any],
         show_draft: bool,
     ) -> None:
-        """Open the small model's stream; :meth:`Cascade.chat` and :meth:`Cascade.stream` make these."""
+        """Open the small model's stream, as :meth:`Cascade.chat` and :meth:`Cascade.stream` do.
+
+        Parameters
+        ----------
+        lend
+            Returns a loaded model, and whether it was loaded for this.
+        escalations
+            Judge the small model's reply, in order.
+        start
+            Opens a model's stream with the options.
+        options
+            Those of the reply, for both models.
+        show_draft
+            Whether tokens of the small model come out before they are judged.
+        """
         self._lend, self._escalations = lend, escalations
         self._start, self._options, self._show_draft = start, options, show_draft
         self._is_over = False
@@ -136,7 +150,7 @@ class CascadeStream:
         self._current = self._small
 
     def _watched(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options for a reply that is to be judged."""
+        """Return the options, with those that the signals need."""
         figures = {one.figure for one in self._escalations if isinstance(one, Signal)}
         watched = dict(options)
         if "logprobs" in figures and not watched.get("logprobs"):
@@ -151,8 +165,6 @@ class CascadeStream:
         if was_loaded:
             self._loading_s += time.perf_counter() - start
         return model
-
-    # --- iterating
 
     def __iter__(self) -> Iterator[CascadeToken]:
         """Yield the tokens; the stream is closed when the loop is left."""
@@ -192,7 +204,7 @@ class CascadeStream:
             self._current.close()
 
     def _step(self) -> None:
-        """Take a token from the model whose turn it is, or see what follows where there is none."""
+        """Take a token from the current model, or judge and go on where it has none left."""
         assert self._current is not None
         one = next(cast("Iterator[Token | ChatToken]", self._current), None)
         if one is None:
@@ -214,8 +226,8 @@ class CascadeStream:
             self._text += token.text
 
     def _measure(self, token: CascadeToken) -> None:
-        """Keep the figures of one of the answer's tokens, see :class:`Draft`."""
-        # A chat's token may come in parts, of which the first has the figures.
+        """Keep the figures of a token if it is one of the answer's; see :class:`Draft`."""
+        # A chat may divide a token: the first part has the figures.
         n_tokens = self._small.stats.tokens
         is_new, self._n_measured = n_tokens > self._n_measured, n_tokens
         has_begun = bool(self._logprobs or self._entropies or token.text)
@@ -249,23 +261,21 @@ class CascadeStream:
     def _message(self, stream: Stream | ChatStream) -> dict[str, Any]:
         return stream.message if isinstance(stream, ChatStream) else {"role": "assistant", "content": self._text}
 
-    # --- what came of it
-
     @property
     def draft(self) -> Draft | None:
-        """What the small model said, also if the large one answered then; None until it has been said."""
+        """The small model's whole reply, also where the large model answers; None until it is complete."""
         return self._draft
 
     @property
     def message(self) -> dict[str, Any]:
-        """The answer so far as a message, to be added to a conversation; empty content while nobody answers yet."""
+        """The answer so far as a message of a conversation; its content is empty until the draft is judged."""
         if self._judgement is None or self._draft is None:
             return {"role": "assistant", "content": ""}
         return self._draft.message if self._large is None else self._message(self._large)
 
     @property
     def stats(self) -> CascadeStats:
-        """Who answers, why, and what both did so far."""
+        """Which model answers and why, and the stats of both so far."""
         judged = self._judgement
         who: Which | None = None if judged is None else "large" if judged.escalate else "small"
         large = None if self._large is None else self._large.stats

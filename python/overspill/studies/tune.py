@@ -1,4 +1,4 @@
-"""Find the settings that decode fastest by trying them, from the plan on, one after the other."""
+"""The search for the settings that decode fastest: from the plan on, each is tried in turn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from overspill import _core
 from overspill.base.checks import as_integer, as_real
-from overspill.base.host import physical_cores
+from overspill.base.host import logical_cpus, physical_cores
 from overspill.base.values import CacheType
 from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
@@ -36,21 +36,21 @@ _MARGIN_BYTES, _SMALLEST_MARGIN_BYTES = 1 << 30, 256 << 20  # that a plan leaves
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One thing that was tried."""
+    """One setting that was tried, with its measured speed."""
 
     setting: str
-    """A keyword of :class:`overspill.Model`, ``"placement"``, or ``"plan"`` for what all begins with."""
+    """A keyword of :class:`overspill.Model`, ``"placement"``, or ``"plan"`` for the first trial."""
     value: str
     state: Literal["measuring", "kept", "not faster", "failed"]
     tokens_per_s: float | None = None
-    """None while it is measured, or if it failed."""
+    """None while it is measured, and if it failed."""
     problem: str = ""
     """Why it failed."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was tried, and the best of it."""
+    """The fastest placement and settings that :func:`tune` found, and all trials."""
 
     trials: tuple[Trial, ...]
     placement: Placement
@@ -58,15 +58,15 @@ class Tuned:
     """Keywords of :class:`overspill.Model`."""
     tokens_per_s: float
     planned_tokens_per_s: float
-    """Of the plan, to compare."""
+    """The plan's speed, for comparison."""
     stopped: Literal["", "interrupted", "out of time"] = ""
     """Why not everything was tried."""
     file: Path | None = None
-    """Where it is kept; None if that was not possible, or if an earlier run that was complete found faster ones."""
+    """The file that keeps it; None if it could not be written, or if an earlier, complete run found faster settings."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """All keywords for :class:`overspill.Model`, the placement too."""
+        """Keywords for :class:`overspill.Model`: the placement as ``offload``, and the settings."""
         return {"offload": self.placement, **self.settings}
 
 
@@ -93,32 +93,32 @@ def tune(
     seconds: float | None = None,
     report: Callable[[Trial], object] | None = None,
 ) -> Tuned:
-    """Measure short decodes around the plan, and keep the best for ``Model(path, offload="tuned")``.
+    """Return the fastest settings around the plan, and keep them for ``Model(path, offload="tuned")``.
 
-    Threads, batch size, flash attention, types of the KV cache, what lies on the GPUs, load mode and repacking are
-    tried in this order; each value is loaded, and stays if it decodes over 2 % faster than the best so far. Only
-    decoding counts: a smaller batch, which makes room for weights on a GPU, makes prompts slower.
+    These are tried in turn: threads, flash attention, batch size, types of the KV cache, placements, load mode and
+    repacking. Each value is loaded, and stays if it decodes over 2 % faster than the best so far. Only decoding counts:
+    a smaller batch makes room for weights on a GPU, and makes prompts slower.
 
     Parameters
     ----------
     path, n_ctx, memory, rpc
-        As of :class:`overspill.Model`; ``n_ctx`` at least 64. Placement and settings are for this context.
+        As for :class:`overspill.Model`; ``n_ctx`` at least 64. Placement and settings are for this context.
     allow_kv_types
-        Types of the KV cache to try besides ``"f16"``, which may change what the model says.
+        Types of the KV cache to try besides ``"f16"``. They may change the model's answers.
     seconds
-        Begin nothing new after so long, at least 0; the plan is measured in any case. Default: no limit.
+        No trial begins after so many seconds, at least 0; the plan is measured in any case. Default: no limit.
     report
         Called with each :class:`Trial` when it begins, and again when it is done.
 
     Returns
     -------
     Tuned
-        Also after Ctrl-C, once the plan was measured: then with the best so far.
+        After Ctrl-C too, once the plan was measured: with the best so far.
 
     Raises
     ------
     Error, ValueError, TypeError
-        As :class:`overspill.Model`, if the plan itself cannot be loaded.
+        As for :class:`overspill.Model`, if the plan itself cannot be loaded.
     """
     for kind in allow_kv_types:
         if kind not in CACHE_TYPES:
@@ -169,8 +169,8 @@ def _load(path: Path, **options: Any) -> Model:
 
 
 def _measured(model: Model, placement: Placement, settings: dict[str, Any]) -> _Measured:
-    """Time a few rounds, without the choice of tokens; the best counts."""
-    # Any tokens but the same ones: those of a real reply call for different experts, too.
+    """Return the speed of the best of a few rounds, without the choice of tokens, and the memory in use."""
+    # Random tokens, the same for each trial, which use different experts, as those of a reply do.
     draw = random.Random(0)
     tokens = [draw.randrange(model.n_vocab) for _ in range(_PROMPT_TOKENS + _TOKENS)]
     best_s = float("inf")
@@ -187,7 +187,7 @@ def _measured(model: Model, placement: Placement, settings: dict[str, Any]) -> _
 
 @dataclass
 class _Search:
-    """Coordinate descent: the best so far, and what it was found by."""
+    """Coordinate descent: the trials so far, and the best of them."""
 
     path: Path
     n_ctx: int | None
@@ -201,19 +201,19 @@ class _Search:
     def __post_init__(self) -> None:
         self.info = ModelInfo.from_file(self.path)
         self.gpus = [device for device in devices() if device.is_gpu]
-        # Without a GPU only what RAM is free is of interest, which need not be measured.
+        # Without a GPU only the free RAM matters, which need not be measured.
         self.hardware = Hardware.here(self.info, memory=self.memory, measure=bool(self.gpus))
         self.tried: list[Placement] = []
 
     @property
     def best(self) -> _Measured:
-        """The fastest so far, replaced as a whole, so that Ctrl-C finds nothing half done."""
+        """The fastest so far; it is replaced as a whole, so that Ctrl-C finds nothing half done."""
         best = self.changed or self.planned
         assert best is not None
         return best
 
     def run(self, allow_kv_types: Sequence[str]) -> None:
-        """Measure the plan, and then what may be faster."""
+        """Measure the plan, then each setting that may be faster."""
         self._begin()
         for n_threads in self._thread_counts():
             self._try("n_threads", n_threads)
@@ -254,7 +254,7 @@ class _Search:
         self.report(trial)
 
     def _try(self, setting: str, value: object, placement: Placement | None = None, **changed: Any) -> bool:
-        """Measure one change of the best so far, and keep it if it is faster."""
+        """Measure one change to the best so far; return whether it is faster, and so is kept."""
         if time.monotonic() >= self.deadline:
             raise _TimeIsUpError
         if not changed and setting in SETTINGS:
@@ -263,7 +263,7 @@ class _Search:
         settings = {**best.settings, **changed}
         if placement is None and settings == best.settings:
             return False
-        # A plain one, taken as it is, where a plan would be fitted again at loading.
+        # A plain placement is taken as it is; a plan would be fitted again at loading.
         placement = best.placement if placement is None else Placement.copy(placement)
         trial = Trial(setting, str(value), "measuring")
         self.report(trial)
@@ -281,14 +281,12 @@ class _Search:
 
     def _thread_counts(self) -> Iterator[int]:
         cores = physical_cores()
-        logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or cores
+        logical = logical_cpus()
         counts = (cores - 1, cores * 3 // 4, cores // 2, min(logical, cores + cores // 2), logical)
         yield from dict.fromkeys(n for n in counts if n > 0 and n != cores)
 
-    # --- what lies where
-
     def _try_planned(self, **changed: Any) -> None:
-        """Try settings that leave other room on the GPUs, if that changes the plan."""
+        """Try a setting that changes the room on the GPUs, if that changes the plan."""
         if self.gpus and (placement := self._plan(**changed)) != self._plan():
             ((name, value),) = changed.items()
             self._try(name, value, placement, **changed)
@@ -305,7 +303,7 @@ class _Search:
         return plan(self.info, **{**options, **{name: self.best.settings[name] for name in names}, **changed})
 
     def _with_room(self, name: str, room_bytes: int) -> Placement:
-        """Plan with so many bytes on one GPU, whatever margin that leaves."""
+        """Return a plan with so many bytes on one GPU, whatever margin that leaves."""
         specs = tuple(
             replace(spec, memory_bytes=room_bytes)
             if spec.name == name
@@ -330,7 +328,7 @@ class _Search:
                 self._try_placement("attention on a GPU", pinned)
 
     def _try_rooms(self, name: str, memory_bytes: int, direction: Literal[1, -1]) -> bool:
-        """Try more or less on a GPU, by experts (or feed-forward matrices) of layers, for as long as that is faster."""
+        """Try experts (or feed-forward matrices) of more or fewer layers on a GPU, for as long as that is faster."""
         part: Literal["experts", "dense"] = "experts" if self.info.n_experts else "dense"
         layer_bytes = max((layer.get(part, 0) for layer in self.info.layers), default=0)
         used_bytes, any_kept = self.best.used_bytes.get(name, 0), False

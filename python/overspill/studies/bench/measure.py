@@ -1,4 +1,4 @@
-"""Measure prompts and decoding, each device's part of a token, and the speed of its memory."""
+"""Measuring a model: prompts, decoding, each device's part of a token, and the speed of its memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from overspill import _core
 from overspill.base.checks import as_integer
+from overspill.base.host import logical_cpus
 from overspill.base.values import Breakdown, CacheType, LoadMode
 from overspill.engine.loading import Offload
 from overspill.engine.model import Model
@@ -31,15 +32,14 @@ _WORKING_SET_BYTES = 512 << 20  # more than any cache holds
 
 
 def device_bandwidth(device: str) -> float:
-    """Return how fast a device reads its memory, in bytes per second, as measured; takes up to a second.
+    """Return how fast a device reads its memory, in bytes per second; measuring takes up to a second.
 
-    The CPU's: a plain scan of 512 MiB with all cores. Of other devices, the fastest of the products of a large matrix
-    and a vector in F32, F16 and Q8_0, since a computation is all that can be asked of them.
+    The CPU scans 512 MiB with a thread on each logical CPU. Other devices can only be asked to compute: theirs is the
+    fastest product of a large matrix and a vector, in F32, F16 or Q8_0.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     meter = _core.DeviceMeter(
         device,
-        n_threads=min(cores, 512),
+        n_threads=min(logical_cpus(), 512),
         working_set_bytes=_WORKING_SET_BYTES,
         gpus=[],
         host_buffers=True,
@@ -55,8 +55,7 @@ def read_bytes_by_device(
 ) -> dict[str, int]:
     """Return the bytes of weights and KV cache that decoding one token reads on each device.
 
-    Of an embedding one row, of a layer's experts those that are used, of the cache ``depth`` tokens, or a window of
-    them.
+    That is one row of the embedding, the experts that are used, and ``depth`` tokens of the cache, or a window of them.
     """
     n_bytes: Counter[str] = Counter()
     where = placement.tensors()
@@ -85,33 +84,32 @@ def bench(
     memory: Mapping[str, int | str] | None = None,
     progress: Callable[[str, float], object] | None = None,
 ) -> Bench:
-    """Measure a model on this machine, as llama-bench does, and how much of the hardware it uses.
+    """Return a model's speed on this machine, measured as llama-bench does, and its share of the possible speed.
 
-    Tokens are streamed by :meth:`Model.stream` with the sampling options of the file, so sampler and text are part of
-    the time. Which device takes how long is measured afterwards, in a run of its own that waits after each piece of
-    the graph.
+    :meth:`Model.stream` makes the tokens, with the sampling options of the file: the times include sampler and text.
+    Each device's time is measured afterwards, in a run of its own that waits after each piece of the graph.
 
     Parameters
     ----------
     path
         A GGUF file, or ``hf:OWNER/REPOSITORY/FILE.gguf``.
     n_prompt
-        Tokens of the prompt whose reading is measured; 0 leaves that out.
+        Tokens of the prompt whose reading is measured; 0 for no prompt.
     n_gen
         Tokens to decode, at least 4.
     n_depth
         Tokens in the context before decoding.
     repetitions
-        Times that each is measured, 1 to 1000, after one that does not count.
+        Measured runs of each test, 1 to 1000, after one that does not count.
     offload, rpc, n_batch, n_threads, type_k, type_v, load_mode, memory
-        As :class:`Model` has them.
+        As for :class:`Model`.
     progress
-        Called with what is being done, and the share of all that is done.
+        Called with the current step, in words, and the share of all steps that are done, 0.0 to 1.0.
 
     Raises
     ------
     ValueError, TypeError, Error
-        As :class:`Model` does.
+        As for :class:`Model`.
     """
     n_prompt = as_integer("n_prompt", n_prompt, 0, 2**31 - 1)
     n_gen = as_integer("n_gen", n_gen, 4, 2**31 - 1)

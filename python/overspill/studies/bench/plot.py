@@ -12,7 +12,7 @@ __all__ = ["check_plotting", "draw_token"]
 
 
 def check_plotting(file: str | os.PathLike[str]) -> None:
-    """Raise what :meth:`Bench.plot` would, before much time is spent on what it is to draw."""
+    """Raise the errors of :meth:`Bench.plot` before time is spent on measuring."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

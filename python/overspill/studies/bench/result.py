@@ -29,45 +29,45 @@ __all__ = ["Bench"]
 
 @dataclass(frozen=True)
 class Bench:
-    """What :func:`bench` found."""
+    """A model's measured speed on this machine; :func:`bench` returns it."""
 
     info: ModelInfo
     path: Path
     placement: Placement
     settings: dict[str, Any]
-    """As :class:`Model` has them: ``n_ctx``, ``n_batch``, ``n_threads`` and so on."""
+    """The settings of :class:`Model`: ``n_ctx``, ``n_batch``, ``n_threads`` and so on."""
     found: tuple[Device, ...]
     """The devices of this machine."""
     prefill: Samples | None
     decode: Samples
     breakdown: Breakdown
-    """Of the decoded tokens of all times together."""
+    """The sum over the decoded tokens of all runs."""
     devices: tuple[DeviceShare, ...]
-    """Those that the model lies on."""
+    """The devices that hold parts of the model."""
     moving_s: float
-    """Of a token: copies between devices, and waiting for them."""
+    """Seconds of a token for copies between devices, and for waiting for them."""
     around_s: float
-    """Of a token: starting the graph, and fetching the logits."""
+    """Seconds of a token for starting the graph, and for fetching the logits."""
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def token_s(self) -> float:
-        """Seconds of a decoded token: the median of all times."""
+        """Seconds of a decoded token: the median of all runs."""
         return statistics.median(self.decode.seconds) / self.decode.n_gen
 
     @property
     def roofline_s(self) -> float:
-        """What a token takes at least: the devices work one after the other, each at the speed of its memory."""
+        """Least seconds of a token: the devices work one after the other, each at the speed of its memory."""
         return sum(device.floor_s for device in self.devices)
 
     @property
     def share(self) -> float:
-        """The roofline's time over the measured one."""
+        """``roofline_s / token_s``: the share of the possible speed."""
         return self.roofline_s / self.token_s
 
     @cached_property
     def parts(self) -> dict[str, float]:
-        """Seconds of a token by what they go to, the rest last."""
+        """Seconds of a token by part, such as ``sampler``; the rest is last."""
         parts: dict[str, float] = {}
         for device in self.devices:
             parts[f"memory bandwidth of {device.device}"] = min(device.floor_s, device.busy_s)
@@ -82,15 +82,16 @@ class Bench:
 
     @property
     def limit(self) -> str:
-        """What most of the time goes to."""
+        """The part that takes most of a token's time."""
         if self.share > 1:
             return "the processor's caches: they keep weights from token to token, so memory is not the limit"
         return max(self.parts, key=lambda part: self.parts[part])
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return what llama-bench's ``--output json`` has, a mapping for each test, so that its readers take it.
+        """Return a mapping for each test, with the fields of llama-bench's ``--output json``.
 
-        The one for decoding has ``overspill`` besides: ``roofline``, ``devices``, ``breakdown``, ``limit``.
+        The one for decoding also has ``overspill``, with ``roofline_s``, ``devices``, ``parts_s``, ``breakdown`` and
+        ``limit``.
         """
         common, found = self._common(), []
         for samples in (self.prefill, self.decode):
@@ -169,7 +170,7 @@ class Bench:
         }
 
     def __rich__(self) -> Group:
-        """Return tables."""
+        """Return tables for a terminal."""
         return Group(self._heading(), "", self._tests(), "", self._roofline(), "", self._parts(), "", self._verdict())
 
     def _heading(self) -> Text:
@@ -231,7 +232,7 @@ class Bench:
         Error
             matplotlib is not installed.
         ValueError
-            It has no such format.
+            The file's ending is none of matplotlib's formats.
         """
         name = self.info.name or self.info.architecture
         title = (

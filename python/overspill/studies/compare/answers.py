@@ -1,4 +1,4 @@
-"""Models that are compared, and their answers."""
+"""The models of a comparison, and their answers."""
 
 from __future__ import annotations
 
@@ -18,56 +18,56 @@ __all__ = ["NO_CHAT", "Answer", "ComparedModel"]
 
 @dataclass
 class Answer:
-    """What a model answered to a question, as far as it has come."""
+    """A model's answer to a question, so far."""
 
     question: str
     text: str = ""
     reasoning: str = ""
-    """What it thought aloud before, if its chat template tells it apart."""
+    """The reasoning before the answer, if the chat template tells it apart."""
     stats: Stats | None = None
     """None before the first token."""
     problem: str = ""
-    """Why there is no answer, or no more of it."""
+    """Why there is no answer, or only a part of it."""
 
 
 @dataclass
 class ComparedModel:
-    """One of the models: where it lies, how fast it was, and what it answered."""
+    """One of the models: its placement, speed, memory and answers."""
 
     label: str
-    """The file's name, and what tells it apart from another of that name."""
+    """The file's name, and what tells it apart from another file of that name."""
     path: Path
     info: ModelInfo
     offload: Offload
     hardware: Hardware
-    """What there is, before any of the models was loaded."""
+    """The devices as they are before any of the models is loaded."""
     placement: Placement
-    """As planned; once it is loaded, as llama.cpp has it."""
+    """The planned placement; once the model is loaded, the one in llama.cpp."""
     forecast: Forecast
-    """What was to be expected of it alone; its speed only where the hardware was measured."""
+    """The forecast for the model alone; its speed counts only where the hardware was measured."""
     answers: list[Answer]
     """One for each question."""
     memory: dict[str, MemoryUse] = field(default_factory=dict)
-    """Bytes on each device, once it is loaded."""
+    """Bytes on each device; empty until the model is loaded."""
     n_ctx: int | None = None
     chats: bool | None = None
-    """Whether it has a chat template; if not, it continues the question. None until it is loaded."""
+    """Whether it has a chat template; without one it continues the question. None until it is loaded."""
     sampling: SamplingOptions | None = None
-    """What its file recommends, and what was asked for instead; None until it is loaded."""
+    """Sampling options: the file's recommendation, and the given ones in place of it. None until it is loaded."""
     load_s: float | None = None
     problem: str = ""
     """Why it could not be loaded."""
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decode speed over all answers; None before the second token of any."""
+        """Decode speed over all answers; None before the second token."""
         stats = [answer.stats for answer in self.answers if answer.stats is not None and answer.stats.tokens > 1]
         seconds = sum(one.decode_s for one in stats)
         return sum(one.tokens - 1 for one in stats) / seconds if seconds > 0 else None
 
     @property
     def time_to_first_token_s(self) -> float | None:
-        """The mean over all answers; None before the first token of any."""
+        """Mean seconds to the first token over all answers; None before the first token."""
         found = [answer.stats.time_to_first_token_s for answer in self.answers if answer.stats is not None]
         times = [seconds for seconds in found if seconds is not None]
         return sum(times) / len(times) if times else None

@@ -18,7 +18,7 @@ class Bar:
     label: str
     value: str
     shares: list[tuple[float, str, str]]
-    """Share, what it is of (the class of its colour), and how it is shaded."""
+    """Share, name of its colour, and name of its shade."""
     note: str = ""
 
 

@@ -1,8 +1,8 @@
-"""What was asked, and what the models answered."""
+"""A comparison of models: questions, answers, and a summary, JSON and a page of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -16,70 +16,35 @@ __all__ = ["Comparison"]
 
 @dataclass
 class Comparison:
-    """Models and their answers. :func:`compare` makes it, and may be asked to report while it grows."""
+    """Models and their answers to the same questions; :func:`compare` returns it, and reports it while it grows."""
 
     questions: list[str]
     models: list[ComparedModel]
     settings: dict[str, Any]
-    """What was the same for all: the seed, the system prompt, and the other options."""
+    """The settings of all models: the seed, the system prompt, and the other options."""
     together: bool
-    """Whether all models are in memory at once; otherwise all questions go to one model, then all to the next."""
+    """Whether all models are in memory at once; otherwise each in turn is loaded, and answers all questions."""
     began: datetime
     current: tuple[ComparedModel, Answer] | None = None
-    """Who is answering."""
+    """The model that is answering, and its answer; None between answers."""
     stopped: Literal["", "interrupted"] = ""
 
     @property
     def problems(self) -> list[str]:
-        """What went wrong, each with the model's label in front."""
+        """Problems of models and answers, each with the model's label in front."""
         found = {f"{one.label}: {one.problem}": None for one in self.models if one.problem}
         found |= {f"{one.label}: {a.problem}": None for one in self.models for a in one.answers if a.problem}
         return list(found)
 
     def summary(self) -> list[str]:
-        """Return in a few sentences how fast the models were, and what memory they took."""
-        timed = [(one.label, speed) for one in self.models if (speed := one.tokens_per_second) is not None]
-        timed.sort(key=lambda entry: -entry[1])
-        sentences = []
-        if len(timed) > 1:
-            (first, fastest), *others = timed
-            second, slower = others[0]
-            if len(timed) == 2:
-                ratio = fastest / slower
-                speeds = f"{fastest:.2f} and {slower:.2f} tok/s"
-                sentences.append(
-                    f"{first} and {second} decode about equally fast: {speeds}."
-                    if ratio < 1.05
-                    else f"{first} decodes {_times(ratio)} times as fast as {second}: {speeds}."
-                )
-            else:
-                rest = ", ".join(f"{label} {speed:.2f}" for label, speed in others)
-                sentences.append(f"{first} decodes fastest, with {fastest:.2f} tok/s; then {rest}.")
-        times = [
-            (one.label, sum(stats.prefill_s + stats.decode_s for stats in found), sum(stats.tokens for stats in found))
-            for one in self.models
-            if (found := [answer.stats for answer in one.answers if answer.stats is not None and answer.stats.tokens])
-        ]
-        if times:
-            took = ", ".join(f"{label} {seconds:.1f} s for {tokens} tokens" for label, seconds, tokens in times)
-            sentences.append(f"Answering took {took}.")
-        loaded = [one for one in self.models if one.memory]
-        if loaded:
-            uses = "; ".join(
-                f"{one.label} {format_bytes(sum(use.total_bytes for use in one.memory.values()))}"
-                f" ({', '.join(f'{memory_name(d)} {format_bytes(use.total_bytes)}' for d, use in one.memory.items())})"
-                if len(one.memory) > 1
-                else f"{one.label} {format_bytes(use.total_bytes)} of {memory_name(device)}"
-                for one in loaded
-                for device, use in list(one.memory.items())[:1]
-            )
-            sentences.append(f"Memory: {uses}.")
+        """Return a few sentences on the models' speed and memory."""
+        sentences = [*_speed_sentences(self.models), *_time_sentences(self.models), *_memory_sentences(self.models)]
         if self.stopped:
             sentences.append("It was interrupted: not every answer is there, or whole.")
         return sentences
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the comparison as values for JSON."""
         return {
             "questions": self.questions,
             "settings": {name: _plain(value) for name, value in self.settings.items()},
@@ -108,9 +73,9 @@ class Comparison:
         }
 
     def to_html(self) -> str:
-        """Return one page that shows it, with nothing to be loaded from elsewhere.
+        """Return the comparison as an HTML page that loads nothing from elsewhere.
 
-        What models wrote is rendered from Markdown; HTML in it is shown as text, and images are links.
+        The models' Markdown is rendered. HTML in it is shown as text, and images become links.
         """
         from overspill.studies.compare.page import html_page  # its libraries would slow down every import of overspill
 
@@ -125,8 +90,47 @@ class Comparison:
         )
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
+def _speed_sentences(models: Sequence[ComparedModel]) -> Iterator[str]:
+    timed = [(one.label, speed) for one in models if (speed := one.tokens_per_second) is not None]
+    timed.sort(key=lambda entry: -entry[1])
+    if len(timed) < 2:
+        return
+    (first, fastest), *others = timed
+    if len(others) > 1:
+        rest = ", ".join(f"{label} {speed:.2f}" for label, speed in others)
+        yield f"{first} decodes fastest, with {fastest:.2f} tok/s; then {rest}."
+        return
+    second, slower = others[0]
+    ratio = fastest / slower
+    speeds = f"{fastest:.2f} and {slower:.2f} tok/s"
+    if ratio < 1.05:
+        yield f"{first} and {second} decode about equally fast: {speeds}."
+    else:
+        yield f"{first} decodes {ratio:.{0 if ratio >= 10 else 1}f} times as fast as {second}: {speeds}."
+
+
+def _time_sentences(models: Sequence[ComparedModel]) -> Iterator[str]:
+    times = [
+        (one.label, sum(stats.prefill_s + stats.decode_s for stats in found), sum(stats.tokens for stats in found))
+        for one in models
+        if (found := [answer.stats for answer in one.answers if answer.stats is not None and answer.stats.tokens])
+    ]
+    if times:
+        took = ", ".join(f"{label} {seconds:.1f} s for {tokens} tokens" for label, seconds, tokens in times)
+        yield f"Answering took {took}."
+
+
+def _memory_sentences(models: Sequence[ComparedModel]) -> Iterator[str]:
+    uses = []
+    for one in models:
+        bytes_by_memory = {memory_name(device): use.total_bytes for device, use in one.memory.items()}
+        if len(bytes_by_memory) > 1:
+            parts = ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in bytes_by_memory.items())
+            uses.append(f"{one.label} {format_bytes(sum(bytes_by_memory.values()))} ({parts})")
+        else:
+            uses += [f"{one.label} {format_bytes(n_bytes)} of {name}" for name, n_bytes in bytes_by_memory.items()]
+    if uses:
+        yield f"Memory: {'; '.join(uses)}."
 
 
 def _plain(value: Any) -> Any:

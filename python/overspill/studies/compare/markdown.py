@@ -1,4 +1,4 @@
-"""The Markdown that models write, as HTML that is safe to open."""
+"""Models' Markdown as HTML that is safe to open."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MARKDOWN = _markdown()
 
 
 def render_markdown(text: str) -> Markup:
-    """Return a model's Markdown as HTML: what is HTML in it becomes text, links are of the web or of mail."""
+    """Return a model's Markdown as HTML. HTML in it becomes text; only links to the web and to mail are links."""
     tokens = _MARKDOWN.parse(text)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):

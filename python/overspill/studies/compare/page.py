@@ -41,7 +41,7 @@ _SCRIPTS = (
 
 
 def _stats(one: ComparedModel, answer: Answer) -> list[tuple[str, bool]]:
-    """Return what the stats say, and whether it is something to mind."""
+    """Return the facts of an answer's stats, each with whether the page points it out."""
     stats = answer.stats
     if stats is None:
         return []
@@ -64,7 +64,7 @@ def _language(text: str) -> str:
 
 
 def _without_folder(text: str, models: Sequence[ComparedModel]) -> str:
-    """Leave out of an error where the reader's colleague keeps files."""
+    """Return an error without the models' folders, which are the author's business."""
     for one in models:
         text = text.replace(str(one.path), one.path.name)
     return text
@@ -106,7 +106,7 @@ def _computing_name(device: str) -> str:
 
 
 def _colours(devices: Sequence[str]) -> dict[str, str]:
-    """Return the class of each device's colour, which is the same for all models."""
+    """Return the CSS class of each device and chart; a device has the same one for all models."""
     gpus = [device for device in devices if device != CPU]
     return {"speed": "speed", "wait": "wait", CPU: "cpu"} | {gpu: f"gpu{i % 4}" for i, gpu in enumerate(gpus)}
 
@@ -128,7 +128,7 @@ def html_page(
     questions, models, settings, together, began
         As of :class:`overspill.Comparison`.
     sentences
-        Its summary.
+        The summary.
     problems
         What went wrong, one line each; the models' folders are left out of them.
     """

@@ -19,7 +19,7 @@ _PART_NAMES = {"kv": "KV cache"}
 
 @dataclass(frozen=True, slots=True)
 class Rectangle:
-    """A piece of the map, in layers to the right and rows down."""
+    """A rectangle of the map: x and width in layers, y and height in rows."""
 
     x: float
     y: float
@@ -31,19 +31,19 @@ class Rectangle:
 
 @dataclass(frozen=True, slots=True)
 class PlacementMap:
-    """A map as the page draws it: a row for each part of the model, a column for each layer."""
+    """A map of a placement: a row for each part of the model, a column for each layer."""
 
     rows: list[tuple[str, str]]
-    """Labels, and sizes."""
+    """Labels and sizes."""
     rectangles: list[Rectangle]
     n_layers: int
     description: str
     totals: list[tuple[str, str]]
-    """Devices, and bytes on them."""
+    """Devices and the bytes on each, in words."""
 
 
 def _runs(devices: Sequence[str]) -> str:
-    """Return where layers are: ``0-9 on CUDA0, 10-35 on CPU``."""
+    """Return the layers on each device in words: ``0-9 on CUDA0, 10-35 on CPU``."""
     texts = []
     for device, run in groupby(enumerate(devices), key=lambda entry: entry[1]):
         numbers = [number for number, _ in run]
@@ -97,7 +97,7 @@ def placement_map(one: ComparedModel) -> PlacementMap:
 
 
 def _pieces(x: float, y: float, width: float, title: str, sizes: Mapping[str, int]) -> Iterable[Rectangle]:
-    """Divide a cell among the devices that it lies on."""
+    """Yield a cell's rectangles: one for each device, as high as its share of the bytes."""
     total, top = sum(sizes.values()), y + 0.08
     for device, n_bytes in sizes.items():
         height = 0.84 * (n_bytes / total if total else 1 / len(sizes))

@@ -22,11 +22,11 @@ from overspill.studies.compare.answers import Answer, ComparedModel
 
 __all__ = ["labels", "plan_alone", "plan_together"]
 
-_SPARE_RAM_BYTES = 1 << 30  # that several models leave, as a plan does on a GPU
+_SPARE_RAM_BYTES = 1 << 30  # several models leave as much RAM as a plan leaves on a GPU
 
 
 def labels(files: Sequence[Path], offloads: Sequence[Offload]) -> list[str]:
-    """Return the files' names, and for those that are alike what tells them apart."""
+    """Return the files' names; those that are alike get their folder, their offload or a number besides."""
     labels = [re.sub(r"-00001-of-\d{5}$", "", file.name.removesuffix(".gguf")) for file in files]
     for details in (
         [f"in {file.absolute().parent.name}" for file in files],
@@ -53,7 +53,7 @@ def plan_alone(
     n_threads: int | None,
     show: Callable[[str, float], object],
 ) -> ComparedModel:
-    """Plan for a model that has all memory to itself."""
+    """Return a model with the plan and the forecast for it alone."""
     # Measured only where something depends on it, as when a model is loaded.
     hardware = Hardware.here(
         info,
@@ -89,7 +89,7 @@ def _plan(
 
 
 def plan_together(models: Sequence[ComparedModel], settings: Mapping[str, Any]) -> list[Placement] | None:
-    """Plan each model with what those before it leave; return None if one does not fit then, or is slower."""
+    """Return placements of all models at once; None if one does not fit beside the others, or is slower."""
     placements = []
     planners = ((one.hardware, partial(_plan, one.info, one.offload, settings=settings)) for one in models)
     for one, (placement, expected) in zip(models, plan_in_turn(planners, {CPU: _SPARE_RAM_BYTES}), strict=True):

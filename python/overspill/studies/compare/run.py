@@ -1,4 +1,4 @@
-"""Load models, and ask them all the same questions."""
+"""The run of a comparison: models are loaded, and asked the same questions."""
 
 from __future__ import annotations
 
@@ -48,40 +48,40 @@ def compare(
     report: Callable[[Comparison], object] | None = None,
     **options: Any,
 ) -> Comparison:
-    """Ask several models the same questions; return their answers, speeds, memory and placements.
+    """Return several models' answers to the same questions, with their speeds, memory and placements.
 
-    They answer one after the other, since they would compete for the same cores and memory. If they all fit into
-    memory at once as they would alone, they stay loaded, and answer question by question; otherwise the first answers
-    all questions and makes room for the next.
+    They answer one after the other, since they would compete for cores and memory. If all fit into memory at once, each
+    as fast as alone, they stay loaded and answer question by question. Otherwise one model answers all questions, and
+    makes room for the next.
 
     Parameters
     ----------
     models
-        Two or more GGUF files, as :class:`overspill.Model` takes them. The same one may come again.
+        Two or more GGUF files, as :class:`overspill.Model` takes them; a file may be there twice.
     questions
-        One or more. Each begins anew, without what was asked before.
+        One or more. Each begins a new conversation.
     system, reasoning_effort, thinking
-        The system prompt, and what :meth:`overspill.Model.chat` takes of these names, for models with a chat template.
-        The others continue the question.
+        The system prompt, and parameters of :meth:`overspill.Model.chat`, for models with a chat template. A model
+        without one continues the question.
     offload
-        As of :class:`overspill.Model`: one for all, or a list with one for each.
+        As for :class:`overspill.Model`: one for all models, or a list with one for each.
     rpc, n_ctx, n_batch, n_threads, load_mode, memory
-        As of :class:`overspill.Model`, for all.
+        As for :class:`overspill.Model`, for all models.
     seed
-        The same for all. Default: one that is drawn, and kept in ``settings``.
+        The seed of all answers. Default: a random one, which ``settings`` keeps.
     progress
-        Called with what is being done and the share that is done, 0.0 to 1.0, while devices are measured and models
-        loaded.
+        Called with the current step, in words, and the share of it that is done, 0.0 to 1.0, while devices are measured
+        and models are loaded.
     report
-        Called with the :class:`Comparison` whenever there is more of it: after every token, for example.
+        Called with the :class:`Comparison` whenever it has grown, such as after every token.
     **options
-        As of :meth:`overspill.Model.stream`, also for chats, such as ``max_tokens=500`` and ``temperature=0.7``.
+        Options of :meth:`overspill.Model.stream`, also for chats, such as ``max_tokens=500`` and ``temperature=0.7``.
 
     Returns
     -------
     Comparison
-        Also after Ctrl-C, once there is something of an answer; and where a model cannot be loaded or fails, as long
-        as another one answers: its ``problem`` says why.
+        After Ctrl-C too, once an answer has begun. A model that cannot be loaded, or that fails, has a ``problem``, as
+        long as another one answers.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def _check_questions(questions: Sequence[str]) -> None:
 
 
 class _Run:
-    """Loads models and asks them; whatever one of them cannot do, the others' answers are kept."""
+    """Loads models and asks them; where one fails, the others' answers are kept."""
 
     def __init__(
         self,
@@ -163,11 +163,14 @@ class _Run:
 
     @property
     def has_answered(self) -> bool:
-        """Whether there is something of an answer."""
+        """Whether any answer has begun."""
         return any(answer.text or answer.reasoning for one in self._comparison.models for answer in one.answers)
 
     def ask(self, group: Sequence[ComparedModel], *, planned: bool = True) -> None:
-        """Load these models at once, as planned or planned anew, and ask them all questions, one after the other."""
+        """Load these models at once, and ask them all questions in turn.
+
+        They are loaded as planned, or planned anew; if memory turns out too small, one at a time.
+        """
         with ExitStack() as stack:
             loaded = []
             for one in group:
@@ -191,7 +194,7 @@ class _Run:
             self.ask([one], planned=False)
 
     def _note(self, error: Exception, where: ComparedModel | Answer) -> None:
-        # A caller's mistake is raised as long as that loses nothing.
+        # A caller's mistake is raised as long as no answer is lost.
         if isinstance(error, ValueError | TypeError) and not self.has_answered:
             raise error
         self.errors.append(error)
@@ -231,7 +234,7 @@ class _Run:
 
     def _pull(self, stream: Stream | ChatStream, answer: Answer) -> None:
         while True:
-            # Only what the model raises is its problem: what `report` raises is the caller's.
+            # Only the model's errors are its problem: those of `report` are the caller's.
             try:
                 token = stream.__next__()
             except StopIteration:
@@ -239,7 +242,7 @@ class _Run:
             except _core.Error as error:
                 self._note(error, answer)
                 return
-            answer.text += token.text  # of a chat, what it is part of is noted instead
+            answer.text += token.text  # replaced by the whole text where it is a chat
             _take_note(stream, answer)
             self._report(self._comparison)
 
@@ -254,5 +257,5 @@ class _Run:
 def _take_note(stream: Stream | ChatStream, answer: Answer) -> None:
     answer.stats = stream.stats
     if isinstance(stream, ChatStream):
-        # At the end of it is what was held back as the possible beginning of a mark.
+        # The chat's own text also has its end, which was held back as the possible beginning of a mark.
         answer.reasoning, answer.text = stream.reasoning, stream.text

@@ -1,4 +1,4 @@
-"""A comparison while it grows: in columns in a terminal, in sections elsewhere."""
+"""A comparison while it grows: in columns on a terminal, in sections elsewhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _visible(text: str) -> str:
 
 
 def _facts(one: ComparedModel, answer: Answer) -> list[tuple[list[str], str]]:
-    """Return lines in parts that stay together, each line with its style."""
+    """Return lines with their styles; a line is a list of parts that are not broken."""
     facts: list[tuple[list[str], str]] = []
     for problem in dict.fromkeys((one.problem, answer.problem)):
         if problem:
@@ -66,10 +66,10 @@ def _is_done(comparison: Comparison, one: ComparedModel, answer: Answer) -> bool
 
 
 class Columns:
-    """Answers side by side: while they come, as much of their ends as the terminal holds; then whole."""
+    """Answers side by side: their ends while they come, as far as the terminal has room; then the whole."""
 
     def __init__(self, console: Console, n_models: int) -> None:
-        """Show so many models on a terminal."""
+        """Show ``n_models`` models on a terminal."""
         self._console, self._n_models = console, n_models
         self._comparison: Comparison | None = None
         self._task: tuple[str, float] | None = None
@@ -79,7 +79,7 @@ class Columns:
 
     @staticmethod
     def fit(console: Console, n_models: int) -> bool:
-        """Tell whether the console is a terminal with room for so many columns."""
+        """Return whether the console is a terminal with room for so many columns."""
         return console.is_terminal and (console.width - 3 * (n_models - 1)) // n_models >= _NARROWEST_COLUMN
 
     def __enter__(self) -> Columns:
@@ -94,12 +94,12 @@ class Columns:
             self._print_answered(whole=False)
 
     def progress(self, what: str, share: float) -> None:
-        """Show what is being done, and a bar."""
+        """Show the current step and a bar."""
         self._task = (what, share)
         self._refresh()
 
     def report(self, comparison: Comparison) -> None:
-        """Show what there is."""
+        """Show the answers so far."""
         self._comparison, self._task = comparison, None
         self._print_answered(whole=True)
         self._refresh()
@@ -111,7 +111,7 @@ class Columns:
             self._refreshed = time.monotonic()
 
     def _print_answered(self, *, whole: bool) -> None:
-        """Print the next questions that all models have answered, or all that any has begun to answer."""
+        """Print the next questions that all models have answered; if not ``whole``, those with any answer."""
         comparison = self._comparison
         while comparison is not None and self._n_printed < len(comparison.questions):
             number = self._n_printed
@@ -174,7 +174,7 @@ class Columns:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Return lines of a text that are no wider than so many characters of Latin script.
+    """Return a text's lines, none wider than ``width`` cells.
 
     Rich would put a whole sentence of Japanese, which has no spaces, on a line of its own.
     """
@@ -209,7 +209,7 @@ class Sections:
     """Answers one below the other, as they come."""
 
     def __init__(self, console: Console) -> None:
-        """Print to a console; what has been printed stays."""
+        """Print to a console, where all that is printed stays."""
         self._console = console
         self._answer: tuple[ComparedModel, Answer] | None = None
         self._question: str | None = None
@@ -224,7 +224,7 @@ class Sections:
             self._end()
 
     def report(self, comparison: Comparison) -> None:
-        """Print what is new."""
+        """Print what has been added."""
         for one in comparison.models:
             if one.problem and one.label not in self._failed:
                 self._failed.add(one.label)

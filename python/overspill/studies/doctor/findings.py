@@ -1,4 +1,4 @@
-"""What would make decoding slow on this machine, each from a reading, and what to do about it."""
+"""Findings: what would make decoding slow on a machine, the reading that shows it, and advice."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _MANY_FAULTS_PER_S = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One check of a machine or a model, and its result."""
 
     severity: Severity
     title: str
     reading: str
-    """The figure that it comes from, in words, with its unit."""
+    """The figures that it rests on, in words, with units."""
     advice: str = ""
     """What to do; empty if nothing is to be done."""
 
@@ -63,20 +63,20 @@ def examine(
     machine: Machine | None = None,
     hardware: Hardware | None = None,
 ) -> list[Finding]:
-    """Say what would make decoding slow; nothing is loaded or measured.
+    """Return findings on what would make decoding slow; nothing is loaded or measured.
 
     Parameters
     ----------
     info
-        A model's header; without it only the machine is looked at.
+        A model's header. Default: only the machine is checked.
     n_threads
-        CPU threads that it is to run with, 1 to 512. Default: the physical cores, as for :class:`overspill.Model`.
+        CPU threads of the model, 1 to 512. Default: the physical cores, as for :class:`overspill.Model`.
     placement
-        Where it is to lie. Default: as planned.
+        The model's placement. Default: the plan.
     load_mode
         As for :class:`overspill.Model`.
     machine, hardware
-        What was read, and what is known of its speed. Default: of this machine, now.
+        Facts of the machine, and its speeds. Default: those of this machine, read now.
 
     Returns
     -------
@@ -86,8 +86,7 @@ def examine(
     Raises
     ------
     ValueError
-        ``n_threads`` or ``load_mode`` is not as above, or the placement is for another model, or for devices that are
-        not there.
+        ``n_threads`` or ``load_mode`` is out of its range, or the placement is for another model or other devices.
     """
     if n_threads is not None:
         n_threads = as_integer("n_threads", n_threads, 1, 512)
@@ -212,7 +211,7 @@ def _load(machine: Machine, n_threads: int) -> Iterator[Finding]:
     if load is None or n_cpus is None:
         return
     reading = f"a load of {load:.1f} in the last minute on {format_count(n_cpus, 'logical CPU')}"
-    # Half a CPU is what a desktop does beside.
+    # A desktop itself takes half a CPU.
     if load + n_threads > n_cpus + 0.5:
         yield Finding(
             "bad" if load >= n_cpus else "warning",

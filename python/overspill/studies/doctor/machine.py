@@ -1,4 +1,4 @@
-"""What is read of a machine: its CPU, GPUs, control groups, memory and load."""
+"""Facts of a machine, read from it: CPU, GPUs, control groups, memory and load."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ _ROOT = Path("/")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What was read of a machine; None where it does not tell."""
+    """Facts of a machine; None for a fact that it does not tell."""
 
     cpu_flags: frozenset[str]
-    """Of ``/proc/cpuinfo``."""
+    """Flags of ``/proc/cpuinfo``."""
     built_for: frozenset[str]
-    """The instruction sets that llama.cpp's CPU backend uses, in its names."""
+    """Instruction sets that llama.cpp's CPU backend uses, by its names."""
     devices: tuple[Device, ...]
     gpu_backends: tuple[str, ...]
-    """That this build has."""
+    """GPU backends of this build."""
     nvidia_gpus: tuple[str, ...]
-    """That NVIDIA's driver knows."""
+    """Names of the GPUs that NVIDIA's driver knows."""
     visible_cuda_devices: str | None
     """The variable ``CUDA_VISIBLE_DEVICES``."""
     n_cores: int
     """Physical cores that the process may use."""
     n_logical_cpus: int | None
-    """Of the whole machine."""
+    """Logical CPUs of the whole machine."""
     quota_cpus: float | None
-    """CPUs' worth of time that control groups allow."""
+    """CPU seconds per second that control groups allow."""
     available_bytes: int | None
     """RAM that new processes can have without swapping."""
     swap_total_bytes: int | None
     swap_used_bytes: int | None
     swappiness: int | None
     load: float | None
-    """Processes that ran or wanted to, on average over the last minute."""
+    """Load average of the last minute: processes that ran or waited for a CPU."""
     major_faults_per_s: float | None
-    """Pages that any program waited for from a disk."""
+    """Major page faults of all programs: pages that were read from a disk."""
 
     @classmethod
     def read(cls, root: Path = _ROOT, *, sample_s: float = 0.5) -> Machine:
-        """Read this machine; page faults are counted for ``sample_s`` seconds, 0: not at all.
+        """Return the facts of this machine; page faults are counted for ``sample_s`` seconds, with 0 not at all.
 
-        ``root`` is where ``proc`` and ``sys`` lie.
+        ``root`` is the folder that has ``proc`` and ``sys``.
         """
         cpuinfo, status = _text(root / "proc/cpuinfo"), _text(root / "proc/self/status")
         meminfo = {
@@ -100,7 +100,7 @@ def _parsed(text: str, kind: Callable[[str], T]) -> T | None:
 
 
 def _cpus(text: str) -> set[int]:
-    """Return the numbers of a list such as ``0-3,8``."""
+    """Return the numbers in a list such as ``0-3,8``."""
     ends = (part.split("-") for part in text.split(","))
     return {cpu for first, *last in ends for cpu in range(int(first), int(last[0] if last else first) + 1)}
 
@@ -112,7 +112,7 @@ def _nvidia_gpus(root: Path) -> Iterator[str]:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield the CPUs' worth of time that each control group allows."""
+    """Yield the CPU seconds per second that each control group allows."""
     for group, unified in control_groups(root, "cpu"):
         texts = (
             _text(group / "cpu.max").split()
