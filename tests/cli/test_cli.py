@@ -108,6 +108,49 @@ def test_mistakes_get_one_line_and_an_exit_code(
     assert done.stderr.count("\n") == 1 or "--help" in done.stderr
 
 
+# A command line whose library has a bug.
+WITH_A_BUG = """
+import overspill
+
+def broken(*arguments, **options):
+    return None + 1
+
+overspill.Model = overspill.devices = broken
+from overspill.cli.app import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "has_traceback"),
+    [(["run", "TINY", "x"], False), (["run", "TINY", "x", "--verbose"], True), (["devices"], True)],
+)
+def test_a_bug_is_no_mistake_of_the_caller(
+    tiny_gpt_oss_path: Path, arguments: list[str], *, has_traceback: bool
+) -> None:
+    """One line says what it is and how to see more; a command without --verbose shows it at once."""
+    given = [str(tiny_gpt_oss_path) if argument == "TINY" else argument for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_A_BUG, *given], input="", capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    line = done.stderr.splitlines()[-1]
+    assert re.match(r"error: a bug in overspill(; --verbose shows where)?: TypeError: unsupported operand", line)
+    assert ("--verbose" in line) == (not has_traceback)
+    assert ("Traceback" in done.stderr) == ("in broken\n" in done.stderr) == has_traceback
+    if not has_traceback:
+        assert done.stderr.count("\n") == 1
+
+
+def test_verbose_shows_where_a_mistake_was_found(tiny_gpt_oss_path: Path) -> None:
+    """A bug may look like a mistake."""
+    done = overspill("run", str(tiny_gpt_oss_path), "x", "-t", "-1", "--verbose")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "temperature must be 0 or more" in done.stderr.splitlines()[-1]
+
+
 def test_replies_that_fit(gemma_path: Path, tmp_path: Path) -> None:
     """A schema on the command line or in a file, and a grammar in a file."""
     schema = json.dumps({"enum": ["yes", "no"]})

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from overspill.base.values import CacheType, LoadMode
-from overspill.cli.exits import one_line_errors
+from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
     Batch,
     DeviceMemory,
@@ -23,7 +23,7 @@ from overspill.cli.options import (
     parse_offload,
     parse_sizes,
 )
-from overspill.cli.output import errors, progress_bar, report_output, set_up_streams
+from overspill.cli.output import errors, progress_bar, report_output
 from overspill.hub import resolve
 from overspill.studies.bench.measure import bench as run_bench
 from overspill.studies.bench.plot import check_plotting
@@ -56,8 +56,7 @@ def bench(
 
     The options that llama-bench has too are called as there.
     """
-    set_up_streams(verbose)
-    with one_line_errors():
+    with guarded_command(verbose=verbose):
         if plot is not None:
             check_writable(plot)
             check_plotting(plot)

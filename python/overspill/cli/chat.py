@@ -9,8 +9,9 @@ from typing import Annotated, cast, get_args
 import typer
 
 import overspill
+from overspill.base.checks import check_choice
 from overspill.base.values import LoadMode
-from overspill.cli.exits import one_line_errors
+from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
     Batch,
     Context,
@@ -28,7 +29,7 @@ from overspill.cli.options import (
     only_given,
     parse_offload,
 )
-from overspill.cli.output import errors, set_up_streams
+from overspill.cli.output import errors
 from overspill.cli.reply import load_model, print_stream
 from overspill.hub import resolve
 
@@ -76,15 +77,13 @@ def chat(
     from overspill.cli.terminal.chat import ChatTerminal
     from overspill.cli.terminal.screen import Reasoning
 
-    set_up_streams(verbose)
-    sampling = only_given(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed
-    )
-    options = sampling | only_given(reasoning_effort=reasoning_effort, max_tokens=max_tokens or None)
-    with one_line_errors():
+    with guarded_command(verbose=verbose):
+        sampling = only_given(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed
+        )
+        options = sampling | only_given(reasoning_effort=reasoning_effort, max_tokens=max_tokens or None)
         overspill.SamplingOptions(**sampling)  # mistakes are told before the model is loaded
-        if reasoning not in get_args(Reasoning):
-            raise ValueError(f"--reasoning must be one of {', '.join(get_args(Reasoning))}, not {reasoning!r}")
+        check_choice("--reasoning", reasoning, get_args(Reasoning))
         message = None if sys.stdin.isatty() else sys.stdin.read()
         if message is not None and not message.strip():
             raise ValueError("standard input is empty, and would be the message")
@@ -103,7 +102,7 @@ def chat(
             if message is None:
                 # A person would rather lose the oldest turns than be stopped by a full context.
                 talk.options["on_full"] = "shift"
-                ChatTerminal(talk, errors, reasoning=cast(Reasoning, reasoning), file=load).run()
+                ChatTerminal(talk, errors, reasoning=cast(Reasoning, reasoning), file=load, verbose=verbose).run()
                 return
             code = print_stream(talk.send(message))
     raise typer.Exit(code)

@@ -13,7 +13,7 @@ import typer
 
 import overspill
 from overspill.base.values import LoadMode
-from overspill.cli.exits import ERROR, INTERRUPTED, one_line_errors
+from overspill.cli.exits import ERROR, INTERRUPTED, guarded_command
 from overspill.cli.options import (
     DeviceMemory,
     Json,
@@ -26,7 +26,7 @@ from overspill.cli.options import (
     parse_offload,
     parse_sizes,
 )
-from overspill.cli.output import Output, errors, late_progress_bar, set_up_streams
+from overspill.cli.output import Output, errors, late_progress_bar
 from overspill.studies.compare.view import Columns, Sections
 
 __all__ = ["compare"]
@@ -90,8 +90,7 @@ def compare(
     They answer one after the other, and share the memory only if all fit into it. Ctrl-C ends it and keeps what
     there is.
     """
-    set_up_streams(verbose)
-    with one_line_errors():
+    with guarded_command(verbose=verbose):
         models, asked = _models_and_questions(arguments, questions)
         if html is not None:
             check_writable(html)

@@ -7,17 +7,16 @@ from dataclasses import asdict
 
 import overspill
 from overspill.base.tables import plain_table
-from overspill.cli.exits import one_line_errors
+from overspill.cli.exits import guarded_command
 from overspill.cli.options import Json
-from overspill.cli.output import format_size, report_output, set_up_streams
+from overspill.cli.output import format_size, report_output
 
 __all__ = ["devices"]
 
 
 def devices(as_json: Json = False) -> None:
     """List the devices that models can run on."""
-    set_up_streams(verbose=False)
-    with one_line_errors():
+    with guarded_command():
         found = overspill.devices()
         if as_json:
             print(json.dumps([asdict(device) for device in found], indent=2))

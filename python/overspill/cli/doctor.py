@@ -12,9 +12,9 @@ from rich.text import Text
 import overspill
 from overspill.base.tables import plain_table
 from overspill.base.values import LoadMode
-from overspill.cli.exits import one_line_errors
+from overspill.cli.exits import guarded_command
 from overspill.cli.options import Json, Loading, Threads
-from overspill.cli.output import report_output, set_up_streams
+from overspill.cli.output import report_output
 from overspill.hub import resolve
 from overspill.studies.doctor.findings import examine
 
@@ -31,8 +31,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what would make decoding slow here, MODEL's in particular, and what to do; nothing is loaded."""
-    set_up_streams(verbose=False)
-    with one_line_errors():
+    with guarded_command():
         header = None if model is None else overspill.ModelInfo.from_file(resolve(model))
         found = examine(header, n_threads=n_threads, load_mode=cast(LoadMode, load_mode))
         if as_json:

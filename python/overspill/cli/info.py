@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import overspill
 from overspill.base.tables import plain_table
-from overspill.cli.exits import one_line_errors
+from overspill.cli.exits import guarded_command
 from overspill.cli.options import Json, ModelFile
-from overspill.cli.output import format_size, report_output, set_up_streams
+from overspill.cli.output import format_size, report_output
 from overspill.hub import resolve
 
 __all__ = ["info"]
@@ -20,8 +20,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of, from its file's header."""
-    set_up_streams(verbose=False)
-    with one_line_errors():
+    with guarded_command():
         header = overspill.ModelInfo.from_file(resolve(model))
         experts = f"{header.n_experts}, {header.n_experts_used} used per token" if header.n_experts else "none"
         facts: dict[str, object] = {

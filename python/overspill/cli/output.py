@@ -39,7 +39,7 @@ def report_output() -> Console:
     return Output(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
-def set_up_streams(verbose: bool) -> None:
+def set_up_streams(*, verbose: bool) -> None:
     """Send the log to standard error, and make all standard streams UTF-8."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))

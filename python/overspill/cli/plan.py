@@ -14,9 +14,9 @@ import typer
 import overspill
 from overspill.base.tables import plain_table
 from overspill.base.units import parse_bytes
-from overspill.cli.exits import one_line_errors
+from overspill.cli.exits import guarded_command
 from overspill.cli.options import Context, Json, ModelFile, parse_pair
-from overspill.cli.output import format_size, progress_bar, report_output, set_up_streams
+from overspill.cli.output import format_size, progress_bar, report_output
 from overspill.hub import resolve
 from overspill.planning.ubatch import trade_around
 
@@ -62,8 +62,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what lies best on which device, how fast it will be, and why; nothing is loaded."""
-    set_up_streams(verbose=False)
-    with one_line_errors():
+    with guarded_command():
         for size in vram or ():
             parse_bytes("--vram", size)  # a missing unit is the likelier mistake than a missing GPU
         header = overspill.ModelInfo.from_file(resolve(model))

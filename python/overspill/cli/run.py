@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from overspill.base.values import LoadMode
-from overspill.cli.exits import USAGE, fail, one_line_errors
+from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
     Batch,
     Context,
@@ -27,7 +27,7 @@ from overspill.cli.options import (
     only_given,
     parse_offload,
 )
-from overspill.cli.output import errors, set_up_streams
+from overspill.cli.output import errors
 from overspill.cli.reply import load_model, print_stream
 from overspill.hub import demo_model, resolve
 
@@ -67,14 +67,13 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Continue PROMPT: text as it is made on standard output, then one line of stats on standard error."""
-    set_up_streams(verbose)
-    if len(arguments) > 2:
-        fail(f"expected [MODEL] PROMPT, but got {len(arguments)} arguments; put the prompt in quotes", USAGE)
-    *given, prompt = arguments
-    sampling = only_given(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed
-    )
-    with one_line_errors():
+    with guarded_command(verbose=verbose):
+        if len(arguments) > 2:
+            raise ValueError(f"expected [MODEL] PROMPT, but got {len(arguments)} arguments; put the prompt in quotes")
+        *given, prompt = arguments
+        sampling = only_given(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed
+        )
         if prompt == "-":
             prompt = sys.stdin.read()
         if given:

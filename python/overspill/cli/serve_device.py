@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from overspill.cli.exits import INTERRUPTED, one_line_errors
-from overspill.cli.output import errors, set_up_streams
+from overspill.cli.exits import INTERRUPTED, guarded_command
+from overspill.cli.output import errors
 from overspill.machine.rpc_server import serve
 
 __all__ = ["serve_device"]
@@ -28,8 +28,7 @@ def serve_device(
     It works for one process at a time. Whoever reaches the port can use it and read what is computed: the protocol
     has no authentication and no encryption.
     """
-    set_up_streams(verbose=False)
-    with one_line_errors():
+    with guarded_command():
         try:
             serve(host, port, n_threads, device or (), lambda line: errors.print(line, markup=False, soft_wrap=True))
         except KeyboardInterrupt:

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from overspill.base.tables import plain_table
 from overspill.base.values import CacheType
-from overspill.cli.exits import INTERRUPTED, one_line_errors
+from overspill.cli.exits import INTERRUPTED, guarded_command
 from overspill.cli.options import Context, DeviceMemory, Json, ModelFile, Servers, parse_sizes
-from overspill.cli.output import errors, report_output, set_up_streams
+from overspill.cli.output import errors, report_output
 from overspill.studies.tune import Trial, Tuned
 from overspill.studies.tune import tune as find_fastest
 
@@ -38,8 +38,7 @@ def tune(
 
     Ctrl-C ends it and keeps the best so far.
     """
-    set_up_streams(verbose=False)
-    with one_line_errors():
+    with guarded_command():
         sizes = parse_sizes(memory)
         console = errors if as_json else report_output()
         with _Trials(console, quiet=as_json and not console.is_terminal) as trials:

@@ -11,10 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from overspill import _core
+from overspill._core import Error
 from overspill.base.text import printable
 from overspill.base.units import format_count
 from overspill.base.values import StopReason
+from overspill.cli.exits import report_bug
 from overspill.cli.terminal.interrupt import HeldInterrupt
 from overspill.cli.terminal.keyboard import no_echo, prompt_session
 from overspill.cli.terminal.screen import Reasoning, ReplyOnScreen
@@ -35,9 +36,18 @@ A message that begins with a slash and a word is sent if a space comes before it
 class ChatTerminal:
     """A conversation that a person leads, until they end it."""
 
-    def __init__(self, chat: Chat, notices: Console, *, reasoning: Reasoning = "dim", file: Path | None = None) -> None:
-        """Take a conversation, where everything but the replies is printed, and the file that it came from."""
+    def __init__(
+        self,
+        chat: Chat,
+        notices: Console,
+        *,
+        reasoning: Reasoning = "dim",
+        file: Path | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Lead ``chat``, which came from ``file``; everything but replies goes to ``notices``."""
         self._chat, self._notices, self._reasoning, self._file = chat, notices, reasoning, file
+        self._verbose = verbose
         self._output = Console(highlight=False)
         self._latest: ChatStream | None = None
         self._draft = ""  # what the next input begins with
@@ -86,8 +96,11 @@ class ChatTerminal:
                 self._complain(f"there is no command /{command[1]}: /help lists them; a space before it sends it")
         except KeyboardInterrupt:
             self._notice("stopped")
-        except (_core.Error, OSError, ValueError, TypeError) as error:
+        except (Error, OSError, ValueError) as error:
             self._complain(str(error))
+        except Exception as error:
+            # The conversation so far is worth more than the program's end.
+            report_bug(error, verbose=self._verbose)
 
     def _notice(self, text: str) -> None:
         self._notices.print(printable(text), style="dim", markup=False, soft_wrap=not self._notices.is_terminal)
