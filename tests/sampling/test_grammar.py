@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from chi_square import Z_OF_1_IN_10_000, deviation
 from overspill import Model, StopReason
 from overspill.guidance import Guidance
+from sweeps import sweep
 
 
 def obj(required: bool = True, **properties: Any) -> dict[str, Any]:
@@ -122,7 +124,7 @@ FORMATS = jsonschema.FormatChecker(["date", "uuid"])
 
 @FORMATS.checks("time", raises=ValueError)
 def _is_time(value: object) -> bool:
-    return bool(datetime.time.fromisoformat(str(value)))
+    return bool(datetime.time.fromisoformat(str(value).upper()))  # RFC 3339 allows a lower-case z
 
 
 class Closing:
@@ -153,6 +155,12 @@ def closing(gemma: Model) -> Closing:
     return Closing(gemma, len(gemma.tokenize("JSON: ")))
 
 
+@pytest.fixture(scope="module")
+def closing_tiny(tiny_gpt_oss: Model) -> Closing:
+    """Return the same for the tiny gpt-oss."""
+    return Closing(tiny_gpt_oss, len(tiny_gpt_oss.tokenize("JSON: ")))
+
+
 def test_there_are_fifty() -> None:
     """Each a valid schema."""
     assert len(SCHEMAS) == 50
@@ -160,18 +168,29 @@ def test_there_are_fifty() -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
-@pytest.mark.parametrize("number", range(50))
-@pytest.mark.parametrize("engine", ["llama.cpp", "llguidance"])
-def test_the_reply_fits_the_schema(gemma: Model, closing: Closing, number: int, engine: str) -> None:
-    """Parsed by the json module and judged by jsonschema."""
-    schema = SCHEMAS[number]
+def check_replies(model: Model, closing: Closing, schema: dict[str, Any], engine: str) -> None:
+    """Check replies, parsed by the json module and judged by jsonschema."""
     for seed in (1, 2) if engine == "llama.cpp" else (1,):
         options: dict[str, Any] = {"json_schema": schema}
         if engine == "llguidance":
-            options = {"grammar": Guidance(gemma, json_schema=schema)}
-        reply = gemma.generate("JSON: ", max_tokens=400, seed=seed, logits_processors=[closing], **options)
+            options = {"grammar": Guidance(model, json_schema=schema)}
+        reply = model.generate("JSON: ", max_tokens=400, seed=seed, logits_processors=[closing], **options)
         assert reply.stats.stop_reason == StopReason.EOS, reply.text
         jsonschema.validate(json.loads(reply.text), schema, format_checker=FORMATS)
+
+
+@pytest.mark.parametrize("number", sweep(range(50), always=range(3, 50, 8)))
+@pytest.mark.parametrize("engine", ["llama.cpp", "llguidance"])
+def test_the_reply_fits_the_schema(gemma: Model, closing: Closing, number: int, engine: str) -> None:
+    """With a vocabulary of 262,144 tokens, of which many are several characters of JSON."""
+    check_replies(gemma, closing, SCHEMAS[number], engine)
+
+
+@pytest.mark.parametrize("number", range(50))
+@pytest.mark.parametrize("engine", ["llama.cpp", "llguidance"])
+def test_nonsense_fits_the_schema(tiny_gpt_oss: Model, closing_tiny: Closing, number: int, engine: str) -> None:
+    """With random weights, which make anything that is allowed about as likely."""
+    check_replies(tiny_gpt_oss, closing_tiny, SCHEMAS[number], engine)
 
 
 @pytest.mark.parametrize(
@@ -219,26 +238,24 @@ def test_gbnf(gemma: Model, grammar: str, pattern: str, options: dict[str, Any])
     assert all(token.logprob is not None and token.logprob <= 0 for token in reply.tokens)
 
 
-def test_a_grammar_does_not_shift_what_it_allows(gemma: Model) -> None:
-    """Among allowed tokens the odds are the model's: chi-square over first words, at 1 in 10,000."""
-    words = ["a", "the", "one", "my"]
-    prompt = gemma.tokenize("I saw")
-    gemma.reset()
-    logits = gemma.eval(prompt).astype(np.float64)
-    first = [gemma.tokenize(" " + word, add_special=False)[0] for word in words]
-    weights = np.exp(logits[first] - logits[first].max())
-    expected = weights / weights.sum() * 600
-    counts = np.zeros(len(words))
-    grammar = "root ::= " + " | ".join(f'" {word} "' for word in words)
+@pytest.mark.parametrize("name", sweep(["tiny_gpt_oss", "gemma"], always=[0]))
+def test_a_grammar_does_not_shift_what_it_allows(request: pytest.FixtureRequest, name: str) -> None:
+    """Among allowed tokens the odds are the model's: chi-square over first tokens, at 1 in 10,000."""
+    model: Model = request.getfixturevalue(name)
+    texts = [b" a ", b" the ", b" one ", b" my "]
+    prompt = model.tokenize("I saw")
+    model.reset()
+    logits = model.eval(prompt).astype(np.float64)
+    pieces = [model.token_bytes(token) for token in range(model.n_vocab)]
+    allowed = [i for i, piece in enumerate(pieces) if piece and any(text.startswith(piece) for text in texts)]
+    weights = np.exp(logits[allowed] - logits[allowed].max())
+    grammar = "root ::= " + " | ".join(f'"{text.decode()}"' for text in texts)
     plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    # Longer tokens that begin like a word are allowed by the grammar too, if they are but that word and a space.
+    counts = np.zeros(len(allowed))
     for seed in range(600):
-        (token,) = gemma.stream(prompt, grammar=grammar, max_tokens=1, seed=seed, **plain)  # type: ignore[arg-type]
-        if token.id in first:
-            counts[first.index(token.id)] += 1
-    assert counts.sum() > 500
-    expected *= counts.sum() / expected.sum()
-    assert ((counts - expected) ** 2 / expected).sum() < 21.1
+        (token,) = model.stream(prompt, grammar=grammar, max_tokens=1, seed=seed, **plain)  # type: ignore[arg-type]
+        counts[allowed.index(token.id)] += 1
+    assert deviation(counts, weights / weights.sum() * 600) < Z_OF_1_IN_10_000
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from chi_square import Z_OF_1_IN_10_000, deviation
 from overspill import Model, Sampler
 from sampling_cases import PLAIN, mask_of, masked
 from sampling_reference import edited, mirostat_survivors, survivors
@@ -23,7 +23,7 @@ def check_draws(
     allowed: NDArray[np.uint32] | None = None,
     n_draws: int = 20_000,
 ) -> None:
-    """Compare draws with float64's probabilities: chi-square at 1 in 10,000, cells of at least ten expected draws."""
+    """Compare draws with float64's probabilities: chi-square at 1 in 10,000."""
     options = sampler.options
     y = edited(masked(x, allowed), options, history)
     if options.mirostat:
@@ -37,14 +37,7 @@ def check_draws(
     # What is unlikely is pooled, by likelihood: tokens alike would be wronged alike.
     pool = np.where(expected >= 10, np.arange(len(ids)), len(ids) + (np.cumsum(expected) // 50).astype(np.int64))
     _, cell = np.unique(pool, return_inverse=True)
-    cells = np.stack([np.bincount(cell, observed), np.bincount(cell, expected)])
-    enough = cells[1] >= 10
-    o, e = np.column_stack([cells[:, enough], cells[:, ~enough].sum(axis=1)])
-    chi_square = float(((o - e) ** 2 / np.maximum(e, 1e-9)).sum())
-    degrees = max(len(e) - 1, 1)
-    # Wilson and Hilferty's cube root brings chi-square close to a normal distribution.
-    z = ((chi_square / degrees) ** (1 / 3) - 1 + 2 / (9 * degrees)) / math.sqrt(2 / (9 * degrees))
-    assert z < 3.72
+    assert deviation(np.bincount(cell, observed), np.bincount(cell, expected)) < Z_OF_1_IN_10_000
 
 
 DRAWS: list[dict[str, Any]] = [
