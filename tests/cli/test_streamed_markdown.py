@@ -58,12 +58,8 @@ def without_margins(lines: list[str]) -> list[str]:
     return [line.lstrip() for line in lines]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=6), st.integers(0, 10**6), st.integers(3, 40))
-@example(["---", "1. one\n2. two"], 0, 3)
-@example(["# A heading", "---", "- a", "---", "text"], 0, 3)
-def test_pieces_come_to_the_same_as_the_whole(blocks: list[str], seed: int, rows: int) -> None:
-    """However it is cut and however tall the screen is: every line once, in order."""
+def check_pieces(blocks: list[str], seed: int, rows: int) -> None:
+    """Check that every line is there once, in order."""
     text = "\n\n".join(blocks)
     in_pieces = lines_of(screen_of(written(text, seed, rows), rows=rows))
     at_once = lines_of(screen_of(written(text, None, 2000), rows=2000))
@@ -72,6 +68,26 @@ def test_pieces_come_to_the_same_as_the_whole(blocks: list[str], seed: int, rows
     words = re.findall(r"\w+", re.sub(r"```python|\|?-+\|?|<[^>]*>|https?", " ", "\n".join(blocks)))
     shown = "".join("".join(in_pieces).split())
     assert all(word in shown for word in words)
+
+
+TEXTS = st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=6)
+
+
+@settings(max_examples=6, deadline=None)
+@given(TEXTS, st.integers(0, 10**6), st.integers(3, 40))
+@example(["---", "1. one\n2. two"], 0, 3)
+@example(["# A heading", "---", "- a", "---", "text"], 0, 3)
+def test_pieces_come_to_the_same_as_the_whole(blocks: list[str], seed: int, rows: int) -> None:
+    """However it is cut and however tall the screen is."""
+    check_pieces(blocks, seed, rows)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(TEXTS, st.integers(0, 10**6), st.integers(3, 40))
+def test_many_pieces_come_to_the_same_as_the_whole(blocks: list[str], seed: int, rows: int) -> None:
+    """The same for more texts."""
+    check_pieces(blocks, seed, rows)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -25,6 +25,7 @@ from model_files import (
     write_tiny_gpt_oss,
 )
 from overspill import Model, ModelInfo, SamplingOptions
+from sweeps import sweep
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +60,25 @@ def test_bytes_by_part(info: ModelInfo) -> None:
     )
 
 
-def test_everything_is_counted_once(gemma_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "quantisation", "n_tokens"),
+    sweep([("smollm2", "Q4_1", 49152), ("gemma", "Q4_K_M", 262144)], always=[0]),
+)
+def test_everything_is_counted_once(
+    request: pytest.FixtureRequest, name: str, quantisation: str, n_tokens: int
+) -> None:
     """Parts, layers and types add up to what another reader of the file finds."""
-    info = ModelInfo.from_file(gemma_path)
-    reader = gguf.GGUFReader(gemma_path)
+    path: Path = request.getfixturevalue(f"{name}_path")
+    info = ModelInfo.from_file(path)
+    reader = gguf.GGUFReader(path)
     expected = sum(int(tensor.n_bytes) for tensor in reader.tensors)
     assert sum(info.bytes_by_part.values()) == sum(info.bytes_by_type.values()) == expected
     assert info.n_parameters == sum(int(tensor.n_elements) for tensor in reader.tensors)
     assert info.bytes_by_part["other"] == 0
     assert info.tied_embedding
-    assert info.quantisation == "Q4_K_M"
-    assert info.file_bytes == gemma_path.stat().st_size
-    assert info.metadata["tokenizer.ggml.tokens"] == {"element": "str", "length": 262144}
+    assert info.quantisation == quantisation
+    assert info.file_bytes == path.stat().st_size
+    assert info.metadata["tokenizer.ggml.tokens"] == {"element": "str", "length": n_tokens}
 
 
 def test_split_models_are_read_whole(tmp_path: Path, info: ModelInfo) -> None:
