@@ -114,14 +114,16 @@ def format_bytes(n_bytes: int, *, digits: int | None = None, unit: BinaryUnit | 
     n_bytes
         The bytes, at least 0.
     digits
-        Digits after the point. Default: 1, or none from 100 units on and for plain bytes.
+        Digits after the point, of which plain bytes have none. Default: 1, or none from 100 units on.
     unit
         The unit. Default: the largest of GiB, MiB, KiB and B of which there is at least one.
     """
     unit = unit or _largest_unit(n_bytes)
     size = _BINARY_UNITS[unit]
-    if digits is None:
-        digits = 0 if unit == "B" or n_bytes >= 100 * size else 1
+    if unit == "B":
+        digits = 0
+    elif digits is None:
+        digits = 0 if n_bytes >= 100 * size else 1
     return f"{n_bytes / size:.{digits}f} {unit}"
 
 

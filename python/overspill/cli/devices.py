@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import overspill
 from overspill.base.tables import plain_table
+from overspill.base.units import format_bytes
 from overspill.cli.exits import guarded_command
 from overspill.cli.options import Json
-from overspill.cli.output import format_size, report_output
+from overspill.cli.output import report_output
 
 __all__ = ["devices"]
 
@@ -26,5 +27,10 @@ def devices(as_json: Json = False) -> None:
         )
         for device in found:
             row = (device.name, device.kind.replace("_", " "), device.backend)
-            table.add_row(*row, format_size(device.free_bytes), format_size(device.total_bytes), device.description)
+            table.add_row(
+                *row,
+                format_bytes(device.free_bytes, digits=2),
+                format_bytes(device.total_bytes, digits=2),
+                device.description,
+            )
         report_output().print(table)

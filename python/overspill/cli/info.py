@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import overspill
 from overspill.base.tables import plain_table
+from overspill.base.units import format_bytes
 from overspill.cli.exits import guarded_command
 from overspill.cli.options import Json, ModelFile
-from overspill.cli.output import format_size, report_output
+from overspill.cli.output import report_output
 from overspill.hub import resolve
 
 __all__ = ["info"]
@@ -34,8 +35,8 @@ def info(
             "width": header.n_embd,
             "vocabulary": f"{header.n_vocab:,}",
             "context": f"{header.n_ctx_train:,} tokens",
-            "files": f"{len(header.files)}, {format_size(header.file_bytes)}",
-            "read per token": format_size(header.bytes_per_token),
+            "files": f"{len(header.files)}, {format_bytes(header.file_bytes, digits=2)}",
+            "read per token": format_bytes(header.bytes_per_token, digits=2),
             "sampling": f"{header.sampling} ({'of the file' if header.recommends_sampling else 'defaults'})",
         }
         if as_json:
@@ -73,7 +74,7 @@ def info(
         for part, n_bytes in header.bytes_by_part.items():
             if n_bytes:
                 label = "embedding, output too" if part == "embedding" and header.tied_embedding else part
-                sizes.add_row(label, format_size(n_bytes), f"{n_bytes / total:.1%}")
+                sizes.add_row(label, format_bytes(n_bytes, digits=2), f"{n_bytes / total:.1%}")
         output = report_output()
         output.print(summary, markup=False)
         output.print()

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 __all__ = [
     "Output",
     "errors",
-    "format_size",
     "late_progress_bar",
     "progress_bar",
     "report_output",
@@ -78,8 +77,3 @@ def late_progress_bar() -> Iterator[Callable[[str, float], None]]:
                 shown.clear()
 
         yield show
-
-
-def format_size(n_bytes: int) -> str:
-    """Return bytes as GiB or MiB."""
-    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"

@@ -13,10 +13,10 @@ import typer
 
 import overspill
 from overspill.base.tables import plain_table
-from overspill.base.units import parse_bytes
+from overspill.base.units import format_bytes, parse_bytes
 from overspill.cli.exits import guarded_command
 from overspill.cli.options import Context, Json, ModelFile, parse_pair
-from overspill.cli.output import format_size, progress_bar, report_output
+from overspill.cli.output import progress_bar, report_output
 from overspill.hub import resolve
 from overspill.planning.ubatch import trade_around
 
@@ -143,7 +143,9 @@ def _print_plan(planned: overspill.Plan, *, as_json: bool) -> None:
         milliseconds = 1e3 * sum(expected.seconds_by_term.get(name, {}).values())
         sizes = (use.weights_bytes, use.kv_bytes, use.compute_bytes, use.free_bytes - use.total_bytes, use.free_bytes)
         memory.add_row(
-            name, *(format_size(n) if n >= 0 else f"-{format_size(-n)}" for n in sizes), f"{milliseconds:.1f}"
+            name,
+            *(format_bytes(n, digits=2) if n >= 0 else f"-{format_bytes(-n, digits=2)}" for n in sizes),
+            f"{milliseconds:.1f}",
         )
     output.print()
     output.print(memory)
@@ -154,7 +156,7 @@ def _print_plan(planned: overspill.Plan, *, as_json: bool) -> None:
             ceiling = _or_none(one.prefill_ceiling_tokens_per_s)
             trade.add_row(
                 str(one.n_ubatch),
-                format_size(one.compute_bytes),
+                format_bytes(one.compute_bytes, digits=2),
                 str(one.expert_layers),
                 f"{one.tokens_per_s:.1f}",
                 "–" if ceiling is None else f"{ceiling:.0f}",
