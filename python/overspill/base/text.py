@@ -4,25 +4,45 @@ from __future__ import annotations
 
 from rich.cells import cell_len
 
-__all__ = ["line_breaks", "printable"]
+__all__ = ["line_breaks", "printable", "wrap"]
 
-
-# Control characters of a reply would be commands to the terminal.
-_UNPRINTABLE = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-# What a Japanese or Chinese line does not begin with, and does not end with.
+# Commands to the terminal, and characters that turn around the text beside them.
+_UNPRINTABLE = dict.fromkeys(
+    code
+    for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\n\t"
+)
+# Characters that a Japanese or Chinese line does not begin with, and those that it does not end with.
 _NOT_FIRST = frozenset(
     "、。，．・：；？！゛゜ー」』】〉》〕）］｝”’々ゝゞ…‥％℃ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶ,.:;!?)]}"
 )
-
-
 _NOT_LAST = frozenset("「『【〈《〔（［｛“‘￥＄([{")
+_ZERO_WIDTH_JOINER = "\u200d"  # between the parts of one emoji
 
 
 def printable(text: str) -> str:
-    """Return ``text`` without control characters, but for line feeds and tabs."""
+    """Return ``text`` without control characters, but for line feeds and tabs.
+
+    Controls of the direction of text go as well: with them, a line can show something else than it says.
+    """
     return text.translate(_UNPRINTABLE)
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Return the lines of ``text``, broken as :func:`line_breaks` says, with tabs expanded and no spaces at their ends.
+
+    Parameters
+    ----------
+    text
+        Any number of lines.
+    width
+        Cells of a line; of less than 2 as of 2.
+    """
+    lines = []
+    for line in text.expandtabs(4).split("\n"):
+        starts = [0, *line_breaks(line, max(2, width))]
+        lines += [line[start:end].rstrip() for start, end in zip(starts, [*starts[1:], len(line)], strict=True)]
+    return lines
 
 
 def line_breaks(text: str, width: int) -> list[int]:
@@ -69,4 +89,11 @@ def line_breaks(text: str, width: int) -> list[int]:
 def _is_breakable(before: str, after: str) -> bool:
     if after == " " or after in _NOT_FIRST or before in _NOT_LAST or cell_len(after) == 0:
         return False
-    return before == " " or cell_len(before) == 2 or cell_len(after) == 2
+    if before == _ZERO_WIDTH_JOINER:
+        return False
+    return before == " " or _is_breakable_beside(before) or _is_breakable_beside(after)
+
+
+def _is_breakable_beside(character: str) -> bool:
+    # Korean is as wide, and puts spaces between its words.
+    return cell_len(character) == 2 and not "\uac00" <= character <= "\ud7a3"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 
 from rich import box
-from rich.cells import cell_len, chop_cells
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from overspill.base.text import printable, wrap
 from overspill.base.units import format_bytes
 from overspill.studies.compare.answers import NO_CHAT, Answer, ComparedModel
 from overspill.studies.compare.comparison import Comparison
@@ -22,21 +21,6 @@ __all__ = ["Columns", "Sections"]
 
 _NARROWEST_COLUMN = 24
 _REFRESH_S = 0.1
-# What would move the cursor, or turn around what stands beside it.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-# Chinese and Japanese are broken after any character, but for marks that must not begin or end a line.
-_WIDE = "\u2e80-\u303e\u3041-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff60\U00020000-\U0003ffff"
-_OPENING, _CLOSING = (
-    "（「『【〔《〈［｛",
-    "、。，．・：；？！）」』】〕》〉］｝ーぁぃぅぇぉっゃゅょァィゥェォッャュョ々",
-)
-_PIECES = re.compile(rf"\s+|[{_OPENING}]*[{_WIDE}][{_CLOSING}]*|[^\s{_WIDE}]+[{_CLOSING}]*")
-
-
-def _visible(text: str) -> str:
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
 def _facts(one: ComparedModel, answer: Answer) -> list[tuple[list[str], str]]:
@@ -44,7 +28,7 @@ def _facts(one: ComparedModel, answer: Answer) -> list[tuple[list[str], str]]:
     facts: list[tuple[list[str], str]] = []
     for problem in dict.fromkeys((one.problem, answer.problem)):
         if problem:
-            facts.append(([_visible(problem)], "red"))
+            facts.append(([printable(problem)], "red"))
     if answer.stats is not None:
         facts.append((str(answer.stats).split(" · "), "green"))
     room = {device.name: device.memory_bytes for device in one.hardware.devices}
@@ -141,7 +125,7 @@ class Columns:
     def _columns(self, comparison: Comparison, number: int, height: int | None) -> Group:
         width = (self._console.width - 3 * (self._n_models - 1)) // self._n_models
         head = f"{number + 1}/{len(comparison.questions)}  " if len(comparison.questions) > 1 else ""
-        question = _wrapped(head + _visible(comparison.questions[number]), self._console.width)
+        question = wrap(head + printable(comparison.questions[number]), self._console.width)
         facts = [self._foot(one, one.answers[number], width) for one in comparison.models]
         bodies = [self._body(comparison, one, one.answers[number], width) for one in comparison.models]
         if height is not None:
@@ -161,38 +145,16 @@ class Columns:
         if not _is_done(comparison, one, answer) and not answer.text and not answer.reasoning:
             is_current = comparison.current is not None and comparison.current[1] is answer
             return [Text("reading the question…" if is_current else "waiting", "dim italic")]
-        parts = [(_visible(answer.reasoning).strip(), "dim italic"), (_visible(answer.text).strip(), "")]
-        bodies = [[Text(line, style) for line in _wrapped(text, width)] for text, style in parts if text]
+        parts = [(printable(answer.reasoning).strip(), "dim italic"), (printable(answer.text).strip(), "")]
+        bodies = [[Text(line, style) for line in wrap(text, width)] for text, style in parts if text]
         return [*bodies[0], Text(), *bodies[1]] if len(bodies) == 2 else [line for body in bodies for line in body]
 
     def _foot(self, one: ComparedModel, answer: Answer, width: int) -> Text:
         return Text("\n").join(
-            Text("\n".join(_wrapped(parts[0], width) if style == "red" else _filled(parts, " · ", width)), style)
+            Text("\n".join(wrap(parts[0], width) if style == "red" else _filled(parts, " · ", width)), style)
             for parts, style in _facts(one, answer)
             if parts
         )
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Return a text's lines, none wider than ``width`` cells.
-
-    Rich would put a whole sentence of Japanese, which has no spaces, on a line of its own.
-    """
-    lines = []
-    for paragraph in text.expandtabs(4).split("\n"):
-        line, used = "", 0
-        for piece in _PIECES.findall(paragraph):
-            size = cell_len(piece)
-            if used + size > width and line:
-                lines.append(line.rstrip())
-                line, used = "", 0
-                if piece.isspace():
-                    continue
-            *whole, rest = chop_cells(piece, width) if size > width else [piece]
-            lines += whole
-            line, used = line + rest, used + cell_len(rest)
-        lines.append(line.rstrip())
-    return lines
 
 
 def _filled(parts: Sequence[str], separator: str, width: int) -> list[str]:
@@ -259,4 +221,4 @@ class Sections:
 
     def _print(self, text: str, style: str = "") -> None:
         if text:
-            self._console.print(Text(_visible(text), style), end="", soft_wrap=True)
+            self._console.print(Text(printable(text), style), end="", soft_wrap=True)
