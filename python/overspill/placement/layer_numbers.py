@@ -1,16 +1,55 @@
-"""Numbers of layers: chosen, written as text, and read from it."""
+"""Numbers of layers: chosen, written as text, read from text, and grouped into runs."""
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
+from itertools import groupby
 from typing import SupportsIndex, TypeAlias
 
+__all__ = ["Layers", "format_numbers", "layer_runs", "parse_numbers", "selected_layers"]
+
 Layers: TypeAlias = SupportsIndex | slice | Iterable[SupportsIndex] | None
+"""A number, a slice, or several numbers; negative ones count from the end. None: all layers."""
 
 
-def _format_numbers(numbers: Iterable[int]) -> str:
-    """Return numbers as ``0-3,7``."""
+def selected_layers(layers: Layers, n_layers: int) -> list[int]:
+    """Return the numbers, 0 to ``n_layers - 1``, of the layers that are meant.
+
+    Raises
+    ------
+    ValueError
+        There is no such layer, or none is chosen.
+    TypeError
+        Something is no number.
+    """
+    if layers is None:
+        return list(range(n_layers))
+    if isinstance(layers, slice):
+        selected = list(range(n_layers))[layers]
+        if not selected:
+            raise ValueError(f"layers: {layers} selects none of the {n_layers} layers")
+        return selected
+    if isinstance(layers, bool):
+        raise TypeError("layers must be numbers, not a bool")
+    selected = []
+    for layer in layers if isinstance(layers, Iterable) else [layers]:
+        try:
+            index = operator.index(layer)
+        except TypeError:
+            raise TypeError(f"layers must be numbers, not {layer!r}") from None
+        if not -n_layers <= index < n_layers:
+            last = n_layers - 1
+            raise ValueError(f"layers must be 0 to {last}, or -{n_layers} to -1 from the end, not {index}")
+        selected.append(index % n_layers)
+    if not selected:
+        raise ValueError("layers: none are given")
+    return selected
+
+
+def format_numbers(numbers: Iterable[int]) -> str:
+    """Return numbers as text, such as ``0-3,7``."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -20,8 +59,14 @@ def _format_numbers(numbers: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _parse_numbers(key: str, text: str, n_layers: int) -> list[int]:
-    """Return what :func:`_format_numbers` was given."""
+def parse_numbers(key: str, text: str, n_layers: int) -> list[int]:
+    """Return the numbers in a text such as ``0-3,7``; errors call it ``key``.
+
+    Raises
+    ------
+    ValueError
+        The text has another form, or names a layer from ``n_layers`` on.
+    """
     numbers: list[int] = []
     for item in str(text).split(","):
         found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", item)
@@ -32,3 +77,8 @@ def _parse_numbers(key: str, text: str, n_layers: int) -> list[int]:
             raise ValueError(f"{key}: layers must be 0 to {n_layers - 1}, from low to high, not {item.strip()}")
         numbers += range(first, last + 1)
     return numbers
+
+
+def layer_runs(n_layers: int, key: Callable[[int], Hashable]) -> list[list[int]]:
+    """Return the numbers of all layers, in runs of neighbours with equal keys."""
+    return [list(run) for _, run in groupby(range(n_layers), key)]

@@ -6,17 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from overspill.placement.layer_numbers import _parse_numbers
+from overspill.placement.layer_numbers import parse_numbers
 from overspill.placement.outline import PARTS
 
 __all__ = ["Rule", "mapping_rules"]
 
 
 class Rule(NamedTuple):
-    """One entry of a mapping; either ``parts`` of ``layers`` or the tensors that ``pattern`` finds."""
+    """One entry of a mapping: a device for ``parts`` of ``layers``, or for the tensors that ``pattern`` finds."""
 
     layers: tuple[int, ...] | None
-    """None stands for all."""
+    """None: all layers."""
     parts: tuple[str, ...]
     """Of :data:`PARTS`, ``"output"`` or ``"embedding"``; empty if there is a pattern."""
     pattern: str | None
@@ -24,7 +24,15 @@ class Rule(NamedTuple):
 
 
 def mapping_rules(mapping: Mapping[str, Any], n_layers: int) -> list[Rule]:
-    """Return what the entries of ``mapping`` say, in their order; see :meth:`Placement.apply` for the keys."""
+    """Return the rules in ``mapping``, in its order; :meth:`overspill.Placement.apply` describes the keys.
+
+    Raises
+    ------
+    ValueError
+        A key has another form, or names a layer from ``n_layers`` on.
+    TypeError
+        A key or a device is no text.
+    """
     rules: list[Rule] = []
     for key, value in mapping.items():
         if not isinstance(key, str):
@@ -45,6 +53,6 @@ def mapping_rules(mapping: Mapping[str, Any], n_layers: int) -> list[Rule]:
                 f"{key!r} must be one of {', '.join(PARTS)}, output, embedding, "
                 '"layers 0-9", "layers 0-9 experts" or a regular expression as "/ffn_down/"'
             )
-        layers = None if found["layers"] is None else tuple(_parse_numbers(key, found["layers"], n_layers))
+        layers = None if found["layers"] is None else tuple(parse_numbers(key, found["layers"], n_layers))
         rules.append(Rule(layers, PARTS if part is None else (part,), None, value))
     return rules

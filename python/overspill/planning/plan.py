@@ -22,6 +22,7 @@ from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
 from overspill.header.tensor_names import layer_of, part_of
 from overspill.machine.hardware import Hardware
+from overspill.placement.assignment import Assignment
 from overspill.placement.placement import Placement
 from overspill.placement.rules import mapping_rules
 from overspill.planning.forecast import Estimate, Forecast, device_number
@@ -46,18 +47,19 @@ class Plan(Placement):
         """What the best split by whole layers would do, if one was looked for."""
         self.pins: Mapping[str, Any] = {}
         """What was decided before it was planned, as for :func:`plan`."""
-        self._estimate: Estimate | None = None
+        self._kept: tuple[Assignment, Estimate] | None = None
 
-    def _edited(self) -> None:
-        super()._edited()
-        self._estimate = None
+    def _keep(self, estimate: Estimate) -> Estimate:
+        self._kept = (self._assignment, estimate)
+        return estimate
 
     def estimate(self) -> Estimate:
         """Return the workload, the arrangement and the forecast, which are kept until the plan is edited."""
-        kept = self._estimate
-        if kept is None or kept.work.hardware is not self.hardware or kept.work.settings is not self.settings:
-            kept = self._estimate = Estimate.of(self.info, self, self.hardware, self.settings)
-        return kept
+        if self._kept is not None and self._kept[0] is self._assignment:
+            kept = self._kept[1]
+            if kept.work.hardware is self.hardware and kept.work.settings is self.settings:
+                return kept
+        return self._keep(Estimate.of(self.info, self, self.hardware, self.settings))
 
     def forecast(self) -> Forecast:
         """Return how fast it is and what it needs; see :class:`Forecast`."""
@@ -90,7 +92,7 @@ class Plan(Placement):
         copy = Plan(self.info, self.hardware, self.settings)
         copy.__dict__.update(super().copy().__dict__)
         copy.whole_layers_tokens_per_s, copy.pins = self.whole_layers_tokens_per_s, self.pins
-        copy._estimate = self._estimate
+        copy._kept = self._kept
         return copy
 
 
@@ -155,8 +157,8 @@ def plan_for(info: ModelInfo, hardware: Hardware, settings: Settings, pins: Mapp
     search = Search(work, fixed)
     result, best = Plan(info, hardware, settings), search.best()
     _apply(result, work, best)
-    result.pins, result._estimate = pins, Estimate(work, best)
-    result.kv_bytes_by_layer = work.kv_bytes
+    result.pins, result.kv_bytes_by_layer = pins, work.kv_bytes
+    result._keep(Estimate(work, best))
     if not pins and (whole := search.whole_layers()) is not None:
         result.whole_layers_tokens_per_s = 1 / work.evaluate(whole).seconds
     return result
