@@ -96,13 +96,13 @@ class Cascade:
         self._streams: weakref.WeakSet[CascadeStream] = weakref.WeakSet()
         self.models: dict[Which, Model] = {}
         """The models that are loaded."""
-        self._paths: dict[Which, Path] = {}
+        self._files: dict[Which, Path | ModelInfo] = {}
         for which, one in zip(_BOTH, (small, large), strict=True):
             if isinstance(one, Model):
                 self.models[which] = one
             else:
-                self._paths[which] = resolve(one) if isinstance(one, str) else Path(one)
-        if len(self._paths) == 2:
+                self._files[which] = resolve(one) if isinstance(one, str) else Path(one)
+        if len(self._files) == 2:
             self._plan_budget()
         else:
             self.budget = "a model that was given loaded stays so"
@@ -120,7 +120,7 @@ class Cascade:
                 self.models[which] = self._load(which)
             except _core.OutOfMemoryError as error:
                 # A forecast that was too good is no reason to give up.
-                if which == "small" or len(self._paths) < 2:
+                if which == "small" or len(self._files) < 2:
                     raise
                 self.keeps_both, self.budget = False, f"one model at a time: {error}"
 
@@ -128,7 +128,8 @@ class Cascade:
         """Decide by forecasts whether both files are loaded; speeds do not matter, so nothing is measured."""
         for endpoint in self._options.get("rpc", ()):
             add_rpc_server(endpoint)
-        small, large = (ModelInfo.from_file(self._paths[which]) for which in _BOTH)
+        small, large = (ModelInfo.from_file(self._files[which]) for which in _BOTH)
+        self._files = {"small": small, "large": large}
         hardware = Hardware.here(small, memory=self._memory, n_threads=self._options.get("n_threads"), measure=False)
         self.keeps_both, self.budget = fit_together(small, large, hardware, self._options)
 
@@ -146,7 +147,7 @@ class Cascade:
             options["progress"] = lambda share: (
                 (user is None or not user._is_over) and (report is None or report(share) is not False)
             )
-        return Model(self._paths[which], memory=memory, **options)
+        return Model(self._files[which], memory=memory, **options)
 
     def _take(self, which: Which, user: CascadeStream) -> tuple[Model, bool]:
         """Return a model, and whether it was loaded for that."""
@@ -156,7 +157,7 @@ class Cascade:
             self._streams.add(user)
             if which in self.models:
                 return self.models[which], False
-            for other in set(self.models) & set(self._paths):
+            for other in set(self.models) & set(self._files):
                 if any(not stream._is_over for stream in self._streams if stream is not user):
                     raise _core.Error(
                         f"there is memory for one model at a time, and another stream still needs the {other} one: "
@@ -209,7 +210,7 @@ class Cascade:
             stream.close()
         with self._lock:
             self._closed = True
-            for which in self._paths:
+            for which in self._files:
                 if which in self.models:
                     self.models.pop(which).close()
 

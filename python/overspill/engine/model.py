@@ -148,6 +148,8 @@ class Model:
         if isinstance(rpc, str):
             raise TypeError(f'rpc must be a sequence of "host:port", not {rpc!r}')
         self._path = resolve(path) if isinstance(path, str) else Path(path)
+        if isinstance(path, ModelInfo):
+            self.info = path
         n_ctx = None if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1)
         for endpoint in rpc:
             add_rpc_server(endpoint)

@@ -24,7 +24,8 @@ Tensor: TypeAlias = tuple[str, str, tuple[int, ...], int]
 class ModelInfo:
     """The header of a GGUF file, read without its weights.
 
-    Bytes are those of the file; a device may need a little more, for alignment.
+    Bytes are those of the file; a device may need a little more, for alignment. It stands for its file wherever a path
+    is taken, and a model that is loaded by it does not read the header again.
     """
 
     metadata: dict[str, Any]
@@ -47,6 +48,10 @@ class ModelInfo:
             The file is missing, is not a GGUF, or is damaged.
         """
         return cls(**_core.read_gguf(os.fsencode(path)))
+
+    def __fspath__(self) -> str:
+        """Return the path of the file, of a split model that of its first."""
+        return self.files[0]
 
     @property
     def sampling(self) -> SamplingOptions:

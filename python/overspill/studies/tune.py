@@ -131,7 +131,7 @@ def tune(
     file = resolve(path) if isinstance(path, str) else Path(path)
     for endpoint in rpc:
         add_rpc_server(endpoint)
-    search = _Search(file, n_ctx, memory or {}, deadline, report or (lambda trial: None))
+    search = _Search(ModelInfo.from_file(file), n_ctx, memory or {}, deadline, report or (lambda trial: None))
     stopped: Literal["", "interrupted", "out of time"] = ""
     try:
         search.run(allow_kv_types)
@@ -163,9 +163,9 @@ def _keep(search: _Search, *, complete: bool) -> Path | None:
         return None
 
 
-def _load(path: Path, **options: Any) -> Model:
+def _load(info: ModelInfo, **options: Any) -> Model:
     # Python has a look at Ctrl-C each time that it is told of progress.
-    return Model(path, progress=lambda share: None, **options)
+    return Model(info, progress=lambda share: None, **options)
 
 
 def _measured(model: Model, placement: Placement, settings: dict[str, Any]) -> _Measured:
@@ -189,7 +189,7 @@ def _measured(model: Model, placement: Placement, settings: dict[str, Any]) -> _
 class _Search:
     """Coordinate descent: the trials so far, and the best of them."""
 
-    path: Path
+    info: ModelInfo
     n_ctx: int | None
     memory: Mapping[str, int | str]
     deadline: float
@@ -199,7 +199,6 @@ class _Search:
     changed: _Measured | None = None
 
     def __post_init__(self) -> None:
-        self.info = ModelInfo.from_file(self.path)
         self.gpus = [device for device in devices() if device.is_gpu]
         # Without a GPU only the free RAM matters, which need not be measured.
         self.hardware = Hardware.here(self.info, memory=self.memory, measure=bool(self.gpus))
@@ -243,7 +242,7 @@ class _Search:
         }
         trial = Trial("plan", f"{settings['n_threads']} threads", "measuring")
         self.report(trial)
-        with _load(self.path, offload="auto", memory=self.memory, **settings) as model:
+        with _load(self.info, offload="auto", memory=self.memory, **settings) as model:
             # Read back, since a GPU may have refused what was planned.
             placement, settings = model.placement, {**settings, "n_ctx": model.n_ctx}
             self.planned = _measured(model, placement, settings)
@@ -268,7 +267,7 @@ class _Search:
         trial = Trial(setting, str(value), "measuring")
         self.report(trial)
         try:
-            with _load(self.path, offload=placement, **settings) as model:
+            with _load(self.info, offload=placement, **settings) as model:
                 measured = _measured(model, placement, settings)
         except (_core.Error, ValueError) as error:
             self._done(replace(trial, state="failed", problem=str(error)))

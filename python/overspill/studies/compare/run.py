@@ -102,10 +102,10 @@ def compare(
         add_rpc_server(endpoint)
     show = progress or (lambda what, share: None)
     plan_settings = {"n_ctx": n_ctx, "n_ubatch": n_batch, "load_mode": load_mode}
-    headers = [ModelInfo.from_file(file) for file in files]
+    headers = {file: ModelInfo.from_file(file) for file in dict.fromkeys(files)}
     compared = [
-        plan_alone(label, info, one, asked, plan_settings, memory or {}, n_threads, show)
-        for label, info, one in zip(labels(files, offloads), headers, offloads, strict=True)
+        plan_alone(label, headers[file], one, asked, plan_settings, memory or {}, n_threads, show)
+        for label, file, one in zip(labels(files, offloads), files, offloads, strict=True)
     ]
     together = plan_together(compared, plan_settings)
     for one, placement in zip(compared, together or (), strict=False):
@@ -207,7 +207,7 @@ class _Run:
 
         start = time.perf_counter()
         offload = one.placement if planned and one.offload == "auto" and one.hardware.gpus else one.offload
-        model = Model(one.path, offload=offload, progress=loading, **self._loading)
+        model = Model(one.info, offload=offload, progress=loading, **self._loading)
         one.load_s = time.perf_counter() - start
         one.memory, one.placement, one.n_ctx = model.memory, model.placement, model.n_ctx
         one.chats = model.has_chat_template
