@@ -127,12 +127,12 @@ class Columns:
         head = f"{number + 1}/{len(comparison.questions)}  " if len(comparison.questions) > 1 else ""
         question = wrap(head + printable(comparison.questions[number]), self._console.width)
         facts = [self._foot(one, one.answers[number], width) for one in comparison.models]
-        bodies = [self._body(comparison, one, one.answers[number], width) for one in comparison.models]
+        n_lines = None
         if height is not None:
             # Of the question the beginning, of the answers the end.
             question = question[: max(1, height // 4)]
-            room = max(1, height - len(question) - 5 - max(len(foot.plain.splitlines()) for foot in facts))
-            bodies = [body[-room:] for body in bodies]
+            n_lines = max(1, height - len(question) - 5 - max(len(foot.plain.splitlines()) for foot in facts))
+        bodies = [self._body(comparison, one, one.answers[number], width, n_lines) for one in comparison.models]
         table = Table(box=box.MINIMAL, show_edge=False, pad_edge=False)
         for one in comparison.models:
             table.add_column(Text(one.label, "bold cyan", overflow="fold"), width=width, overflow="fold")
@@ -141,13 +141,23 @@ class Columns:
         table.add_row(*facts)
         return Group("", Text("\n".join(question), "bold"), "", table)
 
-    def _body(self, comparison: Comparison, one: ComparedModel, answer: Answer, width: int) -> list[Text]:
+    def _body(
+        self, comparison: Comparison, one: ComparedModel, answer: Answer, width: int, n_lines: int | None
+    ) -> list[Text]:
+        """Return an answer's lines: the last ``n_lines``, or all."""
         if not _is_done(comparison, one, answer) and not answer.text and not answer.reasoning:
             is_current = comparison.current is not None and comparison.current[1] is answer
             return [Text("reading the question…" if is_current else "waiting", "dim italic")]
-        parts = [(printable(answer.reasoning).strip(), "dim italic"), (printable(answer.text).strip(), "")]
-        bodies = [[Text(line, style) for line in wrap(text, width)] for text, style in parts if text]
-        return [*bodies[0], Text(), *bodies[1]] if len(bodies) == 2 else [line for body in bodies for line in body]
+        lines: list[Text] = []
+        for text, style in ((answer.reasoning, "dim italic"), (answer.text, "")):
+            shown = printable(text).strip()
+            if n_lines is not None:
+                # It is drawn ten times a second: what has scrolled out is not wrapped again.
+                shown = "\n".join(shown.rsplit("\n", n_lines)[-n_lines:])
+            if shown:
+                lines += [Text()] * bool(lines)
+                lines += [Text(line, style) for line in wrap(shown, width)]
+        return lines if n_lines is None else lines[-n_lines:]
 
     def _foot(self, one: ComparedModel, answer: Answer, width: int) -> Text:
         return Text("\n").join(
