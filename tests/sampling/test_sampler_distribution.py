@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from overspill import Error, Model, Sampler, SamplingOptions
 from sampling_cases import ALONE, LARGE_SIZES, PLAIN, SIZES, mask_of, masked, rows
 from sampling_reference import edited, mirostat_survivors, survivors
+from sweeps import sweep
 from upstream_tools import UpstreamChain
 
 
@@ -85,7 +86,7 @@ def compare(
     return "rounding"
 
 
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", sweep(range(10), always=[0]))
 def test_same_distribution_as_llama_cpp(upstream_tools: Path, part: int) -> None:
     """10,000 random cases leave the same tokens with the same probabilities, within 1e-5."""
     random = np.random.default_rng(part)
@@ -100,13 +101,14 @@ def test_same_distribution_as_llama_cpp(upstream_tools: Path, part: int) -> None
     assert outcomes["rounding"] <= 25
 
 
-def test_same_distribution_on_a_models_logits(upstream_tools: Path, gemma: Model) -> None:
-    """Each sampler alone, and llama.cpp's default chain, on what Gemma says after each token of a text."""
+@pytest.mark.parametrize("step", sweep([12, 1], always=[0]))
+def test_same_distribution_on_a_models_logits(upstream_tools: Path, gemma: Model, step: int) -> None:
+    """Each sampler alone, and llama.cpp's default chain, on what Gemma says after tokens of a text."""
     gemma.reset()
     tokens = gemma.tokenize("The capital of France is Paris.\n\ndef fib(n):\n    return")
     every = gemma.eval(tokens, logits="all").copy()
     outcomes: Counter[str] = Counter()
-    for position, x in enumerate(every):
+    for position, x in list(enumerate(every))[::step]:
         for keywords in [
             *(one for several in ALONE.values() for one in several),
             {"top_k": 40, "top_p": 0.95, "min_p": 0.05},
@@ -183,11 +185,12 @@ def gpt2(vocab_path: Path) -> Iterator[Model]:
 
 
 @pytest.mark.parametrize("breakers", [("\n", ":", '"', "*"), (), ("ba", "cab"), (". The",)])
-def test_dry(upstream_tools: Path, gpt2: Model, breakers: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("n_histories", sweep([15, 60], always=[0]))
+def test_dry(upstream_tools: Path, gpt2: Model, breakers: tuple[str, ...], n_histories: int) -> None:
     """The same penalties as llama.cpp's, over histories full of repetitions and breakers."""
     random = np.random.default_rng(5)
     alphabet = [token for text in (" a", "a", "b", "c", "ab", ":", "\n", ".", " The") for token in gpt2.tokenize(text)]
-    for _ in range(60):
+    for _ in range(n_histories):
         options = replace(
             PLAIN,
             dry_multiplier=float(random.choice([0.5, 1.0, 4.0])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 Z_OF_1_IN_10_000 = 3.72
 
 
-def deviation(observed: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
+def deviation(observed: NDArray[Any], expected: NDArray[Any]) -> float:
     """Return by how many standard deviations chi-square is over its mean; cells of under ten are pooled in one."""
     enough = expected >= 10
     o = np.append(observed[enough], observed[~enough].sum())
@@ -18,4 +19,4 @@ def deviation(observed: NDArray[np.float64], expected: NDArray[np.float64]) -> f
     chi_square = float(((o - e) ** 2 / np.maximum(e, 1e-9)).sum())
     degrees = max(len(e) - 1, 1)
     # Wilson and Hilferty's cube root brings chi-square close to a normal distribution.
-    return ((chi_square / degrees) ** (1 / 3) - 1 + 2 / (9 * degrees)) / math.sqrt(2 / (9 * degrees))
+    return float((chi_square / degrees) ** (1 / 3) - 1 + 2 / (9 * degrees)) / math.sqrt(2 / (9 * degrees))
