@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 __all__ = ["Part", "layer_of", "part_of"]
 
-
 Part: TypeAlias = Literal["attention", "dense", "experts", "output", "embedding", "other"]
 
-
-# llama.cpp's names (src/llama-arch.cpp). Whatever mixes tokens counts as attention, recurrent
-# layers too; routers and shared experts are read for every token, so they are dense.
-_PARTS: list[tuple[str, Part]] = [
-    (r"blk\.\d+\.ffn_\w+_(ch)?exps\b|blk\.\d+\.ffn_(gate|up|down)\.\d+\.", "experts"),
-    (r"blk\.\d+\.(ffn_|post_ffw|pre_ffw|channel_mix|exp_probs)", "dense"),
-    (r"blk\.\d+\.", "attention"),
-    (r"output(_norm)?\b|cls\b|cls\.", "output"),
-    (r"(token_embd|token_types|position_embd|per_layer_token_embd)\b", "embedding"),
-]
-
-
-_LAYER = re.compile(r"(?:enc\.|dec\.)?(?=blk\.(\d+)\.)")
+# llama.cpp's names (src/llama-arch.cpp), of layers without what comes before. What mixes tokens counts as attention,
+# recurrent layers too; routers and shared experts are dense, since every token reads them.
+_LAYER = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
+_EXPERTS = re.compile(r"ffn_\w+_(ch)?exps\b|ffn_(gate|up|down)\.\d+\.")
+_DENSE = re.compile(r"ffn_|post_ffw|pre_ffw|channel_mix|exp_probs")
+_OUTPUT = re.compile(r"output(_norm)?\b|cls\b|cls\.")
+_EMBEDDING = re.compile(r"(token_embd|token_types|position_embd|per_layer_token_embd)\b")
 
 
 def layer_of(tensor: str) -> int | None:
-    """Return the layer of the tensor of that name, or None if it belongs to none."""
+    """Return the number of the layer that the tensor of that name belongs to, or None if it belongs to none."""
     layer = _LAYER.match(tensor)
     return int(layer[1]) if layer else None
 
 
 def part_of(tensor: str) -> Part:
-    """Return what the tensor of that name is part of."""
-    if layer := _LAYER.match(tensor):
-        tensor = tensor[layer.end() :]
-    return next((part for pattern, part in _PARTS if re.match(pattern, tensor)), "other")
+    """Return the part of the model that the tensor of that name belongs to."""
+    layer = _LAYER.match(tensor)
+    return _part_of_layer(tensor[layer.end() :]) if layer else _part_outside(tensor)
+
+
+# Layers have the same names, and a plan asks for each again and again.
+@lru_cache(1024)
+def _part_of_layer(stem: str) -> Part:
+    if _EXPERTS.match(stem):
+        return "experts"
+    return "dense" if _DENSE.match(stem) else "attention"
+
+
+def _part_outside(tensor: str) -> Part:
+    if _OUTPUT.match(tensor):
+        return "output"
+    return "embedding" if _EMBEDDING.match(tensor) else "other"
