@@ -17,8 +17,6 @@ from model_files import (
     EXPERT_WIDTH,
     EXPERTS,
     EXPERTS_USED,
-    HEAD_WIDTH,
-    HEADS_KV,
     LAYERS,
     VOCABULARY,
     WIDTH,
@@ -122,17 +120,6 @@ def test_arrays_of_numbers_come_with_their_values(tmp_path: Path) -> None:
         assert (found["length"], found["values"]) == (len(values), values)
         assert [type(value) for value in found["values"]] == [type(value) for value in values]
     assert "values" not in metadata["text"] | metadata["longer"]
-
-
-def test_layers_that_fit(info: ModelInfo) -> None:
-    """The output comes first, then whole layers with their KV cache (F16, K and V)."""
-    output = info.bytes_by_part["output"]
-    layer = sum(info.layers[0].values()) + 2 * 2 * 100 * HEADS_KV * HEAD_WIDTH
-    assert info.layers_that_fit(output - 1, 100) == 0
-    assert info.layers_that_fit(output, 100) == 1
-    assert info.layers_that_fit(output + 2 * layer - 1, 100) == 2
-    assert info.layers_that_fit(output + 2 * layer, 100) == 3
-    assert info.layers_that_fit(2**40, 100) == LAYERS + 1
 
 
 def test_a_model_has_its_info(tiny_gpt_oss: Model, info: ModelInfo) -> None:

@@ -32,7 +32,6 @@ HANDED_OUT = {"AsyncStream", "CascadeStream", "ChatStream", "Plan", "Stream", "T
 # What the package's own modules use of each other, and no documentation names.
 INTERNAL = {
     *("ChatStream.on_end", "ChatTemplate.prepare", "Model.stream.form"),
-    *("ModelInfo.layers_that_fit", "ModelInfo.shared_tensors"),
     *("Plan.estimate", "Plan.pins"),
 }
 PUBLIC_MODULES = ("overspill", "overspill.guidance", "overspill.hub")

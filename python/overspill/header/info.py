@@ -1,4 +1,4 @@
-"""What a model file says about itself, from its header alone."""
+"""The header of a model's file: keys, tensors, and figures that follow from them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from math import prod
 from typing import Any, TypeAlias
 
 from overspill import _core
+from overspill.base.units import format_bytes
 from overspill.header.tensor_names import Part, layer_of, part_of
 from overspill.sampling.options import SamplingOptions
 
@@ -22,30 +23,42 @@ Tensor: TypeAlias = tuple[str, str, tuple[int, ...], int]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The header of a GGUF file, read without its weights.
+    """The header of a GGUF file, without its weights.
 
-    Bytes are those of the file; a device may need a little more, for alignment. It stands for its file wherever a path
-    is taken, and a model that is loaded by it does not read the header again.
+    <<<<<<< HEAD
+        Bytes are those of the file; a device may need a little more, for alignment. It stands for its file wherever a path
+        is taken, and a model that is loaded by it does not read the header again.
+    =======
+        Bytes are those in the file; a device may need a little more, for alignment.
+    >>>>>>> 84e06ad (Drop layers_that_fit and shared_tensors, which nothing called; say in the header's docstrings what is returned)
     """
 
     metadata: dict[str, Any]
-    """Every key of the header; an array is a dict with its ``element`` type, its ``length`` and, if it has at most
-    4096 numbers or flags, its ``values``."""
+    """Every key of the header, and its value.
+
+    An array is a dict: its ``element`` type, its ``length`` and, if it has at most 4096 numbers or flags, its
+    ``values``.
+    """
     tensors: list[Tensor]
     """Name, type, shape (the fastest dimension first) and bytes of each tensor, of all files."""
     files: list[str]
-    """More than one if the model is split."""
+    """Paths of all files; more than one if the model is split."""
     file_bytes: int
-    """Size of all files."""
+    """Bytes of all files together."""
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> ModelInfo:
-        """Read the header of ``path``, of a split model its first file.
+        """Return the header of a model's file, read once.
+
+        Parameters
+        ----------
+        path
+            The GGUF file; of a split model, its first file.
 
         Raises
         ------
         ModelLoadError
-            The file is missing, is not a GGUF, or is damaged.
+            The file is missing, damaged, or no GGUF file.
         """
         return cls(**_core.read_gguf(os.fsencode(path)))
 
@@ -55,26 +68,26 @@ class ModelInfo:
 
     @property
     def sampling(self) -> SamplingOptions:
-        """What the file recommends (``general.sampling.*``), over llama.cpp's defaults."""
+        """The sampling that the file recommends (``general.sampling.*``), with llama.cpp's defaults for the rest."""
         return SamplingOptions.from_metadata(self.metadata.get)
 
     @property
     def recommends_sampling(self) -> bool:
-        """Whether the file says anything about sampling."""
+        """Whether the file recommends any sampling."""
         return any(key.startswith("general.sampling.") for key in self.metadata)
 
     def _key(self, name: str, default: Any = None) -> Any:
-        """Return a key of the architecture's own."""
+        """Return the value of one of the architecture's own keys."""
         return self.metadata.get(f"{self.architecture}.{name}", default)
 
     @property
     def architecture(self) -> str:
-        """llama.cpp's name for it, such as ``gpt-oss``."""
+        """llama.cpp's name of the architecture, such as ``gpt-oss``."""
         return str(self.metadata.get("general.architecture", "unknown"))
 
     @property
     def name(self) -> str | None:
-        """The name that its authors gave it."""
+        """The name that the model's authors gave it."""
         return self.metadata.get("general.name")
 
     @property
@@ -94,33 +107,33 @@ class ModelInfo:
 
     @property
     def n_experts_used(self) -> int:
-        """Experts that each token passes through in each layer."""
+        """Experts that a token uses in each layer."""
         return int(self._key("expert_used_count", 0))
 
     @property
     def n_ctx_train(self) -> int:
-        """Tokens of context that it was trained for."""
+        """Tokens of context that the model was trained for; 0 if the file does not say."""
         return int(self._key("context_length", 0))
 
     @property
     def default_n_ctx(self) -> int:
-        """Tokens of context where nobody says how many: what it was trained for, at most 8192, as in the core."""
+        """Tokens of context where the caller gives no number: as many as in training, at most 8192."""
         return min(self.n_ctx_train or 8192, 8192)
 
     @property
     def n_embd(self) -> int:
-        """Width of the model."""
+        """Width of the model: elements of a token's embedding."""
         return int(self._key("embedding_length", 0))
 
     @property
     def n_vocab(self) -> int:
-        """Number of tokens in its vocabulary."""
+        """Number of tokens in the vocabulary."""
         tokens = self.metadata.get("tokenizer.ggml.tokens")
         return int(tokens["length"] if tokens else self._key("vocab_size", 0))
 
     @property
     def quantisation(self) -> str:
-        """How it was quantised, as far as the file says, such as ``Q4_K_M``."""
+        """The type of quantisation that the file names, such as ``Q4_K_M``; ``unknown`` if it names none."""
         if "general.file_type" not in self.metadata:
             return "unknown"
         name = _core.file_type_name(self.metadata["general.file_type"])
@@ -134,7 +147,7 @@ class ModelInfo:
 
     @cached_property
     def bytes_by_type(self) -> dict[str, int]:
-        """Bytes of each tensor type, the largest first."""
+        """Bytes of each type of tensor, the largest first."""
         sizes: Counter[str] = Counter()
         for _, kind, _, n_bytes in self.tensors:
             sizes[kind] += n_bytes
@@ -142,7 +155,7 @@ class ModelInfo:
 
     @cached_property
     def layer_tensors(self) -> list[dict[Part, list[Tensor]]]:
-        """Tensors of each part of each repeating layer."""
+        """For each repeating layer, its tensors by part."""
         layers: list[dict[Part, list[Tensor]]] = [{} for _ in range(self.n_layers)]
         for tensor in self.tensors:
             layer = layer_of(tensor[0])
@@ -151,24 +164,15 @@ class ModelInfo:
         return layers
 
     @cached_property
-    def shared_tensors(self) -> dict[Part, list[Tensor]]:
-        """Tensors of each part outside of the layers."""
-        parts: dict[Part, list[Tensor]] = {}
-        for tensor in self.tensors:
-            if layer_of(tensor[0]) is None:
-                parts.setdefault(part_of(tensor[0]), []).append(tensor)
-        return parts
-
-    @cached_property
     def layers(self) -> list[dict[Part, int]]:
-        """Bytes of each part of each repeating layer."""
+        """For each repeating layer, its bytes by part."""
         return [{part: sum(tensor[3] for tensor in layer[part]) for part in layer} for layer in self.layer_tensors]
 
     @cached_property
     def bytes_by_part(self) -> dict[Part, int]:
-        """Bytes of each part; 0 for parts that it lacks.
+        """Bytes of each part; 0 for missing parts.
 
-        Without an output matrix of its own, a model uses its embedding once more as such.
+        A tied embedding is counted once, as the embedding.
         """
         sizes: dict[Part, int] = dict.fromkeys(("attention", "dense", "experts", "output", "embedding", "other"), 0)
         for name, _, _, n_bytes in self.tensors:
@@ -177,13 +181,13 @@ class ModelInfo:
 
     @cached_property
     def tied_embedding(self) -> bool:
-        """Whether the embedding serves as the output matrix too."""
+        """Whether the embedding is the output matrix as well."""
         return not any(name == "output.weight" for name, *_ in self.tensors)
 
     def read_bytes(self, tensor: Tensor) -> int:
-        """Return the bytes of a tensor that decoding one token reads: of experts those used, of the embedding one row.
+        """Return the bytes of a tensor that decoding one token reads.
 
-        An embedding that is the output matrix too is read in full.
+        Of experts it reads those that the token uses, of the embedding one row, and of a tied embedding everything.
         """
         name, _, _, size = tensor
         part = part_of(name)
@@ -193,42 +197,16 @@ class ModelInfo:
             return size // max(self.n_vocab, 1)
         return size
 
-    @property
+    @cached_property
     def bytes_per_token(self) -> int:
         """Bytes of weights that decoding one token reads, of all tensors."""
         return sum(self.read_bytes(tensor) for tensor in self.tensors)
 
-    def layers_that_fit(self, free_bytes: int, n_ctx: int | None = None) -> int:
-        """Return how many layers fit into ``free_bytes`` of a GPU with their KV cache.
-
-        Counted as llama.cpp's ``n_gpu_layers``: the output head is the first, the last layers come
-        next. The KV cache is taken as F16 for all of ``n_ctx`` (default as :class:`Model`'s), which is
-        more than sliding-window layers need.
-        """
-        n_ctx = n_ctx or self.default_n_ctx
-        head = self._key("embedding_length", 0) // max(self._number("attention.head_count", 1), 1)
-        width = self._key("attention.key_length", head) + self._key("attention.value_length", head)
-        heads = self._number("attention.head_count_kv", self._number("attention.head_count", 1))
-        cache_bytes = 2 * n_ctx * heads * width
-        output_bytes = self.bytes_by_part["output"] + (self.bytes_by_part["embedding"] if self.tied_embedding else 0)
-        needed = [output_bytes, *(sum(layer.values()) + cache_bytes for layer in reversed(self.layers))]
-        n_fitting = 0
-        for n_bytes in needed:
-            free_bytes -= n_bytes
-            if free_bytes < 0:
-                break
-            n_fitting += 1
-        return n_fitting
-
-    def _number(self, key: str, default: int) -> int:
-        """Return a key that some models give per layer, which is not read: then ``default``."""
-        value = self._key(key, default)
-        return value if isinstance(value, int) else default
-
     def __str__(self) -> str:
-        """Return one line."""
+        """Return one line: name, architecture, layers, experts, parameters, quantisation and size."""
         experts = f", {self.n_experts} experts ({self.n_experts_used} used)" if self.n_experts else ""
+        size = format_bytes(self.file_bytes, digits=2, unit="GiB")
         return (
             f"{self.name or self.architecture}: {self.architecture}, {self.n_layers} layers{experts}, "
-            f"{self.n_parameters / 1e9:.2f} B parameters, {self.quantisation}, {self.file_bytes / 2**30:.2f} GiB"
+            f"{self.n_parameters / 1e9:.2f} B parameters, {self.quantisation}, {size}"
         )
