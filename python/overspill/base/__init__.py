@@ -1,1 +1,1 @@
-"""What every other part stands on: checks of arguments, text, files, and the values that are handed out."""
+"""Checks of arguments, units, text, files, the host, and the values that are handed out: below all other packages."""

@@ -1,1 +1,1 @@
-"""What the header of a GGUF file says."""
+"""The header of a model's file."""

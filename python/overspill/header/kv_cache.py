@@ -1,7 +1,7 @@
-"""How large llama.cpp makes the memory that each layer keeps between tokens, and how much of it a token reads.
+"""The memory that layers keep between tokens: its size in llama.cpp, and the bytes of it that a token reads.
 
-Follows ``create_memory`` in llama.cpp's src/llama-model.cpp and the headers' keys as src/models/*.cpp read them.
-An architecture that is not known here is taken to have a plain KV cache in every layer, which is the most there can be.
+Sizes follow ``create_memory`` in llama.cpp's src/llama-model.cpp; keys are read as in src/models/*.cpp. An unknown
+architecture counts as one with a plain KV cache in every layer, which is the most that it can need.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ CACHE_TYPES = {
     "q4_0": (32, 18),
     "iq4_nl": (32, 18),
 }
-"""Elements and bytes of a block of each type that a KV cache may have."""
+"""For each type that a KV cache may have, the elements of a block and its bytes."""
 
-# Which layers have a sliding window where the header does not say it for each: every n-th has none, the last of the
-# n or (True) the first. Then the window's size, where that is not read from the header.
+# Sliding windows of architectures whose header has no flag for each layer. Of every n layers one has no window: the
+# last, or (True) the first. The third entry is the size of the window, where llama.cpp has it as a constant.
 _WINDOW_PATTERNS: dict[str, tuple[int, bool, int | None]] = {
     "afmoe": (4, False, None),
     "cohere2": (4, False, None),
@@ -46,7 +46,7 @@ _WINDOW_PATTERNS: dict[str, tuple[int, bool, int | None]] = {
     "plamo3": (8, False, None),
     "smallthinker": (4, True, 4096),
 }
-# These have a flag for each layer in the header, and others' sliding_window is not used by llama.cpp.
+# These have sliding windows, the added ones by a flag for each layer. llama.cpp ignores sliding_window of all others.
 _WINDOW_FLAGS = frozenset(
     (*_WINDOW_PATTERNS, "gemma4", "granite-swa", "maple", "mimo2", "spark2-5", "step35", "lfm2", "dots3note")
 )
@@ -56,38 +56,38 @@ _BOTH = frozenset(("falcon-h1",))
 
 
 def padded_context(n_ctx: int) -> int:
-    """Return the cells that llama.cpp makes for a context of ``n_ctx`` tokens."""
+    """Return the tokens that llama.cpp makes room for where the context has ``n_ctx``: the next multiple of 256."""
     return -(-n_ctx // 256) * 256
 
 
 def row_bytes(kind: str, n: int) -> int:
-    """Return the bytes of ``n`` elements of a type of :data:`CACHE_TYPES`."""
+    """Return the bytes of ``n`` elements of type ``kind``, one of :data:`CACHE_TYPES`."""
     block, block_bytes = CACHE_TYPES[kind]
     return n // block * block_bytes
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """What one layer keeps between tokens."""
+    """The memory of one layer."""
 
     key_width: int
-    """Elements per token and layer; 0 for a layer that keeps no keys."""
+    """Elements of a token's key, all heads together; 0 for a layer without keys."""
     value_width: int
-    """0 also if the values are read out of the keys (latent attention)."""
+    """Elements of a token's value; 0 also if values are part of the keys (latent attention)."""
     n_heads_kv: int
     window: int | None
-    """Tokens that it looks back, None for all of them."""
+    """Tokens that attention looks back; None: all."""
     state_bytes: int = 0
-    """Of a recurrent layer, whatever the context."""
+    """Bytes of a recurrent layer's state, which is the same for every context."""
 
     def cells(self, n_ctx: int, n_ubatch: int) -> int:
-        """Return the tokens that there is room for."""
+        """Return the number of tokens that the cache has room for."""
         n_cells = padded_context(n_ctx)
-        # llama-kv-cache-iswa.cpp: the window, and the tokens that are being processed.
+        # As llama-kv-cache-iswa.cpp: the window, and the tokens of one batch.
         return n_cells if self.window is None else min(n_cells, padded_context(self.window + n_ubatch))
 
     def n_bytes(self, n_ctx: int, n_ubatch: int, type_k: str, type_v: str) -> int:
-        """Return the bytes that are allocated."""
+        """Return the bytes that llama.cpp allocates for a context of ``n_ctx`` tokens."""
         token_bytes = row_bytes(type_k, self.key_width) + row_bytes(type_v, self.value_width)
         return self.state_bytes + self.cells(n_ctx, n_ubatch) * token_bytes
 
@@ -97,8 +97,8 @@ class LayerCache:
         return self.state_bytes + (depth if self.window is None else min(depth, self.window)) * token_bytes
 
 
-def per_layer(info: ModelInfo, key: str, default: int) -> list[int]:
-    """Return a number of the header for each layer, which it may give once or per layer."""
+def _per_layer(info: ModelInfo, key: str, default: int) -> list[int]:
+    """Return the number that the header has under ``key`` for each layer; the header gives one, or one per layer."""
     value: Any = info.metadata.get(f"{info.architecture}.{key}", default)
     if isinstance(value, dict):
         values = [int(item) for item in value.get("values", ())]
@@ -119,7 +119,7 @@ def _windows(info: ModelInfo) -> list[int | None]:
         return [None] * n
     if f"{architecture}.attention.sliding_window" in info.metadata and given == 0:
         return [None] * n
-    # What llama.cpp has as a constant, exaone4 and gemma2 may give otherwise.
+    # The headers of exaone4 and gemma2 may replace llama.cpp's constant.
     size = given if size is None or (given and architecture in ("exaone4", "gemma2")) else size
     if size == 0:
         return [None] * n
@@ -141,14 +141,14 @@ def _recurrent(info: ModelInfo, heads_kv: list[int]) -> list[bool]:
     if architecture in _EVERY_FOURTH_ATTENDS:
         every = _number(info, "full_attention_interval", 4)
         return [(layer + 1) % every != 0 for layer in range(n)]
-    # The other hybrids say that such a layer has no heads for keys.
+    # The headers of other hybrids give recurrent layers no heads for keys.
     hybrid = any(key.startswith(f"{architecture}.ssm.") for key in info.metadata) or architecture.startswith("lfm2")
-    widths = per_layer(info, "feed_forward_length", 0) if architecture.startswith("nemotron_h") else [0] * n
+    widths = _per_layer(info, "feed_forward_length", 0) if architecture.startswith("nemotron_h") else [0] * n
     return [hybrid and heads == 0 and width == 0 for heads, width in zip(heads_kv, widths, strict=True)]
 
 
 def _state_bytes(info: ModelInfo) -> int:
-    """Return what a recurrent layer keeps: hparams.n_embd_r() and n_embd_s(), in F32."""
+    """Return the bytes of a recurrent layer's state: hparams.n_embd_r() and n_embd_s(), in F32."""
     width, head = info.n_embd, _number(info, "wkv.head_size")
     if head:
         shifts = _number(info, "token_shift_count", 2)
@@ -157,26 +157,26 @@ def _state_bytes(info: ModelInfo) -> int:
         return 4 * width * (convolution - 1)
     kernel, inner, state = (_number(info, f"ssm.{key}") for key in ("conv_kernel", "inner_size", "state_size"))
     if head := _number(info, "kda.head_dim"):
-        n_heads = max(per_layer(info, "attention.head_count", 1))
+        n_heads = max(_per_layer(info, "attention.head_count", 1))
         return 4 * (3 * (kernel - 1 if kernel else 3) * n_heads * head + head * head * n_heads)
     groups = _number(info, "ssm.group_count")
     return 4 * (max(kernel - 1, 0) * (inner + 2 * groups * state) + state * inner)
 
 
 def layer_caches(info: ModelInfo) -> list[LayerCache]:
-    """Return what each layer keeps."""
+    """Return the memory of each layer."""
     n, architecture = info.n_layers, info.architecture
-    heads = per_layer(info, "attention.head_count", 0)
-    # Without the key, every head has keys of its own; llama.cpp reads it where it is given per layer, too.
+    heads = _per_layer(info, "attention.head_count", 0)
+    # Without head_count_kv, every head has keys of its own.
     has_kv = f"{architecture}.attention.head_count_kv" in info.metadata
-    heads_kv = per_layer(info, "attention.head_count_kv", 0) if has_kv else heads
+    heads_kv = _per_layer(info, "attention.head_count_kv", 0) if has_kv else heads
     default = info.n_embd // max(heads[0] if heads else 1, 1)
     full = [_number(info, f"attention.{part}_length", default) for part in ("key", "value")]
     short = [_number(info, f"attention.{part}_length_swa", full[i]) for i, part in enumerate(("key", "value"))]
     latent = _number(info, "attention.key_length_mla") > 0 and _number(info, "attention.value_length_mla") > 0
     windows, recurrent = _windows(info), _recurrent(info, heads_kv)
     n_with_kv = {"gemma3n": 20, "gemma4": n - _number(info, "attention.shared_kv_layers")}.get(architecture, n)
-    # The last ones only draft; llama.cpp gives the hybrids' no cache.
+    # The last layers may only draft; those of hybrids get no cache from llama.cpp.
     n_trunk = n - _number(info, "nextn_predict_layers")
     state_bytes = _state_bytes(info)
     caches = []

@@ -1,1 +1,1 @@
-"""What devices there are, and how fast they are."""
+"""The devices of a machine, and what they cost."""

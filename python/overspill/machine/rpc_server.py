@@ -1,4 +1,4 @@
-"""Offer this machine's devices to another one, with the ``ggml-rpc-server`` that came with the package."""
+"""Offer this machine's devices to another machine, with the ``ggml-rpc-server`` of the package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,20 @@ PROGRAM = Path(_core.__file__).parent / "lib" / f"ggml-rpc-server{'.exe' if sys.
 
 
 def serve(host: str, port: int, n_threads: int | None, devices: Sequence[str], report: Callable[[str], None]) -> None:
-    """Run the server until a signal ends it; tell ``report`` what it does, line by line.
+    """Run the server until a signal ends it.
+
+    Parameters
+    ----------
+    host
+        The name or IPv4 address to listen at; ``"0.0.0.0"`` for all of this machine.
+    port
+        The port, 1 to 65535.
+    n_threads
+        Threads of the CPU; None for the number of physical cores.
+    devices
+        Names of the devices to offer; empty for all.
+    report
+        Called with each line of the server's log.
 
     Raises
     ------
@@ -42,7 +55,7 @@ def serve(host: str, port: int, n_threads: int | None, devices: Sequence[str], r
     with _server(command) as server:
         _wait_until_it_answers(server, "127.0.0.1" if address == "0.0.0.0" else address, port)
         report(f"listening at {address}:{port}; Ctrl-C ends it")
-        ours = ["Accepted client connection", "Client connection closed"]  # by which we saw that it answers
+        ours = ["Accepted client connection", "Client connection closed"]  # of the check that it answers
         for line in _lines(server):
             if line in ours:
                 ours.remove(line)
@@ -54,11 +67,11 @@ def serve(host: str, port: int, n_threads: int | None, devices: Sequence[str], r
 
 
 def _try_to_listen(host: str, port: int) -> str:
-    """Return the IPv4 address; the server itself takes no names, and does not say why it cannot listen."""
+    """Return the IPv4 address of ``host``. The server takes no names, and does not say why it cannot listen."""
     try:
         address = socket.gethostbyname(host)
         with socket.socket() as probe:
-            if sys.platform != "win32":  # where it would let two programs listen
+            if sys.platform != "win32":  # there, the option lets two programs listen
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
     except OSError as error:
@@ -68,7 +81,7 @@ def _try_to_listen(host: str, port: int) -> str:
 
 @contextmanager
 def _server(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """Run the server, which must not outlive us."""
+    """Run the server; end it when the block is left, on SIGTERM too."""
 
     def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
@@ -100,7 +113,7 @@ def _wait_until_it_answers(server: subprocess.Popen[str], host: str, port: int, 
 
 
 def _lines(server: subprocess.Popen[str]) -> Iterator[str]:
-    """Yield what the server prints, without its own many lines of warning and what we have said ourselves."""
+    """Yield the lines that the server prints, without its warnings and what ``serve`` itself reports."""
     assert server.stdout is not None
     noise = (
         *("!!!", "WARNING: Host", "Never expose the RPC server", "This is an experimental feature"),

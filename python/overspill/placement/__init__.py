@@ -1,1 +1,1 @@
-"""What is stored on which device."""
+"""The device of each part of a model."""

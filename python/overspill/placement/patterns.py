@@ -1,4 +1,4 @@
-"""Few and short regular expressions that find given tensors by name, and no others."""
+"""Few and short regular expressions that match the names of given tensors, and no others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["patterns_for"]
 
 @dataclass
 class _Group:
-    """Layers that share one pattern: of each of their tensors it says whether it is wanted."""
+    """Layers that share one pattern, and the names that it must and must not match."""
 
     layers: list[int]
     wanted: set[str]
@@ -22,11 +22,20 @@ class _Group:
 
 
 def patterns_for(moved: Mapping[str, str], names: Iterable[str], devices: Sequence[str]) -> list[tuple[str, str]]:
-    """Return few regular expressions that find exactly the tensors in ``moved``, and their devices.
+    """Return regular expressions that match exactly the tensors in ``moved``, each with its device.
 
-    They hold no comma and no equals sign, which llama-server's command line would take for its own.
+    They have no comma and no equals sign, which have a meaning on llama-server's command line.
+
+    Parameters
+    ----------
+    moved
+        The devices of tensors, by name.
+    names
+        The names of all tensors of the model.
+    devices
+        The devices, in the order of the result.
     """
-    # By device, and by what comes before a layer's number; what is in no layer counts as one layer.
+    # By the text before a layer's number, and the number; tensors outside of layers count as one layer.
     layers: dict[tuple[str, int | None], list[str]] = {}
     for name in names:
         layer = layer_of(name)
@@ -58,7 +67,7 @@ def patterns_for(moved: Mapping[str, str], names: Iterable[str], devices: Sequen
 
 
 def _numbers_pattern(numbers: Iterable[int]) -> str:
-    """Return what matches these numbers: ``([0-9]|1[0-5])``."""
+    """Return a pattern of these numbers, such as ``([0-9]|1[0-5])``."""
     tens: dict[int, list[int]] = {}
     for number in sorted(numbers):
         tens.setdefault(number // 10, []).append(number % 10)
@@ -77,19 +86,19 @@ def _numbers_pattern(numbers: Iterable[int]) -> str:
 
 
 def _names_pattern(group: _Group) -> str:
-    """Return what matches the wanted names of a group and none of the others."""
+    """Return a pattern of the wanted names of a group that matches none of the others."""
     if group.layers and not group.unwanted:
         return ""
     spoilt = {rest.partition(".")[0] for rest in group.unwanted}
     stems = sorted({rest.partition(".")[0] for rest in group.wanted} - spoilt)
     single = sorted(rest for rest in group.wanted if rest.partition(".")[0] in spoilt)
-    # With or without a suffix such as .weight, what follows a stem is no letter of its word.
+    # A stem ends at a word boundary, with or without a suffix such as .weight.
     whole = [f"{_stems_pattern(stems)}\\b"] if stems else []
     return _alternatives([*whole, *(f"{re.escape(rest)}$" for rest in single)])
 
 
 def _stems_pattern(stems: Sequence[str]) -> str:
-    """Return an alternative of words; what all begin or end with is written once: ``ffn_(down|up)_exps``."""
+    """Return a pattern of stems; words that all begin or end with are written once: ``ffn_(down|up)_exps``."""
     if len(stems) == 1:
         return re.escape(stems[0])
     words = [stem.split("_") for stem in stems]
@@ -102,7 +111,7 @@ def _stems_pattern(stems: Sequence[str]) -> str:
 
 
 def _n_common(sequences: Sequence[Sequence[str]]) -> int:
-    """Return how many items all begin with."""
+    """Return the number of items that all sequences have in common at their beginning."""
     return sum(1 for _ in takewhile(lambda items: len(set(items)) == 1, zip(*sequences, strict=False)))
 
 
