@@ -26,7 +26,7 @@ from overspill.placement.assignment import Assignment
 from overspill.placement.placement import Placement
 from overspill.placement.rules import mapping_rules
 from overspill.planning.forecast import Estimate, Forecast, device_number
-from overspill.planning.search import Pins, Search
+from overspill.planning.search import Pins, Search, whole_layers
 from overspill.planning.settings import Settings, checked_settings
 from overspill.planning.workload import Arrangement, Workload
 
@@ -43,11 +43,10 @@ class Plan(Placement):
         """Put everything on the CPU; :func:`plan` makes better ones."""
         super().__init__(info, [device.name for device in hardware.gpus])
         self.info, self.hardware, self.settings = info, hardware, settings
-        self.whole_layers_tokens_per_s: float | None = None
-        """What the best split by whole layers would do, if one was looked for."""
         self.pins: Mapping[str, Any] = {}
         """What was decided before it was planned, as for :func:`plan`."""
         self._kept: tuple[Assignment, Estimate] | None = None
+        self._whole_layers: Workload | float | None = None
 
     def _keep(self, estimate: Estimate) -> Estimate:
         self._kept = (self._assignment, estimate)
@@ -64,6 +63,19 @@ class Plan(Placement):
     def forecast(self) -> Forecast:
         """Return how fast it is and what it needs; see :class:`Forecast`."""
         return self.estimate().forecast
+
+    @property
+    def whole_layers_tokens_per_s(self) -> float | None:
+        """Decoding with the best split by whole layers; None if something was pinned, or no such split fits."""
+        if isinstance(self._whole_layers, Workload):
+            work = self._whole_layers
+            whole = whole_layers(work)
+            self._whole_layers = None if whole is None else 1 / work.evaluate(whole).seconds
+        return self._whole_layers
+
+    @whole_layers_tokens_per_s.setter
+    def whole_layers_tokens_per_s(self, tokens_per_s: float | None) -> None:
+        self._whole_layers = tokens_per_s
 
     def _lines(self) -> list[str]:
         outlook = self.forecast()
@@ -90,9 +102,7 @@ class Plan(Placement):
     def copy(self) -> Plan:
         """Return another one that is equal, to edit."""
         copy = Plan(self.info, self.hardware, self.settings)
-        copy.__dict__.update(super().copy().__dict__)
-        copy.whole_layers_tokens_per_s, copy.pins = self.whole_layers_tokens_per_s, self.pins
-        copy._kept = self._kept
+        copy.__dict__.update(self.__dict__ | super().copy().__dict__)
         return copy
 
 
@@ -154,13 +164,12 @@ def plan_for(info: ModelInfo, hardware: Hardware, settings: Settings, pins: Mapp
     """Return the fastest plan; see :func:`plan`."""
     pinned, fixed = _pins(info, hardware, pins)
     work = Workload(info, hardware, settings, pinned)
-    search = Search(work, fixed)
-    result, best = Plan(info, hardware, settings), search.best()
+    best = Search(work, fixed).best()
+    result = Plan(info, hardware, settings)
     _apply(result, work, best)
     result.pins, result.kv_bytes_by_layer = pins, work.kv_bytes
     result._keep(Estimate(work, best))
-    if not pins and (whole := search.whole_layers()) is not None:
-        result.whole_layers_tokens_per_s = 1 / work.evaluate(whole).seconds
+    result._whole_layers = None if pins else work
     return result
 
 
@@ -201,23 +210,26 @@ def _pins(info: ModelInfo, hardware: Hardware, mapping: Mapping[str, Any]) -> tu
 def _apply(placement: Placement, work: Workload, arranged: Arrangement) -> None:
     """Put everything where the arrangement has it."""
     names = [device.name for device in work.devices]
+    layers_by_part: dict[tuple[str, int], list[int]] = {}
+    overrides: list[tuple[str, str]] = []
     for layer, (kv, devices) in enumerate(zip(arranged.kv, arranged.groups, strict=True)):
+        layers_by_part.setdefault(("kv", kv), []).append(layer)
         kind = work.kinds[layer]
-        placement.assign(layers=layer, part="kv", device=names[kv])
-        places: dict[str, Counter[int]] = {}
-        by_stem = {stem: devices[group] for stem, group in kind.group_of.items()}
-        for stem, device in by_stem.items():
-            places.setdefault(part_of(f"blk.{layer}.{stem}"), Counter())[device] += 1
-        for part, counts in places.items():
+        places: dict[str, dict[str, int]] = {}
+        for stem, weight in kind.weights.items():
+            places.setdefault(kind.parts[weight.name], {})[stem] = devices[kind.group_of[weight.name]]
+        for part, by_stem in places.items():
+            counts = Counter(by_stem.values())
             most = counts.most_common(1)[0][0]
-            placement.assign(layers=layer, part=part, device=names[most])
+            layers_by_part.setdefault((part, most), []).append(layer)
             for device in set(counts) - {most}:
                 # A matrix and its bias go together.
-                stems = sorted(
-                    {stem.split(".")[0] for stem, place in by_stem.items()
-                     if place == device and part_of(f"blk.{layer}.{stem}") == part}
-                )  # fmt: skip
+                stems = sorted({stem.split(".")[0] for stem, place in by_stem.items() if place == device})
                 choice = stems[0] if len(stems) == 1 else f"({'|'.join(stems)})"
-                placement.override(rf"^blk\.{layer}\.{choice}\.", names[device])
+                overrides.append((rf"^blk\.{layer}\.{choice}\.", names[device]))
+    for (part, device), layers in layers_by_part.items():
+        placement.assign(layers=layers, part=part, device=names[device])
+    for pattern, name in overrides:
+        placement.override(pattern, name)
     placement.output = names[arranged.output]
     placement.embedding = names[arranged.embedding]

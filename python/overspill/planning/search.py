@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, NamedTuple, TypeAlias
 
-from overspill.planning.workload import Arrangement, Workload
+from overspill.planning.layer_kinds import LayerKind
+from overspill.planning.workload import Arrangement, Use, Workload
 
-__all__ = ["Pins", "Search"]
+__all__ = ["Pins", "Search", "whole_layers"]
 
 _Order: TypeAlias = Literal["last", "first", "small"]
 _Consider: TypeAlias = "Callable[[_Plan], tuple[int, float] | None]"
@@ -41,6 +42,28 @@ class _Plan(NamedTuple):
     """Whether what is left of the GPUs is filled with matrices of the CPU's layers."""
 
 
+@dataclass(eq=False)
+class _Groups:
+    """The groups of tensors of the layers of a kind that are not pinned, besides attention."""
+
+    kind: LayerKind
+    dense: list[int]
+    dense_bytes: int
+    matrices: list[int]
+    matrix_bytes: int
+    start: list[int]
+    """Devices of all groups: those that are pinned where they must be, the others on the CPU."""
+
+    @classmethod
+    def of(cls, kind: LayerKind, cpu: int) -> _Groups:
+        free = [group for group, (_, device) in enumerate(kind.groups) if device is None]
+        dense = [group for group in free if kind.groups[group][0] == "dense"]
+        matrices = [group for group in free if kind.is_matrix_group(group)]
+        dense_bytes, matrix_bytes = (sum(kind.group_bytes[group] for group in part) for part in (dense, matrices))
+        start = [cpu if device is None else device for _, device in kind.groups]
+        return cls(kind, dense, dense_bytes, matrices, matrix_bytes, start)
+
+
 class Search:
     """The search for one workload."""
 
@@ -48,27 +71,16 @@ class Search:
         """Prepare; ``pins`` must be ones that llama.cpp can do, see :meth:`best`."""
         self.work, self.pins, self.cpu = work, pins, work.cpu
         self.gpus = list(range(work.cpu))
-        kinds = work.kinds
-        self._free = [[group for group, (_, device) in enumerate(kind.groups) if device is None] for kind in kinds]
-        self._matrices = [
-            [group for group in free if kind.is_matrix_group(group)]
-            for kind, free in zip(kinds, self._free, strict=True)
-        ]
-        self._dense = [
-            [group for group in free if kind.groups[group][0] == "dense"]
-            for kind, free in zip(kinds, self._free, strict=True)
-        ]
-        self._matrix_bytes = [
-            sum(kind.group_bytes[group] for group in matrices)
-            for kind, matrices in zip(kinds, self._matrices, strict=True)
-        ]
-        self._start = [[self.cpu if device is None else device for _, device in kind.groups] for kind in kinds]
+        groups = {kind: _Groups.of(kind, work.cpu) for kind in dict.fromkeys(work.kinds)}
+        self._groups = [groups[kind] for kind in work.kinds]
+        self._with_attention: dict[tuple[_Groups, int], tuple[list[int], list[tuple[int, int]]]] = {}
         self._guess = [0] * len(work.devices)
 
     # --- arrangements
 
     def _orders(self) -> tuple[_Order, ...]:
-        return ("last", "first", "small") if len({n for n in self._matrix_bytes if n}) > 1 else ("last",)
+        sizes = {groups.matrix_bytes for groups in self._groups if groups.matrix_bytes}
+        return ("last", "first", "small") if len(sizes) > 1 else ("last",)
 
     def build(
         self, plan: _Plan, compute: Sequence[int], *, anyhow: bool = False
@@ -80,7 +92,6 @@ class Search:
             kv += [gpu] * count
         if any(pin is not None and pin != device for pin, device in zip(self.pins.kv, kv, strict=True)):
             return None, []
-        groups = [list(devices) for devices in self._start]
         embedding = cpu if self.pins.embedding is None else self.pins.embedding
         arranged = Arrangement(kv, [], plan.output, embedding)
         room = [work.devices[gpu].memory_bytes - work.settings.margin_bytes - compute[gpu] for gpu in self.gpus] + [
@@ -88,45 +99,56 @@ class Search:
         ]
         for device, n_bytes in enumerate(work.head_bytes(arranged)):
             room[device] -= n_bytes
-        for layer in range(n):
-            device, sizes = kv[layer], work.kinds[layer].group_bytes
-            room[device] -= work.kv_bytes[layer]
-            for group, (name, pin) in enumerate(work.kinds[layer].groups):
-                if pin is not None:
-                    room[pin] -= sizes[group]
-                elif name == "attention":
-                    groups[layer][group] = device
-                    room[device] -= sizes[group]
-        used = {gpu for gpu, _ in plan.runs} | {device for layer in groups for device in layer} | {plan.output}
+        groups: list[list[int]] = []
+        for of_layer, device, kv_bytes in zip(self._groups, kv, work.kv_bytes, strict=True):
+            devices, taken = self._decided(of_layer, device)
+            groups.append([*devices])
+            room[device] -= kv_bytes
+            for place, n_bytes in taken:
+                room[place] -= n_bytes
+        used = {gpu for gpu, _ in plan.runs}.union([plan.output], *groups)
         if not anyhow and any(room[gpu] < 0 for gpu in used if gpu != cpu):
             return None, room
 
-        def move(layer: int, wanted: Sequence[int], gpu: int) -> None:
-            need = sum(work.kinds[layer].group_bytes[group] for group in wanted)
-            if 0 < need <= room[gpu]:
-                room[gpu] -= need
+        def move(layer: int, wanted: Sequence[int], n_bytes: int, gpu: int) -> None:
+            if 0 < n_bytes <= room[gpu]:
+                room[gpu] -= n_bytes
                 for group in wanted:
                     groups[layer][group] = gpu
 
         with_kv = [layer for layer in reversed(range(n)) if kv[layer] != cpu]
         for layer in with_kv:
-            move(layer, self._dense[layer], kv[layer])
+            move(layer, self._groups[layer].dense, self._groups[layer].dense_bytes, kv[layer])
         for layer in self._in_order(with_kv, plan.order):
-            move(layer, self._matrices[layer], kv[layer])
+            move(layer, self._groups[layer].matrices, self._groups[layer].matrix_bytes, kv[layer])
         if plan.spills:
             nearest = [gpu for gpu, _ in plan.runs] or self.gpus
             for layer in reversed(range(n)):
                 if kv[layer] == cpu:
+                    one = self._groups[layer]
                     for gpu in nearest:
-                        if groups[layer] == self._start[layer]:
-                            move(layer, [*self._dense[layer], *self._matrices[layer]], gpu)
+                        if groups[layer] == one.start:
+                            move(layer, [*one.dense, *one.matrices], one.dense_bytes + one.matrix_bytes, gpu)
         arranged.groups = [tuple(devices) for devices in groups]
         return arranged, room
+
+    def _decided(self, groups: _Groups, device: int) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the devices of a layer's groups, attention on one of them, and devices and bytes of what is decided."""
+        key = (groups, device)
+        if key not in self._with_attention:
+            devices, taken = [*groups.start], list[tuple[int, int]]()
+            for group, (name, pin) in enumerate(groups.kind.groups):
+                if pin is None and name == "attention":
+                    devices[group] = device
+                if pin is not None or name == "attention":
+                    taken.append((devices[group], groups.kind.group_bytes[group]))
+            self._with_attention[key] = devices, taken
+        return self._with_attention[key]
 
     def _in_order(self, layers: list[int], order: _Order) -> list[int]:
         if order == "first":
             return layers[::-1]
-        return sorted(layers, key=lambda layer: self._matrix_bytes[layer]) if order == "small" else layers
+        return sorted(layers, key=lambda layer: self._groups[layer].matrix_bytes) if order == "small" else layers
 
     def _fill(self, arranged: Arrangement, room: list[int]) -> Arrangement:
         """Bring single matrices to the GPUs with what is left there."""
@@ -153,7 +175,7 @@ class Search:
             if gpu == self.cpu or alike in tried:
                 continue
             tried.add(alike)
-            here = [group for group in self._matrices[layer] if devices[group] == self.cpu]
+            here = [group for group in self._groups[layer].matrices if devices[group] == self.cpu]
             for n in range(1, len(here) + 1):
                 for chosen in combinations(here, n):
                     need = sum(work.kinds[layer].group_bytes[group] for group in chosen)
@@ -164,27 +186,11 @@ class Search:
                     groups[layer] = moved
                     yield Arrangement(arranged.kv, groups, arranged.output, arranged.embedding), gpu, need
 
-    def whole_layers(self) -> Arrangement | None:
-        """Return the largest number of whole layers that fits on the first GPU, as llama.cpp counts them, if any."""
-        work, cpu = self.work, self.cpu
-        layers = [sum(kind.group_bytes) + kv_bytes for kind, kv_bytes in zip(work.kinds, work.kv_bytes, strict=True)]
-        # All, and then as many fewer as the excess must be worth.
-        count = work.n_layers if self.gpus else -1
-        while count >= 0:
-            kv = [cpu] * (work.n_layers - count) + [0] * count
-            groups = [(device,) * len(kind.groups) for device, kind in zip(kv, work.kinds, strict=True)]
-            arranged = Arrangement(kv, groups, 0, cpu)
-            excess = self._excess(arranged)
-            if excess <= 0:
-                return arranged
-            count -= max(1, excess // max(1, *layers))
-        return None
-
     def _routers_to_experts(self, arranged: Arrangement) -> Arrangement:
         """Keep routers on the CPU where all experts are, if that is faster: the GPU has its costs for each step."""
         groups = [*arranged.groups]
         for layer, devices in enumerate(groups):
-            matrices, dense = self._matrices[layer], self._dense[layer]
+            matrices, dense = self._groups[layer].matrices, self._groups[layer].dense
             if matrices and dense and all(devices[group] == self.cpu for group in matrices):
                 groups[layer] = tuple(self.cpu if group in dense else device for group, device in enumerate(devices))
         trial = Arrangement(arranged.kv, groups, arranged.output, arranged.embedding)
@@ -215,7 +221,8 @@ class Search:
             return min(finished, key=lambda found: found[0])[1]
         nearest = [self.build(plan, self._guess, anyhow=True) for plan in plans]
         return min(
-            (arranged for arranged, _ in nearest if arranged is not None), key=lambda arranged: self._excess(arranged)
+            (arranged for arranged, _ in nearest if arranged is not None),
+            key=lambda arranged: _excess_bytes(self.work, arranged, self.work.evaluate(arranged)),
         )
 
     def _plans(self) -> list[_Plan]:
@@ -357,26 +364,41 @@ class Search:
             arranged = self._routers_to_experts(self._fill(arranged, room))
             actual = self.work.compute_bytes(arranged)
             use = self.work.evaluate(arranged)
-            if self._excess(arranged) <= 0 and (best is None or use.seconds < best[0]):
+            if _excess_bytes(self.work, arranged, use) <= 0 and (best is None or use.seconds < best[0]):
                 best = (use.seconds, arranged)
             if all(now == before for now, before in zip(actual, compute, strict=True)):
                 break
             compute = actual if best is not None else [max(pair) for pair in zip(actual, compute, strict=True)]
         return best
 
-    def _excess(self, arranged: Arrangement) -> int:
-        """Return the bytes that are too many on the fullest GPU."""
-        work = self.work
-        use, compute = work.evaluate(arranged), work.compute_bytes(arranged)
-        used = work.used(arranged.kv, arranged.output, arranged.groups)
-        return max(
-            (
-                use.weights_bytes[gpu]
-                + use.kv_bytes[gpu]
-                + compute[gpu]
-                + work.settings.margin_bytes
-                - work.devices[gpu].memory_bytes
-                for gpu in used
-            ),
-            default=0,
-        )
+
+def whole_layers(work: Workload) -> Arrangement | None:
+    """Return the largest number of whole layers that fits on the first GPU, as llama.cpp counts them, if any."""
+    layers = [sum(kind.group_bytes) + kv_bytes for kind, kv_bytes in zip(work.kinds, work.kv_bytes, strict=True)]
+    # All, and then as many fewer as the excess must be worth.
+    count = work.n_layers if work.cpu > 0 else -1
+    while count >= 0:
+        kv = [work.cpu] * (work.n_layers - count) + [0] * count
+        groups = [(device,) * len(kind.groups) for device, kind in zip(kv, work.kinds, strict=True)]
+        arranged = Arrangement(kv, groups, 0, work.cpu)
+        excess = _excess_bytes(work, arranged, work.evaluate(arranged))
+        if excess <= 0:
+            return arranged
+        count -= max(1, excess // max(1, *layers))
+    return None
+
+
+def _excess_bytes(work: Workload, arranged: Arrangement, use: Use) -> int:
+    """Return the bytes that are too many on the fullest GPU."""
+    compute = work.compute_bytes(arranged)
+    return max(
+        (
+            use.weights_bytes[gpu]
+            + use.kv_bytes[gpu]
+            + compute[gpu]
+            + work.settings.margin_bytes
+            - work.devices[gpu].memory_bytes
+            for gpu in work.used(arranged)
+        ),
+        default=0,
+    )

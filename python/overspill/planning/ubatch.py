@@ -59,7 +59,7 @@ def trade_around(planned: Plan, ubatches: Sequence[int] = _UBATCHES) -> list[Uba
         one = planned if is_planned else plan_for(planned.info, planned.hardware, settings, planned.pins)
         work, arranged = one.estimate().work, one.estimate().arranged
         use, compute = work.evaluate(arranged), work.compute_bytes(arranged)
-        taker = work.takes_over(arranged.kv, arranged.output, arranged.groups)
+        taker = work.takes_over(arranged)
         in_ram = use.weights_bytes[work.cpu] - work.fixed_bytes["embedding"] * (arranged.embedding == work.cpu)
         ceiling = float("inf")
         if taker is not None and in_ram > 0 and n_ubatch >= OFFLOAD_TOKENS:

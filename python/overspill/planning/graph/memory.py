@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from math import prod
 
-from overspill.planning.graph.nodes import VIEW, Node, Step
+from overspill.planning.graph.nodes import Node, Step
 from overspill.planning.graph.schedule import pieces
 
 __all__ = ["compute_bytes"]
@@ -61,75 +61,66 @@ class _Memory:
 _ALIGNMENT = 128  # CUDA's; the CPU's is less
 
 
-def _padded(n_bytes: int) -> int:
-    return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
-
-
 def compute_bytes(step: Step, n_devices: int) -> list[int]:
     """Return the bytes that an assigned step needs on each device besides weights and caches."""
     memories = [_Memory() for _ in range(n_devices)]
-    # Offset, size and device of what has memory of its own.
-    held: dict[int, tuple[int, int, int]] = {}
-    children: dict[int, int] = {}
-    views: dict[int, int] = {}
-    replaced: dict[tuple[int, int], Node] = {}
-    order: list[tuple[Node, int, list[Node]]] = []
-    external = {id(leaf) for leaf in step.leaves if leaf.op in ("weight", "cache", "table")}
-    for piece in pieces(step):
-        for source in piece.copied:
-            copy = Node("copy", source.shape, n_bytes=source.n_bytes or 4 * prod(source.shape), strided=source.strided)
-            replaced[id(source), piece.device] = copy
-            # Keeps the original until it is copied.
-            order.append((Node("keep", (0,), n_bytes=0, base=source), 0, [source]))
-            order.append((copy, piece.device, []))
-        for node in piece.nodes:
-            if node.op == VIEW:
-                order.append((node, piece.device, list(node.sources)))
-            else:
-                sources = [replaced.get((id(source), piece.device), source) for source in node.sources]
-                order.append((node, piece.device, sources))
+    order = _in_order(step)
+    for leaf in step.leaves:
+        leaf.held, leaf.n_uses = None, 0
+    for node, _, _ in order:
+        node.held, node.n_uses = None, 0
+    for _, _, sources in order:
+        for source in sources:
+            (source.base or source).n_uses += 1
 
-    def allocate(node: Node, device: int, sources: Iterable[Node]) -> None:
-        if id(node) in held or id(node) in external or node.base is not None:
-            return
-        size = _padded(node.n_bytes)
+    def place(node: Node, device: int, sources: Sequence[Node]) -> None:
+        size = -(-node.n_bytes // _ALIGNMENT) * _ALIGNMENT
         if node.op in _IN_PLACE:
             for source in sources:
                 # What is seen through a view is not used again.
                 if (
-                    id(source) in held
+                    source.held is not None
+                    and source.n_uses == 1
                     and source.shape == node.shape
                     and not (source.strided or node.strided)
-                    and children.get(id(source)) == 1
-                    and not views.get(id(source), 0)
                 ):
-                    offset, old_size, place = held.pop(id(source))
-                    held[id(node)] = (offset, size, place)
-                    memories[place].give(offset + size, old_size - size)
+                    offset, old_size, held_on = source.held
+                    source.held, node.held = None, (offset, size, held_on)
+                    memories[held_on].give(offset + size, old_size - size)
                     return
-        held[id(node)] = (memories[device].take(size), size, device)
+        node.held = (memories[device].take(size), size, device)
 
     for leaf in step.leaves:
-        allocate(leaf, n_devices - 1, ())
-    for node, _, sources in order:
-        if node.base is not None and node.op != "keep":
-            views[id(node.base)] = views.get(id(node.base), 0) + 1
-        for source in sources:
-            children[id(source)] = children.get(id(source), 0) + 1
+        if leaf.op == "input":
+            place(leaf, n_devices - 1, ())
     last = order[-1][0]
     for node, device, sources in order:
-        allocate(node, device, sources)
+        if node.base is None:
+            place(node, device, sources)
         for source in sources:
-            children[id(source)] -= 1
-            if children[id(source)] or views.get(id(source), 0):
-                continue
-            owner = source
-            if source.base is not None:
-                owner = source.base
-                views[id(owner)] -= 1
-                if views[id(owner)] or children.get(id(owner), 0):
-                    continue
-            if id(owner) in held and owner is not last:
-                offset, size, place = held.pop(id(owner))
-                memories[place].give(offset, size)
+            owner = source.base or source
+            owner.n_uses -= 1
+            if not owner.n_uses and owner.held is not None and owner is not last:
+                offset, size, held_on = owner.held
+                memories[held_on].give(offset, size)
+                owner.held = None
     return [memory.highest for memory in memories]
+
+
+def _in_order(step: Step) -> list[tuple[Node, int, Sequence[Node]]]:
+    """Return the operations of an assigned step, and the copies between devices, with their devices and sources."""
+    order: list[tuple[Node, int, Sequence[Node]]] = []
+    copies: dict[tuple[Node, int], Node] = {}
+    for piece in pieces(step):
+        for source in piece.copied:
+            n_bytes = source.n_bytes or 4 * prod(source.shape)
+            copies[source, piece.device] = copy = Node("copy", source.shape, n_bytes=n_bytes, strided=source.strided)
+            # Keeps the original until it is copied.
+            order.append((Node("keep", (0,), n_bytes=0, base=source), 0, [source]))
+            order.append((copy, piece.device, ()))
+        for node, foreign in piece.nodes:
+            sources = node.sources
+            if foreign:
+                sources = [copies[source, piece.device] if source in foreign else source for source in sources]
+            order.append((node, piece.device, sources))
+    return order

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 
-__all__ = ["VIEW", "GraphInputs", "LayerShape", "LayerWeights", "Node", "Step", "Weight"]
-
+__all__ = ["STAYING", "VIEW", "GraphInputs", "Layer", "Node", "Step", "Weight"]
 
 VIEW = "view"
+STAYING = frozenset(("weight", "cache", "table"))
+"""What has a place that llama.cpp does not choose."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Weight:
     """A tensor of the file."""
 
@@ -21,14 +22,37 @@ class Weight:
     n_bytes: int
 
 
-LayerWeights = Mapping[str, Weight]
-"""The weights of a layer by what follows ``blk.N.`` in their names."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A layer: its weights, and what they do not tell."""
+
+    weights: Mapping[str, Weight]
+    """By what follows ``blk.N.`` in their names."""
+    key_width: int
+    """Of one head, as in :attr:`value_width`."""
+    value_width: int
+    n_heads_kv: int
+    key_bytes: int
+    """Of the cache of a layer, as in :attr:`value_bytes`, which counts what is read of the keys if there are no
+    values."""
+    value_bytes: int
+    window: bool
+    n_used: int
+    """Experts that a token passes through."""
+    router: str
+    """``"softmax of the chosen"``, ``"normalised"`` or ``"plain"``."""
+    device: int
+    """Of the layer's cache. Only layers with a table of rotary frequencies depend on it, so that one may stand for all
+    devices without."""
 
 
 class Node:
     """An operation, or a weight, a cache or an input that operations take."""
 
-    __slots__ = ("base", "device", "forced", "n_bytes", "op", "shape", "sources", "strided", "weight")
+    __slots__ = (
+        *("base", "device", "forced", "held", "n_bytes", "n_uses", "op", "place", "reads", "shape", "sources"),
+        *("staying", "strided", "weight"),
+    )
 
     def __init__(
         self,
@@ -39,14 +63,21 @@ class Node:
         n_bytes: int | None = None,
         base: Node | None = None,
         strided: bool = False,
+        place: int = 0,
     ) -> None:
-        """Make one; a view has the ``base`` in whose memory it lies."""
-        self.op, self.shape, self.sources, self.strided = op, shape, sources, strided
+        """Make one; a view has the ``base`` in whose memory it lies, and ``place`` counts the layers of a step."""
+        self.op, self.shape, self.sources, self.place = op, shape, sources, place
+        self.base, self.strided = base, strided
         self.n_bytes = 4 * prod(shape) if n_bytes is None else n_bytes
-        self.base = base
-        self.weight: str | int | None = None  # a weight's name, or the layer of a cache
-        self.forced: int | None = None  # the layer on whose device llama.cpp insists
+        self.weight: Weight | None = None
+        self.forced = False  # whether llama.cpp insists on the device of the layer
+        # Of the sources what llama.cpp does not move, and the first weight: set when it is added to a step.
+        self.staying: Sequence[Node] = ()
+        self.reads: Node | None = None
         self.device: int | None = None
+        # While memory is laid out: how often it is still to be used, and the offset, size and device of its memory.
+        self.n_uses = 0
+        self.held: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,41 +93,9 @@ class GraphInputs:
     turn_v: int = 0
 
 
-@dataclass
-class Step:
-    """The operations of one step in their order."""
-
-    n_tokens: int
-    nodes: list[Node] = field(default_factory=list)
-    leaves: list[Node] = field(default_factory=list)
-    seen: set[int] = field(default_factory=set)
-
-    def expand(self, node: Node) -> None:
-        """Add what ``node`` needs, from left to right, then itself, as ggml_build_forward_expand() does."""
-        if id(node) in self.seen:
-            return
-        self.seen.add(id(node))
-        for source in node.sources:
-            self.expand(source)
-        (self.nodes if node.sources else self.leaves).append(node)
-
-
 @dataclass(frozen=True, slots=True)
-class LayerShape:
-    """What the weights of a layer do not tell."""
+class Step:
+    """The operations of one step in their order, without views, and what they take."""
 
-    key_width: int
-    """Of one head, as in :attr:`value_width`."""
-    value_width: int
-    n_heads_kv: int
-    key_bytes: int
-    """Of the cache of a layer, as in :attr:`value_bytes`, which counts what is read of the keys if there are no
-    values."""
-    value_bytes: int
-    window: bool
-    n_used: int
-    """Experts that a token passes through."""
-    router: str
-    """``"softmax of the chosen"``, ``"normalised"`` or ``"plain"``."""
-    device: int
-    """Where the layer's cache lies."""
+    nodes: list[Node]
+    leaves: list[Node]

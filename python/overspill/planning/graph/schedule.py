@@ -5,14 +5,13 @@ Both as ggml-backend.cpp's scheduler decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from overspill.planning.graph.nodes import VIEW, Node, Step
+from overspill.planning.graph.nodes import Node, Step, Weight
 
-__all__ = ["OFFLOAD_TOKENS", "assign", "pieces"]
-
+__all__ = ["OFFLOAD_TOKENS", "Piece", "assign", "pieces"]
 
 OFFLOAD_TOKENS = 32
 """From this many rows on, a GPU that can takes over an operation whose weight lies in the CPU's memory."""
@@ -21,8 +20,8 @@ OFFLOAD_TOKENS = 32
 def assign(
     step: Step,
     cpu: int,
-    device_of_weight: Callable[[str], int],
-    device_of_layer: Callable[[int], int],
+    device_of_weight: Callable[[Weight, int], int],
+    devices_of_layers: Sequence[int],
     *,
     forces: bool,
     takes_over: int | None,
@@ -35,8 +34,10 @@ def assign(
         The operations.
     cpu
         The CPU's number.
-    device_of_weight, device_of_layer
-        Where a weight lies by its name, and a layer's cache by its number.
+    device_of_weight
+        Returns where a weight lies; the layer of the step that it belongs to comes with it, or -1.
+    devices_of_layers
+        Where the cache of each layer of the step lies.
     forces
         Whether norms are kept with their layer: in decoding, and where everything is on GPUs.
     takes_over
@@ -44,27 +45,26 @@ def assign(
     """
     for leaf in step.leaves:
         if leaf.op == "weight":
-            leaf.device = device_of_weight(str(leaf.weight))
-        elif leaf.op in ("cache", "table"):
-            leaf.device = device_of_layer(int(leaf.weight or 0))
-        else:
+            assert leaf.weight is not None
+            leaf.device = device_of_weight(leaf.weight, leaf.place)
+        elif leaf.op == "cache":
+            leaf.device = devices_of_layers[leaf.place]
+        elif leaf.op == "input":
             leaf.device = cpu
-    nodes = [node for node in step.nodes if node.op != VIEW]
+    nodes = step.nodes
     for node in nodes:
         node.device = None
-        if forces and node.forced is not None:
-            node.device = device_of_layer(node.forced)
+        if forces and node.forced:
+            node.device = devices_of_layers[node.place]
         elif node.base is not None:
             node.device = node.base.device
-        elif node.op not in ("rope", "flash_attn"):
-            weight = next((source for source in node.sources if source.op == "weight"), None)
-            if weight is not None:
-                node.device = weight.device
-                if takes_over is not None and weight.device == cpu and _n_rows(node) >= OFFLOAD_TOKENS:
-                    node.device = takes_over
+        elif node.reads is not None and node.op != "flash_attn":
+            node.device = node.reads.device
+            if takes_over is not None and node.device == cpu and _n_rows(node) >= OFFLOAD_TOKENS:
+                node.device = takes_over
     # Neighbours follow: first those of GPUs, downwards and then upwards, then the rest.
     for gpus_only in (True, False):
-        for direction in (nodes, nodes[::-1]):
+        for direction in (nodes, reversed(nodes)):
             current: int | None = None
             for node in direction:
                 if node.device is not None:
@@ -74,14 +74,11 @@ def assign(
     for node in nodes:
         if node.device is None:
             node.device = cpu
-    for node in step.nodes:
-        if node.op == VIEW:
-            node.device = node.base.device if node.base is not None else None
 
 
 def _can_compute(node: Node, device: int, cpu: int) -> bool:
     """Return whether a device can; a GPU cannot with a weight that lies on another."""
-    return all(source.device in (device, cpu) for source in node.sources if source.op in ("weight", "table", "cache"))
+    return not node.staying or all(source.device in (device, cpu) for source in node.staying)
 
 
 def _n_rows(node: Node) -> int:
@@ -95,12 +92,13 @@ def _n_rows(node: Node) -> int:
     return prod(node.shape[1:])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Operations in a row that one device computes."""
 
     device: int
-    nodes: list[Node]
+    nodes: list[tuple[Node, list[Node]]]
+    """Each with those of its sources that lie on other devices."""
     copied: list[Node]
     """What has to be brought there first."""
 
@@ -108,24 +106,19 @@ class Piece:
 def pieces(step: Step) -> list[Piece]:
     """Cut an assigned step where the device changes, as ggml_backend_sched_split_graph() does."""
     found: list[Piece] = []
-    copies: set[tuple[int, int]] = set()
+    copies: set[tuple[Node, int]] = set()
     for node in step.nodes:
-        if node.op == VIEW:
-            if found:
-                found[-1].nodes.append(node)
-            continue
         device = node.device
         assert device is not None
-        new = not found or found[-1].device != device
-        if not new and found[-1].copied:
-            # The memory of weights that were brought is used again.
-            new = any(source.op in ("weight", "table") and source.device != device for source in node.sources)
-        if new:
+        foreign = [source for source in node.sources if (source.base or source).device != device]
+        # The memory of weights that were brought is used again.
+        anew = foreign and found and found[-1].copied and any(source.op in ("weight", "table") for source in foreign)
+        if not found or found[-1].device != device or anew:
             found.append(Piece(device, [], []))
         piece = found[-1]
-        for source in node.sources:
-            if source.device != device and (id(source), device) not in copies:
-                copies.add((id(source), device))
+        for source in foreign:
+            if (source, device) not in copies:
+                copies.add((source, device))
                 piece.copied.append(source)
-        piece.nodes.append(node)
+        piece.nodes.append((node, foreign))
     return found
