@@ -25,12 +25,8 @@ Tensor: TypeAlias = tuple[str, str, tuple[int, ...], int]
 class ModelInfo:
     """The header of a GGUF file, without its weights.
 
-    <<<<<<< HEAD
-        Bytes are those of the file; a device may need a little more, for alignment. It stands for its file wherever a path
-        is taken, and a model that is loaded by it does not read the header again.
-    =======
-        Bytes are those in the file; a device may need a little more, for alignment.
-    >>>>>>> 84e06ad (Drop layers_that_fit and shared_tensors, which nothing called; say in the header's docstrings what is returned)
+    Bytes are those in the file; a device may need a little more, for alignment. A header stands for its file wherever a
+    path is taken, and a model that is loaded by it does not read the header again.
     """
 
     metadata: dict[str, Any]

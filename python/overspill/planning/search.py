@@ -133,7 +133,7 @@ class Search:
         return arranged, room
 
     def _decided(self, groups: _Groups, device: int) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the devices of a layer's groups, attention on one of them, and devices and bytes of what is decided."""
+        """Return the devices of a layer's groups, attention on one, and devices and bytes of what is decided."""
         key = (groups, device)
         if key not in self._with_attention:
             devices, taken = [*groups.start], list[tuple[int, int]]()
