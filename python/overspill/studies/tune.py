@@ -14,6 +14,7 @@ from typing import Any, Literal
 from overspill import _core
 from overspill.base.checks import as_integer, as_real
 from overspill.base.host import logical_cpus, physical_cores
+from overspill.base.units import format_count
 from overspill.base.values import CacheType
 from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
@@ -338,7 +339,7 @@ class _Search:
             placement = self._with_room(name, room_bytes)
             if placement in self.tried:
                 continue
-            what = f"{part} of {n_layers} layer{'s' if n_layers > 1 else ''}"
+            what = f"{part} of {format_count(n_layers, 'layer')}"
             kept = self._try_placement(f"{what} {'more' if direction > 0 else 'fewer'} on {name}", placement)
             any_kept = any_kept or kept
             if not kept:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from overspill import _core
 from overspill.base.tables import plain_table
+from overspill.base.units import format_bytes, format_count, format_rate
 from overspill.base.values import Breakdown, Device
 from overspill.header.info import ModelInfo
 from overspill.placement.device_names import memory_name
@@ -176,9 +177,9 @@ class Bench:
     def _heading(self) -> Text:
         name = self.info.name or self.info.architecture
         where = " + ".join(memory_name(device.device) for device in self.devices)
-        size = f"{self.info.file_bytes / 2**30:.2f} GiB"
-        threads = self.settings["n_threads"]
-        text = f"{name}, {self.info.quantisation}, {size}, on {where}, {threads} thread{'' if threads == 1 else 's'}"
+        size = format_bytes(self.info.file_bytes, digits=2, unit="GiB")
+        threads = format_count(self.settings["n_threads"], "thread")
+        text = f"{name}, {self.info.quantisation}, {size}, on {where}, {threads}"
         return Text(text, "bold")
 
     def _tests(self) -> Table:
@@ -194,15 +195,15 @@ class Bench:
             table.add_row(
                 memory_name(one.device),
                 f"{one.read_bytes / 1e6:.1f} MB",
-                f"{one.bandwidth_bytes_per_s / 1e9:.1f} GB/s",
+                format_rate(one.bandwidth_bytes_per_s),
                 f"{one.floor_s * 1e3:.3f} ms",
                 f"{one.busy_s * 1e3:.3f} ms",
-                f"{one.read_bytes / one.busy_s / 1e9:.1f} GB/s" if one.busy_s else "–",
+                format_rate(one.read_bytes / one.busy_s) if one.busy_s else "–",
                 f"{one.share:.0%}",
             )
         read = sum(one.read_bytes for one in self.devices)
         row = (f"{read / 1e6:.1f} MB", "", f"{self.roofline_s * 1e3:.3f} ms", f"{self.token_s * 1e3:.3f} ms")
-        table.add_row("all", *row, f"{read / self.token_s / 1e9:.1f} GB/s", f"{self.share:.0%}", style="bold")
+        table.add_row("all", *row, format_rate(read / self.token_s), f"{self.share:.0%}", style="bold")
         return table
 
     def _parts(self) -> Table:

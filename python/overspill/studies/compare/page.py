@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from overspill import _core
-from overspill.base.units import format_bytes
+from overspill.base.units import format_bytes, format_count
 from overspill.base.values import StopReason
 from overspill.placement.device_names import CPU, memory_name
 from overspill.studies.compare.answers import NO_CHAT, Answer, ComparedModel
@@ -48,7 +48,7 @@ def _stats(one: ComparedModel, answer: Answer) -> list[tuple[str, bool]]:
     speed, first = stats.tokens_per_second, stats.time_to_first_token_s
     facts = [
         ("– tok/s" if speed is None else f"{speed:.2f} tok/s", False),
-        (f"{stats.tokens} token{'' if stats.tokens == 1 else 's'}", False),
+        (format_count(stats.tokens, "token"), False),
         ("no first token" if first is None else f"{first:.2f} s to first token", False),
         (f"{stats.prefill_s + stats.decode_s:.1f} s in all", False),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,27 +19,9 @@ from overspill.planning.together import plan_in_turn
 from overspill.planning.tuned import tuned_options
 from overspill.studies.compare.answers import Answer, ComparedModel
 
-__all__ = ["labels", "plan_alone", "plan_together"]
+__all__ = ["plan_alone", "plan_together"]
 
 _SPARE_RAM_BYTES = 1 << 30  # several models leave as much RAM as a plan leaves on a GPU
-
-
-def labels(files: Sequence[Path], offloads: Sequence[Offload]) -> list[str]:
-    """Return the files' names; those that are alike get their folder, their offload or a number besides."""
-    labels = [re.sub(r"-00001-of-\d{5}$", "", file.name.removesuffix(".gguf")) for file in files]
-    for details in (
-        [f"in {file.absolute().parent.name}" for file in files],
-        [f"offload {offload}" if isinstance(offload, str | int) else "a placement" for offload in offloads],
-        [f"number {number}" for number in range(1, len(files) + 1)],
-    ):
-        by_label: dict[str, set[str]] = {}
-        for label, detail in zip(labels, details, strict=True):
-            by_label.setdefault(label, set()).add(detail)
-        labels = [
-            f"{label}, {detail}" if len(by_label[label]) > 1 else label
-            for label, detail in zip(labels, details, strict=True)
-        ]
-    return labels
 
 
 def plan_alone(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from overspill.machine.devices import add_rpc_server
 from overspill.sampling.options import SamplingOptions, merge
 from overspill.studies.compare.answers import Answer, ComparedModel
 from overspill.studies.compare.comparison import Comparison
-from overspill.studies.compare.plans import labels, plan_alone, plan_together
+from overspill.studies.compare.plans import plan_alone, plan_together
 
 __all__ = ["compare"]
 
@@ -105,7 +106,7 @@ def compare(
     headers = {file: ModelInfo.from_file(file) for file in dict.fromkeys(files)}
     compared = [
         plan_alone(label, headers[file], one, asked, plan_settings, memory or {}, n_threads, show)
-        for label, file, one in zip(labels(files, offloads), files, offloads, strict=True)
+        for label, file, one in zip(_labels(files, offloads), files, offloads, strict=True)
     ]
     together = plan_together(compared, plan_settings)
     for one, placement in zip(compared, together or (), strict=False):
@@ -143,6 +144,24 @@ def _check_questions(questions: Sequence[str]) -> None:
             raise TypeError(f"questions must be strings, not {question!r}")
         if not question.strip():
             raise ValueError(f"questions: number {number} is empty")
+
+
+def _labels(files: Sequence[Path], offloads: Sequence[Offload]) -> list[str]:
+    """Return the files' names; those that are alike get their folder, their offload or a number besides."""
+    labels = [re.sub(r"-00001-of-\d{5}$", "", file.name.removesuffix(".gguf")) for file in files]
+    for details in (
+        [f"in {file.absolute().parent.name}" for file in files],
+        [f"offload {offload}" if isinstance(offload, str | int) else "a placement" for offload in offloads],
+        [f"number {number}" for number in range(1, len(files) + 1)],
+    ):
+        by_label: dict[str, set[str]] = {}
+        for label, detail in zip(labels, details, strict=True):
+            by_label.setdefault(label, set()).add(detail)
+        labels = [
+            f"{label}, {detail}" if len(by_label[label]) > 1 else label
+            for label, detail in zip(labels, details, strict=True)
+        ]
+    return labels
 
 
 class _Run:

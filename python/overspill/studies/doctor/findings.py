@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 from overspill.base.checks import as_integer
-from overspill.base.units import format_bytes, format_count
+from overspill.base.units import format_bytes, format_count, format_rate
 from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
 from overspill.header.tensor_names import part_of
@@ -257,7 +257,7 @@ def _page_faults(machine: Machine) -> Iterator[Finding]:
 
 
 def _bandwidth(hardware: Hardware) -> Iterator[Finding]:
-    speed = f"{hardware.cpu.bandwidth_bytes_per_s / 1e9:.1f} GB/s"
+    speed = format_rate(hardware.cpu.bandwidth_bytes_per_s)
     if hardware.source == "assumed":
         yield Finding(
             "fine",
