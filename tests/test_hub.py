@@ -16,6 +16,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from overspill.hub import demo_model, resolve
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -203,6 +205,27 @@ def test_what_is_not_there(hub: dict[str, str], model: str, text: str) -> None:
     assert text in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stdout == ""
+
+
+def test_a_path_is_no_name(tmp_path: Path) -> None:
+    """A path object is a file, whatever it is called, and a text that is none of the hub's names is one too."""
+    for path in (tmp_path / "model.gguf", Path("hf:a/b/c.gguf")):
+        assert resolve(path) == path
+    assert resolve("folder/model.gguf") == Path("folder/model.gguf")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has one folder for local data")
+@pytest.mark.parametrize(("platform", "folder"), [("linux", ".cache"), ("darwin", "Library/Caches")])
+def test_the_demo_model_is_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, folder: str
+) -> None:
+    """Which is where the system has it, unless the environment says otherwise."""
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert demo_model().parent == tmp_path / folder / "overspill"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert demo_model().parent == tmp_path / "elsewhere" / "overspill"
 
 
 @pytest.mark.parametrize("model", ["hf:", "hf:a/b", "hf:a/b/c.bin", "hf:a/b.gguf"])

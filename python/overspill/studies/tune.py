@@ -129,7 +129,7 @@ def tune(
     if seconds is not None and not (seconds := as_real("seconds", seconds)) >= 0:
         raise ValueError(f"seconds must be at least 0, not {seconds}")
     deadline = float("inf") if seconds is None else time.monotonic() + seconds
-    file = resolve(path) if isinstance(path, str) else Path(path)
+    file = resolve(path)
     for endpoint in rpc:
         add_rpc_server(endpoint)
     search = _Search(ModelInfo.from_file(file), n_ctx, memory or {}, deadline, report or (lambda trial: None))
