@@ -166,7 +166,9 @@ def test_dlpack_shares_memory(model: Model) -> None:
 
 def test_mistakes(model: Model) -> None:
     """Each has its error, and what was evaluated stays."""
-    with pytest.raises(Error, match="there are no logits yet"):
+    with model.stream("Hello", logits=True) as stream:
+        assert next(stream).logits.shape == (model.n_vocab,)
+    with pytest.raises(Error, match=r"no logits yet.*a stream's are in its tokens, with stream\(logits=True\)"):
         _ = model.logits
     with pytest.raises(ValueError, match="must not be empty"):
         model.eval([])

@@ -227,6 +227,37 @@ def test_bad_settings(tiny_gpt_oss_path: Path, options: dict[str, Any], text: st
         Model(tiny_gpt_oss_path, n_ctx=64, **options)
 
 
+BESIDE_A_GPU = """
+import json, os, sys
+from pathlib import Path
+import overspill
+from overspill import _core
+from upstream_tools import stand_in_gpu
+
+path, tools = sys.argv[1:]
+stand_in_gpu(Path(tools), "GPU0", 2 << 30)
+read_gguf, files = _core.read_gguf, []
+_core.read_gguf = lambda file: files.append(file) or read_gguf(file)
+with overspill.Model(path, n_ctx=512, n_threads=1) as model:
+    model.generate([1, 2, 3], max_tokens=2)
+    model.placement
+try:
+    overspill.Model(path, type_k="q9")
+except ValueError as error:
+    print(json.dumps([len(files), str(error)]), flush=True)
+os._exit(0)
+"""
+
+
+def test_beside_a_gpu(tiny_gpt_oss_path: Path, upstream_tools: Path) -> None:
+    """What is placed by measured speeds reads the header once; a mistake in a setting is the same as without a GPU."""
+    with pytest.raises(ValueError, match="type_k must be one of f32, f16") as without:
+        Model(tiny_gpt_oss_path, type_k="q9")  # type: ignore[arg-type]
+    n_reads, error = in_process(BESIDE_A_GPU, str(tiny_gpt_oss_path), str(upstream_tools))
+    assert n_reads == 1
+    assert error == str(without.value)
+
+
 def test_settings_change_what_they_are_for(tiny_gpt_oss_path: Path) -> None:
     """A quantized cache takes half; a small physical batch less to compute; the text does not depend on the batch."""
     texts = []

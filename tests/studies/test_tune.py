@@ -69,6 +69,36 @@ def test_a_result_is_kept_for_its_model(tiny_gpt_oss_path: Path, gemma_path: Pat
     assert load_tuned(info) is None
 
 
+def figures(path: Path, **options: Any) -> tuple[int, bool, bytes]:
+    """Return the bytes of a model's KV cache, whether its file is mapped, and its logits."""
+    with Model(path, **options) as model:
+        is_mapped = str(path) in Path("/proc/self/maps").read_text()
+        return model.memory["CPU"].kv_bytes, is_mapped, model.eval(list(range(1, 100))).tobytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+@pytest.mark.parametrize(
+    ("name", "given", "tuned"),
+    [
+        ("type_k", "f16", "q8_0"),
+        ("type_v", "f16", "q8_0"),
+        ("flash_attention", "auto", "off"),
+        ("repack", "auto", "off"),
+        ("load_mode", "mmap", "read"),
+    ],
+)
+def test_what_is_given_counts_more_than_what_was_tuned(gemma_path: Path, name: str, given: str, tuned: str) -> None:
+    """Also where it has the value of the default."""
+    info = ModelInfo.from_file(gemma_path)
+    settings = {**SETTINGS, "n_threads": 2, name: tuned}
+    save_tuned(info, Placement.cpu(info), settings, 1.0)
+    as_tuned = figures(gemma_path, offload="cpu", **settings)
+    as_given = figures(gemma_path, offload="cpu", **settings | {name: given})
+    assert as_tuned != as_given
+    assert figures(gemma_path, offload="tuned") == as_tuned
+    assert figures(gemma_path, offload="tuned", **{name: given}) == as_given
+
+
 def test_what_was_kept_by_hand_of_another_model_is_refused(tiny_gpt_oss_path: Path, gemma_path: Path) -> None:
     """Also where its file has the right name."""
     info, other = ModelInfo.from_file(tiny_gpt_oss_path), ModelInfo.from_file(gemma_path)

@@ -1,11 +1,11 @@
-"""The values that a stream and a model hand out: tokens, stop reasons, stats."""
+"""Types of what a model takes and gives: settings, tokens, stop reasons, stats."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from overspill._core import Token
 from overspill.base.units import format_count, format_rate
 
 __all__ = [
+    "DEFAULT_CACHE_TYPE",
+    "DEFAULT_LOAD_MODE",
+    "DEFAULT_SWITCH",
     "Breakdown",
     "CacheType",
     "Completion",
@@ -28,11 +31,30 @@ __all__ = [
     "Token",
     "TokenChooser",
     "TokenMask",
+    "is_given",
 ]
 
 CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 Switch: TypeAlias = Literal["auto", "on", "off"]
 LoadMode: TypeAlias = Literal["mmap", "read", "mlock", "mmap+mlock", "direct-io"]
+
+
+class _Default(str):
+    """The default of an argument: equal to the same value from a caller, and told apart from it."""
+
+    __slots__ = ()
+
+
+DEFAULT_CACHE_TYPE = cast(CacheType, _Default("f16"))
+DEFAULT_SWITCH = cast(Switch, _Default("auto"))
+DEFAULT_LOAD_MODE = cast(LoadMode, _Default("mmap"))
+
+
+def is_given(argument: object) -> bool:
+    """Tell whether a caller gave an argument, though it may have its default's value."""
+    return argument is not None and not isinstance(argument, _Default)
+
+
 Progress: TypeAlias = Callable[[float], bool | None]
 TokenChooser: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.int32]], int | None]
 """Given logits, float32 of shape (n_vocab,), and all tokens so far, returns the next one, or None for the sampler's."""

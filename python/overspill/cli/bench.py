@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
-from overspill.base.values import CacheType, LoadMode
 from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
     Batch,
@@ -20,6 +19,7 @@ from overspill.cli.options import (
     Threads,
     Verbose,
     check_writable,
+    only_given,
     parse_offload,
     parse_sizes,
 )
@@ -41,9 +41,9 @@ def bench(
     memory: DeviceMemory = None,
     n_threads: Threads = None,
     n_batch: Batch = 512,
-    type_k: Annotated[str, typer.Option(help="Type of the KV cache's keys.")] = "f16",
-    type_v: Annotated[str, typer.Option(help="Type of the KV cache's values.")] = "f16",
-    load_mode: Loading = "mmap",
+    type_k: Annotated[str | None, typer.Option(help="Type of the KV cache's keys.", show_default="f16")] = None,
+    type_v: Annotated[str | None, typer.Option(help="Type of the KV cache's values.", show_default="f16")] = None,
+    load_mode: Loading = None,
     rpc: Servers = None,
     plot: Annotated[
         Path | None,
@@ -71,11 +71,9 @@ def bench(
                 rpc=rpc or (),
                 n_batch=n_batch,
                 n_threads=n_threads,
-                type_k=cast(CacheType, type_k),
-                type_v=cast(CacheType, type_v),
-                load_mode=cast(LoadMode, load_mode),
                 memory=parse_sizes(memory),
                 progress=show,
+                **only_given(type_k=type_k, type_v=type_v, load_mode=load_mode),
             )
         if plot is not None:
             found.plot(plot)

@@ -10,7 +10,6 @@ import typer
 
 import overspill
 from overspill.base.checks import check_choice
-from overspill.base.values import LoadMode
 from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
     Batch,
@@ -64,7 +63,7 @@ def chat(
     n_threads: Threads = None,
     n_batch: Batch = 512,
     offload: OffloadTo = "auto",
-    load_mode: Loading = "mmap",
+    load_mode: Loading = None,
     rpc: Servers = None,
     verbose: Verbose = False,
 ) -> None:
@@ -93,8 +92,8 @@ def chat(
             n_threads=n_threads,
             n_batch=n_batch,
             offload=parse_offload(offload),
-            load_mode=cast(LoadMode, load_mode),
             rpc=rpc or (),
+            **only_given(load_mode=load_mode),
         ) as loaded:
             talk = overspill.Chat(loaded, **options) if load is None else overspill.Chat.load(load, loaded, **options)
             if system is not None:

@@ -7,12 +7,11 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 import overspill
-from overspill.base.values import LoadMode
 from overspill.cli.exits import ERROR, INTERRUPTED, guarded_command
 from overspill.cli.options import (
     DeviceMemory,
@@ -77,7 +76,7 @@ def compare(
         ),
     ] = None,
     memory: DeviceMemory = None,
-    load_mode: Loading = "mmap",
+    load_mode: Loading = None,
     rpc: Servers = None,
     no_progress: Annotated[
         bool, typer.Option("--no-progress", help="No columns that grow and no bars: one answer below the other.")
@@ -116,7 +115,6 @@ def compare(
                 n_ctx=n_ctx,
                 n_batch=n_batch,
                 n_threads=n_threads,
-                load_mode=cast(LoadMode, load_mode),
                 memory=parse_sizes(memory),
                 seed=seed,
                 progress=progress,
@@ -124,6 +122,7 @@ def compare(
                 max_tokens=max_tokens or None,
                 stop=stop or (),
                 **sampling,
+                **only_given(load_mode=load_mode),
             )
         if as_json:
             print(json.dumps(found.to_dict(), indent=2))

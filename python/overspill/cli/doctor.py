@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
 import overspill
 from overspill.base.tables import plain_table
-from overspill.base.values import LoadMode
 from overspill.cli.exits import guarded_command
-from overspill.cli.options import Json, Loading, Threads
+from overspill.cli.options import Json, Loading, Threads, only_given
 from overspill.cli.output import report_output
 from overspill.hub import resolve
 from overspill.studies.doctor.findings import examine
@@ -27,13 +26,13 @@ def doctor(
         typer.Argument(metavar="MODEL", help="A GGUF file, or hf:OWNER/REPOSITORY/FILE.gguf.", show_default=False),
     ] = None,
     n_threads: Threads = None,
-    load_mode: Loading = "mmap",
+    load_mode: Loading = None,
     as_json: Json = False,
 ) -> None:
     """Say what would make decoding slow here, MODEL's in particular, and what to do; nothing is loaded."""
     with guarded_command():
         header = None if model is None else overspill.ModelInfo.from_file(resolve(model))
-        found = examine(header, n_threads=n_threads, load_mode=cast(LoadMode, load_mode))
+        found = examine(header, n_threads=n_threads, **only_given(load_mode=load_mode))
         if as_json:
             print(json.dumps([asdict(finding) for finding in found], indent=2))
             return

@@ -65,7 +65,7 @@ OffloadTo = Annotated[
     str,
     typer.Option(help="auto, cpu, gpu, tuned, a number of layers for the GPU, or a file of overspill plan --save."),
 ]
-Loading = Annotated[str, typer.Option(help="mmap, read, mlock, mmap+mlock or direct-io.")]
+Loading = Annotated[str | None, typer.Option(help="mmap, read, mlock, mmap+mlock or direct-io.", show_default="mmap")]
 Servers = Annotated[
     list[str] | None,
     typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there; may be repeated."),
@@ -80,7 +80,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's
 
 
 def only_given(**options: Any) -> dict[str, Any]:
-    """Return the options that are given: for the others the model's file decides, or else llama.cpp's default."""
+    """Return the options that are given; for the others the model's file, its tuned settings or a default decide."""
     return {name: value for name, value in options.items() if value is not None}
 
 

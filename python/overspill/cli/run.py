@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
-from overspill.base.values import LoadMode
 from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
     Batch,
@@ -62,7 +61,7 @@ def run(
     n_threads: Threads = None,
     n_batch: Batch = 512,
     offload: OffloadTo = "auto",
-    load_mode: Loading = "mmap",
+    load_mode: Loading = None,
     rpc: Servers = None,
     verbose: Verbose = False,
 ) -> None:
@@ -88,8 +87,8 @@ def run(
                 n_threads=n_threads,
                 n_batch=n_batch,
                 offload=parse_offload(offload),
-                load_mode=cast(LoadMode, load_mode),
                 rpc=rpc or (),
+                **only_given(load_mode=load_mode),
             ) as model,
             model.stream(
                 prompt,

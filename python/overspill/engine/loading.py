@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from overspill import _core
-from overspill.base.host import available_ram_bytes
+from overspill.base.checks import as_integer, check_choice
+from overspill.base.host import available_ram_bytes, physical_cores
 from overspill.base.units import format_bytes
 from overspill.base.values import CacheType, LoadMode, Progress, Switch
 from overspill.header.info import ModelInfo
@@ -21,7 +22,7 @@ from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
 from overspill.planning.plan import Plan, plan
 
-__all__ = ["LoadSettings", "Loaded", "Offload", "check_ram_for_caches", "load"]
+__all__ = ["LoadSettings", "Loaded", "Offload", "check_ram_for_caches", "checked_settings", "load"]
 
 logger = logging.getLogger("overspill")
 
@@ -49,6 +50,45 @@ class LoadSettings:
     def is_mapped(self) -> bool:
         """Whether weights on the CPU stay pages of the file."""
         return self.load_mode.startswith("mmap")
+
+
+def checked_settings(
+    *,
+    n_ctx: int | None,
+    n_batch: int,
+    n_ubatch: int | None,
+    n_threads: int | None,
+    type_k: CacheType,
+    type_v: CacheType,
+    flash_attention: Switch,
+    repack: Switch,
+    load_mode: LoadMode,
+    vocab_only: bool,
+    check_tensors: bool,
+) -> LoadSettings:
+    """Return the arguments of :class:`Model` as settings, or raise what names one and its range."""
+    for name, value, choices in (
+        ("type_k", type_k, CacheType),
+        ("type_v", type_v, CacheType),
+        ("flash_attention", flash_attention, Switch),
+        ("repack", repack, Switch),
+        ("load_mode", load_mode, LoadMode),
+    ):
+        check_choice(name, value, get_args(choices))
+    n_batch = as_integer("n_batch", n_batch, 1, 65536)
+    return LoadSettings(
+        n_ctx=0 if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1),
+        n_batch=n_batch,
+        n_ubatch=n_batch if n_ubatch is None else as_integer("n_ubatch", n_ubatch, 1, n_batch),
+        n_threads=physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
+        type_k=type_k,
+        type_v=type_v,
+        flash_attention=flash_attention,
+        repack=repack,
+        load_mode=load_mode,
+        vocab_only=vocab_only,
+        check_tensors=check_tensors,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,21 @@ import atexit
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from overspill import _core
-from overspill.base.checks import as_integer, check_choice
-from overspill.base.host import physical_cores
+from overspill.base.checks import as_integer
 from overspill.base.values import (
+    DEFAULT_CACHE_TYPE,
+    DEFAULT_LOAD_MODE,
+    DEFAULT_SWITCH,
     CacheType,
     Completion,
     LoadMode,
@@ -27,10 +30,11 @@ from overspill.base.values import (
     Switch,
     TokenChooser,
     TokenMask,
+    is_given,
 )
 from overspill.engine.arguments import chooser, constraint, n_logprobs, n_tokens_at_most, stop_strings, token_ids
 from overspill.engine.async_stream import AsyncStream
-from overspill.engine.loading import LoadSettings, Offload, check_ram_for_caches, load
+from overspill.engine.loading import Offload, check_ram_for_caches, checked_settings, load
 from overspill.engine.reply import ChatStream, ReplyForm
 from overspill.engine.stream import ReadBytes, Stream, stats_of
 from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice
@@ -132,11 +136,11 @@ class Model:
         n_batch: int = 512,
         n_ubatch: int | None = None,
         n_threads: int | None = None,
-        type_k: CacheType = "f16",
-        type_v: CacheType = "f16",
-        flash_attention: Switch = "auto",
-        repack: Switch = "auto",
-        load_mode: LoadMode = "mmap",
+        type_k: CacheType = DEFAULT_CACHE_TYPE,
+        type_v: CacheType = DEFAULT_CACHE_TYPE,
+        flash_attention: Switch = DEFAULT_SWITCH,
+        repack: Switch = DEFAULT_SWITCH,
+        load_mode: LoadMode = DEFAULT_LOAD_MODE,
         memory: Mapping[str, int | str] | None = None,
         vocab_only: bool = False,
         check_tensors: bool = False,
@@ -147,46 +151,29 @@ class Model:
             raise TypeError(f"progress must be callable, not {progress!r}")
         if isinstance(rpc, str):
             raise TypeError(f'rpc must be a sequence of "host:port", not {rpc!r}')
-        self._path = resolve(path) if isinstance(path, str) else Path(path)
+        given: dict[str, Any] = {
+            "n_ctx": n_ctx,
+            "n_ubatch": n_ubatch,
+            "n_threads": n_threads,
+            "type_k": type_k,
+            "type_v": type_v,
+            "flash_attention": flash_attention,
+            "repack": repack,
+            "load_mode": load_mode,
+        }
+        settings = checked_settings(
+            n_batch=n_batch, vocab_only=bool(vocab_only), check_tensors=bool(check_tensors), **given
+        )
+        self._path = resolve(path)
         if isinstance(path, ModelInfo):
             self.info = path
-        n_ctx = None if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1)
         for endpoint in rpc:
             add_rpc_server(endpoint)
         if offload == "tuned":
-            # What is given counts more than what was tuned.
             tuned = tuned_options(self.info)
-            offload = tuned["offload"]
-            n_ctx = tuned["n_ctx"] if n_ctx is None else n_ctx
-            n_ubatch = min(tuned["n_ubatch"], n_batch) if n_ubatch is None else n_ubatch
-            n_threads = tuned["n_threads"] if n_threads is None else n_threads
-            type_k = tuned["type_k"] if type_k == "f16" else type_k
-            type_v = tuned["type_v"] if type_v == "f16" else type_v
-            flash_attention = tuned["flash_attention"] if flash_attention == "auto" else flash_attention
-            repack = tuned["repack"] if repack == "auto" else repack
-            load_mode = tuned["load_mode"] if load_mode == "mmap" else load_mode
-        n_batch = as_integer("n_batch", n_batch, 1, 65536)
-        for name, value, choices in (
-            ("type_k", type_k, CacheType),
-            ("type_v", type_v, CacheType),
-            ("flash_attention", flash_attention, Switch),
-            ("repack", repack, Switch),
-            ("load_mode", load_mode, LoadMode),
-        ):
-            check_choice(name, value, get_args(choices))
-        settings = LoadSettings(
-            n_ctx=n_ctx or 0,
-            n_batch=n_batch,
-            n_ubatch=n_batch if n_ubatch is None else as_integer("n_ubatch", n_ubatch, 1, n_batch),
-            n_threads=physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
-            type_k=type_k,
-            type_v=type_v,
-            flash_attention=flash_attention,
-            repack=repack,
-            load_mode=load_mode,
-            vocab_only=bool(vocab_only),
-            check_tensors=bool(check_tensors),
-        )
+            offload = tuned.pop("offload")
+            tuned["n_ubatch"] = min(tuned["n_ubatch"], settings.n_batch)
+            settings = replace(settings, **{name: tuned[name] for name in tuned if not is_given(given[name])})
         loaded = load(self._path, None if vocab_only else self.info, offload, settings, memory or {}, progress)
         self._core, self._settings, self._wanted = loaded.native, loaded.settings, loaded.placement
         self._evaluation: _core.Evaluation | None = None
@@ -474,7 +461,10 @@ class Model:
     def logits(self) -> NDArray[np.float32]:
         """The logits after the last token of :meth:`eval`: the same kind of view, float32 of shape (n_vocab,)."""
         if self._logits is None:
-            raise _core.Error("there are no logits yet: model.eval(tokens) makes them, as does stream(logits=True)")
+            raise _core.Error(
+                "there are no logits yet: model.eval(tokens) makes them; a stream's are in its tokens, with "
+                "stream(logits=True)"
+            )
         return self._logits
 
     def reset(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from overspill import _core
 from overspill.base.checks import as_integer
 from overspill.base.host import logical_cpus
-from overspill.base.values import Breakdown, CacheType, LoadMode
+from overspill.base.values import DEFAULT_CACHE_TYPE, DEFAULT_LOAD_MODE, Breakdown, CacheType, LoadMode
 from overspill.engine.loading import Offload
 from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
@@ -78,9 +78,9 @@ def bench(
     rpc: Sequence[str] = (),
     n_batch: int = 512,
     n_threads: int | None = None,
-    type_k: CacheType = "f16",
-    type_v: CacheType = "f16",
-    load_mode: LoadMode = "mmap",
+    type_k: CacheType = DEFAULT_CACHE_TYPE,
+    type_v: CacheType = DEFAULT_CACHE_TYPE,
+    load_mode: LoadMode = DEFAULT_LOAD_MODE,
     memory: Mapping[str, int | str] | None = None,
     progress: Callable[[str, float], object] | None = None,
 ) -> Bench:
@@ -153,7 +153,7 @@ def bench(
         placement, info, settings = model.placement, model.info, asdict(model._settings)
     # With the model gone, there is memory to measure with.
     step("measuring memory")
-    read = read_bytes_by_device(info, placement, max(1, n_depth) + n_gen // 2, type_k, type_v)
+    read = read_bytes_by_device(info, placement, max(1, n_depth) + n_gen // 2, settings["type_k"], settings["type_v"])
     used = sorted((device for device in times["devices"]), key=lambda device: device == CPU)
     shares = [
         DeviceShare(device, read.get(device, 0), device_bandwidth(device), *times["devices"][device]) for device in used

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from overspill import _core
-from overspill.base.values import LoadMode
+from overspill.base.values import DEFAULT_LOAD_MODE, LoadMode
 from overspill.engine.loading import Offload
 from overspill.engine.model import Model
 from overspill.engine.reply import ChatStream
@@ -42,7 +41,7 @@ def compare(
     n_ctx: int | None = None,
     n_batch: int = 512,
     n_threads: int | None = None,
-    load_mode: LoadMode = "mmap",
+    load_mode: LoadMode = DEFAULT_LOAD_MODE,
     memory: Mapping[str, int | str] | None = None,
     seed: int | None = None,
     progress: Callable[[str, float], object] | None = None,
@@ -92,7 +91,7 @@ def compare(
         An argument is out of its range, or there are too few models or questions.
     """
     asked = [questions] if isinstance(questions, str) else list(questions)
-    files = [resolve(path) if isinstance(path, str) else Path(path) for path in _listed("models", models)]
+    files = [resolve(path) for path in _listed("models", models)]
     offloads: list[Any] = list(offload) if isinstance(offload, list | tuple) else [offload] * len(files)
     if len(files) < 2:
         raise ValueError(f"models must be two or more, not {len(files)}")
