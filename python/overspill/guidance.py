@@ -1,7 +1,7 @@
 """Constrained decoding by llguidance: ``pip install 'overspill[guidance]'``.
 
-It knows more of JSON schema than llama.cpp's converter (patterns without anchors, formats, number ranges), regular
-expressions and Lark grammars, and says for the whole vocabulary at once which tokens may come next:
+llguidance knows more of JSON schema than llama.cpp's converter (patterns without anchors, formats, number ranges), and
+regular expressions and Lark grammars. It tells which tokens of the whole vocabulary may come next in one step:
 
 >>> from overspill.guidance import Guidance
 >>> model.generate("A date: ", grammar=Guidance(model, regex=r"[0-9]{4}-[0-9]{2}-[0-9]{2}"))
@@ -32,23 +32,23 @@ _tokenizers: WeakKeyDictionary[Model, llguidance.LLTokenizer] = WeakKeyDictionar
 
 
 class Guidance:
-    """A grammar for one reply: give it to ``stream(grammar=...)``, and a new one to the next stream.
+    """A grammar for one reply, for ``stream(grammar=...)``; each stream needs a new one.
 
     Parameters
     ----------
     model
-        Whose tokens it is about. Its vocabulary is read once, which takes about a second.
+        The model that is to reply. Its vocabulary is read once, which takes about a second.
     json_schema
         A JSON schema, as a mapping or as JSON.
     regex
-        A regular expression, in the syntax of Rust's regex crate, that the whole reply matches.
+        A regular expression, in the syntax of Rust's regex crate; the whole reply matches it.
     lark
         A grammar in llguidance's dialect of Lark.
 
     Raises
     ------
     ValueError
-        Not exactly one of the three is given, or it cannot be compiled; the message says where.
+        Not exactly one of the three is given, or the one given cannot be compiled; the message says where.
     """
 
     def __init__(
@@ -78,20 +78,20 @@ class Guidance:
             raise ValueError(f"llguidance: {' '.join(self._matcher.get_error().split())}")
 
     def allowed(self) -> NDArray[np.int32]:
-        """Return one bit per token."""
+        """Return the tokens that may come next: int32 of shape (ceil(n_vocab / 32),), one bit per token."""
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits)
         self._check()
         bits: NDArray[np.int32] = self._bits[0]
         return bits
 
     def accept(self, token: int) -> None:
-        """Take note that ``token`` has come."""
+        """Advance the grammar by ``token``."""
         self._matcher.consume_token(token)
         self._check()
 
 
 class _Vocabulary:
-    """The model's tokenizer as llguidance wants it."""
+    """The model's tokenizer, with the attributes that llguidance reads."""
 
     def __init__(self, model: Model) -> None:
         special = model.special_tokens
@@ -99,7 +99,7 @@ class _Vocabulary:
         self.tokens = []
         for token in range(model.n_vocab):
             text = model.token_bytes(token, special=False)
-            # The marker is llguidance's own: such a token is never part of a text.
+            # llguidance takes tokens with this first byte for special ones, which no text has.
             self.tokens.append(text or b"\xff" + model.token_bytes(token))
         ends = [token for token in range(model.n_vocab) if model.is_end_of_generation(token)]
         self.eos_token_id = special.get("eos", ends[0] if ends else model.n_vocab - 1)

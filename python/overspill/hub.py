@@ -1,4 +1,4 @@
-"""Models from elsewhere: the Hugging Face hub, and the package of the ``demo`` extra."""
+"""Names of models to files: from the Hugging Face hub, and from the package of the ``demo`` extra."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """Return the local file that ``path`` stands for, after downloading it if it is on the hub.
+    """Return the local file of a model, which is downloaded first if it is on the hub.
 
     Parameters
     ----------
     path
-        A file, or ``hf:OWNER/REPOSITORY/FILE.gguf``, with ``@REVISION`` at the end for a branch, tag
-        or commit other than the main one. Of a split model the first file is named, and all are
-        brought. Downloads go to the hub's own cache, and an interrupted one is resumed.
+        A file, or a text ``hf:OWNER/REPOSITORY/FILE.gguf``, with ``@REVISION`` at the end for a branch, tag or
+        commit other than the main one. Name the first file of a split model: all are downloaded. Downloads go to
+        the hub's own cache, and an interrupted one is resumed.
 
     Raises
     ------
     Error
-        The file is not there, is not open to you, or the hub cannot be reached.
+        The hub does not have the file, does not let you have it, or cannot be reached.
     ValueError
         ``path`` begins with ``hf:`` and is not of that form.
     """
@@ -71,7 +71,7 @@ def _download(repository: str, file: str, revision: str | None) -> Path:
     except errors.EntryNotFoundError:
         reason = f"has no file {file}; {_files_of(repository, revision)}"
     except Exception as error:
-        # Whatever the transport underneath raises: it is not ours to know.
+        # The transport below the hub's client raises errors of its own.
         reason = f"could not be read ({_first_line(error)}); what was downloaded is kept, so try again"
     finally:
         if bars:
@@ -90,16 +90,16 @@ def _files_of(repository: str, revision: str | None) -> str:
     try:
         files = huggingface_hub.list_repo_files(repository, revision=revision)
     except Exception:
-        # Only to help: the error that led here is the one to report.
+        # The list only helps: the error to report is the one before.
         return "check its name"
     models = sorted(file for file in files if file.endswith(".gguf"))
     return "it has " + ", ".join(models) if models else "it has no GGUF files"
 
 
 def demo_model() -> Path:
-    """Return Gemma 3 270M (base model, Q4_K_M), under the Gemma Terms of Use, from the ``demo`` extra.
+    """Return the file of Gemma 3 270M (base model, Q4_K_M, Gemma Terms of Use) from the ``demo`` extra.
 
-    The package carries it in pieces, which are put together in the user's cache folder once.
+    The package has it in pieces. The first call puts them together in the user's cache folder.
 
     Raises
     ------

@@ -57,31 +57,32 @@ def is_given(argument: object) -> bool:
 
 Progress: TypeAlias = Callable[[float], bool | None]
 TokenChooser: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.int32]], int | None]
-"""Given logits, float32 of shape (n_vocab,), and all tokens so far, returns the next one, or None for the sampler's."""
+"""A function of logits, float32 of shape (n_vocab,), and all tokens so far, int32. It returns the next token's id, or
+None to leave it to the sampler."""
 LogitsProcessor: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.int32]], None]
-"""The same, but it only edits the logits in place."""
+"""A function of the same arguments that edits the logits in place."""
 
 
 @runtime_checkable
 class TokenMask(Protocol):
-    """Says which tokens may come next: what ``stream(grammar=...)`` takes besides GBNF."""
+    """A grammar for ``stream(grammar=...)`` in Python: it says which tokens may come next."""
 
     def allowed(self) -> NDArray[np.uint32] | NDArray[np.int32] | None:
-        """Return one bit per token, as :meth:`Sampler.sample` takes them; None allows all."""
+        """Return one bit per token, set if it may come next, as for :meth:`Sampler.sample`; None allows all."""
 
     def accept(self, token: int) -> None:
-        """Take note that ``token`` has come."""
+        """Advance the grammar by ``token``."""
 
 
 class StopReason(StrEnum):
-    """Why a stream ended."""
+    """The reason why a stream ended."""
 
     EOS = "eos"
     """The model produced an end-of-generation token."""
     STOP_STRING = "stop_string"
-    """One of the caller's stop strings came up; it is not part of the text."""
+    """The reply came to one of the caller's stop strings, which is not part of the text."""
     MAX_TOKENS = "max_tokens"
-    """As many tokens as were asked for."""
+    """The reply has ``max_tokens`` tokens."""
     CONTEXT_FULL = "context_full"
     """Prompt and reply fill the context (``n_ctx``)."""
     CLOSED = "closed"
@@ -94,45 +95,45 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """Where the time of the tokens after the first went: seconds of all of them together.
+    """The seconds of each step of the decode loop, for all tokens after the first together.
 
-    It is always counted, by the clock between the loop's steps. What is not named here of a stream's ``decode_s`` is
-    bookkeeping, handing a step from thread to thread, and clearing old turns away.
+    They are always counted, by the clock between the steps. The rest of a
+    stream's ``decode_s`` is bookkeeping, handing a step from thread to thread, and clearing old turns away.
     """
 
     tokens: int = 0
-    """Whose time this is: all but the first."""
+    """The number of tokens after the first, whose time this is."""
     wait_s: float = 0.0
-    """Until the model's other streams had their turn."""
+    """Waiting for the model's other streams to take their turn."""
     decode_s: float = 0.0
-    """``llama_decode``: on a CPU the computation, on a GPU its launch; with both, all up to the last piece."""
+    """``llama_decode``: the computation on a CPU, its launch on a GPU; with both, everything up to the last split."""
     sync_s: float = 0.0
     """Waiting for devices to finish."""
     logits_s: float = 0.0
-    """Finding the row of logits. It is not copied."""
+    """Finding the row of logits, which is not copied."""
     sample_s: float = 0.0
-    """Sampler and native grammar."""
+    """The sampler and the native grammar."""
     python_s: float = 0.0
-    """Functions of yours that take part in choosing, with the views made for them."""
+    """Your functions that take part in choosing, and making the views for them."""
     text_s: float = 0.0
     """From token to text, stop strings included."""
     caller_s: float = 0.0
-    """Between a token and the question for the next: your loop and Python's call. Not part of the stream's time, and
-    hidden behind the next step where the stream looks ahead."""
+    """Your loop and Python's call, between a token and the next ``next()``. It is not part of the stream's time, and
+    hidden behind the next step if the stream looks ahead."""
     graph_splits: int = 0
-    """Pieces of the graph of one token, each computed by one device; every other one is a change of device."""
+    """The pieces of one token's graph, each computed by one device; every other piece is a change of device."""
     graphs_reused: int = 0
-    """Tokens for which llama.cpp did not have to build the graph anew."""
+    """The number of tokens for which llama.cpp used the last graph again."""
     major_page_faults: int | None = None
-    """Of the whole process meanwhile: weights that had to be read from the disk again, as RAM is short. None where the
-    system does not tell, and for prompts that were decoded together."""
+    """The page faults of the whole process meanwhile, which read weights from the disk again if RAM is short. None if
+    the system does not tell, and for prompts that were decoded together."""
     read_bytes: int | None = None
-    """Weights and KV cache that these tokens read, from the header: of the experts those used, of the cache what was
-    filled. None for prompts that were decoded together, which share what is read."""
+    """The bytes of weights and KV cache that these tokens read, from the header: only the experts in use, and the
+    filled part of the cache. None for prompts that were decoded together, which share their reads."""
 
     @property
     def gigabytes_per_s(self) -> float | None:
-        """What is read over the time of ``llama_decode`` and of waiting for it, in 10^9 bytes a second."""
+        """``read_bytes`` over the time of ``llama_decode`` and of waiting for it, in 10^9 bytes a second."""
         seconds = self.decode_s + self.sync_s
         return self.read_bytes / seconds / 1e9 if self.read_bytes and seconds > 0 else None
 
@@ -155,30 +156,29 @@ class Breakdown:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a stream did so far, and how fast.
+    """Counts and times of a stream so far.
 
-    Times count only what the stream itself spent, in seconds: what the caller does
-    between two tokens is not in them.
+    Times are in seconds. They do not include the caller's own time between two tokens.
     """
 
     prompt_tokens: int
     """Tokens in the prompt, special ones included."""
     tokens: int
-    """Tokens that came out, the end-of-generation token included."""
+    """Tokens of the reply, the end-of-generation token included."""
     prefill_s: float
     """Time spent on the prompt."""
     decode_s: float
     """Time spent on every token after the first."""
     time_to_first_token_s: float | None
-    """Prefill and the first draw; None before the first token."""
+    """Time of the prompt and the first draw; None before the first token."""
     stop_reason: StopReason | None
     """None while the stream is open."""
     cached_tokens: int = 0
-    """Tokens of the prompt that were not decoded again, as the stream before had them; see ``stream(reuse=True)``."""
+    """Tokens of the prompt that the stream before had decoded; see ``stream(reuse=True)``."""
     dropped_tokens: int = 0
     """Tokens of old turns that were forgotten to make room; see ``chat(on_full="shift")``."""
     breakdown: Breakdown = Breakdown()
-    """What ``decode_s`` was spent on."""
+    """The parts of ``decode_s``."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -201,7 +201,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole reply: a stream, folded. ``str()`` gives its text."""
+    """A whole reply; ``str()`` gives its text."""
 
     text: str
     tokens: list[Token]
@@ -229,13 +229,13 @@ class Device:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is a GPU, an integrated one or a device of an RPC server too."""
+        """Whether the device is a GPU, integrated or of an RPC server too."""
         return self.kind in ("gpu", "integrated_gpu")
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """What a model takes of a device's memory."""
+    """The bytes that a model takes of a device's memory."""
 
     weights_bytes: int
     kv_bytes: int
@@ -243,5 +243,5 @@ class MemoryUse:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """The sum of the three."""
         return self.weights_bytes + self.kv_bytes + self.compute_bytes

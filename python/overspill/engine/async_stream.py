@@ -1,4 +1,4 @@
-"""A stream for asyncio: a thread takes the steps, and the event loop goes on."""
+"""A stream for asyncio: its steps run in a thread, so that the event loop goes on."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ T = TypeVar("T")
 
 
 class AsyncStream:
-    """A reply as it is made, for ``async for``: :class:`Token` after token, while the event loop is never blocked.
+    """A reply as it is made: an asynchronous iterator of :class:`Token`, which never blocks the event loop.
 
-    The stream is opened, and its steps are taken, in a thread of its own, which ends with it; so mistakes in the
-    arguments come out of the first step, or of ``async with``. Samplers and logits processors in Python run in that
-    thread, with the context variables of where ``astream`` was called.
+    A thread of the stream's own opens the stream, takes its steps, and ends with it. Mistakes in the arguments
+    therefore come out of the first step, or of ``async with``. Samplers and logits processors in Python run in that
+    thread, with the context variables that held when ``astream`` was called.
 
-    Whatever ends the waiting for a token ends the stream: leaving the loop, :meth:`aclose`, leaving the ``async with``
-    block, and the cancellation of the task, a timeout's too; a step that runs is cancelled in its middle. None of them
-    waits for that but :meth:`aclose` and ``async with``. The model is usable at once, and :attr:`stats` stays
-    readable.
+    The stream ends when the loop or the ``async with`` block is left, with :meth:`aclose`, and when the task is
+    cancelled, by a timeout too. A step that runs is cancelled. Only :meth:`aclose` and ``async with`` wait for that;
+    the model is usable at once, and :attr:`stats` stays readable.
     """
 
     def __init__(self, start: Callable[[], Stream]) -> None:
-        """Take a function that opens a stream; :meth:`Model.astream` makes these."""
+        """Take a function that opens a stream; use :meth:`Model.astream`."""
         self._start = start
         self._stream: Stream | None = None
         self._opening = threading.Lock()
         self._context = contextvars.copy_context()
-        # Not the default executor's threads: user code may have filled these with what waits for us. One that
-        # is not used has no thread.
+        # Not the default executor: user code that waits for this stream may fill its threads. Until it is used, an
+        # executor has no thread.
         self._steps = ThreadPoolExecutor(1, "overspill-stream")
         self._ended = False
         self._closing: Future[None] | None = None
@@ -55,7 +54,7 @@ class AsyncStream:
         return token
 
     async def __aenter__(self) -> AsyncStream:
-        """Open the stream and return this; it is closed when the block is left."""
+        """Return the stream itself, open; it is closed when the block is left."""
         await self._run(self._open)
         return self
 
@@ -69,12 +68,12 @@ class AsyncStream:
         """End the stream, and wait until it has; a step that runs is cancelled. Idempotent."""
         self._end()
         if self._closing is not None:
-            # Who does not want to wait any longer does not undo it.
+            # A caller that is cancelled here does not cancel the closing.
             await asyncio.shield(asyncio.wrap_future(self._closing))
 
     @property
     def stats(self) -> Stats:
-        """What the stream did so far, and how fast."""
+        """Counts and times of the stream so far."""
         if self._stream is not None:
             return self._stream.stats
         return Stats(0, 0, 0.0, 0.0, None, StopReason.CLOSED if self._ended else None)
@@ -114,7 +113,7 @@ class AsyncStream:
                 self._stream.close()
 
     def _end(self) -> None:
-        """Begin to close, without waiting for the step that runs."""
+        """Begin to close the stream, without waiting for the step that runs."""
         if self._ended:
             return
         self._ended = True
@@ -123,12 +122,12 @@ class AsyncStream:
         try:
             self._closing = closer.submit(self._close)
         except RuntimeError:
-            return  # the interpreter is at its end: then models close their streams themselves
+            return  # the interpreter ends, and models close their streams themselves
         closer.shutdown(wait=False)
 
 
 class _Loop:
-    """One ``async for`` over a stream, which ends with it: a generator would end when the event loop gets to it."""
+    """One ``async for`` over a stream, which closes it at once; a generator would wait for the event loop."""
 
     def __init__(self, stream: AsyncStream) -> None:
         self._stream = stream

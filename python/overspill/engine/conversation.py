@@ -21,7 +21,7 @@ __all__ = ["Chat"]
 
 
 class Chat:
-    """A conversation with a model, which remembers what was said.
+    """A conversation with a model: its messages, and methods that continue it.
 
     >>> chat = overspill.Chat(model, system="Answer in one sentence.")
     >>> for token in chat.send("Why is the sky blue?"):
@@ -31,16 +31,16 @@ class Chat:
     _FORMAT = "overspill chat 1"
 
     def __init__(self, model: Model, *, system: str | None = None, **options: Any) -> None:
-        """Begin a conversation.
+        """Begin a conversation without messages.
 
         Parameters
         ----------
         model
             A loaded model with a chat template.
         system
-            What the model is told first.
+            The system message, which the model gets first.
         **options
-            Those of :meth:`Model.chat`, for every reply.
+            Options of :meth:`Model.chat` for every reply.
 
         Raises
         ------
@@ -48,17 +48,17 @@ class Chat:
             The model has no chat template.
         """
         self.model = model
-        _ = model.chat_template  # which says what is missing
+        _ = model.chat_template  # whose error says why there is none
         self.options = dict(options)
         self._open: ChatStream | None = None
         self.messages: list[dict[str, Any]] = []
-        """What was said; it may be edited, and the longest beginning that stays is not decoded again."""
+        """The messages so far. They may be edited; the longest beginning that stays is not decoded again."""
         if system is not None:
             self.system = system
 
     @property
     def system(self) -> str | None:
-        """What the model is told first; None if nothing is."""
+        """The text of the system message, or None; set it to change, add or remove the message."""
         first = self.messages[0] if self.messages else {}
         return first.get("content") if first.get("role") == "system" else None
 
@@ -70,17 +70,17 @@ class Chat:
             self.messages.insert(0, {"role": "system", "content": text})
 
     def send(self, message: str | Message | None = None, **options: Any) -> ChatStream:
-        """Say something, and stream the reply, which is part of the conversation when the stream has ended.
+        """Return the stream of a reply to ``message``.
 
-        What was said is so at once; if the stream ends before the model said anything, it is taken back. A stream of
-        this conversation that is still open is closed first.
+        The message is added to the conversation at once, the reply when its stream has ended. If the stream ends
+        without any text of the model, the message is taken back. An open stream of this conversation is closed first.
 
         Parameters
         ----------
         message
-            A text of the user, any message, or None to have the conversation answered as it is.
+            A text of the user, any message, or None for a reply to the conversation as it is.
         **options
-            Those of :meth:`Model.chat`, for this reply.
+            Options of :meth:`Model.chat` for this reply.
         """
         new: list[dict[str, Any]] = []
         if message is not None:
@@ -112,7 +112,7 @@ class Chat:
             self._open = None
 
     def add_result(self, call: ToolCall, result: object) -> None:
-        """Add what a tool returned: a text, or anything that JSON can hold; ``send()`` has it answered then."""
+        """Add the result of a tool, a text or anything that JSON can hold; ``send()`` then streams the reply to it."""
         content = result if isinstance(result, str) else as_json("result", result)
         self.messages.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
 
@@ -121,7 +121,7 @@ class Chat:
         return next(users, None)
 
     def undo(self) -> Any:
-        """Take back the last question and what followed; return the question's content, None if there is none."""
+        """Return the content of the last question, which is removed with all that followed; None without a question."""
         self._close_open()
         at = self._last_question()
         if at is None:
@@ -131,12 +131,12 @@ class Chat:
         return question
 
     def retry(self, **options: Any) -> ChatStream:
-        """Have the last question answered anew; what was answered is kept if nothing comes in its place.
+        """Return the stream of another reply to the last question; the earlier reply stays if no text comes.
 
         Raises
         ------
         Error
-            Nothing was asked yet.
+            There is no question yet.
         """
         self._close_open()
         at = self._last_question()
@@ -145,7 +145,7 @@ class Chat:
         return self._answer(self.messages[: at + 1], options)
 
     def branch(self) -> Chat:
-        """Return another conversation that has said the same so far."""
+        """Return another conversation, with copies of the messages so far."""
         other = Chat(self.model, **self.options)
         other.messages = copy.deepcopy(self.messages)
         return other
@@ -153,18 +153,21 @@ class Chat:
     # --- on disk
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the conversation to a file, with a checksum and the model's identity; an old file is replaced whole."""
+        """Write the conversation to a JSON file, with a checksum and the model's identity.
+
+        An earlier file is replaced as a whole: an interruption leaves the old one.
+        """
         content = {"format": self._FORMAT, "model": _identity(self.model), "messages": self.messages}
         replace_json(Path(path), {**content, "sha256": _checksum(content)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model, **options: Any) -> Chat:
-        """Read a conversation that was saved.
+        """Return the conversation that :meth:`save` wrote to a file; ``options`` as for a new one.
 
         Raises
         ------
         Error
-            The file is missing, is none of these, is damaged, or is of another model.
+            The file is missing, damaged, or no saved conversation; or it is one with another model.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))

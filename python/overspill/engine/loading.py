@@ -1,4 +1,4 @@
-"""Loading: what goes to which device, whether it has room there, and less of it where a GPU refuses."""
+"""Load a model: choose the placement, check the memory, and put less on a GPU that refuses."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Offload: TypeAlias = Literal["auto", "cpu", "gpu", "tuned"] | int | Placement | 
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """How a model is loaded, apart from where its tensors go: the settings of the core, by its names."""
+    """The settings of a load, apart from the placement, by the core's names."""
 
     n_ctx: int
-    """0: as many as the header recommends."""
+    """0 for the header's default."""
     n_batch: int
     n_ubatch: int
     n_threads: int
@@ -48,7 +48,7 @@ class LoadSettings:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether weights on the CPU stay pages of the file."""
+        """Whether weights on the CPU are pages of the file."""
         return self.load_mode.startswith("mmap")
 
 
@@ -93,13 +93,13 @@ def checked_settings(
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in memory."""
+    """A loaded model."""
 
     native: _core.Model
     settings: LoadSettings
-    """Those that were asked for, without repacking where RAM is short."""
+    """The settings as asked for; without repacking if RAM is short."""
     placement: Placement | None
-    """What was asked of llama.cpp; None for the CPU alone."""
+    """The placement as asked of llama.cpp; None for the CPU alone."""
 
 
 def load(
@@ -110,9 +110,9 @@ def load(
     memory: Mapping[str, int | str],
     progress: Progress | None,
 ) -> Loaded:
-    """Return the loaded model; its vocabulary alone if there is no ``info``.
+    """Return the loaded model; its vocabulary alone without ``info``.
 
-    A plan of ours puts less on a GPU each time that the GPU refuses memory.
+    Each time that a GPU refuses memory, a plan puts less on it.
     """
     if info is None:
         return Loaded(_core.Model(os.fsencode(path), asdict(settings), progress), settings, None)
@@ -197,14 +197,14 @@ def _options(settings: LoadSettings, wanted: Placement | None) -> dict[str, Any]
 
 
 def _dry_run(path: Path, settings: LoadSettings, wanted: Placement | None) -> dict[str, dict[str, int]]:
-    """Return the bytes that llama.cpp would take on each device, by kind, without loading."""
+    """Return the bytes of each kind that llama.cpp would allocate on each device, without loading."""
     native = _core.Model(os.fsencode(path), {**_options(settings, wanted), "dry_run": True}, None)
     uses: dict[str, dict[str, int]] = native.memory()["devices"]
     return uses
 
 
 def _fitted(path: Path, settings: LoadSettings, wanted: Plan) -> Plan:
-    """Return the plan, or one with less on a GPU that llama.cpp would ask for more memory than it has."""
+    """Return the plan, or one with less on a GPU if llama.cpp would ask more memory of it than it has."""
     if wanted.devices_used == (CPU,):
         return wanted
     for _ in range(2):
@@ -223,7 +223,7 @@ def _fitted(path: Path, settings: LoadSettings, wanted: Plan) -> Plan:
 
 
 def _with_less(planned: Plan, device: str, share: float) -> Plan | None:
-    """Return a plan that puts so much less on a GPU, or None if it has nothing there."""
+    """Return a plan with less on a GPU, by ``share`` of its bytes there; None if it has nothing there."""
     use = planned.forecast().memory.get(device)
     if use is None or device == CPU or device not in planned.devices_used:
         return None
@@ -239,24 +239,25 @@ def _with_less(planned: Plan, device: str, share: float) -> Plan | None:
 
 
 def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Placement | None) -> LoadSettings:
-    """Return the settings, without repacking where copies of the weights have no room.
+    """Return the settings, without repacking if RAM has no room for copies of the weights.
 
-    Refuses what RAM has no room for: Linux would grant it, and end the process when the memory is written to.
+    A model that RAM has no room for is an OutOfMemoryError here: Linux would grant the memory, and end the process
+    when it is written to.
     """
     available = available_ram_bytes()
     n_ctx = settings.n_ctx or info.default_n_ctx
     if available is None or info.n_layers > len(info.tensors):
-        return settings  # such a header is damaged: llama.cpp's error says how
+        return settings  # a damaged header: llama.cpp's error says how
     kv_bytes = _kv_in_ram_bytes(info, settings, wanted, n_ctx)
     devices_by_tensor = {} if wanted is None else wanted.tensors()
     weights_bytes = sum(n for name, *_, n in info.tensors if devices_by_tensor.get(name, CPU) == CPU)
     if kv_bytes + weights_bytes <= available:
         return settings
     if settings.repack == "auto" and settings.is_mapped:
-        settings = replace(settings, repack="off")  # of a mapped file, what is used stays in RAM
+        settings = replace(settings, repack="off")  # the pages of a mapped file that are used stay in RAM
     needed = kv_bytes + (0 if settings.is_mapped else weights_bytes)
     if available < needed < 4 * available:
-        # Of an architecture that is not known here, the header says what there may be at most: llama.cpp knows.
+        # For an unknown architecture, the bytes from the header are an upper bound; llama.cpp knows them.
         use = _dry_run(path, settings, wanted)[CPU]
         needed = use["kv_bytes"] + use["compute_bytes"] + (0 if settings.is_mapped else use["weights_bytes"])
     if needed > available:
@@ -273,7 +274,7 @@ def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Place
 def check_ram_for_caches(
     info: ModelInfo, settings: LoadSettings, placement: Placement | None, n_prompts: int, n_ctx: int
 ) -> None:
-    """Refuse so many KV caches of ``n_ctx`` tokens if RAM has no room for them."""
+    """Raise an OutOfMemoryError if RAM has no room for KV caches of ``n_prompts`` times ``n_ctx`` tokens."""
     needed = n_prompts * _kv_in_ram_bytes(info, settings, placement, n_ctx)
     available = available_ram_bytes()
     if available is not None and needed > available:

@@ -1,4 +1,4 @@
-"""Load a model, and pull tokens out of it."""
+"""The class Model: load a model, then stream, chat, evaluate and tokenize."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _open_models: weakref.WeakSet[Model] = weakref.WeakSet()
 
 @atexit.register
 def _close_models() -> None:
-    # A stream may be at work on its next token, which must not outlive the interpreter.
+    # A thread of a stream that looks ahead must not outlive the interpreter.
     for model in list(_open_models):
         model.close()
 
@@ -62,68 +62,75 @@ def _close_models() -> None:
 class Model:
     """A language model from a GGUF file, loaded and ready to stream.
 
-    A model may be used from several threads. Each open stream has a context (a KV cache)
-    of its own, and the streams' steps take turns: one step of one stream at a time.
+    A model may be used from several threads. Each open stream has a context (a KV cache) of its own. The streams
+    take turns: one step of one stream at a time.
 
     Parameters
     ----------
     path
-        The GGUF file; of a split model, its first file. ``hf:OWNER/REPOSITORY/FILE.gguf`` is brought
+        The GGUF file; of a split model, its first file. ``hf:OWNER/REPOSITORY/FILE.gguf`` is downloaded
         from the Hugging Face hub (see :func:`overspill.hub.resolve`).
     offload
-        What goes to the GPU: ``"auto"`` (what :func:`overspill.plan` finds fastest; if a GPU refuses the
-        memory after all, less), ``"cpu"`` (nothing, the GPU is not touched), ``"gpu"`` (everything; an
-        :class:`Error` without a GPU), the number of layers, as llama.cpp's ``n_gpu_layers`` counts them
-        (the output head is the first, and the last layers come next), ``"tuned"`` (what ``overspill tune`` found
-        fastest for this model on this machine, other settings included), a :class:`Placement`, or a mapping such as
-        ``{"default": "gpu", "experts": "cpu"}`` (see :meth:`Placement.apply`).
+        What goes to the GPU:
+
+        - ``"auto"``: the placement that :func:`overspill.plan` expects to be fastest; less if a GPU refuses memory;
+        - ``"cpu"``: nothing; no GPU is touched;
+        - ``"gpu"``: everything; an :class:`Error` without a GPU;
+        - an integer from 0: so many layers, counted as llama.cpp's ``n_gpu_layers``: the output head, then the last
+          layers;
+        - ``"tuned"``: the placement that ``overspill tune`` found fastest for this model on this machine, and its
+          settings where no others are given;
+        - a :class:`Placement`, or a mapping such as ``{"default": "gpu", "experts": "cpu"}`` (see
+          :meth:`Placement.apply`).
     rpc
-        Endpoints, ``"host:port"``, of servers (``overspill serve-device``) whose devices are added first, as
-        :func:`add_rpc_server` does.
+        Endpoints, ``"host:port"``, of servers (``overspill serve-device``); their devices are added first, as by
+        :func:`add_rpc_server`.
     n_ctx
-        Tokens that prompt and reply may have together, at least 1. Default: what the model was
-        trained for, at most 8192; the KV cache's memory grows with it.
+        Tokens of prompt and reply together, at least 1. Default: the length that the model was trained for, at
+        most 8192. The KV cache's memory grows with it.
     n_batch
-        Tokens of a prompt that are processed at once, 1 to 65536. 512 is llama.cpp's default for
-        a physical batch; a GPU's prefill is cancelled between batches.
+        Tokens of a prompt in one batch, 1 to 65536. 512 is llama.cpp's default for a physical batch. On a GPU, a
+        prompt is cancelled between batches.
     n_ubatch
-        Of which so many are computed at once, 1 to ``n_batch``. Default: ``n_batch``. Compute buffers grow with it.
+        Tokens of a batch that are computed at once, 1 to ``n_batch``. Default: ``n_batch``. Compute buffers grow
+        with it.
     n_threads
         CPU threads, 1 to 512. Default: the physical cores, since decoding waits for memory.
     type_k, type_v
-        What the KV cache's keys and values are stored as: ``"f16"``, ``"q8_0"`` (half the memory) and others of
-        llama.cpp's. Quantized values need flash attention.
+        The types of the KV cache's keys and values: ``"f32"``, ``"f16"``, ``"bf16"``, ``"q8_0"`` (half the memory
+        of ``"f16"``), ``"q5_1"``, ``"q5_0"``, ``"q4_1"``, ``"q4_0"`` or ``"iq4_nl"``. Quantized values need flash
+        attention.
     flash_attention
         ``"auto"`` (where every device can), ``"on"`` or ``"off"``.
     repack
-        Whether weights on the CPU are loaded in the order that its matrix products like best, which is faster and takes
-        RAM beside a mapped file, and rounds otherwise: ``"auto"`` (not beside a CUDA GPU, which could not read them for
-        large batches then, nor where a mapped file's weights have no place in RAM), ``"on"`` or ``"off"``.
+        Whether weights on the CPU are copied into the order that suits its matrix products: faster, with other
+        rounding, and with RAM for the copies beside a mapped file. ``"auto"``, ``"on"`` or ``"off"``. ``"auto"`` does
+        not copy beside a CUDA GPU, which could not read the copies for large batches, nor where RAM has no room.
     load_mode
         ``"mmap"`` maps the file, ``"read"`` reads it into memory (which lets a GPU pin it),
         ``"mlock"`` and ``"mmap+mlock"`` keep it from being swapped out, ``"direct-io"`` reads
         past the page cache.
     memory
-        How much of a device's memory the model may use, as in ``{"CUDA0": "20GiB", "cpu": "100GiB"}``; ``"gpu"`` is
-        the first GPU. Default: what is free. ``offload="auto"`` heeds it.
+        The memory of each device that ``offload="auto"`` may use, as in ``{"CUDA0": "20GiB", "cpu": "100GiB"}``;
+        ``"gpu"`` is the first GPU. Default: the free memory.
     vocab_only
         Load the vocabulary alone, to tokenize; such a model cannot stream.
     check_tensors
         Look for invalid values in the weights while loading; slower.
     progress
-        Called with the share that is loaded, 0.0 to 1.0, from this thread; returning ``False``
-        cancels the load with :class:`CancelledError`, an exception reaches the caller.
+        A function that is called with the share that is loaded, 0.0 to 1.0, from this thread. If it returns
+        ``False``, the load ends with :class:`CancelledError`; its exceptions reach the caller.
 
     Raises
     ------
     ModelLoadError
-        The file is missing, is not a GGUF, is damaged, or is not of a known architecture.
+        The file is missing, is not a GGUF, is damaged, or has an unknown architecture.
     OutOfMemoryError
-        A device has too little memory for its part; of RAM, before any of it is used.
+        A device has too little memory for its part of the model; for RAM, this is checked before any is used.
     Error
-        Anything else that llama.cpp could not do, or an RPC server that was lost.
+        llama.cpp failed otherwise, an RPC server was lost, or nothing is tuned for this model.
     ValueError, TypeError
-        An argument is out of the range given above, or a placement is for another model, or not possible.
+        An argument is out of the range given above, or a placement is for another model or other devices.
     """
 
     def __init__(
@@ -183,7 +190,7 @@ class Model:
 
     @cached_property
     def placement(self) -> Placement:
-        """Where every tensor and each layer's KV cache lie: read back from llama.cpp after loading."""
+        """The device of every tensor and of each layer's KV cache, as llama.cpp reports them after loading."""
         memory = self._core.memory()
         wanted = self._wanted or Placement.cpu(self.info)
         return wanted.read_back(
@@ -193,9 +200,9 @@ class Model:
 
     @cached_property
     def memory(self) -> dict[str, MemoryUse]:
-        """Bytes on each device for weights, KV cache and computation, as llama.cpp has allocated them.
+        """The bytes on each device for weights, KV cache and computation, as llama.cpp has allocated them.
 
-        Of a file that is mapped, weights on the CPU count as the part of the file from the first to the last.
+        If the file is mapped, the weights on the CPU count as the part of the file from the first to the last of them.
         """
         return {device: MemoryUse(**use) for device, use in self._core.memory()["devices"].items()}
 
@@ -206,7 +213,7 @@ class Model:
 
     @cached_property
     def info(self) -> ModelInfo:
-        """What the file's header says: architecture, layers, experts, bytes by part."""
+        """The file's header: architecture, layers, experts, bytes by part."""
         return ModelInfo.from_file(self._path)
 
     @cached_property
@@ -215,17 +222,17 @@ class Model:
 
     @property
     def n_ctx(self) -> int:
-        """Tokens that prompt and reply of one stream may have together; 0 for a vocabulary alone."""
+        """The most tokens of prompt and reply of one stream together; 0 for a vocabulary alone."""
         return self._core.n_ctx
 
     @property
     def n_vocab(self) -> int:
-        """Number of tokens in the vocabulary."""
+        """The number of tokens in the vocabulary."""
         return self._core.n_vocab
 
     @property
     def n_threads(self) -> int:
-        """CPU threads that decode."""
+        """The number of CPU threads that decode."""
         return self._core.n_threads
 
     def stream(
@@ -245,44 +252,45 @@ class Model:
         form: ReplyForm | None = None,
         **keywords: Unpack[SamplingKeywords],
     ) -> Stream:
-        """Continue ``prompt``, token by token.
+        """Return a stream that continues ``prompt``, token by token.
 
-        The prompt is processed by the first ``next()``. While your code is busy with a token, the next one
-        is worked on already, unless Python code of yours or a :class:`Sampler` of yours takes part in choosing it.
+        The first ``next()`` processes the prompt. While your code is busy with a token, the stream computes the next
+        one, unless Python code or a :class:`Sampler` of yours takes part in choosing it.
 
         Parameters
         ----------
         prompt
-            Text (special tokens written out in it are recognised, and the model's own
-            beginning-of-sequence token is added), or token ids, taken as they are.
+            A text, or token ids. In a text, written-out special tokens are recognised, and the model's
+            beginning-of-sequence token is added; token ids are taken as they are.
         max_tokens
-            Stop after so many tokens, at least 1. Default: when the model or the context ends.
+            The most tokens of the reply, at least 1. Default: no limit but the context.
         stop
-            Text that ends the stream; it is not part of what comes out.
+            Texts that end the stream; they are not part of its text.
         sampling
-            How tokens are chosen. Default: :attr:`sampling`, what the file recommends over llama.cpp's defaults.
+            How tokens are chosen. Default: :attr:`sampling`.
         sampler
-            A :class:`Sampler` of yours, whose state goes on from stream to stream; or ``f(logits, tokens)``, called
-            for each token, which returns the id to take, or ``None`` to leave it to the sampling options. ``logits``
-            is a float32 view of shape (n_vocab,) that it may write to, ``tokens`` a read-only int32 view of prompt and
-            reply so far. What it raises ends the stream and reaches you.
+            A :class:`Sampler`, whose state goes on from stream to stream; or a function ``f(logits, tokens)`` that
+            returns the next token's id, or ``None`` to leave it to the sampling options. ``logits`` is a float32 view
+            of shape (n_vocab,) that the function may write to. ``tokens`` is a read-only int32 view of prompt and
+            reply so far. An exception of the function ends the stream and reaches you.
         logits_processors
             Functions ``f(logits, tokens)`` that edit the logits in place, called in order before the sampler.
         grammar
-            GBNF, llama.cpp's grammar format, whose start symbol is ``root``; or anything with the methods of
-            :class:`TokenMask`, such as ``overspill.guidance``'s. The reply cannot leave it.
+            A grammar that the reply cannot leave: in GBNF, llama.cpp's format, with the start symbol ``root``; or
+            an object with the methods of :class:`TokenMask`, such as ``overspill.guidance.Guidance``.
         json_schema
-            A JSON schema, as a mapping or as JSON; the reply is JSON that fits it, unless ``max_tokens`` or
+            A JSON schema, as a mapping or as JSON. The reply is JSON that fits it, unless ``max_tokens`` or
             the context ends it early.
         logits
-            Fill in :attr:`Token.logits`.
+            Whether :attr:`Token.logits` can be read.
         logprobs
-            Fill in :attr:`Token.logprob`; a number, 1 to 1000, also :attr:`Token.top_logprobs` with so many tokens.
+            Whether tokens have a :attr:`Token.logprob`; a number, 1 to 1000, gives :attr:`Token.top_logprobs` of so
+            many tokens too.
         reuse
-            Do not decode again what the prompt has in common with the model's latest stream, prompt and reply. Its
-            batches are others then, so that logits may differ in the last digits.
+            Whether to decode only the part of the prompt after its common beginning with the latest stream's prompt
+            and reply. Batches differ then, so that logits may differ in the last digits.
         form
-            What :meth:`chat` wants of the reply.
+            The constraints of :meth:`chat` on the reply.
         **keywords
             The fields of :class:`SamplingOptions`, such as ``temperature=0.7``; they overrule ``sampling``.
 
@@ -293,7 +301,7 @@ class Model:
         ClosedError
             The model is closed.
         Error
-            The model cannot generate text, such as an encoder or a vocabulary alone.
+            The model cannot generate text: it is an encoder or a vocabulary alone.
         ValueError, TypeError
             An argument is out of the range given above, or a grammar or schema cannot be compiled.
         """
@@ -330,25 +338,25 @@ class Model:
         return Stream(generation, self._read_bytes)
 
     def astream(self, prompt: str | Sequence[int], **options: Any) -> AsyncStream:
-        """Continue ``prompt`` for ``async for``; takes what :meth:`stream` takes.
+        """Return a stream for ``async for`` that continues ``prompt``; ``options`` as for :meth:`stream`.
 
         >>> async with model.astream("Why is the sky blue?", max_tokens=256) as stream:
         ...     async for token in stream:
         ...         print(token, end="", flush=True)
 
-        Raises what :meth:`stream` raises, at the first step. ``asyncio.timeout``, ``task.cancel()`` and Ctrl-C end it
-        in the middle of one; see :class:`AsyncStream`.
+        The first step raises the errors of :meth:`stream`. ``asyncio.timeout``, ``task.cancel()`` and Ctrl-C end the
+        stream in the middle of a step; see :class:`AsyncStream`.
         """
         return AsyncStream(lambda: self.stream(prompt, **options))
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the file has a chat template, so that :meth:`chat` knows how the model is to be addressed."""
+        """Whether the file has a chat template, which :meth:`chat` needs."""
         return self._core.has_chat_template
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """How the file says that conversations are put to the model; an :class:`Error` if it does not."""
+        """The file's chat template; an :class:`Error` if it has none. It may be replaced."""
         return ChatTemplate(self)
 
     def chat(
@@ -363,33 +371,38 @@ class Model:
         on_full: OnFull = "error",
         **options: Any,
     ) -> ChatStream:
-        """Stream a reply to a conversation, in the model's own format.
+        """Return the stream of a reply to a conversation, in the model's own format.
 
-        What the conversation has in common with the latest stream, prompt and reply, is not decoded again.
+        The beginning that the conversation shares with the latest stream's prompt and reply is not decoded again.
 
         Parameters
         ----------
         messages
-            A question, or the conversation: mappings as OpenAI's API has them, with ``role`` (``"system"``,
-            ``"user"``, ``"assistant"``, ``"tool"``) and ``content``; of assistants also ``reasoning_content`` and
-            ``tool_calls``, of tools ``tool_call_id`` and ``name``.
+            A question, or the messages of a conversation: mappings with the keys of OpenAI's API.
+
+            - ``role``: ``"system"``, ``"user"``, ``"assistant"`` or ``"tool"``;
+            - ``content``: the text;
+            - ``reasoning_content`` and ``tool_calls``, of assistants;
+            - ``tool_call_id`` and ``name``, of tools.
         tools
-            What the model may ask for: functions of yours, whose signature and docstring say what they are for, or
-            descriptions as OpenAI's API has them. They are not called; see :attr:`ChatStream.tool_calls`.
+            Tools that the model may ask for: functions with types and a docstring, or descriptions with the keys of
+            OpenAI's API. They are not called; see :attr:`ChatStream.tool_calls`.
         tool_choice
-            ``"auto"`` leaves it to the model, ``"required"`` makes it call one, ``"none"`` forbids it.
+            ``"auto"``: the model calls a tool or answers; ``"required"``: it calls one; ``"none"``: it calls none.
         reasoning_effort
-            For models that know it, such as gpt-oss: ``"low"``, ``"medium"`` or ``"high"``.
+            ``"low"``, ``"medium"`` or ``"high"``, for models that know it, such as gpt-oss.
         thinking
-            False asks models that can do without reasoning not to.
+            False asks the model for an answer without reasoning, if it can do without.
         json_schema
-            The answer is JSON that fits it; reasoning before it is free.
+            A JSON schema, as a mapping or as JSON. The answer is JSON that fits it; reasoning before it is free.
         on_full
-            ``"error"``: a conversation that does not fit into ``n_ctx`` is a :class:`ContextFullError`; ``"shift"``:
-            its oldest turns are left out, and forgotten while the reply comes, until it does; where the model cannot
-            forget some of what it read, a reply that fills the context ends there.
+            If the conversation does not fit into ``n_ctx``:
+
+            - ``"error"``: a :class:`ContextFullError`;
+            - ``"shift"``: the oldest turns are left out, and forgotten as the reply grows. A reply ends at a full
+              context if the model cannot forget a part of what it read.
         **options
-            Those of :meth:`stream`: ``max_tokens``, ``stop``, sampling options, ``logprobs`` and so on.
+            Options of :meth:`stream`: ``max_tokens``, ``stop``, sampling options, ``logprobs`` and so on.
 
         Raises
         ------
@@ -398,7 +411,7 @@ class Model:
         ContextFullError
             The conversation does not fit into ``n_ctx``.
         ValueError, TypeError
-            A message or a tool is none, or the template refuses it; or as for :meth:`stream`.
+            A message or a tool is not of that form, or the template refuses it; or as for :meth:`stream`.
         """
         prompt = self.chat_template.prepare(
             messages,
@@ -414,7 +427,7 @@ class Model:
         return ChatStream(stream, prompt.parser, prompt.remember, named=prompt.form.named, n_dropped=prompt.n_dropped)
 
     def eval(self, tokens: Sequence[int], *, logits: Literal["last", "all"] = "last") -> NDArray[np.float32]:
-        """Decode ``tokens`` after those of earlier calls, and return the logits: the loop by hand.
+        """Return the logits after ``tokens``, which follow those of earlier calls: the decode loop by hand.
 
         >>> tokens = model.tokenize("The capital of France is")
         >>> logits = model.eval(tokens)
@@ -422,27 +435,27 @@ class Model:
         ...     sampler.accept(token)
         ...     logits = model.eval([token])
 
-        The calls share one context, apart from those of the streams; :meth:`reset` empties it.
+        All calls share one context, which streams do not use; :meth:`reset` empties it.
 
         Parameters
         ----------
         tokens
-            At least one token id; text goes through :meth:`tokenize` first.
+            At least one token id; :meth:`tokenize` makes them of a text.
         logits
-            ``"last"`` for what follows the last token, ``"all"`` for what follows each. The first call
-            with more positions than any before builds a new context and decodes everything again.
+            ``"last"``: one row, for the token after the last; ``"all"``: a row after each token. The first call
+            with more rows than any before builds a new context and decodes everything again.
 
         Returns
         -------
         numpy.ndarray
-            float32, of shape (n_vocab,), or (len(tokens), n_vocab) for all. Not a copy but a view on llama.cpp's own
-            memory: it can be written to, it keeps that memory alive, and **the next eval() overwrites it**.
-            Use ``.copy()`` for what you need longer.
+            float32, of shape (n_vocab,), or (len(tokens), n_vocab) for ``"all"``. The array is a writable view on
+            llama.cpp's own memory, which it keeps alive. **The next eval() overwrites it**: ``.copy()`` what you need
+            longer.
 
         Raises
         ------
         BufferError
-            More positions than before need a larger buffer, while views of the present one are in use.
+            More rows than before need a larger buffer, while views of the present one are in use.
         ContextFullError, ClosedError, Error, ValueError, TypeError
             As for :meth:`stream`.
         """
@@ -459,7 +472,10 @@ class Model:
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """The logits after the last token of :meth:`eval`: the same kind of view, float32 of shape (n_vocab,)."""
+        """The logits after the last token of :meth:`eval`: such a view, float32 of shape (n_vocab,).
+
+        A stream's logits are in its tokens: see :attr:`Token.logits`.
+        """
         if self._logits is None:
             raise _core.Error(
                 "there are no logits yet: model.eval(tokens) makes them; a stream's are in its tokens, with "
@@ -475,18 +491,18 @@ class Model:
 
     @cached_property
     def sampling(self) -> SamplingOptions:
-        """How :meth:`stream` chooses tokens unless told otherwise: what the file recommends over the defaults."""
+        """The sampling options of :meth:`stream` where no others are given: the file's, or else the defaults."""
         return SamplingOptions.from_metadata(self._core.metadata)
 
     def dry_breakers(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return every sequence of tokens in which one of the texts can be written, for DRY."""
+        """Return every sequence of token ids in which one of the texts can be written, for DRY."""
         key = tuple(texts)
         if key not in self._dry_breakers:
             self._dry_breakers[key] = self._core.dry_breakers(list(key))
         return self._dry_breakers[key]
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Completion:
-        """Return the whole reply; takes what :meth:`stream` takes, and raises what it raises."""
+        """Return the whole reply to ``prompt``; options and errors as for :meth:`stream`."""
         with self.stream(prompt, **options) as stream:
             tokens = list(stream)
         return Completion("".join(token.text for token in tokens), tokens, stream.stats)
@@ -504,21 +520,21 @@ class Model:
         logprobs: bool | int = False,
         **keywords: Unpack[SamplingKeywords],
     ) -> Iterator[tuple[int, Completion]]:
-        """Continue many prompts together, and yield each reply as it ends: its place in ``prompts``, and the reply.
+        """Return an iterator of replies to many prompts, each as it ends: its index in ``prompts``, and the reply.
 
-        All that are under way are decoded in one batch, which reads the weights once for all of them; as soon as one
-        ends, the next begins. A batch rounds otherwise than one token alone does, so where two tokens are about
-        as likely, a reply may go another way than :meth:`generate`'s. Times in ``stats`` are those of the batches.
+        The replies under way are decoded in one batch, which reads the weights once for all of them. As soon as one
+        ends, the next begins. A batch rounds otherwise than a single token: where two tokens are about as likely, a
+        reply may differ from that of :meth:`generate`. Times in ``stats`` are those of the batches.
 
         Parameters
         ----------
         prompts
             Texts or token ids, as for :meth:`stream`.
         parallel
-            At most so many at a time, 1 to 256. Each has a KV cache of its own, as long as the longest prompt and
+            The most replies at a time, 1 to 256. Each has a KV cache of its own, for the longest prompt and
             ``max_tokens`` together.
         max_tokens, stop, sampling, grammar, json_schema, logprobs, **keywords
-            As for :meth:`stream`, for each of them; with a ``seed``, each begins with that one.
+            As for :meth:`stream`, for each reply; with a ``seed``, each begins with that one.
 
         Raises
         ------
@@ -572,21 +588,21 @@ class Model:
         text
             Any text that can be encoded in UTF-8.
         add_special
-            Add the tokens that the model wants around a text, such as the one for its beginning.
+            Whether to add the special tokens that the model expects around a text, such as beginning-of-sequence.
         parse_special
-            Recognise special tokens that are written out in the text; switch it off for text
-            that is not to be trusted.
+            Whether to recognise special tokens that are written out in the text; give False for text that you do
+            not trust.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be a string, not {text!r}")
         return self._core.tokenize(text.encode(), add_special, parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
-        """Return the text of ``tokens``; bytes that are no UTF-8 come out as U+FFFD."""
+        """Return the text of ``tokens``; invalid UTF-8 becomes U+FFFD. ``skip_special`` leaves special tokens out."""
         return self._core.detokenize(token_ids("tokens", tokens), skip_special).decode(errors="replace")
 
     def token_bytes(self, token: int, *, special: bool = True) -> bytes:
-        """Return the bytes of one token, often less than a character; a special one's name if asked."""
+        """Return the bytes of one token, which may be part of a character; of a special token its name, or b""."""
         return self._core.token_bytes(as_integer("token", token, 0, 2**31 - 1), special)
 
     @property
@@ -595,13 +611,13 @@ class Model:
         return self._core.special_tokens()
 
     def is_end_of_generation(self, token: int) -> bool:
-        """Tell whether ``token`` ends a reply."""
+        """Return whether ``token`` ends a reply."""
         return self._core.is_end_of_generation(as_integer("token", token, 0, 2**31 - 1))
 
     def close(self) -> None:
         """End the open streams and free the memory. Idempotent; later use raises :class:`ClosedError`.
 
-        Memory that arrays of logits look at stays until they are gone.
+        The memory of logits stays as long as arrays are views on it.
         """
         self._logits = None
         self._evaluation = None

@@ -1,4 +1,4 @@
-"""A reply in a chat: the form that it is to have, and its tokens, told apart by reasoning, answer and calls."""
+"""A reply in a chat: its form, and its tokens, divided into reasoning, answer and tool calls."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.getLogger("overspill")
 
 
 class Channel(StrEnum):
-    """What a part of a reply is."""
+    """The part of a reply that a token belongs to."""
 
     REASONING = "reasoning"
-    """Said by the model to itself."""
+    """The model's reasoning before the answer."""
     FINAL = "final"
     """The answer."""
     TOOL_CALL = "tool_call"
@@ -33,26 +33,26 @@ class Channel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool that the model wants to be called."""
+    """A call of a tool that the model asks for."""
 
     name: str
     arguments: dict[str, Any]
     id: str
-    """To be given back with the result, as ``tool_call_id``; empty if the model gives none."""
+    """The ``tool_call_id`` of the message that has the result; empty if the model gives none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatToken:
-    """One token of a reply, or what it completes; ``str()`` gives its text."""
+    """One token of a reply, or a piece of text or a tool call that it completes; ``str()`` gives its text."""
 
     id: int
     text: str
-    """Without the marks of the model's format; empty for those, and while what is to come may be one."""
+    """The text without the marks of the model's format; empty for a mark, and for text that may become one."""
     channel: Channel
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     tool_call: ToolCall | None = None
-    """A whole call, once it is complete."""
+    """The call that is complete with this token."""
 
     def __str__(self) -> str:
         """Return the text."""
@@ -61,23 +61,26 @@ class ChatToken:
 
 @dataclass(frozen=True, slots=True)
 class ReplyForm:
-    """What a chat template wants of a stream."""
+    """The constraints that a chat template puts on a reply."""
 
     grammar: str | None = None
+    """A grammar in GBNF, such as that of tool calls."""
     trigger_patterns: Sequence[str] = ()
-    """From whose match on the grammar holds."""
+    """Regular expressions; the grammar holds from the first match in the reply."""
     trigger_tokens: Sequence[int] = ()
+    """Tokens; the grammar holds from the first of them."""
     begun: Sequence[int] = ()
-    """What has come of the grammar already: the end of the prompt."""
+    """Tokens at the end of the prompt that are the beginning of the grammar's text."""
     named: Sequence[int] = ()
-    """Special tokens whose names are to be in the text."""
+    """Special tokens whose names are part of the text."""
     stop: Sequence[str] = ()
+    """Texts that end the reply."""
     droppable: Sequence[tuple[int, int]] = ()
-    """Spans of the prompt that may be forgotten when the context is full, oldest first."""
+    """Spans of the prompt's tokens, first and end, that a full context may forget; the oldest first."""
 
 
 class ChatStream:
-    """A reply as it is made: iterate over it to get :class:`ChatToken` after token.
+    """A reply as it is made: an iterator of :class:`ChatToken`.
 
     It can be left, closed and asked for its :attr:`stats` as :class:`Stream` can.
     """
@@ -91,7 +94,7 @@ class ChatStream:
         named: Sequence[int] = (),
         n_dropped: int = 0,
     ) -> None:
-        """Wrap a stream; :meth:`Model.chat` makes these."""
+        """Wrap a stream; use :meth:`Model.chat`."""
         self._stream, self._parser, self._on_text = stream, parser, on_text
         self._named, self._n_dropped = frozenset(named), n_dropped
         self._waiting: deque[ChatToken] = deque()
@@ -102,12 +105,13 @@ class ChatStream:
         self._is_over = False
         self._ids: list[int] = []
         self.raw = ""
-        """All that the model said, marks of its format included."""
+        """The whole text of the reply so far, with the marks of the model's format."""
         self.is_malformed = False
-        """Whether the reply did not follow the model's own format, so that the rest of it was given as it is."""
+        """Whether the reply left the model's own format; its rest is then given as plain text of the answer."""
         self.tool_calls: list[ToolCall] = []
-        """What the model wants to be called, once it has ended."""
+        """The calls that the model asks for; empty until the reply has ended."""
         self.on_end: Callable[[ChatStream], None] | None = None
+        """A function that is called with the stream once it has ended."""
 
     # --- iterating
 
@@ -158,7 +162,7 @@ class ChatStream:
 
     @property
     def stats(self) -> Stats:
-        """What the stream did so far, and how fast."""
+        """Counts and times of the stream so far."""
         stats = self._stream.stats
         if not self._n_dropped:
             return stats
@@ -171,12 +175,12 @@ class ChatStream:
 
     @property
     def reasoning(self) -> str:
-        """What the model has said to itself so far."""
+        """The model's reasoning so far."""
         return self._reasoning
 
     @property
     def message(self) -> dict[str, Any]:
-        """The reply so far as a message, to be added to a conversation."""
+        """The reply so far as a message of the role ``"assistant"``, for the next call of :meth:`Model.chat`."""
         message: dict[str, Any] = {"role": "assistant", "content": self._content}
         if self._reasoning:
             message["reasoning_content"] = self._reasoning
@@ -198,7 +202,7 @@ class ChatStream:
     # --- understanding
 
     def _understand(self, *, is_partial: bool) -> list[tuple[Channel, str]]:
-        """Return what is new in the reply, by channel."""
+        """Return the new pieces of text in the reply, by channel."""
         if self.is_malformed:
             return self._rest_as_it_is()
         try:
@@ -236,7 +240,7 @@ class ChatStream:
         if self._is_over:
             return
         self._is_over = True
-        # What was broken off is understood as far as it goes.
+        # A reply that was broken off is parsed as far as it goes.
         reason = self.stats.stop_reason
         is_whole = reason in (StopReason.EOS, StopReason.STOP_STRING)
         if self.raw:
@@ -268,5 +272,5 @@ class ChatStream:
 
 
 def _added(before: str, now: str) -> str:
-    """Return what came to a text; nothing if it would be taken back, which only a fault of the format does."""
+    """Return the text added since ``before``; empty if text was taken back, which only a broken format does."""
     return now[len(before) :] if now.startswith(before) else ""

@@ -1,4 +1,4 @@
-"""A stream of tokens, and the figures that it gives of itself."""
+"""A stream of tokens, and its stats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Closable", "ReadBytes", "Stream", "stats_of", "until_left"]
 
 
 class ReadBytes:
-    """Bytes of weights and KV cache that decoding reads."""
+    """The bytes of weights and KV cache that a model reads as it decodes."""
 
     def __init__(self, info: ModelInfo, type_k: CacheType, type_v: CacheType) -> None:
         self._weights = info.bytes_per_token
@@ -29,13 +29,13 @@ class ReadBytes:
         self._types = type_k, type_v
 
     def __call__(self, depth: int, n: int) -> int:
-        """Return those of ``n`` tokens from a depth on."""
+        """Return the bytes that ``n`` tokens read, of which the first has ``depth`` tokens before it."""
         middle = depth + n // 2
         return n * (self._weights + sum(cache.bytes_read(middle, *self._types) for cache in self._caches))
 
 
 def stats_of(values: _core._Stats, read_bytes: ReadBytes | None) -> Stats:
-    """Return the stats that the core counted; with the bytes read where one stream decoded alone."""
+    """Return the core's figures as :class:`Stats`, with the bytes read if ``read_bytes`` is given."""
     prompt_tokens, tokens, prefill_s, decode_s, first_s, reason, cached, dropped, parts = values
     n_splits, n_reused, n_page_faults = parts[8:]
     n = max(0, tokens - 1)
@@ -52,7 +52,7 @@ def stats_of(values: _core._Stats, read_bytes: ReadBytes | None) -> Stats:
 
 
 class Stream:
-    """A reply as it is made: iterate over it to get :class:`Token` after token.
+    """A reply as it is made: an iterator of :class:`Token`.
 
     Each ``next()`` runs one step of the model, without the GIL. Leaving the loop, by
     ``break`` or by an exception, ends the stream; so does :meth:`close`, or leaving the
@@ -60,7 +60,7 @@ class Stream:
     """
 
     def __init__(self, generation: _core.Generation, read_bytes: ReadBytes) -> None:
-        """Wrap a native generation; :meth:`Model.stream` makes these."""
+        """Wrap a native generation; use :meth:`Model.stream`."""
         self._generation = generation
         self._read_bytes = read_bytes
 
@@ -94,7 +94,7 @@ class Stream:
 
     @property
     def stats(self) -> Stats:
-        """What the stream did so far, and how fast."""
+        """Counts and times of the stream so far."""
         return stats_of(self._generation.stats(), self._read_bytes)
 
     def __repr__(self) -> str:
@@ -106,17 +106,17 @@ _Item = TypeVar("_Item", covariant=True)
 
 
 class Closable(Protocol[_Item]):
-    """What gives one thing after another, and can be ended."""
+    """An iterator that can be closed."""
 
     def __next__(self) -> _Item:
-        """Return the next one, or raise ``StopIteration``."""
+        """Return the next item, or raise ``StopIteration``."""
 
     def close(self) -> None:
-        """End it."""
+        """End the iterator."""
 
 
 def until_left(stream: Closable[_Item]) -> Iterator[_Item]:
-    """Yield what comes; the stream is closed when the loop is left."""
+    """Yield the stream's items, and close it when the loop is left."""
     try:
         while True:
             try:

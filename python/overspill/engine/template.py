@@ -1,4 +1,4 @@
-"""A model's chat template: from messages to a prompt, and to the form of the reply."""
+"""A model's chat template: it turns messages into a prompt, and says which form the reply has."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from overspill import _core
+from overspill.base.checks import check_choice
 from overspill.engine.reply import ReplyForm
 from overspill.engine.tools import Tool, describe_tools
 from overspill.sampling.json_schema import checked_schema
@@ -29,7 +30,7 @@ __all__ = [
 
 NativeModel: TypeAlias = _core.Model
 Message: TypeAlias = Mapping[str, Any]
-"""What somebody said, as OpenAI's API has it."""
+"""A message of a conversation, with the keys of OpenAI's API."""
 ToolChoice: TypeAlias = Literal["auto", "required", "none"]
 OnFull: TypeAlias = Literal["error", "shift"]
 
@@ -39,49 +40,56 @@ _MOST_DROPPED = 16  # turns that are forgotten in the middle of one reply
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation as the model gets it, and the form of the reply to it."""
+    """The prompt of a conversation, and the form of the reply to it."""
 
     text: str
     tokens: list[int]
     form: ReplyForm
     parser: _core.ReplyParser
     n_dropped: int
-    """Tokens of old turns that were left out, so that the rest fits."""
+    """Tokens of the oldest turns, which are left out so that the rest fits."""
     _known: deque[tuple[str, list[int]]]
+    """The template's memory of texts and their tokens."""
 
     def remember(self, reply: str = "", ids: Sequence[int] = ()) -> None:
-        """Keep the tokens of the prompt and of what was said to it, for a prompt that begins with both."""
-        # The tokens that came: the same text could be written in others, too.
+        """Keep the tokens of prompt and reply for later prompts that begin with their text."""
+        # The same text could be written in other tokens, which the KV cache does not have.
         self._known.append((self.text + reply, [*self.tokens, *ids]))
 
 
 class ChatModel(Protocol):
-    """What a chat template needs of a model."""
+    """The part of a model that a chat template needs."""
 
     _core: NativeModel
 
     @property
     def path(self) -> Path:
-        """The file, which errors name."""
+        """The model's file; errors name it."""
 
 
 class ChatTemplate:
-    """How a model is addressed; :attr:`Model.chat_template` has it."""
+    """A template that turns conversations into prompts; :attr:`Model.chat_template` is a model's own."""
 
     def __init__(self, model: ChatModel, source: str = "") -> None:
-        """Take the file's template, or another one in Jinja.
+        """Compile the template of the model's file.
+
+        Parameters
+        ----------
+        model
+            The model whose tokens the prompts are made of; the template does not keep it in memory.
+        source
+            A template in Jinja to use instead.
 
         Raises
         ------
         Error
-            There is none, or it has mistakes.
+            The file has no template, or the template has mistakes.
         """
         if not source and not model._core.has_chat_template:
             raise _core.Error(
                 f"{model.path} has no chat template: it is a base model, to be continued with model.stream(prompt); or "
                 "give a template in Jinja: model.chat_template = overspill.ChatTemplate(model, source)"
             )
-        # A template that somebody keeps does not keep the model's memory.
         self._model_reference = weakref.ref(model._core)
         self._core = model._core.chat_template(source)
         self._known: deque[tuple[str, list[int]]] = deque(maxlen=_MOST_KNOWN)
@@ -95,7 +103,7 @@ class ChatTemplate:
 
     @property
     def source(self) -> str:
-        """The template, in Jinja."""
+        """The template's source, in Jinja."""
         return self._core.source
 
     def render(
@@ -107,10 +115,14 @@ class ChatTemplate:
         thinking: bool = True,
         add_generation_prompt: bool = True,
     ) -> str:
-        """Return a conversation as the model gets it; parameters as for :meth:`Model.chat`.
+        """Return the prompt of a conversation as text; other parameters as for :meth:`Model.chat`.
 
-        ``add_generation_prompt`` adds what asks for the reply. Without the token for the beginning of a text, if
-        :meth:`Model.tokenize` adds it.
+        The text has no beginning-of-sequence token where :meth:`Model.tokenize` adds one.
+
+        Parameters
+        ----------
+        add_generation_prompt
+            Whether the text ends with the template's request for a reply.
         """
         rendered = self._render(
             checked_messages(messages),
@@ -157,14 +169,13 @@ class ChatTemplate:
         on_full: OnFull = "error",
     ) -> ChatPrompt:
         """Return the prompt of a conversation, and the form of its reply; parameters as for :meth:`Model.chat`."""
-        if on_full not in get_args(OnFull):
-            raise ValueError(f"on_full must be one of {', '.join(get_args(OnFull))}, not {on_full!r}")
+        check_choice("on_full", on_full, get_args(OnFull))
         if tools and json_schema is not None:
             raise ValueError("give either tools or json_schema")
         schema = ""
         if json_schema is not None:
             schema = checked_schema(json_schema)
-            _core.grammar_of_json_schema(schema)  # says where it cannot be compiled
+            _core.grammar_of_json_schema(schema)  # whose error says where the schema is wrong
         said = checked_messages(messages)
         described = describe_tools(tools or ())
 
@@ -185,20 +196,20 @@ class ChatTemplate:
             n_dropped = n_before - len(tokens)
         droppable = self._turns(said, rendered["text"], tokens, render) if on_full == "shift" else []
         form = ReplyForm(
-            rendered["grammar"],
-            rendered["trigger_patterns"],
-            rendered["trigger_tokens"],
-            rendered["begun"],
-            rendered["named"],
-            rendered["stop"],
-            droppable,
+            grammar=rendered["grammar"],
+            trigger_patterns=rendered["trigger_patterns"],
+            trigger_tokens=rendered["trigger_tokens"],
+            begun=rendered["begun"],
+            named=rendered["named"],
+            stop=rendered["stop"],
+            droppable=droppable,
         )
         return ChatPrompt(rendered["text"], tokens, form, rendered["parser"], n_dropped, self._known)
 
     def _that_fits(
         self, messages: list[Message], render: Callable[[Sequence[Message]], dict[str, Any]]
     ) -> list[Message]:
-        """Leave out as few of the oldest turns as it takes; all but the last if that is not enough."""
+        """Return the messages without the fewest oldest turns that do not fit; the last turn always stays."""
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
         if len(starts) < 2:
             return messages
@@ -218,12 +229,12 @@ class ChatTemplate:
     # --- tokens
 
     def _tokens(self, text: str) -> list[int]:
-        """Return the tokens of a prompt: of what it begins with those that were decoded before, if there are any."""
+        """Return the tokens of a prompt; of its beginning those that were decoded before, if there are any."""
         known = [one for one in tuple(self._known) if text.startswith(one[0])]
         if known:
             begun, tokens = max(known, key=lambda one: len(one[0]))
             rest = self._model.tokenize(text[len(begun) :].encode(), False, True)
-            # Elsewhere than at a special token, a tokenizer might have joined what is cut apart here.
+            # Only before a special token can a text be cut in two and give the same tokens.
             if not rest or self._model.token_bytes(rest[0], True) == b"":
                 return [*tokens, *rest]
         return self._model.tokenize(text.encode(), True, True)
@@ -235,7 +246,7 @@ class ChatTemplate:
         tokens: Sequence[int],
         render: Callable[[Sequence[Message], bool], dict[str, Any]],
     ) -> list[tuple[int, int]]:
-        """Return where the turns before the last question lie in the tokens, as far as that can be told."""
+        """Return the spans of tokens, first and end, of the turns before the last question, where they are known."""
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"][: _MOST_DROPPED + 1]
         ends: dict[int, int] = {}
         n_bytes = 0
@@ -243,7 +254,7 @@ class ChatTemplate:
         for i, token in enumerate(tokens):
             ends[n_bytes] = i
             n_bytes += len(self._model.token_bytes(token, True))
-        offset = n_bytes - len(whole)  # the token for the beginning, which the text does not have
+        offset = n_bytes - len(whole)  # of the beginning-of-sequence token, which the text does not have
         places: list[int | None] = []
         for start in starts:
             try:
@@ -264,7 +275,7 @@ def as_json(argument: str, value: object) -> str:
 
 
 def checked_messages(messages: str | Sequence[Message]) -> list[Message]:
-    """Return copies of the messages, a text as one of the user; an error that names the first that is none."""
+    """Return copies of the messages, or a text as one message of the user; an error names the first wrong one."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
     if isinstance(messages, Mapping) or not isinstance(messages, Sequence):

@@ -1,4 +1,4 @@
-"""Functions of the user as tools of a model: signature and docstring become a JSON schema."""
+"""A user's functions as a model's tools: signatures and docstrings become JSON schemas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_typ
 __all__ = ["Tool", "describe_tools"]
 
 Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
-"""A function, or a description as OpenAI's API has it."""
+"""A function, or the description of one with the keys of OpenAI's API."""
 
 _SIMPLE: dict[object, dict[str, Any]] = {
     str: {"type": "string"},
@@ -25,12 +25,13 @@ _SIMPLE: dict[object, dict[str, Any]] = {
 
 
 def describe_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """Return descriptions as OpenAI's API has them.
+    """Return the descriptions of tools, with the keys of OpenAI's API.
 
     Raises
     ------
     ValueError, TypeError
-        One is neither a function nor a description, two have one name, or a parameter's type has no JSON schema here.
+        A tool is neither a function nor a description, two have the same name, or a parameter's type has no JSON
+        schema here.
     """
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
         raise TypeError(f"tools must be a sequence of functions or descriptions, not {tools!r:.80}")

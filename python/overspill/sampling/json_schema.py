@@ -1,4 +1,4 @@
-"""JSON schemas as llama.cpp's grammars can hold them: what its converter would leave out in silence is refused."""
+"""Grammars from JSON schemas, by llama.cpp's converter; anything that it would ignore in silence is an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from overspill import _core
 
 __all__ = ["checked_schema", "grammar_of_json_schema"]
 
-# They say nothing about what fits.
+# Keywords that do not change which values fit.
 _ANNOTATIONS = frozenset(
     (
         *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
@@ -28,26 +28,26 @@ _BY_TYPE = {
     "boolean": frozenset(),
     "null": frozenset(),
 }
-# Of these, one stands alone; but for a type that it agrees with.
+# Keywords that stand alone, apart from a type that agrees with them.
 _ALONE = ("$ref", "anyOf", "oneOf", "allOf", "const", "enum")
 _FORMATS = ("date", "time", "date-time", "uuid")
 
 
 def grammar_of_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
-    """Return a grammar in GBNF, whose texts are JSON that fits ``schema``, though it may have fewer than do fit.
+    """Return a grammar in GBNF whose texts are JSON that fits ``schema``; not every such text need be in it.
 
     ``oneOf`` counts as ``anyOf``, as llama.cpp's converter takes it.
 
     Raises
     ------
     ValueError
-        It is no JSON schema, or has something that llama.cpp's grammars cannot hold; the message says where.
+        ``schema`` is no JSON schema, or llama.cpp's grammars cannot hold a part of it; the message says where.
     """
     return _core.grammar_of_json_schema(checked_schema(schema))
 
 
 def checked_schema(schema: str | Mapping[str, Any] | bool) -> str:
-    """Return the schema as llama.cpp's converter is to have it, in JSON; raises what the function above does."""
+    """Return the schema in JSON for llama.cpp's converter; errors as for :func:`grammar_of_json_schema`."""
     text = schema if isinstance(schema, str) else json.dumps(schema)
     try:
         root = json.loads(text)
@@ -75,12 +75,12 @@ def _check(schema: object, where: str, root: object) -> None:
     elif kinds:
         known = [_BY_TYPE[kind] for kind in kinds if isinstance(kind, str) and kind in _BY_TYPE]
         if len(known) < len(kinds):
-            return  # the converter says that it does not know the type, and where
+            return  # the converter's error names the type and the place
         allowed, beside = frozenset(("type",)).union(*known), f" for {' or '.join(kinds)}"
         if "number" in kinds:
             allowed -= _BY_TYPE["integer"]
     else:
-        # What objects and arrays alone have is taken for one of them.
+        # Without a type, the converter takes keywords of objects or arrays for one of them.
         kinds = [kind for kind in ("object", "array") if keywords & _BY_TYPE[kind] - {"minItems", "maxItems"}][:1]
         allowed, beside = frozenset().union(*(_BY_TYPE[kind] for kind in kinds)), " without a type"
     for keyword in sorted(keywords - allowed):
@@ -107,7 +107,7 @@ def _check_all(parts: object, where: str, root: object) -> None:
 
 
 def _resolved(schema: object, root: object) -> dict[str, Any]:
-    """Return what a part stands for; {} for what the converter will not find either."""
+    """Return the schema that a part refers to; {} if the reference leads nowhere."""
     for _ in range(100):  # a reference may lead to itself
         if not isinstance(schema, dict):
             break
@@ -121,7 +121,7 @@ def _resolved(schema: object, root: object) -> dict[str, Any]:
 
 
 def _check_all_of(parts: list[dict[str, Any]], where: str, may_be_enum: bool) -> None:
-    """Check that the converter, which puts the properties of all into one object, does what is meant."""
+    """Check the parts of ``allOf``: the converter puts the properties of all into one object."""
     if len(parts) == 1 and "enum" in parts[0] and may_be_enum:
         return
     properties: set[str] = set()
@@ -137,7 +137,7 @@ def _check_all_of(parts: list[dict[str, Any]], where: str, may_be_enum: bool) ->
 
 
 def _agrees(alone: str, parts: object, kinds: list[Any]) -> bool:
-    """Tell whether the type, which the converter does not look at, says nothing new."""
+    """Return whether the type says nothing new: beside these keywords, the converter ignores it."""
     if alone == "allOf":
         return kinds == ["object"]
     if alone in ("anyOf", "oneOf"):
@@ -174,14 +174,14 @@ def _check_array(schema: dict[str, Any], where: str, root: object) -> None:
     if not isinstance(items, list):
         _check(items, f"{where}/items", root)
         return
-    # The grammar has exactly these.
+    # The grammar has exactly these items.
     _check_all(items, f"{where}/{'prefixItems' if 'prefixItems' in schema else 'items'}", root)
     if not low <= len(items) <= high:
         raise _refuse(where, f"more or fewer items than the {len(items)} that are named are not supported")
 
 
 def _range(schema: dict[str, Any], least: str, most: str, where: str) -> tuple[int, int]:
-    """Return two counts, which the converter reads as 32 bits."""
+    """Return two counts; the converter reads 32 bits."""
     for keyword in (least, most):
         count = schema.get(keyword, 0)
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < 2**31:
@@ -199,7 +199,7 @@ def _check_bounds(schema: dict[str, Any], where: str) -> None:
         raise _refuse(where, "exclusiveMaximum beside maximum is not supported")
     for keyword in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
         bound = schema.get(keyword, 0)
-        # The converter reads them as 64 bits, and takes those at the ends for none.
+        # The converter reads 64 bits, and takes the largest and the smallest for no bound.
         if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < 2**62:
             raise ValueError(f"json_schema: {where}: {keyword} must be a number under 2**62, not {bound!r}")
     low = max(math.ceil(schema.get("minimum", -(2**63))), math.floor(schema.get("exclusiveMinimum", -(2**63))) + 1)
@@ -224,19 +224,19 @@ def _check_string(schema: dict[str, Any], where: str) -> None:
             raise ValueError(str(error).replace("json_schema: ", f"json_schema: {where}: ", 1)) from None
 
 
-# A character class or one character, escaped or not.
+# A character class, or one character, escaped or not.
 _PATTERN_UNIT = re.compile(
     r"\[(?P<negated>\^?)(?P<items>(?:\\.|[^\]\\])*)\]"
     r"|\\(?:x(?P<x>[0-9a-fA-F]{2})|u(?P<u>[0-9a-fA-F]{4})|U(?P<U>[0-9a-fA-F]{8})|(?P<escaped>.))|.",
     re.DOTALL,
 )
-# What JSON has only escaped: as items of a character class, and as code points.
+# Characters that JSON has only escaped, as items of a character class; and all others, as code points.
 _ESCAPED_ITEMS = r'"\\\x00-\x1F'
 _UNESCAPED = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x10FFFF))
 
 
 def _pattern_in_json(pattern: str) -> str:
-    """Return a pattern of what stands in the JSON text, which is what the converter takes a pattern for."""
+    """Return a pattern of the JSON text, with its escapes: the converter matches that, and not the string."""
     return _PATTERN_UNIT.sub(_unit_in_json, pattern)
 
 
@@ -254,7 +254,7 @@ def _unit_in_json(unit: re.Match[str]) -> str:
     if unit["negated"]:
         return f"[^{_ESCAPED_ITEMS}{unit['items']}]"
     ranges = _ranges_of(unit["items"])
-    # Those that would have to be escaped are left out.
+    # Characters that would have to be escaped are left out.
     kept = [(max(low, a), min(high, b)) for low, high in ranges for a, b in _UNESCAPED if low <= b and a <= high]
     if kept == ranges:
         return text

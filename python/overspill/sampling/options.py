@@ -1,4 +1,4 @@
-"""The options that say how the next token is chosen."""
+"""Sampling options: how the next token is chosen from logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from overspill.base.checks import as_integer, as_real
 
 __all__ = ["SamplingKeywords", "SamplingOptions", "merge"]
 
-# How the GGUF's own metadata (general.sampling.*) names the options.
+# From the names in a GGUF's metadata (general.sampling.*) to ours.
 _METADATA_NAMES = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -28,7 +28,7 @@ _METADATA_NAMES = {
 
 
 class SamplingKeywords(TypedDict, total=False):
-    """The options of :class:`SamplingOptions` as keyword arguments."""
+    """The fields of :class:`SamplingOptions` as keyword arguments."""
 
     temperature: float
     dynamic_temperature_range: float
@@ -58,10 +58,10 @@ class SamplingKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """What to make of a row of logits, in the order in which it is done.
+    """Options of the steps from a row of logits to a token.
 
     Names, order and defaults are those of llama.cpp's default chain: logit bias, penalties, DRY, top-n-sigma,
-    top-k, typical, top-p, min-p, XTC, temperature, draw. Each option's default switches it off, except for
+    top-k, typical, top-p, min-p, XTC, temperature, draw. The default of an option switches it off, except for
     ``top_k``, ``top_p``, ``min_p`` and ``temperature``.
 
     Raises
@@ -71,55 +71,55 @@ class SamplingOptions:
     """
 
     temperature: float = 0.8
-    """Divides the logits after truncation, 0 or more; 0 always takes the most likely token that is left."""
+    """The divisor of the logits after truncation, 0 or more; 0 takes the most likely token that is left."""
     dynamic_temperature_range: float = 0.0
-    """The temperature moves up and down by so much with the entropy of what is left; 0 is off."""
+    """How far the entropy of the remaining tokens moves the temperature up and down; 0 is off."""
     dynamic_temperature_exponent: float = 1.0
-    """How the entropy, as a share of the largest possible, maps to that range."""
+    """The exponent of the entropy, as a share of the largest possible, before it is mapped to that range."""
     top_k: int = 40
-    """Keep so many of the most likely tokens, 0 or more; 0 keeps all."""
+    """The number of most likely tokens to keep, 0 or more; 0 keeps all."""
     top_p: float = 0.95
-    """Keep the fewest tokens with this much probability together, 0 to 1; 1 keeps all (Holtzman et al., 2020)."""
+    """The probability that the fewest tokens to keep have together, 0 to 1; 1 keeps all (Holtzman et al., 2020)."""
     min_p: float = 0.05
-    """Drop tokens less likely than this share of the most likely one, 0 to 1; 0 keeps all (Nguyen et al., 2024)."""
+    """The least probability to keep, as a share of the largest, 0 to 1; 0 keeps all (Nguyen et al., 2024)."""
     typical_p: float = 1.0
-    """Keep tokens whose surprise is nearest to the expected one, with this much probability together, 0 to 1;
+    """The probability of the tokens to keep together, those whose surprise is nearest to the expected one, 0 to 1;
     1 keeps all (Meister et al., 2022)."""
     top_n_sigma: float = 0.0
-    """Keep tokens within so many standard deviations of the logits below the largest; 0 is all (Tang et al., 2024)."""
+    """The standard deviations below the largest logit to keep; 0 keeps all (Tang et al., 2024)."""
     xtc_probability: float = 0.0
-    """How often to drop all but the least likely of the tokens over ``xtc_threshold``, 0 to 1; 0 is never."""
+    """The probability of dropping all tokens over ``xtc_threshold`` but the least likely, 0 to 1; 0 is off."""
     xtc_threshold: float = 0.1
-    """The probability over which a token is a top choice for XTC; over 0.5 switches it off."""
+    """The probability over which XTC may drop a token; over 0.5 switches XTC off."""
     repeat_penalty: float = 1.0
-    """Logits over 0 of the last ``repeat_last_n`` tokens are divided by this, others multiplied; over 0, 1 is off."""
+    """The divisor of positive logits of the last ``repeat_last_n`` tokens, and factor of others; over 0; 1 is off."""
     frequency_penalty: float = 0.0
-    """Subtracted from their logits for each time that they occur."""
+    """The value subtracted from those tokens' logits for each occurrence."""
     presence_penalty: float = 0.0
-    """Subtracted from their logits once."""
+    """The value subtracted from those tokens' logits once."""
     repeat_last_n: int = 64
-    """How many tokens back the penalties look; 0 is not at all, -1 everything."""
+    """The number of last tokens that the penalties look at; 0 is none, -1 all."""
     dry_multiplier: float = 0.0
     """DRY: ``multiplier * base ** (length - allowed_length)`` is subtracted from the logit of a token that would
     continue a repetition of that length; 0 is off."""
     dry_base: float = 1.75
-    """1 or more."""
+    """The base of DRY's penalty, 1 or more."""
     dry_allowed_length: int = 2
-    """Repetitions of so many tokens are let be."""
+    """The length of a repetition, in tokens, from which on DRY subtracts its penalty."""
     dry_last_n: int = 64
-    """How many tokens back DRY looks; 0 is not at all, -1 everything."""
+    """The number of last tokens that DRY looks at; 0 is none, -1 all."""
     dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
-    """Texts over which DRY sees no repetition."""
+    """Texts that end a repetition for DRY."""
     mirostat: int = 0
-    """2 puts Mirostat v2 in place of all truncation (Basu et al., 2021); 0 is off."""
+    """2: Mirostat v2 in place of all truncation (Basu et al., 2021); 0 is off."""
     mirostat_tau: float = 5.0
     """The surprise that Mirostat aims at, in bits."""
     mirostat_eta: float = 0.1
-    """How fast Mirostat learns."""
+    """The learning rate of Mirostat."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """What is added to the logits of tokens; ``-inf`` bans one."""
+    """The values added to the logits of tokens, by id; ``-inf`` bans a token."""
     seed: int | None = None
-    """0 to 4294967294: the same seed gives the same draws, on every machine. None: other ones each time."""
+    """0 to 4294967294: the same seed gives the same draws on every machine. None: a new seed each time."""
 
     def __post_init__(self) -> None:
         """Convert numbers to their types, and check the ranges."""
@@ -128,7 +128,7 @@ class SamplingOptions:
             if option.type == "float":
                 object.__setattr__(self, option.name, as_real(option.name, value))
             elif option.type == "int" or (option.name == "seed" and value is not None):
-                # The core knows the ranges; only what it could not hold is refused here.
+                # The core checks the ranges; only values that its types cannot hold are refused here.
                 largest = 2**32 - 2 if option.name == "seed" else 2**31 - 1
                 least = 0 if option.name == "seed" else -(2**31)
                 object.__setattr__(self, option.name, as_integer(option.name, value, least, largest))
@@ -147,9 +147,9 @@ class SamplingOptions:
 
     @classmethod
     def from_metadata(cls, value_of: Callable[[str], Any]) -> SamplingOptions:
-        """Return the defaults, with what a GGUF's metadata (``general.sampling.*``) recommends in their place.
+        """Return the options that a GGUF's metadata (``general.sampling.*``) recommends, with defaults for others.
 
-        ``value_of`` gives the value of a key, or None or an empty string. Recommendations that are out of
+        ``value_of`` returns the value of a key, or None or an empty string. Recommendations that are out of
         range are left out.
         """
         options = cls()
@@ -163,7 +163,7 @@ class SamplingOptions:
         return options
 
     def _native(self, breakers: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
-        """Return the options as the core takes them, which knows tokens and not texts."""
+        """Return the options as the core takes them: it knows DRY's breakers as tokens."""
         options = asdict(self)
         del options["dry_sequence_breakers"]
         return {**options, "logit_bias": list(self.logit_bias.items()), "dry_breakers": breakers}
@@ -174,7 +174,7 @@ class SamplingOptions:
         return hash(tuple(frozenset(value.items()) if isinstance(value, Mapping) else value for value in values))
 
     def __str__(self) -> str:
-        """Return what differs from the plainest sampling, such as ``temperature 0.8 · top_k 40``."""
+        """Return the options that are on, such as ``temperature 0.8 · top_k 40``."""
         plain = {"temperature": None, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
         changed = {
             option.name: getattr(self, option.name)
@@ -187,7 +187,7 @@ class SamplingOptions:
 
 
 def merge(options: SamplingOptions, keywords: Mapping[str, Any]) -> SamplingOptions:
-    """Return ``options`` with ``keywords`` in their place; a TypeError for one that does not exist."""
+    """Return ``options`` with ``keywords`` in their place; an unknown option is a TypeError."""
     known = {option.name for option in fields(SamplingOptions)}
     for name in keywords:
         if name not in known:

@@ -16,30 +16,30 @@ __all__ = ["DryVocabulary", "Sampler"]
 
 
 class DryVocabulary(Protocol):
-    """What DRY needs of a model: the tokens that its sequence breakers are written in."""
+    """The part of a model that DRY needs: the tokens of its sequence breakers."""
 
     def dry_breakers(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return every sequence of tokens in which one of the texts can be written."""
+        """Return every sequence of token ids in which one of the texts can be written."""
 
 
 class Sampler:
-    """Chooses tokens from logits, as :meth:`Model.stream` does, but in your hands.
+    """A sampler, which chooses tokens from logits as :meth:`Model.stream` does.
 
-    It works on any contiguous float32 row, not only a model's, and does not change it:
+    It takes any contiguous float32 row, not only a model's, and does not change it:
 
     >>> sampler = overspill.Sampler(temperature=0.7, top_p=0.9, top_k=0, seed=1)
     >>> token = sampler.sample(model.eval(tokens))
     >>> sampler.accept(token)
 
     Draws depend on the seed and the logits alone: they are the same in every process and on every
-    instruction set. :attr:`state` can be saved (as JSON, or by pickle) and put back.
+    instruction set. Save :attr:`state` as JSON, or the sampler by pickle, to go on later.
 
     Parameters
     ----------
     options
-        The options; or give them as keywords, which also overrule them.
+        The options. Options as keywords overrule them.
     model
-        Needed for DRY's sequence breakers, which are texts.
+        The model whose tokens DRY's sequence breakers are made of; needed for these alone.
 
     Raises
     ------
@@ -66,48 +66,53 @@ class Sampler:
 
     @property
     def options(self) -> SamplingOptions:
-        """The options that it was made with."""
+        """The options of the sampler."""
         return self._options
 
     def sample(self, logits: NDArray[np.float32], *, allowed: NDArray[np.uint32] | None = None) -> int:
-        """Choose a token.
+        """Return the id of the token that it chooses.
 
         Parameters
         ----------
         logits
-            float32, contiguous, of shape (n_vocab,); tokens at ``-inf`` are never chosen.
+            float32, contiguous, of shape (n_vocab,). Tokens at ``-inf`` are never chosen.
         allowed
-            uint32 (or int32), of shape (ceil(n_vocab / 32),): bit ``i % 32`` of word ``i // 32`` is set for
-            each token ``i`` that may be chosen.
+            uint32 or int32, of shape (ceil(n_vocab / 32),): bit ``i % 32`` of word ``i // 32`` is set for
+            each token ``i`` that may be chosen. Default: all tokens.
 
         Raises
         ------
         Error
-            A logit is NaN, all are infinite, or no token is left that could be chosen.
+            A logit is NaN, all are infinite, or no token is left to choose.
         ValueError, TypeError
-            The array has another shape or dtype.
+            An array has another shape or dtype.
         """
         return self._core.sample(logits, allowed)
 
     def distribution(
         self, logits: NDArray[np.float32], *, allowed: NDArray[np.uint32] | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return what the next :meth:`sample` would draw from: ids and their probabilities, most likely first.
+        """Return the ids that the next :meth:`sample` would draw from, and their probabilities, most likely first.
 
-        Takes what :meth:`sample` takes and raises what it raises; changes nothing.
+        Arguments and errors are those of :meth:`sample`; the state stays the same.
+
+        Returns
+        -------
+        tuple of numpy.ndarray
+            int32 ids and float32 probabilities, of one shape (n_left,).
         """
         return self._core.distribution(logits, allowed)
 
     def accept(self, token: int) -> None:
-        """Tell the penalties and DRY that ``token`` is part of the text now."""
+        """Add ``token`` to the text that penalties and DRY look at."""
         self._core.accept(as_integer("token", token, 0, 2**31 - 1))
 
     def reset(self) -> None:
-        """Go back to the initial state, with the same seed."""
+        """Return to the initial state, with the same seed."""
         self._core.reset()
 
     def clone(self) -> Sampler:
-        """Return a sampler that will draw the same, independently of this one."""
+        """Return an independent copy, which will draw the same tokens."""
         twin = Sampler.__new__(Sampler)
         twin._options = self._options
         twin._native_options = self._native_options
@@ -116,9 +121,14 @@ class Sampler:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The seed, the draws so far, the tokens that penalties look at and Mirostat's mu; set it to go on from there.
+        """The state, which JSON can hold; set it to continue from there. The options are not part of it.
 
-        It can be written as JSON. The options are not part of it.
+        =================  ==============================================
+        ``seed``           the seed of the draws
+        ``n_draws``        the number of draws so far
+        ``history``        the tokens that penalties and DRY look at
+        ``mirostat_mu``    Mirostat's limit of surprise
+        =================  ==============================================
         """
         seed, n_draws, history, mirostat_mu = self._core.state()
         return {"seed": seed, "n_draws": n_draws, "history": history, "mirostat_mu": mirostat_mu}
