@@ -90,7 +90,7 @@ def figures(path: Path, **options: Any) -> tuple[int, bool, bytes]:
 def test_what_is_given_counts_more_than_what_was_tuned(gemma_path: Path, name: str, given: str, tuned: str) -> None:
     """Also where it has the value of the default."""
     info = ModelInfo.from_file(gemma_path)
-    settings = {**SETTINGS, "n_threads": 2, name: tuned}
+    settings = {**SETTINGS, name: tuned}
     save_tuned(info, Placement.cpu(info), settings, 1.0)
     as_tuned = figures(gemma_path, offload="cpu", **settings)
     as_given = figures(gemma_path, offload="cpu", **settings | {name: given})
