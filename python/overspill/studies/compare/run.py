@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from overspill import _core
