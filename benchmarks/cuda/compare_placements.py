@@ -157,7 +157,7 @@ def measure(path: Path, placement: Placement, options: Options) -> Run:
             model.placement,
             device.total_bytes if device else 0,
             ram_bytes,
-            model._core.memory()["n_splits"],
+            model._core.memory().n_splits,
         )
 
 

@@ -1,7 +1,7 @@
 #include "generate/batch.h"
+
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
-#include "bindings/stats.h"
 
 #include <pybind11/stl.h>
 
@@ -15,17 +15,21 @@ namespace overspill {
 
 namespace {
 
-py::tuple next_outcome(BatchGeneration & batch) {
+BatchOutcome next_outcome(BatchGeneration & batch) {
     std::optional<BatchOutcome> outcome = interruptible([&](const auto & poll) { return batch.next(poll); });
     if (!outcome) {
         throw py::stop_iteration();
     }
-    return py::make_tuple(outcome->request, std::move(outcome->tokens), stats_tuple(outcome->stats));
+    return std::move(*outcome);
 }
 
 }  // namespace
 
 void bind_batch(py::module_ & m) {
+    py::class_<BatchOutcome>(m, "BatchOutcome", py::is_final())
+        .def_readonly("request", &BatchOutcome::request)
+        .def_readonly("tokens", &BatchOutcome::tokens)
+        .def_readonly("stats", &BatchOutcome::stats);
     py::class_<BatchGeneration, std::shared_ptr<BatchGeneration>>(m, "BatchGeneration", py::is_final(),
                                                                   py::release_gil_before_calling_cpp_dtor())
         .def("__iter__", [](const py::object & self) { return self; })

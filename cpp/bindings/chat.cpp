@@ -2,8 +2,10 @@
 #include "bindings/convert.h"
 #include "bindings/gil.h"
 #include "text/chat_template.h"
+#include "text/reply_form.h"
 #include "text/reply_parser.h"
 
+#include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
 #include <map>
@@ -18,47 +20,64 @@ namespace overspill {
 
 namespace {
 
-py::dict render_chat(const ChatTemplate & chat, std::string messages, std::string tools, std::string tool_choice,
-                     std::string json_schema, bool enable_thinking, bool add_generation_prompt,
-                     std::map<std::string, std::string> variables) {
+std::unique_ptr<ChatTemplate> new_chat_template(const std::shared_ptr<Model> & model, const std::string & source) {
+    return without_gil([&] { return std::make_unique<ChatTemplate>(*model, source); });
+}
+
+ChatPrompt render(const ChatTemplate & chat, std::string messages, std::string tools, ToolChoice tool_choice,
+                  std::string json_schema, bool enable_thinking, bool add_generation_prompt,
+                  std::map<std::string, std::string> variables) {
     ChatOptions options{std::move(messages)};
     options.tools = std::move(tools);
-    options.tool_choice = std::move(tool_choice);
+    options.tool_choice = tool_choice;
     options.json_schema = std::move(json_schema);
     options.enable_thinking = enable_thinking;
     options.add_generation_prompt = add_generation_prompt;
     options.variables = std::move(variables);
-    const ChatPrompt prompt = without_gil([&] { return chat.render(options); });
-    py::dict result;
-    result["text"] = lenient_str(prompt.text);
-    result["grammar"] = prompt.grammar.empty() ? py::object(py::none()) : py::object(lenient_str(prompt.grammar));
-    result["trigger_patterns"] = prompt.start.trigger_patterns;
-    result["trigger_tokens"] = prompt.start.trigger_tokens;
-    result["begun"] = prompt.start.begun;
-    result["named"] = prompt.named;
-    result["stop"] = prompt.stop;
-    result["parser"] = std::const_pointer_cast<ReplyParser>(prompt.parser);  // for pybind11, which knows no const
-    return result;
-}
-
-py::tuple parse_reply(const ReplyParser & parser, const std::string & text, bool is_partial) {
-    const Reply reply = without_gil([&] { return parser.parse(text, is_partial); });
-    py::list calls;
-    for (const ToolCall & call : reply.tool_calls) {
-        calls.append(py::make_tuple(lenient_str(call.name), lenient_str(call.arguments), lenient_str(call.id)));
-    }
-    return py::make_tuple(lenient_str(reply.reasoning), lenient_str(reply.content), calls);
+    return without_gil([&] { return chat.render(options); });
 }
 
 }  // namespace
 
 void bind_chat(py::module_ & m) {
+    py::native_enum<ToolChoice>(m, "ToolChoice", "enum.Enum")
+        .value("auto", ToolChoice::automatic)
+        .value("required", ToolChoice::required)
+        .value("none", ToolChoice::none)
+        .finalize();
+
+    py::class_<ToolCall>(m, "ToolCall", py::is_final())
+        .def_property_readonly("name", lenient(&ToolCall::name))
+        .def_property_readonly("arguments", lenient(&ToolCall::arguments))
+        .def_property_readonly("id", lenient(&ToolCall::id));
+    py::class_<Reply>(m, "Reply", py::is_final())
+        .def_property_readonly("reasoning", lenient(&Reply::reasoning))
+        .def_property_readonly("content", lenient(&Reply::content))
+        .def_readonly("tool_calls", &Reply::tool_calls);
+    py::class_<ReplyParser, std::shared_ptr<ReplyParser>>(m, "ReplyParser", py::is_final())
+        .def(
+            "parse",
+            [](const ReplyParser & parser, const std::string & text, bool is_partial) {
+                return without_gil([&] { return parser.parse(text, is_partial); });
+            },
+            "text"_a, "is_partial"_a);
+
+    py::class_<ReplyForm>(m, "ReplyForm", py::is_final())
+        .def(py::init<>())
+        .def_readonly("named", &ReplyForm::named)
+        .def_readwrite("droppable", &ReplyForm::droppable)
+        .def_property_readonly("parser", [](const ReplyForm & form) {
+            return std::const_pointer_cast<ReplyParser>(form.parser);  // for pybind11, which knows no const
+        });
+    py::class_<ChatPrompt>(m, "ChatPrompt", py::is_final())
+        .def_property_readonly("text", lenient(&ChatPrompt::text))
+        .def_readonly("form", &ChatPrompt::form);
+
     py::class_<ChatTemplate>(m, "ChatTemplate", py::is_final())
-        .def("render", &render_chat, "messages"_a, py::kw_only(), "tools"_a, "tool_choice"_a, "json_schema"_a,
+        .def(py::init(&new_chat_template), "model"_a, "source"_a)
+        .def("render", &render, "messages"_a, py::kw_only(), "tools"_a, "tool_choice"_a, "json_schema"_a,
              "enable_thinking"_a, "add_generation_prompt"_a, "variables"_a)
         .def_property_readonly("source", [](const ChatTemplate & chat) { return lenient_str(chat.source()); });
-    py::class_<ReplyParser, std::shared_ptr<ReplyParser>>(m, "ReplyParser", py::is_final())
-        .def("parse", &parse_reply, "text"_a, "is_partial"_a);
 }
 
 }  // namespace overspill

@@ -19,6 +19,12 @@ namespace overspill {
 // Text that may be any bytes, with U+FFFD for what is no UTF-8.
 pybind11::str lenient_str(const std::string & text);
 
+// A getter of a member that is such a text.
+template <typename Class>
+auto lenient(std::string Class::* member) {
+    return [member](const Class & one) { return lenient_str(one.*member); };
+}
+
 // An array on memory that `owner` keeps alive.
 template <typename T, typename Owner>
 pybind11::array_t<T> view_of(T * data, std::vector<pybind11::ssize_t> shape, const std::shared_ptr<Owner> & owner) {

@@ -15,20 +15,6 @@ using namespace py::literals;
 
 namespace overspill {
 
-namespace {
-
-py::list device_list() {
-    py::list devices;
-    for (const DeviceDescription & one : without_gil(list_devices)) {
-        devices.append(py::dict("name"_a = one.name, "description"_a = lenient_str(one.description),
-                                "kind"_a = one.kind, "backend"_a = one.backend, "free_bytes"_a = one.memory.free_bytes,
-                                "total_bytes"_a = one.memory.total_bytes));
-    }
-    return devices;
-}
-
-}  // namespace
-
 void bind_devices(py::module_ & m) {
     m.attr("RPC_PROTOCOL_VERSION") = py::make_tuple(RPC_PROTO_MAJOR_VERSION, RPC_PROTO_MINOR_VERSION);
     py::list gpu_backends;
@@ -36,7 +22,14 @@ void bind_devices(py::module_ & m) {
         gpu_backends.append(backend);
     }
     m.attr("GPU_BACKENDS") = gpu_backends;
-    m.def("devices", &device_list);
+    py::class_<DeviceDescription>(m, "DeviceDescription", py::is_final())
+        .def_readonly("name", &DeviceDescription::name)
+        .def_property_readonly("description", lenient(&DeviceDescription::description))
+        .def_readonly("kind", &DeviceDescription::kind)
+        .def_readonly("backend", &DeviceDescription::backend)
+        .def_property_readonly("free_bytes", [](const DeviceDescription & one) { return one.memory.free_bytes; })
+        .def_property_readonly("total_bytes", [](const DeviceDescription & one) { return one.memory.total_bytes; });
+    m.def("devices", [] { return without_gil(list_devices); });
     m.def("cpu_features", &cpu_features);
     m.def(
         "add_rpc_server", [](const std::string & endpoint) { without_gil([&] { add_rpc_server(endpoint); }); },

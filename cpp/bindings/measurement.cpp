@@ -1,6 +1,7 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "device/device_meter.h"
+#include "model/device_times.h"
 
 #include <pybind11/stl.h>
 
@@ -15,6 +16,17 @@ using namespace py::literals;
 namespace overspill {
 
 void bind_measurement(py::module_ & m) {
+    py::class_<WeightRate>(m, "WeightRate", py::is_final())
+        .def_readonly("bytes_per_s", &WeightRate::bytes_per_s)
+        .def_readonly("buffer_type", &WeightRate::buffer_type);
+    py::class_<DeviceTime>(m, "DeviceTime", py::is_final())
+        .def_readonly("seconds", &DeviceTime::seconds)
+        .def_readonly("n_pieces", &DeviceTime::n_pieces);
+    py::class_<DeviceTimes>(m, "DeviceTimes", py::is_final())
+        .def_readonly("devices", &DeviceTimes::devices)
+        .def_readonly("moving_s", &DeviceTimes::moving_s)
+        .def_readonly("total_s", &DeviceTimes::total_s);
+
     py::class_<DeviceMeter, std::shared_ptr<DeviceMeter>>(m, "DeviceMeter", py::is_final(),
                                                           py::release_gil_before_calling_cpp_dtor())
         .def(py::init([](const std::string & device, int32_t n_threads, uint64_t working_set_bytes,
@@ -27,9 +39,7 @@ void bind_measurement(py::module_ & m) {
             "weight_rate",
             [](DeviceMeter & meter, const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,
                int64_t n_used) {
-                const WeightRate rate =
-                    without_gil([&] { return meter.weight_rate(type, n_in, n_out, n_experts, n_used); });
-                return py::make_tuple(rate.bytes_per_s, rate.buffer_type);
+                return without_gil([&] { return meter.weight_rate(type, n_in, n_out, n_experts, n_used); });
             },
             "type"_a, "n_in"_a, "n_out"_a, "n_experts"_a, "n_used"_a)
         .def(

@@ -16,9 +16,12 @@ PYBIND11_MODULE(_core, m) {
     overspill::bind_files(m);
     overspill::bind_measurement(m);
     overspill::bind_sampler(m);
+    overspill::bind_memory(m);
+    overspill::bind_model_options(m);
+    overspill::bind_model(m);
     overspill::bind_chat(m);
+    overspill::bind_stats(m);
     overspill::bind_stream(m);
     overspill::bind_batch(m);
-    overspill::bind_model(m);
     overspill::bind_evaluation(m);
 }

@@ -1,4 +1,5 @@
 #include "sample/sampler.h"
+
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
 #include "bindings/gil.h"
@@ -10,6 +11,7 @@
 
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -20,41 +22,33 @@ namespace overspill {
 
 namespace {
 
-// Sets an option from the dict where it has one; types were made sure of in Python.
-template <typename T>
-void take(const py::dict & values, const char * name, T & to) {
-    if (values.contains(name)) {
-        to = values[name].cast<T>();
+// Python's dataclass names the options, and the core's table those that it knows. All are given or none, which stands
+// for the core's defaults: a name that only one of the two has is an error. Types were made sure of in Python.
+SamplingOptions sampling_options(const py::kwargs & given) {
+    SamplingOptions options;
+    if (given.empty()) {
+        return options;
     }
+    const py::dict left = given.attr("copy")();
+    for_each_sampling_option([&](const char * name, auto member, auto /*check_range*/) {
+        if (!left.contains(name)) {
+            throw py::type_error("the sampling option " + std::string(name) + " is not given");
+        }
+        using Value = std::decay_t<decltype(options.*member)>;
+        options.*member = left.attr("pop")(name).template cast<Value>();
+    });
+    if (!left.empty()) {
+        throw py::type_error("there is no sampling option " + py::repr(left.begin()->first).cast<std::string>());
+    }
+    check(options);
+    return options;
 }
 
-SamplingOptions sampling_options(const py::dict & values) {
-    SamplingOptions options;
-    take(values, "temperature", options.temperature);
-    take(values, "dynamic_temperature_range", options.dynamic_temperature_range);
-    take(values, "dynamic_temperature_exponent", options.dynamic_temperature_exponent);
-    take(values, "top_k", options.top_k);
-    take(values, "top_p", options.top_p);
-    take(values, "min_p", options.min_p);
-    take(values, "typical_p", options.typical_p);
-    take(values, "top_n_sigma", options.top_n_sigma);
-    take(values, "xtc_probability", options.xtc_probability);
-    take(values, "xtc_threshold", options.xtc_threshold);
-    take(values, "repeat_penalty", options.repeat_penalty);
-    take(values, "frequency_penalty", options.frequency_penalty);
-    take(values, "presence_penalty", options.presence_penalty);
-    take(values, "repeat_last_n", options.repeat_last_n);
-    take(values, "dry_multiplier", options.dry_multiplier);
-    take(values, "dry_base", options.dry_base);
-    take(values, "dry_allowed_length", options.dry_allowed_length);
-    take(values, "dry_last_n", options.dry_last_n);
-    take(values, "mirostat", options.mirostat);
-    take(values, "mirostat_tau", options.mirostat_tau);
-    take(values, "mirostat_eta", options.mirostat_eta);
-    take(values, "logit_bias", options.logit_bias);
-    take(values, "dry_breakers", options.dry_breakers);
-    take(values, "seed", options.seed);
-    return options;
+bool are_equal(const SamplingOptions & a, const SamplingOptions & b) {
+    bool equal = true;
+    for_each_sampling_option(
+        [&](const char * /*name*/, auto member, auto /*check_range*/) { equal = equal && a.*member == b.*member; });
+    return equal;
 }
 
 // The GIL is kept for these: they take microseconds, and nobody may write to the array meanwhile.
@@ -80,28 +74,36 @@ py::tuple distribution(const Sampler & sampler, const py::object & logits, const
 }  // namespace
 
 void bind_sampler(py::module_ & m) {
+    py::class_<SamplingOptions>(m, "SamplingOptions", py::is_final())
+        .def(py::init(&sampling_options))
+        .def("__eq__", &are_equal, py::is_operator());
+
+    py::class_<SamplerState>(m, "SamplerState", py::is_final())
+        .def(py::init([](uint32_t seed, uint64_t n_draws, std::vector<int32_t> history, float mirostat_mu) {
+                 return SamplerState{seed, n_draws, std::move(history), mirostat_mu};
+             }),
+             py::kw_only(), "seed"_a, "n_draws"_a, "history"_a, "mirostat_mu"_a)
+        .def_readonly("seed", &SamplerState::seed)
+        .def_readonly("n_draws", &SamplerState::n_draws)
+        .def_readonly("history", &SamplerState::history)
+        .def_readonly("mirostat_mu", &SamplerState::mirostat_mu);
+
     py::class_<Sampler, std::shared_ptr<Sampler>>(m, "Sampler", py::is_final())
-        .def(py::init([](const py::dict & options) { return std::make_shared<Sampler>(sampling_options(options)); }),
-             "options"_a)
+        .def(py::init<SamplingOptions>(), "options"_a)
         .def("sample", &sample, "logits"_a, "allowed"_a)
         .def("distribution", &distribution, "logits"_a, "allowed"_a)
         .def("accept", &Sampler::accept, "token"_a)
         .def("reset", &Sampler::reset)
         .def("clone", &Sampler::clone)
-        .def("state",
-             [](const Sampler & sampler) {
-                 const SamplerState state = sampler.state();
-                 return py::make_tuple(state.seed, state.n_draws, state.history, state.mirostat_mu);
-             })
+        .def("state", &Sampler::state)
         .def(
             "restore",
-            [](Sampler & sampler, uint32_t seed, uint64_t n_draws, std::vector<int32_t> history, float mirostat_mu) {
+            [](Sampler & sampler, const SamplerState & state) {
                 // To draw so many random numbers again may take seconds.
-                without_gil([&] { sampler.restore({seed, n_draws, std::move(history), mirostat_mu}); });
+                without_gil([&] { sampler.restore(state); });
             },
-            "seed"_a, "n_draws"_a, "history"_a, "mirostat_mu"_a);
+            "state"_a);
 
-    m.def("check_sampling", [](const py::dict & options) { check(sampling_options(options)); }, "options"_a);
     m.def("simd", [] { return kernels().name; });
     m.def(
         "grammar_of_json_schema",

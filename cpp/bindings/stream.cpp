@@ -2,7 +2,6 @@
 #include "bindings/chooser.h"
 #include "bindings/convert.h"
 #include "bindings/gil.h"
-#include "bindings/stats.h"
 #include "generate/generation.h"
 
 #include <pybind11/numpy.h>
@@ -18,18 +17,6 @@ namespace py = pybind11;
 using namespace py::literals;
 
 namespace overspill {
-
-py::tuple stats_tuple(const GenerationStats & stats) {
-    const py::object reason =
-        stats.stop_reason == StopReason::none ? py::none() : py::object(py::str(stop_reason_name(stats.stop_reason)));
-    const Breakdown & parts = stats.breakdown;
-    const auto breakdown = py::make_tuple(parts.wait_s, parts.decode_s, parts.sync_s, parts.logits_s, parts.sample_s,
-                                          parts.python_s, parts.text_s, parts.caller_s, parts.n_graph_splits,
-                                          parts.n_graphs_reused, parts.n_major_page_faults);
-    return py::make_tuple(stats.n_prompt_tokens, stats.n_tokens, stats.prefill_s, stats.decode_s,
-                          stats.time_to_first_token_s, reason, stats.n_cached_tokens, stats.n_dropped_tokens,
-                          breakdown);
-}
 
 namespace {
 
@@ -55,6 +42,14 @@ std::string repr_of(const Token & token) {
     return text.str();
 }
 
+void set_mask(GenerationOptions & options, const py::object & mask) {
+    options.constraint = mask.is_none() ? nullptr : python_constraint(mask);
+}
+
+void set_chooser(GenerationOptions & options, const py::object & callable) {
+    options.choose = chooser_of(callable);
+}
+
 Token next_token(Generation & generation) {
     std::optional<Token> token = interruptible([&](const auto & poll) { return generation.next(poll); });
     if (!token) {
@@ -66,6 +61,20 @@ Token next_token(Generation & generation) {
 }  // namespace
 
 void bind_stream(py::module_ & m) {
+    py::class_<GenerationOptions>(m, "GenerationOptions", py::is_final())
+        .def(py::init<>())
+        .def_readwrite("sampler", &GenerationOptions::sampler)
+        .def_readwrite("max_tokens", &GenerationOptions::max_tokens)
+        .def_readwrite("stop", &GenerationOptions::stop)
+        .def_readwrite("n_logprobs", &GenerationOptions::n_logprobs)
+        .def_readwrite("grammar", &GenerationOptions::grammar)
+        .def_property("mask", nullptr, &set_mask)
+        .def_property("choose", nullptr, &set_chooser)
+        .def_readwrite("keep_logits", &GenerationOptions::keep_logits)
+        .def_readwrite("look_ahead", &GenerationOptions::look_ahead)
+        .def_readwrite("reuse", &GenerationOptions::reuse)
+        .def_readwrite("form", &GenerationOptions::form);
+
     py::class_<Token>(m, "Token", py::is_final(), "One token of a reply; ``str()`` gives its text.")
         .def_readonly("id", &Token::id, "Its number in the vocabulary.")
         .def_readonly("text", &Token::text,
@@ -100,13 +109,9 @@ void bind_stream(py::module_ & m) {
         .def("__iter__", [](const py::object & self) { return self; })
         .def("__next__", &next_token)
         .def(
-            "close",
-            [](Generation & generation, const std::string & reason) {
-                const StopReason why = stop_reason_of(reason);
-                without_gil([&] { generation.close(why); });
-            },
+            "close", [](Generation & generation, StopReason reason) { without_gil([&] { generation.close(reason); }); },
             "reason"_a)
-        .def("stats", [](const Generation & generation) { return stats_tuple(generation.stats()); });
+        .def("stats", &Generation::stats);
 }
 
 }  // namespace overspill

@@ -30,7 +30,7 @@ BatchGeneration::BatchGeneration(std::shared_ptr<Model> model, std::vector<Batch
                                    " tokens, but the context holds " + std::to_string(n_ctx));
         }
         options.reuse = false;
-        options.droppable.clear();
+        options.form.droppable.clear();
         options.keep_logits = false;
         waiting_.emplace_back(i, std::make_unique<Sequence>(model_, std::move(prompt), std::move(options)));
         waiting_.back().second->reserve(size_t{n_ctx} + 1);

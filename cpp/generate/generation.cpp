@@ -44,7 +44,7 @@ Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt
     GenerationOptions & checked = sequence_.options();
     context_ = model_->take_context(/*clear =*/!checked.reuse);
     if (!context_->can_drop()) {
-        checked.droppable.clear();
+        checked.form.droppable.clear();
     }
     const size_t n_prompt = sequence_.n_prompt();
     if (n_prompt > context_->n_ctx()) {
@@ -111,7 +111,7 @@ Step Generation::step(const Interrupt::Poll & poll) {
         step.n_dropped = context_->n_decoded() == context_->n_ctx() ? make_room() : 0;
         logits = context_->decode(&sequence_.tokens().back(), 1, interrupt_, poll, /*all =*/false, &step.times);
     }
-    const bool is_full = context_->n_decoded() == context_->n_ctx() && sequence_.options().droppable.empty();
+    const bool is_full = context_->n_decoded() == context_->n_ctx() && sequence_.options().form.droppable.empty();
     step.reason = sequence_.choose(logits, context_, is_full, step.token, step.times);
     if (sequence_.options().keep_logits) {
         step.token.context = context_;
@@ -124,7 +124,7 @@ Step Generation::step(const Interrupt::Poll & poll) {
 
 // Drops the first span of the prompt that may be, and returns how many tokens that were; 0 if none may.
 size_t Generation::make_room() {
-    auto & droppable = sequence_.options().droppable;
+    auto & droppable = sequence_.options().form.droppable;
     if (droppable.empty()) {
         return 0;
     }

@@ -4,13 +4,13 @@
 #include "model/context.h"
 #include "sample/constraint.h"
 #include "sample/sampler.h"
+#include "text/reply_form.h"
 
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace overspill {
@@ -30,15 +30,13 @@ struct GenerationOptions {
     int64_t max_tokens = -1;                // -1: until the model or the context ends
     std::vector<std::string> stop = {};     // not empty strings
     int32_t n_logprobs = -1;  // -1: none; 0: fill in Token::logprob; n: and the n most likely, at most 1000
-    std::shared_ptr<Constraint> constraint = {};
+    std::optional<std::string> grammar = {};      // GBNF that the reply follows from its beginning
+    std::shared_ptr<Constraint> constraint = {};  // what else says which tokens may come, in place of a grammar
     Chooser choose = {};
-    bool keep_logits = false;         // fill in Token::logits
-    bool look_ahead = true;           // work on the next token while the caller is busy with this one
-    bool reuse = false;               // do not decode again what the stream before has in common with the prompt
-    std::vector<int32_t> named = {};  // special tokens whose names are part of the text
-    // When the context is full: spans [from, to) of the prompt's tokens that may be dropped, in their order, one each
-    // time.
-    std::vector<std::pair<uint32_t, uint32_t>> droppable = {};
+    bool keep_logits = false;  // fill in Token::logits
+    bool look_ahead = true;    // work on the next token while the caller is busy with this one
+    bool reuse = false;        // do not decode again what the stream before has in common with the prompt
+    ReplyForm form = {};       // what a chat template wants of the reply
 };
 
 }  // namespace overspill

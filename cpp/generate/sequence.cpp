@@ -2,6 +2,7 @@
 
 #include "base/stopwatch.h"
 #include "model/vocabulary.h"
+#include "sample/grammar.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -9,12 +10,22 @@
 
 namespace overspill {
 
+namespace {
+
+std::vector<std::string> all_stops(const GenerationOptions & options) {
+    std::vector<std::string> stops = options.stop;
+    stops.insert(stops.end(), options.form.stop.begin(), options.form.stop.end());
+    return stops;
+}
+
+}  // namespace
+
 Sequence::Sequence(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options)
     : model_(std::move(model)),
       tokens_(std::make_shared<std::vector<int32_t>>(std::move(prompt))),
       n_prompt_(tokens_->size()),
       options_(std::move(options)),
-      stops_(options_.stop) {
+      stops_(all_stops(options_)) {
     if (tokens_->empty()) {
         throw std::invalid_argument("prompt must have at least one token");
     }
@@ -34,12 +45,26 @@ Sequence::Sequence(std::shared_ptr<Model> model, std::vector<int32_t> prompt, Ge
     for (const auto & [token, bias] : options_.sampler->options().logit_bias) {
         model_->check_token("logit_bias", token);
     }
-    for (const auto & [from, to] : options_.droppable) {
+    for (const auto & [from, to] : options_.form.droppable) {
         if (from >= to || to > n_prompt_) {
             throw std::invalid_argument("droppable must be spans of the prompt");
         }
     }
-    std::sort(options_.named.begin(), options_.named.end());
+    std::sort(options_.form.named.begin(), options_.form.named.end());
+    constrain();
+}
+
+void Sequence::constrain() {
+    const int n_constraints =
+        (options_.grammar ? 1 : 0) + (options_.form.grammar ? 1 : 0) + (options_.constraint ? 1 : 0);
+    if (n_constraints > 1) {
+        throw std::invalid_argument("give either tools or grammar: calls to tools have a grammar of their own");
+    }
+    if (options_.grammar) {
+        options_.constraint = std::make_shared<Grammar>(model_->loaded(), *options_.grammar, Grammar::Start{});
+    } else if (options_.form.grammar) {
+        options_.constraint = std::make_shared<Grammar>(model_->loaded(), *options_.form.grammar, options_.form.start);
+    }
 }
 
 void Sequence::accept_prompt() {
@@ -59,7 +84,7 @@ void Sequence::drop(uint32_t from, uint32_t to) {
 }
 
 bool Sequence::is_named(int32_t token) const {
-    return std::binary_search(options_.named.begin(), options_.named.end(), token);
+    return std::binary_search(options_.form.named.begin(), options_.form.named.end(), token);
 }
 
 int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token,

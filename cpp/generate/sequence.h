@@ -40,6 +40,7 @@ class Sequence {
   private:
     int32_t choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token, Breakdown & times);
     bool is_named(int32_t token) const;
+    void constrain();  // compiles the grammar
 
     std::shared_ptr<Model> model_;
     std::shared_ptr<std::vector<int32_t>> tokens_;  // prompt and reply

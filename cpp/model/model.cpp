@@ -30,10 +30,10 @@ Model::Model(const std::string & path, ModelOptions options) : name_(path), opti
 
     llama_model_params params = llama_model_default_params();
     placement.apply(params);
-    params.load_mode = options_.dry_run ? LLAMA_LOAD_MODE_NONE : load_mode_of(options_);
+    params.load_mode = options_.dry_run ? LLAMA_LOAD_MODE_NONE : llama_load_mode_of(options_.load_mode);
     params.no_alloc = options_.dry_run;
-    params.use_extra_bufts = options_.repack != "off";
-    params.no_host = options_.repack == "on";
+    params.use_extra_bufts = options_.repack != Switch::off;
+    params.no_host = options_.repack == Switch::on;
     params.vocab_only = options_.vocab_only;
     params.check_tensors = options_.check_tensors;
     params.progress_callback_user_data = &progress;
@@ -97,9 +97,9 @@ ContextOptions Model::context_options(uint32_t n_outputs, std::shared_ptr<const 
             std::max(options_.n_batch, n_outputs),
             options_.n_ubatch,
             options_.n_threads,
-            cache_type_of("type_k", options_.type_k),
-            cache_type_of("type_v", options_.type_v),
-            flash_attention_of(options_),
+            ggml_type_of(options_.type_k),
+            ggml_type_of(options_.type_v),
+            llama_flash_attention_of(options_.flash_attention),
             n_outputs,
             /*n_sequences =*/1,
             options_.dry_run,

@@ -3,54 +3,41 @@
 #include "base/error.h"
 
 #include <limits>
-#include <map>
 #include <stdexcept>
+#include <string>
 
 namespace overspill {
 
-namespace {
-
-void check_switch(const char * argument, const std::string & value) {
-    if (value != "auto" && value != "on" && value != "off") {
-        throw std::invalid_argument(std::string(argument) + " must be one of auto, on, off, not " + value);
+llama_load_mode llama_load_mode_of(LoadMode mode) {
+    switch (mode) {
+        case LoadMode::read: return LLAMA_LOAD_MODE_NONE;
+        case LoadMode::mlock: return LLAMA_LOAD_MODE_MLOCK;
+        case LoadMode::mmap_mlock: return LLAMA_LOAD_MODE_MMAP_MLOCK;
+        case LoadMode::direct_io: return LLAMA_LOAD_MODE_DIRECT_IO;
+        default: return LLAMA_LOAD_MODE_MMAP;
     }
 }
 
-}  // namespace
-
-llama_load_mode load_mode_of(const ModelOptions & options) {
-    static const std::map<std::string, llama_load_mode> modes = {
-        {"mmap", LLAMA_LOAD_MODE_MMAP},           {"read", LLAMA_LOAD_MODE_NONE},
-        {"mlock", LLAMA_LOAD_MODE_MLOCK},         {"mmap+mlock", LLAMA_LOAD_MODE_MMAP_MLOCK},
-        {"direct-io", LLAMA_LOAD_MODE_DIRECT_IO},
-    };
-    const auto found = modes.find(options.load_mode);
-    if (found == modes.end()) {
-        throw std::invalid_argument("load_mode must be one of mmap, read, mlock, mmap+mlock, direct-io, not " +
-                                    options.load_mode);
+llama_flash_attn_type llama_flash_attention_of(Switch flash_attention) {
+    switch (flash_attention) {
+        case Switch::on: return LLAMA_FLASH_ATTN_TYPE_ENABLED;
+        case Switch::off: return LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        default: return LLAMA_FLASH_ATTN_TYPE_AUTO;
     }
-    return found->second;
 }
 
-ggml_type cache_type_of(const char * argument, const std::string & name) {
-    static const std::map<std::string, ggml_type> types = {
-        {"f32", GGML_TYPE_F32},   {"f16", GGML_TYPE_F16},   {"bf16", GGML_TYPE_BF16},
-        {"q8_0", GGML_TYPE_Q8_0}, {"q5_1", GGML_TYPE_Q5_1}, {"q5_0", GGML_TYPE_Q5_0},
-        {"q4_1", GGML_TYPE_Q4_1}, {"q4_0", GGML_TYPE_Q4_0}, {"iq4_nl", GGML_TYPE_IQ4_NL},
-    };
-    const auto found = types.find(name);
-    if (found == types.end()) {
-        throw std::invalid_argument(std::string(argument) +
-                                    " must be one of f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, not " +
-                                    name);
+ggml_type ggml_type_of(CacheType type) {
+    switch (type) {
+        case CacheType::f32: return GGML_TYPE_F32;
+        case CacheType::bf16: return GGML_TYPE_BF16;
+        case CacheType::q8_0: return GGML_TYPE_Q8_0;
+        case CacheType::q5_1: return GGML_TYPE_Q5_1;
+        case CacheType::q5_0: return GGML_TYPE_Q5_0;
+        case CacheType::q4_1: return GGML_TYPE_Q4_1;
+        case CacheType::q4_0: return GGML_TYPE_Q4_0;
+        case CacheType::iq4_nl: return GGML_TYPE_IQ4_NL;
+        default: return GGML_TYPE_F16;
     }
-    return found->second;
-}
-
-llama_flash_attn_type flash_attention_of(const ModelOptions & options) {
-    const std::string & name = options.flash_attention;
-    return name == "auto" ? LLAMA_FLASH_ATTN_TYPE_AUTO
-                          : (name == "on" ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED);
 }
 
 void check(ModelOptions & options) {
@@ -59,12 +46,10 @@ void check(ModelOptions & options) {
     check_range("n_gpu_layers", options.placement.n_gpu_layers, int32_t{-1}, std::numeric_limits<int32_t>::max());
     options.n_ubatch = options.n_ubatch == 0 ? options.n_batch : options.n_ubatch;
     check_range("n_ubatch", options.n_ubatch, uint32_t{1}, options.n_batch);
-    load_mode_of(options);
-    check_switch("flash_attention", options.flash_attention);
-    check_switch("repack", options.repack);
-    cache_type_of("type_k", options.type_k);
-    if (ggml_is_quantized(cache_type_of("type_v", options.type_v)) && options.flash_attention == "off") {
-        throw std::invalid_argument("type_v: " + options.type_v + " needs flash attention, which is off");
+    const ggml_type type_v = ggml_type_of(options.type_v);
+    if (ggml_is_quantized(type_v) && options.flash_attention == Switch::off) {
+        throw std::invalid_argument("type_v: " + std::string(ggml_type_name(type_v)) +
+                                    " needs flash attention, which is off");
     }
 }
 

@@ -23,29 +23,22 @@ std::vector<int32_t> tokens_of(const llama_vocab & vocab, const std::string & te
     return tokens;
 }
 
-common_chat_tool_choice tool_choice_of(const std::string & name) {
-    if (name == "auto") {
-        return COMMON_CHAT_TOOL_CHOICE_AUTO;
+common_chat_tool_choice tool_choice_of(ToolChoice choice) {
+    switch (choice) {
+        case ToolChoice::required: return COMMON_CHAT_TOOL_CHOICE_REQUIRED;
+        case ToolChoice::none: return COMMON_CHAT_TOOL_CHOICE_NONE;
+        default: return COMMON_CHAT_TOOL_CHOICE_AUTO;
     }
-    if (name == "required") {
-        return COMMON_CHAT_TOOL_CHOICE_REQUIRED;
-    }
-    if (name == "none") {
-        return COMMON_CHAT_TOOL_CHOICE_NONE;
-    }
-    throw std::invalid_argument("tool_choice must be one of auto, required, none, not " + name);
 }
 
-void take_triggers(const common_chat_params & chat, ChatPrompt & prompt) {
+void take_triggers(const common_chat_params & chat, Grammar::Start & start) {
     for (const common_grammar_trigger & trigger : chat.grammar_triggers) {
         switch (trigger.type) {
-            case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN: prompt.start.trigger_tokens.push_back(trigger.token); break;
-            case COMMON_GRAMMAR_TRIGGER_TYPE_WORD:
-                prompt.start.trigger_patterns.push_back(regex_escape(trigger.value));
-                break;
-            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN: prompt.start.trigger_patterns.push_back(trigger.value); break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN: start.trigger_tokens.push_back(trigger.token); break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_WORD: start.trigger_patterns.push_back(regex_escape(trigger.value)); break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN: start.trigger_patterns.push_back(trigger.value); break;
             case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL:
-                prompt.start.trigger_patterns.push_back("^(?:" + trigger.value + ")$");
+                start.trigger_patterns.push_back("^(?:" + trigger.value + ")$");
                 break;
         }
     }
@@ -108,22 +101,26 @@ ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
     } catch (const std::exception & error) {
         throw std::invalid_argument("messages: " + one_line_of(error));
     }
-    ChatPrompt prompt{chat.prompt, chat.grammar, {}, {}, chat.additional_stops, nullptr};
+    ReplyForm form;
+    form.stop = chat.additional_stops;
+    if (!chat.grammar.empty()) {
+        form.grammar = chat.grammar;
+    }
     if (chat.grammar_lazy) {
-        take_triggers(chat, prompt);
+        take_triggers(chat, form.start);
     } else if (!chat.grammar.empty() && options.add_generation_prompt) {
         // The grammar begins with what asks for the reply, which is in the prompt already.
-        prompt.start.begun = tokens_of(vocab, chat.generation_prompt);
+        form.start.begun = tokens_of(vocab, chat.generation_prompt);
     }
     for (const std::string & name : chat.preserved_tokens) {
         const std::vector<int32_t> tokens = tokens_of(vocab, name);
         if (tokens.size() == 1) {
-            prompt.named.push_back(tokens[0]);
+            form.named.push_back(tokens[0]);
         }
     }
     const bool has_tools = !options.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
-    prompt.parser = make_reply_parser(chat, has_tools);
-    return prompt;
+    form.parser = make_reply_parser(chat, has_tools);
+    return {chat.prompt, std::move(form)};
 }
 
 }  // namespace overspill

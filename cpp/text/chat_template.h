@@ -2,37 +2,32 @@
 #pragma once
 
 #include "model/model.h"
-#include "sample/grammar.h"
-#include "text/reply_parser.h"
+#include "text/reply_form.h"
 
 #include <llama.h>
 
 #include <map>
 #include <memory>
 #include <string>
-#include <utility>
-#include <vector>
 
 namespace overspill {
 
+enum class ToolChoice { automatic, required, none };
+
 struct ChatOptions {
-    std::string messages;                               // JSON, as OpenAI's API has them
-    std::string tools = {};                             // the same; empty: none
-    std::string tool_choice = "auto";                   // "auto", "required" or "none"
+    std::string messages;    // JSON, as OpenAI's API has them
+    std::string tools = {};  // the same; empty: none
+    ToolChoice tool_choice = ToolChoice::automatic;
     std::string json_schema = {};                       // of the reply; empty: none
     bool enable_thinking = true;                        // of models that can do without
     bool add_generation_prompt = true;                  // what asks for the reply
     std::map<std::string, std::string> variables = {};  // more for the template, as JSON
 };
 
-// A conversation that was rendered, and how the reply to it is to be read.
+// A conversation as the model gets it, and the form of the reply to it.
 struct ChatPrompt {
     std::string text;
-    std::string grammar;         // GBNF that the reply must follow; empty: none
-    Grammar::Start start;        // from when on it must
-    std::vector<int32_t> named;  // special tokens whose names the parser has to see
-    std::vector<std::string> stop;
-    std::shared_ptr<const ReplyParser> parser;
+    ReplyForm form;
 };
 
 class ChatTemplate {

@@ -1,7 +1,8 @@
-"""The native core: what ``bindings.cpp`` exposes. Use the package's own names instead."""
+"""The native core: what ``cpp/bindings/`` exposes. Use the package's own names instead."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, final
+from enum import Enum
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,6 @@ class ClosedError(Error):
 
 class CancelledError(Error):
     """The progress callback returned False."""
-
-_Breakdown: TypeAlias = tuple[float, float, float, float, float, float, float, float, int, int, int]
-_Stats: TypeAlias = tuple[int, int, float, float, float | None, str | None, int, int, _Breakdown]
 
 LLAMA_CPP_COMMIT: str
 GPU_BACKENDS: list[str]
@@ -63,47 +61,207 @@ class Token:
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
+class StopReason(Enum):
+    """Why a reply ended."""
+
+    eos = 1
+    stop_string = 2
+    max_tokens = 3
+    context_full = 4
+    closed = 5
+    interrupted = 6
+    error = 7
+
+@final
+class Breakdown:
+    """Where the time of tokens went: seconds of all of them together, and what was seen on the way."""
+
+    @property
+    def wait_s(self) -> float: ...
+    @property
+    def decode_s(self) -> float: ...
+    @property
+    def sync_s(self) -> float: ...
+    @property
+    def logits_s(self) -> float: ...
+    @property
+    def sample_s(self) -> float: ...
+    @property
+    def python_s(self) -> float: ...
+    @property
+    def text_s(self) -> float: ...
+    @property
+    def caller_s(self) -> float: ...
+    @property
+    def n_graphs_reused(self) -> int: ...
+    @property
+    def n_major_page_faults(self) -> int:
+        """-1 where they are not known."""
+    @property
+    def n_graph_splits(self) -> int: ...
+
+@final
+class GenerationStats:
+    """What a reply took so far."""
+
+    @property
+    def n_prompt_tokens(self) -> int: ...
+    @property
+    def n_cached_tokens(self) -> int: ...
+    @property
+    def n_dropped_tokens(self) -> int: ...
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def prefill_s(self) -> float: ...
+    @property
+    def decode_s(self) -> float: ...
+    @property
+    def time_to_first_token_s(self) -> float | None: ...
+    @property
+    def stop_reason(self) -> StopReason | None: ...
+    @property
+    def breakdown(self) -> Breakdown: ...
+
+class Switch(Enum):
+    """Whether something is done; ``auto`` leaves it to llama.cpp."""
+
+    auto = 0
+    on = 1
+    off = 2
+
+class LoadMode(Enum):
+    """How weights get into memory."""
+
+    mmap = 0
+    read = 1
+    mlock = 2
+    mmap_mlock = 3
+    direct_io = 4
+
+class CacheType(Enum):
+    """What a KV cache is stored as."""
+
+    f32 = 0
+    f16 = 1
+    bf16 = 2
+    q8_0 = 3
+    q5_1 = 4
+    q5_0 = 5
+    q4_1 = 6
+    q4_0 = 7
+    iq4_nl = 8
+
+@final
+class Placement:
+    """Where tensors go, in llama.cpp's terms; nothing of it set: everything on the CPU."""
+
+    devices: list[str]
+    tensor_split: Sequence[float]
+    n_gpu_layers: int
+    overrides: list[tuple[str, str]]
+    def __init__(self) -> None: ...
+
+@final
+class ModelOptions:
+    """How a model is to be loaded."""
+
+    placement: Placement
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    n_threads: int
+    type_k: CacheType
+    type_v: CacheType
+    flash_attention: Switch
+    load_mode: LoadMode
+    repack: Switch
+    vocab_only: bool
+    check_tensors: bool
+    dry_run: bool
+    def __init__(self) -> None: ...
+
+@final
+class MemoryUse:
+    """What a model takes of a device."""
+
+    @property
+    def weights_bytes(self) -> int: ...
+    @property
+    def kv_bytes(self) -> int: ...
+    @property
+    def compute_bytes(self) -> int: ...
+
+@final
+class PlacedTensor:
+    """A tensor of a loaded model, and where it is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def buffer_type(self) -> str: ...
+    @property
+    def n_bytes(self) -> int: ...
+
+@final
+class PlacedCache:
+    """The KV cache of a layer, and where it is."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def n_bytes(self) -> int: ...
+
+@final
+class MemoryReport:
+    """What llama.cpp says of a model and one context of it."""
+
+    @property
+    def devices(self) -> dict[str, MemoryUse]: ...
+    @property
+    def tensors(self) -> list[PlacedTensor]: ...
+    @property
+    def kv(self) -> list[PlacedCache]: ...
+    @property
+    def n_splits(self) -> int: ...
+
+@final
+class GenerationOptions:
+    """What a reply is to be like, and how it is come by."""
+
+    sampler: Sampler
+    max_tokens: int
+    stop: list[str]
+    n_logprobs: int
+    grammar: str | None
+    mask: object | None
+    choose: Callable[[NDArray[np.float32], NDArray[np.int32]], int | None] | None
+    keep_logits: bool
+    look_ahead: bool
+    reuse: bool
+    form: ReplyForm
+    def __init__(self) -> None: ...
+
 @final
 class Model:
-    def __init__(
-        self, path: bytes, options: dict[str, Any], progress: Callable[[float], bool | None] | None
-    ) -> None: ...
-    def memory(self) -> dict[str, Any]: ...
-    def open_stream(
-        self,
-        prompt: Sequence[int],
-        *,
-        sampler: Sampler,
-        max_tokens: int,
-        stop: Sequence[str],
-        logprobs: int,
-        grammar: str | None,
-        mask: object | None,
-        choose: Callable[[NDArray[np.float32], NDArray[np.int32]], int | None] | None,
-        logits: bool,
-        look_ahead: bool,
-        reuse: bool,
-        named: Sequence[int],
-        droppable: Sequence[tuple[int, int]],
-        trigger_patterns: Sequence[str],
-        trigger_tokens: Sequence[int],
-        begun: Sequence[int],
-    ) -> Generation: ...
+    def __init__(self, path: bytes, options: ModelOptions, progress: Callable[[float], bool | None] | None) -> None: ...
+    def memory(self) -> MemoryReport: ...
+    def open_stream(self, prompt: Sequence[int], options: GenerationOptions) -> Generation: ...
     def open_batch(
         self,
         prompts: Sequence[Sequence[int]],
-        *,
         samplers: Sequence[Sampler],
-        max_tokens: int,
-        stop: Sequence[str],
-        logprobs: int,
-        grammar: str | None,
-        parallel: int,
+        options: GenerationOptions,
+        *,
+        n_parallel: int,
         n_ctx: int,
     ) -> BatchGeneration: ...
     @property
     def has_chat_template(self) -> bool: ...
-    def chat_template(self, source: str) -> ChatTemplate: ...
     def dry_breakers(self, texts: Sequence[str]) -> list[list[int]]: ...
     def tokenize(self, text: bytes, add_special: bool, parse_special: bool) -> list[int]: ...
     def detokenize(self, tokens: Sequence[int], skip_special: bool) -> bytes: ...
@@ -111,7 +269,7 @@ class Model:
     def special_tokens(self) -> dict[str, int]: ...
     def metadata(self, key: str) -> str: ...
     def is_end_of_generation(self, token: int) -> bool: ...
-    def time_devices(self, tokens: Sequence[int], n: int) -> dict[str, Any]: ...
+    def time_devices(self, tokens: Sequence[int], n: int) -> DeviceTimes: ...
     def close(self) -> None: ...
     @property
     def closed(self) -> bool: ...
@@ -120,48 +278,126 @@ class Model:
     @property
     def n_ctx(self) -> int: ...
     @property
-    def n_ctx_train(self) -> int: ...
-    @property
     def n_threads(self) -> int: ...
 
 @final
 class Generation:
     def __iter__(self) -> Generation: ...
     def __next__(self) -> Token: ...
-    def close(self, reason: str) -> None: ...
-    def stats(self) -> _Stats: ...
+    def close(self, reason: StopReason) -> None: ...
+    def stats(self) -> GenerationStats: ...
+
+@final
+class BatchOutcome:
+    """One reply of a batch, which has ended."""
+
+    @property
+    def request(self) -> int: ...
+    @property
+    def tokens(self) -> list[Token]: ...
+    @property
+    def stats(self) -> GenerationStats: ...
 
 @final
 class BatchGeneration:
     def __iter__(self) -> BatchGeneration: ...
-    def __next__(
-        self,
-    ) -> tuple[int, list[Token], _Stats]: ...
+    def __next__(self) -> BatchOutcome: ...
     def close(self) -> None: ...
+
+class ToolChoice(Enum):
+    """Whether a model may call tools."""
+
+    auto = 0
+    required = 1
+    none = 2
+
+@final
+class ToolCall:
+    """A call that a model asks for, complete or not."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def arguments(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+
+@final
+class Reply:
+    """What a reply's text says."""
+
+    @property
+    def reasoning(self) -> str: ...
+    @property
+    def content(self) -> str: ...
+    @property
+    def tool_calls(self) -> list[ToolCall]: ...
+
+@final
+class ReplyParser:
+    def parse(self, text: str, is_partial: bool) -> Reply: ...
+
+@final
+class ReplyForm:
+    """How the reply to a conversation is to be made, and read."""
+
+    droppable: list[tuple[int, int]]
+    def __init__(self) -> None: ...
+    @property
+    def named(self) -> list[int]: ...
+    @property
+    def parser(self) -> ReplyParser: ...
+
+@final
+class ChatPrompt:
+    """A conversation as the model gets it, and the form of the reply to it."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def form(self) -> ReplyForm: ...
 
 @final
 class ChatTemplate:
+    def __init__(self, model: Model, source: str) -> None: ...
     def render(
         self,
         messages: str,
         *,
         tools: str,
-        tool_choice: str,
+        tool_choice: ToolChoice,
         json_schema: str,
         enable_thinking: bool,
         add_generation_prompt: bool,
         variables: dict[str, str],
-    ) -> dict[str, Any]: ...
+    ) -> ChatPrompt: ...
     @property
     def source(self) -> str: ...
 
 @final
-class ReplyParser:
-    def parse(self, text: str, is_partial: bool) -> tuple[str, str, list[tuple[str, str, str]]]: ...
+class SamplingOptions:
+    """What to make of a row of logits: the fields of ``overspill.SamplingOptions``, with tokens in place of texts."""
+
+    def __init__(self, **options: Any) -> None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class SamplerState:
+    """All that makes a sampler draw differently from a new one with the same options."""
+
+    def __init__(self, *, seed: int, n_draws: int, history: Sequence[int], mirostat_mu: float) -> None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def n_draws(self) -> int: ...
+    @property
+    def history(self) -> list[int]: ...
+    @property
+    def mirostat_mu(self) -> float: ...
 
 @final
 class Sampler:
-    def __init__(self, options: dict[str, Any]) -> None: ...
+    def __init__(self, options: SamplingOptions) -> None: ...
     def sample(self, logits: NDArray[np.float32], allowed: object | None) -> int: ...
     def distribution(
         self, logits: NDArray[np.float32], allowed: object | None
@@ -169,14 +405,43 @@ class Sampler:
     def accept(self, token: int) -> None: ...
     def reset(self) -> None: ...
     def clone(self) -> Sampler: ...
-    def state(self) -> tuple[int, int, list[int], float]: ...
-    def restore(self, seed: int, n_draws: int, history: Sequence[int], mirostat_mu: float) -> None: ...
+    def state(self) -> SamplerState: ...
+    def restore(self, state: SamplerState) -> None: ...
 
 @final
 class Evaluation:
     def __init__(self, model: Model) -> None: ...
     def eval(self, tokens: Sequence[int], every: bool) -> NDArray[np.float32]: ...
     def reset(self) -> None: ...
+
+@final
+class WeightRate:
+    """How fast weights are read."""
+
+    @property
+    def bytes_per_s(self) -> float: ...
+    @property
+    def buffer_type(self) -> str: ...
+
+@final
+class DeviceTime:
+    """What a device does for a token."""
+
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def n_pieces(self) -> int: ...
+
+@final
+class DeviceTimes:
+    """Where the time of a token goes, on average."""
+
+    @property
+    def devices(self) -> dict[str, DeviceTime]: ...
+    @property
+    def moving_s(self) -> float: ...
+    @property
+    def total_s(self) -> float: ...
 
 @final
 class DeviceMeter:
@@ -197,7 +462,7 @@ class DeviceMeter:
         n_out: int,
         n_experts: int,
         n_used: int,
-    ) -> tuple[float, str]: ...
+    ) -> WeightRate: ...
     def attention_bytes_per_s(
         self,
         type: str,  # noqa: A002
@@ -211,13 +476,62 @@ class DeviceMeter:
     def memory_bytes_per_s(self) -> float: ...
     def link_bytes_per_s(self, n_bytes: int) -> float: ...
 
-def default_sampling() -> dict[str, float]: ...
-def check_sampling(options: dict[str, Any]) -> None: ...
+@final
+class GgufArray:
+    """An array of a header."""
+
+    @property
+    def element_type(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def values(self) -> list[bool] | list[int] | list[float] | None:
+        """None for text, and for more than 4096 elements."""
+
+@final
+class GgufTensor:
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def n_bytes(self) -> int: ...
+
+@final
+class GgufFile:
+    """What a model's files say of it; each list is made when it is read."""
+
+    @property
+    def metadata(self) -> dict[str, bool | int | float | str | GgufArray]: ...
+    @property
+    def tensors(self) -> list[GgufTensor]: ...
+    @property
+    def files(self) -> list[str]: ...
+    @property
+    def n_bytes(self) -> int: ...
+
+@final
+class DeviceDescription:
+    @property
+    def name(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def kind(self) -> Literal["cpu", "gpu", "integrated_gpu", "accelerator"]: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def free_bytes(self) -> int: ...
+    @property
+    def total_bytes(self) -> int: ...
+
 def simd() -> str: ...
 def grammar_of_json_schema(schema: str) -> str: ...
-def read_gguf(path: str | bytes) -> dict[str, Any]: ...
+def read_gguf(path: str | bytes) -> GgufFile: ...
 def file_type_name(file_type: int) -> str: ...
 def cpu_features() -> list[str]: ...
-def devices() -> list[dict[str, Any]]: ...
+def devices() -> list[DeviceDescription]: ...
 def add_rpc_server(endpoint: str) -> None: ...
 def load_backends(folder: str) -> None: ...

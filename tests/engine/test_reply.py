@@ -72,18 +72,17 @@ class _Spoken:
         self.text = text
 
 
-def parser_of(model: Model, name: str, tools: list[Any] | None = None) -> _core.ReplyParser:
-    """Return the parser of a template's replies."""
+def form_of(model: Model, name: str, tools: list[Any] | None = None) -> _core.ReplyForm:
+    """Return the form of a template's replies."""
     rendered = ChatTemplate(model, template(name))._render(
         [{"role": "user", "content": "Hi"}], describe_tools(tools or ()), "auto", "", None, True, True
     )
-    parser: _core.ReplyParser = rendered["parser"]
-    return parser
+    return rendered.form
 
 
-def said(parser: _core.ReplyParser, texts: list[str]) -> tuple[str, str, list[tuple[str, Any]], str, ChatStream]:
+def said(form: _core.ReplyForm, texts: list[str]) -> tuple[str, str, list[tuple[str, Any]], str, ChatStream]:
     """Return reasoning, answer, calls, the arguments as they came, and the stream."""
-    stream = ChatStream(Spoken(texts), parser, lambda text, ids: None)  # type: ignore[arg-type]
+    stream = ChatStream(Spoken(texts), form, lambda text, ids: None)  # type: ignore[arg-type]
     parts: dict[Channel, str] = dict.fromkeys(Channel, "")
     calls = []
     for token in stream:
@@ -97,13 +96,13 @@ def said(parser: _core.ReplyParser, texts: list[str]) -> tuple[str, str, list[tu
 def test_harmony_however_it_is_cut(smollm2: Model, case: str) -> None:
     """Reasoning, answer and calls are the same at every chunk boundary, and at many random ones."""
     raw, (reasoning, answer, calls) = HARMONY[case]
-    parser = parser_of(smollm2, TEMPLATES["gpt-oss"], [WEATHER])
+    form = form_of(smollm2, TEMPLATES["gpt-oss"], [WEATHER])
     cuts = [[at] for at in range(1, len(raw))]
     shuffled = random.Random(1)
     cuts += [sorted(shuffled.sample(range(1, len(raw)), min(n, len(raw) - 1))) for n in (2, 5, 20, 1000)]
     for cut in cuts:
         texts = [raw[a:b] for a, b in itertools.pairwise([0, *cut, len(raw)])]
-        *got, arguments, stream = said(parser, texts)
+        *got, arguments, stream = said(form, texts)
         assert (got[0], got[1], got[2]) == (reasoning, answer, calls), cut
         assert not stream.is_malformed
         if calls:
@@ -115,9 +114,9 @@ def test_thinking_in_tags(smollm2: Model) -> None:
     """Qwen's and DeepSeek's thoughts are told from the answer, however the text is cut."""
     for name, begun in (("qwen3", "<think>\n"), ("deepseek r1", "")):
         raw = begun + "Two and two.\n</think>\n\nIt is **4**, a < b."
-        parser = parser_of(smollm2, TEMPLATES[name])
+        form = form_of(smollm2, TEMPLATES[name])
         for at in range(1, len(raw)):
-            reasoning, answer, *_ = said(parser, [raw[:at], raw[at:]])
+            reasoning, answer, *_ = said(form, [raw[:at], raw[at:]])
             assert reasoning.strip() == "Two and two.", (name, at)
             assert answer.strip() == "It is **4**, a < b.", (name, at)
 
@@ -133,11 +132,11 @@ def test_thinking_in_tags(smollm2: Model) -> None:
 )
 def test_malformed_replies_lose_nothing(smollm2: Model, caplog: pytest.LogCaptureFixture, raw: str) -> None:
     """What does not parse is given as it is, with a warning."""
-    parser = parser_of(smollm2, TEMPLATES["gpt-oss"])
+    form = form_of(smollm2, TEMPLATES["gpt-oss"])
     for texts in ([raw], list(raw)):
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="overspill"):
-            reasoning, answer, _, _, stream = said(parser, texts)
+            reasoning, answer, _, _, stream = said(form, texts)
         assert stream.is_malformed
         assert stream.raw == raw
         assert answer
@@ -149,9 +148,9 @@ def test_malformed_replies_lose_nothing(smollm2: Model, caplog: pytest.LogCaptur
 
 def test_calls_with_arguments_that_are_no_json(smollm2: Model) -> None:
     """They are given as text."""
-    parser = parser_of(smollm2, TEMPLATES["gpt-oss"], [WEATHER])
+    form = form_of(smollm2, TEMPLATES["gpt-oss"], [WEATHER])
     raw = '<|channel|>commentary to=functions.get_weather<|message|>{"city": '
-    *_, stream = said(parser, [raw])
+    *_, stream = said(form, [raw])
     assert stream.is_malformed
     assert stream.tool_calls == []
     assert '{"city":' in stream.message["content"]
@@ -159,12 +158,12 @@ def test_calls_with_arguments_that_are_no_json(smollm2: Model) -> None:
 
 def test_brackets_without_end(smollm2: Model) -> None:
     """A model that repeats one is stopped by an error, and not by the end of the stack."""
-    parser = parser_of(smollm2, "Qwen-Qwen2.5-7B-Instruct", [WEATHER])
+    form = form_of(smollm2, "Qwen-Qwen2.5-7B-Instruct", [WEATHER])
     raw = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "'
     for deep in (raw + "[" * 20_000, raw + '", "days": ' + "[{" * 20_000, "[" * 20_000):
         with pytest.raises(Error, match="nested more than 128 deep"):
-            parser.parse(deep, True)
-    *_, stream = said(parser, [raw + '", "days": ', *["[["] * 200])
+            form.parser.parse(deep, True)
+    *_, stream = said(form, [raw + '", "days": ', *["[["] * 200])
     assert stream.is_malformed
     assert "[[[[" in stream.message["content"]
 

@@ -421,7 +421,7 @@ def test_weights_lie_where_llama_cpp_puts_them(
     with Model(tiny_gpt_oss_path, n_ctx=64, n_threads=1, offload="cpu"):
         pass
     loaded = set(re.findall(r"(\w+) model buffer size", caplog.text))
-    buffers = {shape[0]: meter().weight_rate(*shape)[1] for shape in weight_shapes(info).values()}
+    buffers = {shape[0]: meter().weight_rate(*shape).buffer_type for shape in weight_shapes(info).values()}
     assert buffers["f32"] == "CPU"
     assert set(buffers.values()) == {name.replace("CPU_Mapped", "CPU") for name in loaded}
 
@@ -433,9 +433,9 @@ def test_types(kind: str) -> None:
     """Types with and without scales, tables and repacked layouts can be measured, with experts and without."""
     one = meter()
     for shape in ((1024, 512, 0, 0), (1024, 512, 8, 2), (256, 1, 3, 3), (2048, 500_000, 0, 0), (1024, 1024, 1024, 8)):
-        rate, buffer = one.weight_rate(kind, *shape)
-        assert 1e6 < rate < 2e12
-        assert buffer.startswith(("CPU", "AMX"))
+        rate = one.weight_rate(kind, *shape)
+        assert 1e6 < rate.bytes_per_s < 2e12
+        assert rate.buffer_type.startswith(("CPU", "AMX"))
 
 
 def test_bad_measurements() -> None:

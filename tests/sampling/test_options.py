@@ -63,8 +63,21 @@ def test_options_are_values() -> None:
 
 def test_one_set_of_defaults() -> None:
     """What the core takes for an option that is not given is what Python says."""
-    for name, value in _core.default_sampling().items():
-        assert getattr(SamplingOptions(), name) == pytest.approx(value, abs=1e-7), name
+    assert SamplingOptions()._native() == _core.SamplingOptions()
+    assert SamplingOptions(top_k=41)._native() != _core.SamplingOptions()
+
+
+def test_one_set_of_names() -> None:
+    """An option that only Python or only the core has is an error."""
+    known = {option.name: getattr(SamplingOptions(), option.name) for option in fields(SamplingOptions)}
+    del known["dry_sequence_breakers"]
+    known |= {"logit_bias": [], "dry_breakers": []}
+    assert _core.SamplingOptions(**known) == _core.SamplingOptions()
+    with pytest.raises(TypeError, match="there is no sampling option 'warmth'"):
+        _core.SamplingOptions(**known, warmth=1)
+    del known["min_p"]
+    with pytest.raises(TypeError, match="the sampling option min_p is not given"):
+        _core.SamplingOptions(**known)
 
 
 def test_recommendations_of_a_file() -> None:

@@ -120,8 +120,10 @@ overspill.add_rpc_server(endpoint)
 found = []
 for mapping in ({"default": "RPC0"}, {"default": "RPC0", "experts": "cpu"}, {"layers 2-3": "RPC0"}, {"kv": "cpu"}):
     with overspill.Model(path, offload=mapping, n_ctx=256, n_threads=1) as model:
-        times = model._core.time_devices(list(range(1, 25)), 8)
-        n_splits = model._core.memory()["n_splits"]
+        timed = model._core.time_devices(list(range(1, 25)), 8)
+        devices = {name: [one.seconds, one.n_pieces] for name, one in timed.devices.items()}
+        times = {"devices": devices, "moving_s": timed.moving_s, "total_s": timed.total_s}
+        n_splits = model._core.memory().n_splits
         again = model.generate([1, 2, 3], max_tokens=2).stats
         found.append([times, n_splits, again.breakdown.graph_splits])
 print(json.dumps(found), flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -13,7 +13,7 @@ from overspill import _core
 from overspill.base.checks import as_integer, check_choice
 from overspill.base.host import available_ram_bytes, physical_cores
 from overspill.base.units import format_bytes
-from overspill.base.values import CacheType, LoadMode, Progress, Switch
+from overspill.base.values import CacheType, LoadMode, MemoryUse, Progress, Switch
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
 from overspill.machine.devices import devices
@@ -22,7 +22,7 @@ from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
 from overspill.planning.plan import Plan, plan
 
-__all__ = ["LoadSettings", "Loaded", "Offload", "check_ram_for_caches", "checked_settings", "load"]
+__all__ = ["LoadSettings", "Loaded", "Offload", "check_ram_for_caches", "checked_settings", "load", "memory_by_device"]
 
 logger = logging.getLogger("overspill")
 
@@ -115,7 +115,7 @@ def load(
     Each time that a GPU refuses memory, a plan puts less on it.
     """
     if info is None:
-        return Loaded(_core.Model(os.fsencode(path), asdict(settings), progress), settings, None)
+        return Loaded(_core.Model(os.fsencode(path), _options(settings, None), progress), settings, None)
     wanted = _placement(info, offload, settings, memory)
     if isinstance(wanted, Plan):
         wanted = _fitted(path, settings, wanted)
@@ -191,16 +191,43 @@ def _placement(
     return Placement.from_offload(info, gpus, offload)
 
 
-def _options(settings: LoadSettings, wanted: Placement | None) -> dict[str, Any]:
+def _options(settings: LoadSettings, wanted: Placement | None) -> _core.ModelOptions:
     """Return settings and placement as the core takes them."""
-    return {**asdict(settings), **({} if wanted is None else asdict(wanted.llama_arguments()))}
+    options = _core.ModelOptions()
+    options.n_ctx = settings.n_ctx
+    options.n_batch = settings.n_batch
+    options.n_ubatch = settings.n_ubatch
+    options.n_threads = settings.n_threads
+    options.type_k = _core.CacheType[settings.type_k]
+    options.type_v = _core.CacheType[settings.type_v]
+    options.flash_attention = _core.Switch[settings.flash_attention]
+    options.repack = _core.Switch[settings.repack]
+    options.load_mode = _core.LoadMode[settings.load_mode.replace("+", "_").replace("-", "_")]
+    options.vocab_only = settings.vocab_only
+    options.check_tensors = settings.check_tensors
+    if wanted is not None:
+        arguments = wanted.llama_arguments()
+        placement = _core.Placement()
+        placement.devices = arguments.devices
+        placement.tensor_split = arguments.tensor_split
+        placement.n_gpu_layers = arguments.n_gpu_layers
+        placement.overrides = arguments.overrides
+        options.placement = placement
+    return options
 
 
-def _dry_run(path: Path, settings: LoadSettings, wanted: Placement | None) -> dict[str, dict[str, int]]:
-    """Return the bytes of each kind that llama.cpp would allocate on each device, without loading."""
-    native = _core.Model(os.fsencode(path), {**_options(settings, wanted), "dry_run": True}, None)
-    uses: dict[str, dict[str, int]] = native.memory()["devices"]
-    return uses
+def _dry_run(path: Path, settings: LoadSettings, wanted: Placement | None) -> dict[str, MemoryUse]:
+    """Return what llama.cpp would take on each device, without loading."""
+    options = _options(settings, wanted)
+    options.dry_run = True
+    return memory_by_device(_core.Model(os.fsencode(path), options, None).memory())
+
+
+def memory_by_device(report: _core.MemoryReport) -> dict[str, MemoryUse]:
+    """Return what a model takes of each device."""
+    return {
+        device: MemoryUse(use.weights_bytes, use.kv_bytes, use.compute_bytes) for device, use in report.devices.items()
+    }
 
 
 def _fitted(path: Path, settings: LoadSettings, wanted: Plan) -> Plan:
@@ -210,9 +237,9 @@ def _fitted(path: Path, settings: LoadSettings, wanted: Plan) -> Plan:
     for _ in range(2):
         needed = _dry_run(path, settings, wanted)
         over = {
-            gpu.name: sum(needed[gpu.name].values()) - gpu.memory_bytes
+            gpu.name: needed[gpu.name].total_bytes - gpu.memory_bytes
             for gpu in wanted.hardware.gpus
-            if gpu.name in needed and sum(needed[gpu.name].values()) > gpu.memory_bytes
+            if gpu.name in needed and needed[gpu.name].total_bytes > gpu.memory_bytes
         }
         for name, n_bytes in over.items():
             share = n_bytes / max(1, wanted.forecast().memory[name].total_bytes)
@@ -259,7 +286,7 @@ def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Place
     if available < needed < 4 * available:
         # For an unknown architecture, the bytes from the header are an upper bound; llama.cpp knows them.
         use = _dry_run(path, settings, wanted)[CPU]
-        needed = use["kv_bytes"] + use["compute_bytes"] + (0 if settings.is_mapped else use["weights_bytes"])
+        needed = use.kv_bytes + use.compute_bytes + (0 if settings.is_mapped else use.weights_bytes)
     if needed > available:
         what, less = ("", "") if settings.is_mapped else ("the weights and ", 'load_mode="mmap", ')
         raise _too_little_ram(

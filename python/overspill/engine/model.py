@@ -34,8 +34,8 @@ from overspill.base.values import (
 )
 from overspill.engine.arguments import chooser, constraint, n_logprobs, n_tokens_at_most, stop_strings, token_ids
 from overspill.engine.async_stream import AsyncStream
-from overspill.engine.loading import Offload, check_ram_for_caches, checked_settings, load
-from overspill.engine.reply import ChatStream, ReplyForm
+from overspill.engine.loading import Offload, check_ram_for_caches, checked_settings, load, memory_by_device
+from overspill.engine.reply import ChatStream
 from overspill.engine.stream import ReadBytes, Stream, stats_of
 from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice
 from overspill.engine.tools import Tool
@@ -194,8 +194,8 @@ class Model:
         memory = self._core.memory()
         wanted = self._wanted or Placement.cpu(self.info)
         return wanted.read_back(
-            {name: device for name, device, _, _ in memory["tensors"]},
-            [(device, n_bytes) for _, device, n_bytes in sorted(memory["kv"])],
+            {tensor.name: tensor.device for tensor in memory.tensors},
+            [(cache.device, cache.n_bytes) for cache in sorted(memory.kv, key=lambda cache: cache.layer)],
         )
 
     @cached_property
@@ -204,7 +204,7 @@ class Model:
 
         If the file is mapped, the weights on the CPU count as the part of the file from the first to the last of them.
         """
-        return {device: MemoryUse(**use) for device, use in self._core.memory()["devices"].items()}
+        return memory_by_device(self._core.memory())
 
     @property
     def path(self) -> Path:
@@ -249,7 +249,7 @@ class Model:
         logits: bool = False,
         logprobs: bool | int = False,
         reuse: bool = False,
-        form: ReplyForm | None = None,
+        form: _core.ReplyForm | None = None,
         **keywords: Unpack[SamplingKeywords],
     ) -> Stream:
         """Return a stream that continues ``prompt``, token by token.
@@ -305,37 +305,29 @@ class Model:
         ValueError, TypeError
             An argument is out of the range given above, or a grammar or schema cannot be compiled.
         """
-        stops = stop_strings(stop)
         if isinstance(sampler, Sampler):
             if sampling is not None or keywords:
                 raise ValueError("a Sampler has its own options: give either it or sampling options")
         else:
             sampling = merge(self.sampling if sampling is None else sampling, keywords)
-        gbnf, mask = constraint(grammar, json_schema)
-        form = form or ReplyForm()
-        if form.grammar is not None:
-            if gbnf is not None or mask is not None:
-                raise ValueError("give either tools or grammar: calls to tools have a grammar of their own")
-            gbnf = form.grammar
-        generation = self._core.open_stream(
-            self.tokenize(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt),
-            sampler=(sampler if isinstance(sampler, Sampler) else Sampler(sampling, model=self))._core,
-            max_tokens=n_tokens_at_most(max_tokens),
-            stop=[*stops, *form.stop],
-            logprobs=n_logprobs(logprobs),
-            grammar=gbnf,
-            mask=mask,
-            choose=chooser(None if isinstance(sampler, Sampler) else sampler, logits_processors),
-            logits=bool(logits),
-            look_ahead=not isinstance(sampler, Sampler),
-            reuse=bool(reuse),
-            named=form.named,
-            droppable=form.droppable,
-            trigger_patterns=form.trigger_patterns,
-            trigger_tokens=form.trigger_tokens,
-            begun=form.begun,
-        )
-        return Stream(generation, self._read_bytes)
+        options = _core.GenerationOptions()
+        options.max_tokens = n_tokens_at_most(max_tokens)
+        options.stop = stop_strings(stop)
+        options.grammar, options.mask = constraint(grammar, json_schema)
+        options.n_logprobs = n_logprobs(logprobs)
+        options.keep_logits = bool(logits)
+        options.reuse = bool(reuse)
+        if form is not None:
+            options.form = form
+        if isinstance(sampler, Sampler):
+            options.look_ahead = False
+            options.sampler = sampler._core
+            options.choose = chooser(None, logits_processors)
+        else:
+            options.sampler = Sampler(sampling, model=self)._core
+            options.choose = chooser(sampler, logits_processors)
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)
+        return Stream(self._core.open_stream(tokens, options), self._read_bytes)
 
     def astream(self, prompt: str | Sequence[int], **options: Any) -> AsyncStream:
         """Return a stream for ``async for`` that continues ``prompt``; ``options`` as for :meth:`stream`.
@@ -424,7 +416,7 @@ class Model:
         )
         stream = self.stream(prompt.tokens, reuse=True, form=prompt.form, **options)
         prompt.remember()
-        return ChatStream(stream, prompt.parser, prompt.remember, named=prompt.form.named, n_dropped=prompt.n_dropped)
+        return ChatStream(stream, prompt.form, prompt.remember, n_dropped=prompt.n_dropped)
 
     def eval(self, tokens: Sequence[int], *, logits: Literal["last", "all"] = "last") -> NDArray[np.float32]:
         """Return the logits after ``tokens``, which follow those of earlier calls: the decode loop by hand.
@@ -553,30 +545,26 @@ class Model:
         ]
         parallel = as_integer("parallel", parallel, 1, 256)
         sampling = merge(self.sampling if sampling is None else sampling, keywords)
-        gbnf, mask = constraint(grammar, json_schema)
+        options = _core.GenerationOptions()
+        options.max_tokens = limit = n_tokens_at_most(max_tokens)
+        options.stop = stop_strings(stop)
+        options.n_logprobs = n_logprobs(logprobs)
+        options.grammar, mask = constraint(grammar, json_schema)
         if mask is not None:
             raise TypeError("grammar must be GBNF here: a mask has the state of one reply")
-        limit = n_tokens_at_most(max_tokens)
         longest = max(map(len, tokens), default=1)
         n_ctx = self.n_ctx if limit < 0 else min(self.n_ctx, longest + limit)
         check_ram_for_caches(self.info, self._settings, self._wanted, min(parallel, len(tokens)), n_ctx)
-        batch = self._core.open_batch(
-            tokens,
-            samplers=[Sampler(sampling, model=self)._core for _ in tokens],
-            max_tokens=limit,
-            stop=stop_strings(stop),
-            logprobs=n_logprobs(logprobs),
-            grammar=gbnf,
-            parallel=parallel,
-            n_ctx=n_ctx,
-        )
-        return self._completions(batch)
+        samplers = [Sampler(sampling, model=self)._core for _ in tokens]
+        return self._completions(self._core.open_batch(tokens, samplers, options, n_parallel=parallel, n_ctx=n_ctx))
 
     @staticmethod
     def _completions(batch: _core.BatchGeneration) -> Iterator[tuple[int, Completion]]:
         try:
-            for i, reply, stats in batch:
-                yield i, Completion("".join(token.text for token in reply), reply, stats_of(stats, None))
+            for outcome in batch:
+                tokens = outcome.tokens
+                text = "".join(token.text for token in tokens)
+                yield outcome.request, Completion(text, tokens, stats_of(outcome.stats, None))
         finally:
             batch.close()
 

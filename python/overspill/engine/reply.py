@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import TracebackType
@@ -15,7 +15,7 @@ from overspill import _core
 from overspill.base.values import Stats, StopReason
 from overspill.engine.stream import Stream, until_left
 
-__all__ = ["Channel", "ChatStream", "ChatToken", "ReplyForm", "ToolCall"]
+__all__ = ["Channel", "ChatStream", "ChatToken", "ToolCall"]
 
 logger = logging.getLogger("overspill")
 
@@ -59,26 +59,6 @@ class ChatToken:
         return self.text
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyForm:
-    """The constraints that a chat template puts on a reply."""
-
-    grammar: str | None = None
-    """A grammar in GBNF, such as that of tool calls."""
-    trigger_patterns: Sequence[str] = ()
-    """Regular expressions; the grammar holds from the first match in the reply."""
-    trigger_tokens: Sequence[int] = ()
-    """Tokens; the grammar holds from the first of them."""
-    begun: Sequence[int] = ()
-    """Tokens at the end of the prompt that are the beginning of the grammar's text."""
-    named: Sequence[int] = ()
-    """Special tokens whose names are part of the text."""
-    stop: Sequence[str] = ()
-    """Texts that end the reply."""
-    droppable: Sequence[tuple[int, int]] = ()
-    """Spans of the prompt's tokens, first and end, that a full context may forget; the oldest first."""
-
-
 class ChatStream:
     """A reply as it is made: an iterator of :class:`ChatToken`.
 
@@ -88,19 +68,18 @@ class ChatStream:
     def __init__(
         self,
         stream: Stream,
-        parser: _core.ReplyParser,
+        form: _core.ReplyForm,
         on_text: Callable[[str, list[int]], None],
         *,
-        named: Sequence[int] = (),
         n_dropped: int = 0,
     ) -> None:
         """Wrap a stream; use :meth:`Model.chat`."""
-        self._stream, self._parser, self._on_text = stream, parser, on_text
-        self._named, self._n_dropped = frozenset(named), n_dropped
+        self._stream, self._parser, self._on_text = stream, form.parser, on_text
+        self._named, self._n_dropped = frozenset(form.named), n_dropped
         self._waiting: deque[ChatToken] = deque()
         self._channel = Channel.FINAL
         self._reasoning = self._content = ""
-        self._calls: list[tuple[str, str, str]] = []
+        self._calls: list[_core.ToolCall] = []
         self._n_understood = 0  # characters of the raw text that are in what was given out
         self._is_over = False
         self._ids: list[int] = []
@@ -206,7 +185,8 @@ class ChatStream:
         if self.is_malformed:
             return self._rest_as_it_is()
         try:
-            reasoning, content, calls = self._parser.parse(self.raw, is_partial)
+            reply = self._parser.parse(self.raw, is_partial)
+            reasoning, content, calls = reply.reasoning, reply.content, reply.tool_calls
             if not is_partial and self.raw.strip() and not (reasoning or content or calls):
                 raise _core.Error("it is nothing but marks")
         except _core.Error as error:
@@ -217,8 +197,8 @@ class ChatStream:
         self._reasoning += thought
         self._content += said
         called = [
-            _added(self._calls[i][1] if i < len(self._calls) else "", arguments)
-            for i, (_, arguments, _) in enumerate(calls)
+            _added(self._calls[i].arguments if i < len(self._calls) else "", call.arguments)
+            for i, call in enumerate(calls)
         ]
         if len(calls) >= len(self._calls):
             self._calls = calls
@@ -246,8 +226,8 @@ class ChatStream:
         if self.raw:
             for channel, text in self._understand(is_partial=not is_whole):
                 self._waiting.append(ChatToken(self._ids[-1], text, channel))
-        for name, arguments, call_id in self._calls if is_whole else ():
-            self._take_call(name, arguments, call_id)
+        for call in self._calls if is_whole else ():
+            self._take_call(call.name, call.arguments, call.id)
         # Otherwise some text was held back, or cut off.
         if reason in (StopReason.EOS, StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL):
             is_silent = reason == StopReason.EOS and self._ids[-1] not in self._named

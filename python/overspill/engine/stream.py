@@ -34,21 +34,36 @@ class ReadBytes:
         return n * (self._weights + sum(cache.bytes_read(middle, *self._types) for cache in self._caches))
 
 
-def stats_of(values: _core._Stats, read_bytes: ReadBytes | None) -> Stats:
+def stats_of(native: _core.GenerationStats, read_bytes: ReadBytes | None) -> Stats:
     """Return the core's figures as :class:`Stats`, with the bytes read if ``read_bytes`` is given."""
-    prompt_tokens, tokens, prefill_s, decode_s, first_s, reason, cached, dropped, parts = values
-    n_splits, n_reused, n_page_faults = parts[8:]
-    n = max(0, tokens - 1)
-    breakdown = Breakdown(
-        n,
-        *parts[:8],
-        graph_splits=n_splits,
-        graphs_reused=n_reused,
-        major_page_faults=None if n_page_faults < 0 else n_page_faults,
-        read_bytes=None if read_bytes is None else read_bytes(prompt_tokens - dropped, n),
+    n = max(0, native.n_tokens - 1)
+    depth = native.n_prompt_tokens - native.n_dropped_tokens
+    parts, reason = native.breakdown, native.stop_reason
+    return Stats(
+        prompt_tokens=native.n_prompt_tokens,
+        tokens=native.n_tokens,
+        prefill_s=native.prefill_s,
+        decode_s=native.decode_s,
+        time_to_first_token_s=native.time_to_first_token_s,
+        stop_reason=None if reason is None else StopReason[reason.name.upper()],
+        cached_tokens=native.n_cached_tokens,
+        dropped_tokens=native.n_dropped_tokens,
+        breakdown=Breakdown(
+            tokens=n,
+            wait_s=parts.wait_s,
+            decode_s=parts.decode_s,
+            sync_s=parts.sync_s,
+            logits_s=parts.logits_s,
+            sample_s=parts.sample_s,
+            python_s=parts.python_s,
+            text_s=parts.text_s,
+            caller_s=parts.caller_s,
+            graph_splits=parts.n_graph_splits,
+            graphs_reused=parts.n_graphs_reused,
+            major_page_faults=None if parts.n_major_page_faults < 0 else parts.n_major_page_faults,
+            read_bytes=None if read_bytes is None else read_bytes(depth, n),
+        ),
     )
-    stop_reason = None if reason is None else StopReason(reason)
-    return Stats(prompt_tokens, tokens, prefill_s, decode_s, first_s, stop_reason, cached, dropped, breakdown)
 
 
 class Stream:
@@ -86,11 +101,11 @@ class Stream:
     ) -> None:
         """Close the stream."""
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self._generation.close(StopReason.INTERRUPTED if interrupted else StopReason.CLOSED)
+        self._generation.close(_core.StopReason.interrupted if interrupted else _core.StopReason.closed)
 
     def close(self) -> None:
         """End the stream; a step that runs in another thread is cancelled. Idempotent."""
-        self._generation.close(StopReason.CLOSED)
+        self._generation.close(_core.StopReason.closed)
 
     @property
     def stats(self) -> Stats:

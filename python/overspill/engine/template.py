@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from overspill import _core
 from overspill.base.checks import check_choice
-from overspill.engine.reply import ReplyForm
 from overspill.engine.tools import Tool, describe_tools
 from overspill.sampling.json_schema import checked_schema
 
@@ -44,8 +43,7 @@ class ChatPrompt:
 
     text: str
     tokens: list[int]
-    form: ReplyForm
-    parser: _core.ReplyParser
+    form: _core.ReplyForm
     n_dropped: int
     """Tokens of the oldest turns, which are left out so that the rest fits."""
     _known: deque[tuple[str, list[int]]]
@@ -91,7 +89,7 @@ class ChatTemplate:
                 "give a template in Jinja: model.chat_template = overspill.ChatTemplate(model, source)"
             )
         self._model_reference = weakref.ref(model._core)
-        self._core = model._core.chat_template(source)
+        self._core = _core.ChatTemplate(model._core, source)
         self._known: deque[tuple[str, list[int]]] = deque(maxlen=_MOST_KNOWN)
 
     @property
@@ -133,8 +131,7 @@ class ChatTemplate:
             thinking,
             add_generation_prompt,
         )
-        text: str = rendered["text"]
-        return text
+        return rendered.text
 
     def _render(
         self,
@@ -145,12 +142,12 @@ class ChatTemplate:
         reasoning_effort: str | None,
         thinking: bool,
         add_generation_prompt: bool,
-    ) -> dict[str, Any]:
+    ) -> _core.ChatPrompt:
         variables = {} if reasoning_effort is None else {"reasoning_effort": json.dumps(reasoning_effort)}
         return self._core.render(
             as_json("messages", list(messages)),
             tools=as_json("tools", tools_described) if tools_described else "",
-            tool_choice=tool_choice,
+            tool_choice=_core.ToolChoice[tool_choice],
             json_schema=json_schema,
             enable_thinking=bool(thinking),
             add_generation_prompt=add_generation_prompt,
@@ -170,6 +167,7 @@ class ChatTemplate:
     ) -> ChatPrompt:
         """Return the prompt of a conversation, and the form of its reply; parameters as for :meth:`Model.chat`."""
         check_choice("on_full", on_full, get_args(OnFull))
+        check_choice("tool_choice", tool_choice, get_args(ToolChoice))
         if tools and json_schema is not None:
             raise ValueError("give either tools or json_schema")
         schema = ""
@@ -179,35 +177,28 @@ class ChatTemplate:
         said = checked_messages(messages)
         described = describe_tools(tools or ())
 
-        def render(part: Sequence[Message], add_generation_prompt: bool = True) -> dict[str, Any]:
+        def render(part: Sequence[Message], add_generation_prompt: bool = True) -> _core.ChatPrompt:
             return self._render(part, described, tool_choice, schema, reasoning_effort, thinking, add_generation_prompt)
 
         rendered = render(said)
         names = [tool["function"]["name"] for tool in described]
-        if unknown := [name for name in names if name not in rendered["text"]]:
+        if unknown := [name for name in names if name not in rendered.text]:
             raise ValueError(f"tools: the model's chat template does not tell it of {unknown[0]}: it knows no tools")
-        tokens = self._tokens(rendered["text"])
+        tokens = self._tokens(rendered.text)
         n_dropped = 0
         if on_full == "shift" and len(tokens) >= self._model.n_ctx:
             n_before = len(tokens)
             said = self._that_fits(said, render)
             rendered = render(said)
-            tokens = self._tokens(rendered["text"])
+            tokens = self._tokens(rendered.text)
             n_dropped = n_before - len(tokens)
-        droppable = self._turns(said, rendered["text"], tokens, render) if on_full == "shift" else []
-        form = ReplyForm(
-            grammar=rendered["grammar"],
-            trigger_patterns=rendered["trigger_patterns"],
-            trigger_tokens=rendered["trigger_tokens"],
-            begun=rendered["begun"],
-            named=rendered["named"],
-            stop=rendered["stop"],
-            droppable=droppable,
-        )
-        return ChatPrompt(rendered["text"], tokens, form, rendered["parser"], n_dropped, self._known)
+        form = rendered.form
+        if on_full == "shift":
+            form.droppable = self._turns(said, rendered.text, tokens, render)
+        return ChatPrompt(rendered.text, tokens, form, n_dropped, self._known)
 
     def _that_fits(
-        self, messages: list[Message], render: Callable[[Sequence[Message]], dict[str, Any]]
+        self, messages: list[Message], render: Callable[[Sequence[Message]], _core.ChatPrompt]
     ) -> list[Message]:
         """Return the messages without the fewest oldest turns that do not fit; the last turn always stays."""
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
@@ -220,7 +211,7 @@ class ChatTemplate:
         few, many = 1, len(starts) - 1
         while few < many:
             middle = (few + many) // 2
-            if len(self._tokens(render(without(middle))["text"])) < self._model.n_ctx:
+            if len(self._tokens(render(without(middle)).text)) < self._model.n_ctx:
                 many = middle
             else:
                 few = middle + 1
@@ -244,7 +235,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         text: str,
         tokens: Sequence[int],
-        render: Callable[[Sequence[Message], bool], dict[str, Any]],
+        render: Callable[[Sequence[Message], bool], _core.ChatPrompt],
     ) -> list[tuple[int, int]]:
         """Return the spans of tokens, first and end, of the turns before the last question, where they are known."""
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"][: _MOST_DROPPED + 1]
@@ -258,7 +249,7 @@ class ChatTemplate:
         places: list[int | None] = []
         for start in starts:
             try:
-                before = render(messages[:start], False)["text"].encode() if start else b""
+                before = render(messages[:start], False).text.encode() if start else b""
             except ValueError:  # some templates want a question
                 before = None
             is_beginning = before is not None and whole.startswith(before)

@@ -56,7 +56,12 @@ class ModelInfo:
         ModelLoadError
             The file is missing, damaged, or no GGUF file.
         """
-        return cls(**_core.read_gguf(os.fsencode(path)))
+        file = _core.read_gguf(os.fsencode(path))
+        metadata = {
+            key: _array(value) if isinstance(value, _core.GgufArray) else value for key, value in file.metadata.items()
+        }
+        tensors = [(tensor.name, tensor.type, tensor.shape, tensor.n_bytes) for tensor in file.tensors]
+        return cls(metadata, tensors, file.files, file.n_bytes)
 
     def __fspath__(self) -> str:
         """Return the path of the file, of a split model that of its first."""
@@ -206,3 +211,9 @@ class ModelInfo:
             f"{self.name or self.architecture}: {self.architecture}, {self.n_layers} layers{experts}, "
             f"{self.n_parameters / 1e9:.2f} B parameters, {self.quantisation}, {size}"
         )
+
+
+def _array(array: _core.GgufArray) -> dict[str, Any]:
+    values = array.values
+    described = {"element": array.element_type, "length": array.length}
+    return described if values is None else {**described, "values": values}

@@ -26,7 +26,10 @@ def devices() -> list[Device]:
     A device of an RPC server that does not answer has 0 bytes, free and in total. A build for GPUs that finds none
     logs a warning once, to ``overspill``.
     """
-    found = [Device(**device) for device in _core.devices()]
+    found = [
+        Device(one.name, one.description, one.kind, one.backend, one.free_bytes, one.total_bytes)
+        for one in _core.devices()
+    ]
     _warn_without_gpu(tuple(device.backend for device in found))
     return sorted(found, key=lambda device: (device.kind == "cpu", device.kind == "accelerator"))
 

@@ -132,7 +132,7 @@ def _questions(
     def weights(figure: str, shape: WeightShape) -> _Question:
         kind, n_in, n_out, n_experts, n_used = shape
         key = f"{kind} {n_in}x{n_out}" + (f"x{n_experts}, {n_used} used" if n_experts else "")
-        return question(figure, key, f"weights in {kind.upper()}", lambda meter: meter.weight_rate(*shape)[0])
+        return question(figure, key, f"weights in {kind.upper()}", lambda meter: meter.weight_rate(*shape).bytes_per_s)
 
     yield weights("bandwidth", ("f16", 4096, 4096, 0, 0))
     n_embd = 4096

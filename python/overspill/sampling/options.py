@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
 from overspill import _core
@@ -143,7 +143,7 @@ class SamplingOptions:
             for token, value in self.logit_bias.items()
         }
         object.__setattr__(self, "logit_bias", bias)
-        _core.check_sampling(self._native())
+        self._native()
 
     @classmethod
     def from_metadata(cls, value_of: Callable[[str], Any]) -> SamplingOptions:
@@ -162,11 +162,11 @@ class SamplingOptions:
                 continue
         return options
 
-    def _native(self, breakers: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
-        """Return the options as the core takes them: it knows DRY's breakers as tokens."""
-        options = asdict(self)
+    def _native(self, breakers: Sequence[Sequence[int]] = ()) -> _core.SamplingOptions:
+        """Return the options as the core takes them: it checks the ranges, and knows DRY's breakers as tokens."""
+        options = {option.name: getattr(self, option.name) for option in fields(self)}
         del options["dry_sequence_breakers"]
-        return {**options, "logit_bias": list(self.logit_bias.items()), "dry_breakers": breakers}
+        return _core.SamplingOptions(**{**options, "logit_bias": [*self.logit_bias.items()], "dry_breakers": breakers})
 
     def __hash__(self) -> int:
         """Return a hash of all options."""

@@ -56,13 +56,12 @@ class Sampler:
     ) -> None:
         """Make a sampler in its initial state."""
         self._options = merge(options or SamplingOptions(), keywords)
-        breakers: Sequence[Sequence[int]] = ()
+        self._breakers: Sequence[Sequence[int]] = ()
         if self._options.dry_multiplier > 0 and self._options.dry_sequence_breakers:
             if model is None:
                 raise ValueError("dry_sequence_breakers are texts, which need a model: give model=..., or () for none")
-            breakers = model.dry_breakers(self._options.dry_sequence_breakers)
-        self._native_options = self._options._native(breakers)
-        self._core = _core.Sampler(self._native_options)
+            self._breakers = model.dry_breakers(self._options.dry_sequence_breakers)
+        self._core = _core.Sampler(self._options._native(self._breakers))
 
     @property
     def options(self) -> SamplingOptions:
@@ -115,7 +114,7 @@ class Sampler:
         """Return an independent copy, which will draw the same tokens."""
         twin = Sampler.__new__(Sampler)
         twin._options = self._options
-        twin._native_options = self._native_options
+        twin._breakers = self._breakers
         twin._core = self._core.clone()
         return twin
 
@@ -130,25 +129,31 @@ class Sampler:
         ``mirostat_mu``    Mirostat's limit of surprise
         =================  ==============================================
         """
-        seed, n_draws, history, mirostat_mu = self._core.state()
-        return {"seed": seed, "n_draws": n_draws, "history": history, "mirostat_mu": mirostat_mu}
+        state = self._core.state()
+        return {
+            "seed": state.seed,
+            "n_draws": state.n_draws,
+            "history": state.history,
+            "mirostat_mu": state.mirostat_mu,
+        }
 
     @state.setter
     def state(self, state: Mapping[str, Any]) -> None:
         try:
-            self._core.restore(**state)
+            native = _core.SamplerState(**state)
         except TypeError:
             raise ValueError(f"state must be what Sampler.state gave, not {state!r}") from None
+        self._core.restore(native)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return options and state, for pickle."""
-        return {"options": self._options, "native": self._native_options, "state": self.state}
+        return {"options": self._options, "breakers": self._breakers, "state": self.state}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         """Take options and state from a pickle."""
         self._options = saved["options"]
-        self._native_options = saved["native"]
-        self._core = _core.Sampler(self._native_options)
+        self._breakers = saved["breakers"]
+        self._core = _core.Sampler(self._options._native(self._breakers))
         self.state = saved["state"]
 
     def __repr__(self) -> str:

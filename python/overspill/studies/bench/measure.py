@@ -47,7 +47,7 @@ def device_bandwidth(device: str) -> float:
     )
     if device == CPU:
         return meter.memory_bytes_per_s()
-    return max(meter.weight_rate(kind, 4096, 8192, 0, 0)[0] for kind in ("f32", "f16", "q8_0"))
+    return max(meter.weight_rate(kind, 4096, 8192, 0, 0).bytes_per_s for kind in ("f32", "f16", "q8_0"))
 
 
 def read_bytes_by_device(
@@ -153,10 +153,11 @@ def bench(
         placement, info, settings = model.placement, model.info, asdict(model._settings)
     # With the model gone, there is memory to measure with.
     step("measuring memory")
-    read = read_bytes_by_device(info, placement, max(1, n_depth) + n_gen // 2, settings["type_k"], settings["type_v"])
-    used = sorted((device for device in times["devices"]), key=lambda device: device == CPU)
+    read = read_bytes_by_device(info, placement, max(1, n_depth) + n_gen // 2, type_k, type_v)
+    by_device = times.devices
     shares = [
-        DeviceShare(device, read.get(device, 0), device_bandwidth(device), *times["devices"][device]) for device in used
+        DeviceShare(device, read.get(device, 0), device_bandwidth(device), time.seconds, time.n_pieces)
+        for device, time in sorted(by_device.items(), key=lambda item: item[0] == CPU)
     ]
     if progress is not None:
         progress("done", 1.0)
@@ -170,8 +171,8 @@ def bench(
         decode=Samples(0, n_gen, n_depth, tuple(decode[1:])),
         breakdown=_sum(breakdowns[1:]),
         devices=tuple(shares),
-        moving_s=times["moving_s"],
-        around_s=times["total_s"] - times["moving_s"] - sum(seconds for seconds, _ in times["devices"].values()),
+        moving_s=times.moving_s,
+        around_s=times.total_s - times.moving_s - sum(time.seconds for time in by_device.values()),
     )
 
 
