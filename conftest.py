@@ -1,3 +1,3 @@
-"""Tests and benchmarks share their models and tools: ``tests/support/model_fixtures.py``."""
+"""Tests and benchmarks share their models and tools: ``tests/support``."""
 
-pytest_plugins = ["model_fixtures"]
+pytest_plugins = ["interrupts", "model_fixtures"]

@@ -17,6 +17,8 @@ from terminal_screen import Terminal
 
 STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · (\d+\.\d\d s to|no) first token"
 Start: TypeAlias = Callable[..., Terminal]
+# A person talks in the foreground.
+pytestmark = pytest.mark.usefixtures("heeds_interrupts")
 
 
 @pytest.fixture

@@ -226,6 +226,7 @@ def test_a_terminal_shows_progress_and_colours(gemma_path: Path) -> None:
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_prints_what_there_is_and_the_stats(gemma_path: Path, phase: str) -> None:
     """The exit code says that it was interrupted."""
     prompt = "word " * 7000 if phase == "prefill" else "Once upon a time"
@@ -248,6 +249,7 @@ def test_ctrl_c_prints_what_there_is_and_the_stats(gemma_path: Path, phase: str)
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.2, 0.4])
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_at_any_time_leaves_no_traceback(gemma_path: Path, delay_s: float) -> None:
     """While it loads, before the first token, or in the middle of the text."""
     process = subprocess.Popen([*COMMAND, "run", "Hello", "-n", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -259,3 +261,15 @@ def test_ctrl_c_at_any_time_leaves_no_traceback(gemma_path: Path, delay_s: float
     assert process.returncode == 130, errors
     assert b"Traceback" not in errors, errors
     assert errors.count(b"\n") == 1, errors
+
+
+def test_ctrl_c_stays_ignored(gemma_path: Path) -> None:
+    """As a shell has it for what it runs in the background."""
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *COMMAND]
+    process = subprocess.Popen([*ignoring, "run", "Hello", "-n", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert b"Gemma Terms of Use" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert b"5 tokens" in errors

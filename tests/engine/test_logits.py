@@ -131,6 +131,7 @@ def test_logits_of_a_token(model: Model) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_while_tokens_are_decoded_again(tiny_gpt_oss_path: Path) -> None:
     """A call for more rows decodes everything again; interrupted there, nothing is lost."""
     with Model(tiny_gpt_oss_path, n_ctx=8192, n_batch=32, n_threads=1) as model:

@@ -326,6 +326,7 @@ def test_a_signal_handler_may_close_another_stream(tiny_gpt_oss_path: Path) -> N
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_while_waiting_for_the_step_ahead(gemma: Model) -> None:
     """It reaches the caller from the step that it came in, though that step may come to its end."""
     # A wide nucleus and a grammar of much choice: most of a step is not the graph's, which could be stopped.
@@ -344,6 +345,7 @@ def test_ctrl_c_while_waiting_for_the_step_ahead(gemma: Model) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_while_it_looks_ahead(gemma: Model) -> None:
     """It arrives as KeyboardInterrupt, between tokens and while waiting for one."""
     for delay in (0.001, 0.02, 0.06):

@@ -237,6 +237,7 @@ def serve_device(*options: str) -> tuple[subprocess.Popen[str], list[str]]:
 
 
 @pytest.mark.parametrize(("ending", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_serve_device(tiny_gpt_oss_path: Path, ending: signal.Signals, code: int) -> None:
     """Another process computes on it; a signal ends it, and leaves no server behind."""
     port = free_port()
@@ -258,6 +259,7 @@ def test_serve_device(tiny_gpt_oss_path: Path, ending: signal.Signals, code: int
     assert not listens(port)
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_serve_device_warns_off_loopback() -> None:
     """In one line, before it listens."""
     process, said = serve_device("--host", "0.0.0.0", "--port", str(free_port()))

@@ -187,6 +187,7 @@ def test_a_narrow_terminal_gets_sections(tiny_gpt_oss_path: Path) -> None:
     assert sum(line.startswith("## tiny-gpt-oss") for line in screens[-1]) == 2
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_in_a_terminal(gemma_path: Path, smollm2_path: Path) -> None:
     """What there is stays on the screen, with its stats, and the exit code says that it was interrupted."""
     screens, code = terminal(
@@ -198,6 +199,7 @@ def test_ctrl_c_in_a_terminal(gemma_path: Path, smollm2_path: Path) -> None:
     assert "It was interrupted: not every answer is there, or whole." in " ".join(shown.split())
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_in_a_pipe(gemma_path: Path, smollm2_path: Path, tmp_path: Path) -> None:
     """The same, and the page is written with what there is."""
     report = tmp_path / "report.html"

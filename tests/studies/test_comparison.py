@@ -327,6 +327,7 @@ def test_errors_of_the_caller_reach_the_caller(tiny_gpt_oss_path: Path) -> None:
         compare([tiny_gpt_oss_path] * 2, "x", progress=fail, **OPTIONS)
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_keeps_what_there_is(tiny_gpt_oss_path: Path) -> None:
     """The first model's answer is whole, the second's as far as it came; before any of them it is an exception."""
 

@@ -111,6 +111,7 @@ def test_what_was_kept_by_hand_of_another_model_is_refused(tiny_gpt_oss_path: Pa
 
 
 @pytest.mark.parametrize("earlier_tokens_per_s", [None, 1e-3, 1e9])
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_keeps_the_best_so_far(tiny_gpt_oss_path: Path, earlier_tokens_per_s: float | None) -> None:
     """Unless an earlier run found faster ones; before anything was measured it is an exception."""
     info = ModelInfo.from_file(tiny_gpt_oss_path)
@@ -231,6 +232,7 @@ def test_the_command(tiny_gpt_oss_path: Path, cache: Path) -> None:
     assert "--memory must be DEVICE=SIZE" in wrong.stderr
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_in_a_pipe(gemma_path: Path) -> None:
     """The best so far is printed and kept, and the exit code says that it was interrupted."""
     command = [*COMMAND, str(gemma_path), "--ctx", "128"]

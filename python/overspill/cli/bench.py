@@ -60,9 +60,10 @@ def bench(
         if plot is not None:
             check_writable(plot)
             check_plotting(plot)
+        file = resolve(model)
         with progress_bar("loading") as show:
             found = run_bench(
-                resolve(model),
+                file,
                 n_prompt=n_prompt,
                 n_gen=n_gen,
                 n_depth=n_depth,
