@@ -36,7 +36,7 @@ def bench(
     n_prompt: Annotated[int, typer.Option("--n-prompt", "-p", help="Tokens of the prompt; 0 leaves it out.")] = 512,
     n_gen: Annotated[int, typer.Option("--n-gen", "-n", help="Tokens to decode, at least 4.")] = 128,
     n_depth: Annotated[int, typer.Option("--n-depth", "-d", help="Tokens in the context before decoding.")] = 0,
-    repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Times that each is measured.")] = 5,
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Repetitions of each measurement.")] = 5,
     offload: OffloadTo = "auto",
     memory: DeviceMemory = None,
     n_threads: Threads = None,
@@ -54,7 +54,7 @@ def bench(
 ) -> None:
     """Measure how fast MODEL reads a prompt and decodes, and how near that comes to the speed of the memory.
 
-    The options that llama-bench has too are called as there.
+    Options that llama-bench has as well have the same names.
     """
     with guarded_command(verbose=verbose):
         if plot is not None:

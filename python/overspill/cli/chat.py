@@ -44,14 +44,17 @@ def chat(
             show_default=False,
         ),
     ],
-    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     load: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save wrote.")] = None,
     reasoning: Annotated[str, typer.Option(help="How the model's reasoning is shown: dim or hide.")] = "dim",
     reasoning_effort: Annotated[
-        str | None, typer.Option("--effort", help="Of models that know it, such as gpt-oss: low, medium or high.")
+        str | None,
+        typer.Option(
+            "--effort", help="Reasoning effort, for models that know it, such as gpt-oss: low, medium or high."
+        ),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Of each reply; 0: until the model or the context ends.")
+        int, typer.Option("--max-tokens", "-n", help="Tokens of each reply; 0: until the model or the context ends.")
     ] = 0,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -67,7 +70,7 @@ def chat(
     rpc: Servers = None,
     verbose: Verbose = False,
 ) -> None:
-    """Talk with MODEL in the terminal; /help there says how.
+    """Talk with MODEL in the terminal; /help there lists the commands.
 
     Where standard input is no terminal, all of it is one message: the answer goes to standard output, without
     reasoning, and the stats to standard error.

@@ -14,6 +14,10 @@ import typer
 import overspill
 from overspill.cli.exits import ERROR, INTERRUPTED, guarded_command
 from overspill.cli.options import (
+    MIN_P,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
     DeviceMemory,
     Json,
     Loading,
@@ -43,26 +47,29 @@ def compare(
     ],
     questions: Annotated[
         Path | None,
-        typer.Option(help="A file with a question on each line, or a JSON list of them; each begins anew."),
+        typer.Option(
+            help="A file with a question on each line, or a JSON list of them; each begins a new conversation."
+        ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with all of it, that loads nothing else.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write an HTML page of the comparison, which loads nothing else.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt, for models with a chat template.")] = None,
     reasoning_effort: Annotated[
-        str | None, typer.Option(help="For models that know it, such as gpt-oss: low, medium or high.")
+        str | None,
+        typer.Option(help="Reasoning effort, for models that know it, such as gpt-oss: low, medium or high."),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Of each answer; 0: until the model or the context ends.")
+        int, typer.Option("--max-tokens", "-n", help="Tokens of each answer; 0: until the model or the context ends.")
     ] = 1024,
     temperature: Annotated[
         float | None,
-        typer.Option(
-            "--temperature", "-t", help="0: always the most likely token.", show_default="each file's, or 0.8"
-        ),
+        typer.Option("--temperature", "-t", help=TEMPERATURE, show_default="each file's, or 0.8"),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(show_default="each file's, or 40")] = None,
-    top_p: Annotated[float | None, typer.Option(show_default="each file's, or 0.95")] = None,
-    min_p: Annotated[float | None, typer.Option(show_default="each file's, or 0.05")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same for all models.", show_default="drawn")] = None,
+    top_k: Annotated[int | None, typer.Option(help=TOP_K, show_default="each file's, or 40")] = None,
+    top_p: Annotated[float | None, typer.Option(help=TOP_P, show_default="each file's, or 0.95")] = None,
+    min_p: Annotated[float | None, typer.Option(help=MIN_P, show_default="each file's, or 0.05")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed of all models.", show_default="drawn")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be repeated.")] = None,
     n_ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of question and answer together.")] = None,
     n_threads: Threads = None,
@@ -70,8 +77,8 @@ def compare(
     offload: Annotated[
         list[str] | None,
         typer.Option(
-            help="auto, cpu, gpu, tuned, a number of layers for the GPU, or a file of overspill plan --save: once for "
-            "all models, or once for each, in their order.",
+            help="Placement of the weights: auto, cpu, gpu, tuned, a number of layers for the GPU, or a file of "
+            "overspill plan --save; once for all models, or once for each, in their order.",
             show_default="auto",
         ),
     ] = None,
@@ -79,15 +86,15 @@ def compare(
     load_mode: Loading = None,
     rpc: Servers = None,
     no_progress: Annotated[
-        bool, typer.Option("--no-progress", help="No columns that grow and no bars: one answer below the other.")
+        bool, typer.Option("--no-progress", help="Print one answer below the other, without bars and growing columns.")
     ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Ask models the same QUESTION, and show their answers, speeds and memory side by side.
 
-    They answer one after the other, and share the memory only if all fit into it. Ctrl-C ends it and keeps what
-    there is.
+    They answer one after the other, and share the memory only if all fit into it. Ctrl-C ends the comparison and
+    keeps the answers so far.
     """
     with guarded_command(verbose=verbose):
         models, asked = _models_and_questions(arguments, questions)

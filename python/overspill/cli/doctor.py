@@ -29,7 +29,7 @@ def doctor(
     load_mode: Loading = None,
     as_json: Json = False,
 ) -> None:
-    """Say what would make decoding slow here, MODEL's in particular, and what to do; nothing is loaded."""
+    """Find causes of slow decoding here, of MODEL in particular, and remedies; nothing is loaded."""
     with guarded_command():
         header = None if model is None else overspill.ModelInfo.from_file(resolve(model))
         found = examine(header, n_threads=n_threads, **only_given(load_mode=load_mode))

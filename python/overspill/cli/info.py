@@ -20,7 +20,7 @@ def info(
     model: ModelFile,
     as_json: Json = False,
 ) -> None:
-    """Show what a model is made of, from its file's header."""
+    """Show a model's architecture, layers, sizes and sampling, from its file's header."""
     with guarded_command():
         header = overspill.ModelInfo.from_file(resolve(model))
         experts = f"{header.n_experts}, {header.n_experts_used} used per token" if header.n_experts else "none"

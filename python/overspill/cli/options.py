@@ -12,6 +12,10 @@ from overspill.engine.loading import Offload
 from overspill.placement.placement import Placement
 
 __all__ = [
+    "MIN_P",
+    "TEMPERATURE",
+    "TOP_K",
+    "TOP_P",
     "Batch",
     "Context",
     "DeviceMemory",
@@ -37,24 +41,26 @@ __all__ = [
 
 ModelFile = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or hf:OWNER/REPOSITORY/FILE.gguf.")]
 
+TEMPERATURE = "0: always the most likely token."
+TOP_K = "Keep so many of the most likely tokens; 0: all."
+TOP_P = "Keep the likeliest tokens up to this probability; 1: all."
+MIN_P = "Drop tokens below this share of the likeliest; 0: none."
 Temperature = Annotated[
     float | None,
-    typer.Option("--temperature", "-t", help="0: always the most likely token.", show_default="the file's, or 0.8"),
+    typer.Option("--temperature", "-t", help=TEMPERATURE, show_default="the file's, or 0.8"),
 ]
-TopK = Annotated[
-    int | None, typer.Option(help="Keep so many of the most likely tokens; 0: all.", show_default="the file's, or 40")
-]
+TopK = Annotated[int | None, typer.Option(help=TOP_K, show_default="the file's, or 40")]
 TopP = Annotated[
     float | None,
-    typer.Option(help="Keep the likeliest tokens up to this probability; 1: all.", show_default="the file's, or 0.95"),
+    typer.Option(help=TOP_P, show_default="the file's, or 0.95"),
 ]
 MinP = Annotated[
     float | None,
-    typer.Option(help="Drop tokens below this share of the likeliest; 0: none.", show_default="the file's, or 0.05"),
+    typer.Option(help=MIN_P, show_default="the file's, or 0.05"),
 ]
 RepeatPenalty = Annotated[
     float | None,
-    typer.Option(help="Divide the logits of the last 64 tokens; 1: off.", show_default="the file's, or 1.0"),
+    typer.Option(help="Divide the logits of the last 64 tokens by this; 1: off.", show_default="the file's, or 1.0"),
 ]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
 
@@ -63,20 +69,26 @@ Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; def
 Batch = Annotated[int, typer.Option("--batch", help="Tokens of the prompt processed at once.")]
 OffloadTo = Annotated[
     str,
-    typer.Option(help="auto, cpu, gpu, tuned, a number of layers for the GPU, or a file of overspill plan --save."),
+    typer.Option(
+        help="Placement of the weights: auto, cpu, gpu, tuned, a number of layers for the GPU, or a file of overspill "
+        "plan --save."
+    ),
 ]
-Loading = Annotated[str | None, typer.Option(help="mmap, read, mlock, mmap+mlock or direct-io.", show_default="mmap")]
+Loading = Annotated[
+    str | None,
+    typer.Option(help="How the file is loaded: mmap, read, mlock, mmap+mlock or direct-io.", show_default="mmap"),
+]
 Servers = Annotated[
     list[str] | None,
     typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there; may be repeated."),
 ]
 DeviceMemory = Annotated[
     list[str] | None,
-    typer.Option(metavar="DEVICE=SIZE", help="Use no more of a device, as in gpu=20GiB; may be repeated."),
+    typer.Option(metavar="DEVICE=SIZE", help="Most memory to use of a device, as in gpu=20GiB; may be repeated."),
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log, and where an error comes from.")]
 
 
 def only_given(**options: Any) -> dict[str, Any]:

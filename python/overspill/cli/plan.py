@@ -31,27 +31,29 @@ def plan(
     ] = None,
     ram: Annotated[
         str | None,
-        typer.Option(help="Memory of the host, such as 128GiB. Given, hardware is planned for that is not here."),
+        typer.Option(help="Memory of the host, such as 128GiB. With it, the plan is for hardware that is not here."),
     ] = None,
     gpu_bandwidth: Annotated[
-        list[str] | None, typer.Option(help="Of each GPU, such as 936GB/s.", show_default="936GB/s")
+        list[str] | None, typer.Option(help="Memory bandwidth of each GPU, such as 936GB/s.", show_default="936GB/s")
     ] = None,
     ram_bandwidth: Annotated[
-        str | None, typer.Option(help="Of the host's memory, such as 47GB/s.", show_default="47GB/s")
+        str | None, typer.Option(help="Memory bandwidth of the host, such as 47GB/s.", show_default="47GB/s")
     ] = None,
     link: Annotated[
-        list[str] | None, typer.Option(help="Between host and GPU, such as 25GB/s.", show_default="25GB/s")
+        list[str] | None, typer.Option(help="Bandwidth between host and GPU, such as 25GB/s.", show_default="25GB/s")
     ] = None,
     n_ctx: Context = None,
     depth: Annotated[
         int | None, typer.Option(help="Tokens in the context while it decodes.", show_default="half of --ctx")
     ] = None,
-    n_ubatch: Annotated[int, typer.Option("--ubatch", help="Tokens of a prompt that are computed at once.")] = 512,
-    type_k: Annotated[str, typer.Option(help="What keys are stored as: f16, q8_0, ...")] = "f16",
-    type_v: Annotated[str, typer.Option(help="What values are stored as.")] = "f16",
+    n_ubatch: Annotated[int, typer.Option("--ubatch", help="Tokens of a prompt computed at once.")] = 512,
+    type_k: Annotated[str, typer.Option(help="Type of the KV cache's keys: f16, q8_0, ...")] = "f16",
+    type_v: Annotated[str, typer.Option(help="Type of the KV cache's values.")] = "f16",
     pin: Annotated[
         list[str] | None,
-        typer.Option(help='What is decided already, such as "experts=cpu" or "layers 0-9 attention=gpu".'),
+        typer.Option(
+            help='Place a part by hand, such as "experts=cpu" or "layers 0-9 attention=gpu"; may be repeated.'
+        ),
     ] = None,
     rpc: Annotated[
         list[str] | None, typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there.")
@@ -61,7 +63,7 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what lies best on which device, how fast it will be, and why; nothing is loaded."""
+    """Plan which part of MODEL goes to which device, with the speed to expect and the reason; nothing is loaded."""
     with guarded_command():
         for size in vram or ():
             parse_bytes("--vram", size)  # a missing unit is the likelier mistake than a missing GPU

@@ -44,7 +44,7 @@ def run(
         ),
     ],
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="0: until the model or the context ends.")
+        int, typer.Option("--max-tokens", "-n", help="Tokens of the reply; 0: until the model or the context ends.")
     ] = 512,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -65,7 +65,7 @@ def run(
     rpc: Servers = None,
     verbose: Verbose = False,
 ) -> None:
-    """Continue PROMPT: text as it is made on standard output, then one line of stats on standard error."""
+    """Continue PROMPT: text on standard output as it is generated, then a line of stats on standard error."""
     with guarded_command(verbose=verbose):
         if len(arguments) > 2:
             raise ValueError(f"expected [MODEL] PROMPT, but got {len(arguments)} arguments; put the prompt in quotes")

@@ -15,7 +15,7 @@ __all__ = ["serve_device"]
 
 def serve_device(
     host: Annotated[str, typer.Option(help="The address to listen at, a name or IPv4.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 50052,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen at.")] = 50052,
     n_threads: Annotated[
         int | None, typer.Option("--threads", min=1, max=512, help="CPU threads; default: physical cores.")
     ] = None,
@@ -25,7 +25,7 @@ def serve_device(
 ) -> None:
     """Offer this machine's devices to `overspill run --rpc` on another one, until Ctrl-C.
 
-    It works for one process at a time. Whoever reaches the port can use it and read what is computed: the protocol
+    It serves one process at a time. Whoever reaches the port can use the devices and read the data: the protocol
     has no authentication and no encryption.
     """
     with guarded_command():

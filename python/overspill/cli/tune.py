@@ -31,12 +31,12 @@ def tune(
         typer.Option(help="Try this type of the KV cache too, such as q8_0; may be repeated. It may change replies."),
     ] = None,
     rpc: Servers = None,
-    seconds: Annotated[float | None, typer.Option(help="Begin nothing new after so long.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Start no trial after so many seconds.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what decodes MODEL fastest here, from the plan on, and keep it for Model(path, offload="tuned").
+    """Measure which settings decode MODEL fastest here, and keep them for Model(path, offload="tuned").
 
-    Ctrl-C ends it and keeps the best so far.
+    The search starts from the plan. Ctrl-C ends it and keeps the best settings so far.
     """
     with guarded_command():
         sizes = parse_sizes(memory)

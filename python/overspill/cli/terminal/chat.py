@@ -53,15 +53,15 @@ class ChatTerminal:
         self._draft = ""  # what the next input begins with
         self._is_over = False
         self._commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
-            "help": ("", "what can be typed here", self._help),
-            "system": ("[TEXT]", "show or set what the model is told first; - removes it", self._system),
-            "retry": ("", "have the last message answered anew", self._retry),
+            "help": ("", "list the commands and keys", self._help),
+            "system": ("[TEXT]", "show or set the system prompt; - removes it", self._system),
+            "retry": ("", "answer the last message anew", self._retry),
             "new": ("", "begin a new conversation; the system prompt stays", self._new),
             "save": ("FILE", "write the conversation to a file", self._save),
-            "load": ("FILE", "go on with one that was saved", self._load),
-            "reasoning": ("dim|hide", "how reasoning is shown", self._set_reasoning),
-            "stats": ("", "how fast the last reply was, and how full the context is", self._stats),
-            "placement": ("", "which part of the model lies where", self._placement),
+            "load": ("FILE", "go on with a saved conversation", self._load),
+            "reasoning": ("dim|hide", "set how reasoning is shown", self._set_reasoning),
+            "stats": ("", "show the speed of the last reply, and how full the context is", self._stats),
+            "placement": ("", "show which part of the model is on which device", self._placement),
             "exit": ("", "end the chat", self._exit),
         }
 
