@@ -333,6 +333,8 @@ with overspill.Model(path, n_ctx=2048, n_threads=2) as model:
     def choose(logits, tokens):
         if text == "Something odd.":
             logging.getLogger("overspill").warning("this is odd")
+        if text == "A bug.":
+            raise TypeError("nobody saw it coming")
         return next(script)
 
     chat = overspill.Chat(model, sampler=choose, max_tokens=int(max_tokens))
@@ -434,6 +436,21 @@ def test_warnings_wait_for_the_end_of_the_reply(scripted: Callable[..., Terminal
     """In its middle they would be drawn among its lines."""
     answer = scripted("Something odd.").ask("Hello")
     assert re.fullmatch(r"Something odd\.\n\n(warning: this is odd\n?)+", answer)
+
+
+def test_a_bug_does_not_end_the_chat(scripted: Callable[..., Terminal]) -> None:
+    """One line tells of it, and the message is there to be sent again."""
+    terminal = scripted("A bug.")
+    terminal.wait_for_prompt()
+    terminal.type("Hello")
+    terminal.enter()
+    terminal.wait(lambda: terminal.text.count("> Hello") == 2)
+    said = "error: a bug in overspill; --verbose shows where: TypeError: nobody saw it coming"
+    assert said in " ".join(terminal.text.split())
+    assert "Traceback" not in terminal.text
+    terminal.keys("\x03")
+    terminal.wait_for_prompt()
+    assert terminal.end() == 0
 
 
 # --- without a terminal

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how their text is read."""
+"""Options of several commands, and functions that read their text."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's
 
 
 def only_given(**options: Any) -> dict[str, Any]:
-    """Return the options that are given; for the others the model's file, its tuned settings or a default decide."""
+    """Return the options that are given; for the others, the file, its tuned settings or a default decides."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def parse_offload(text: str) -> Offload:
-    """Return the placement in a file that ends in ``.json``, a number of layers, or the word that ``text`` is."""
+    """Return the placement in a ``.json`` file, a number of layers, or the word itself."""
     if text.endswith(".json"):
         return Placement.load(text)
     return int(text) if text.isdecimal() else cast(Offload, text)
@@ -109,7 +109,7 @@ def parse_sizes(memory: list[str] | None) -> dict[str, str]:
 
 
 def parse_pair(option: str, form: str, text: str) -> tuple[str, str]:
-    """Return the two sides of the last ``=``; ``form`` is how an error describes them."""
+    """Return the two sides of the last ``=``; an error describes them by ``form``."""
     # A pin may be a regular expression with a sign of its own.
     key, equals, value = text.rpartition("=")
     if not (key and equals and value):

@@ -28,7 +28,7 @@ class Output(Console):
     """Standard output."""
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the command's end, instead of ending with an exit code of its own."""
+        """Raise the error, so that the command ends with its own exit code."""
         raise
 
 
@@ -46,10 +46,10 @@ def set_up_streams(*, verbose: bool) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
     if not verbose:
-        # llama.cpp's warnings are many and seldom a user's business; its errors are in ours.
+        # llama.cpp's warnings seldom help a user, and its errors are part of the library's.
         logging.getLogger("overspill.llama").setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr, sys.stdin):
-        # Text is UTF-8 whatever the locale says; what is not text is replaced.
+        # UTF-8 in every locale; bytes that are not text are replaced.
         cast(Any, stream).reconfigure(encoding="utf-8", errors="replace")
 
 
@@ -64,7 +64,7 @@ def progress_bar(description: str) -> Iterator[Callable[[str, float], None]]:
 
 @contextmanager
 def late_progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """Yield a function as :func:`progress_bar` does; its bar appears with each first call, and goes at a share of 1."""
+    """Yield a function as :func:`progress_bar` does; the bar appears at the first call and goes at a share of 1."""
     with ExitStack() as stack:
         shown: list[Callable[[str, float], None]] = []
 

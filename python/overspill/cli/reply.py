@@ -14,13 +14,13 @@ __all__ = ["load_model", "print_stream"]
 
 
 def load_model(path: os.PathLike[str], **options: Any) -> overspill.Model:
-    """Return the model, after a progress bar on a terminal; ``options`` are those of :class:`overspill.Model`."""
+    """Return a model; on a terminal a bar shows its loading. ``options`` are those of :class:`overspill.Model`."""
     with progress_bar("loading") as show:
         return overspill.Model(path, progress=lambda share: show("loading", share), **options)
 
 
 def print_stream(stream: overspill.Stream | overspill.ChatStream) -> int:
-    """Print a reply as it comes, but for reasoning, then its stats; return the exit code."""
+    """Print a reply without its reasoning while it is generated, then the stats; return the exit code."""
     code = 0
     try:
         with stream:

@@ -60,7 +60,7 @@ def tune(
 
 
 class _Trials:
-    """What was tried so far: a table that grows in a terminal, and lines elsewhere."""
+    """Shows trials: in a terminal as a table that grows, elsewhere as lines."""
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self._console, self._quiet = console, quiet
@@ -78,7 +78,7 @@ class _Trials:
             self._live.stop()
 
     def report(self, trial: Trial) -> None:
-        """Show that a trial began, or what came of it."""
+        """Show the beginning or the outcome of a trial."""
         if self._trials and self._trials[-1].state == "measuring":
             self._trials.pop()
         self._trials.append(trial)

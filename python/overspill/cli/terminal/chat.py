@@ -1,4 +1,4 @@
-"""A conversation in a terminal: it asks, answers and takes commands."""
+"""A conversation in a terminal: the loop of questions and answers, and its commands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ A message that begins with a slash and a word is sent if a space comes before it
 
 
 class ChatTerminal:
-    """A conversation that a person leads, until they end it."""
+    """Talks with a person until they end it."""
 
     def __init__(
         self,
@@ -45,12 +45,12 @@ class ChatTerminal:
         file: Path | None = None,
         verbose: bool = False,
     ) -> None:
-        """Lead ``chat``, which came from ``file``; everything but replies goes to ``notices``."""
+        """Continue ``chat``, loaded from ``file`` if that is given; all but replies is printed on ``notices``."""
         self._chat, self._notices, self._reasoning, self._file = chat, notices, reasoning, file
         self._verbose = verbose
         self._output = Console(highlight=False)
         self._latest: ChatStream | None = None
-        self._draft = ""  # what the next input begins with
+        self._draft = ""  # the text that the next input begins with
         self._is_over = False
         self._commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             "help": ("", "list the commands and keys", self._help),
@@ -111,7 +111,7 @@ class ChatTerminal:
     # --- answers
 
     def _answer(self, ask: Callable[[], ChatStream], message: str) -> None:
-        """Show a reply; where none comes, the conversation is as it was, and the message is there to be edited."""
+        """Show a reply; without one, leave the conversation unchanged and offer ``message`` for editing."""
         before = list(self._chat.messages)
         shown = ReplyOnScreen(self._output, self._reasoning)
         stream: ChatStream | None = None
@@ -146,7 +146,7 @@ class ChatTerminal:
 
     @contextmanager
     def _held_warnings(self) -> Iterator[None]:
-        """Show warnings when the reply has ended: among its lines, these would be drawn in the wrong place."""
+        """Hold warnings back until the reply has ended: between its lines, they would disturb the drawing."""
         logger = logging.getLogger("overspill")
         warnings = _Records()
         handlers, logger.handlers = logger.handlers, [warnings]
@@ -188,7 +188,7 @@ class ChatTerminal:
 
     def _save(self, text: str) -> None:
         path = self._path("save", text)
-        # What this conversation was not saved to is somebody else's.
+        # Replace only the file of this conversation.
         if path.exists() and (self._file is None or not path.samefile(self._file)):
             raise ValueError(f"{path} is there already, and not replaced: give another name")
         self._chat.save(path)
@@ -202,7 +202,7 @@ class ChatTerminal:
         self._show_latest()
 
     def _show_latest(self) -> None:
-        """Show the last question and its answer, to go on from."""
+        """Show the last question and its answer of a loaded conversation."""
         messages = self._chat.messages
         if self._file is None:
             return
@@ -231,7 +231,7 @@ class ChatTerminal:
             return
         stats = self._latest.stats
         n_ctx = self._chat.model.n_ctx
-        used = min(stats.prompt_tokens + stats.tokens, n_ctx)  # what was forgotten has made room
+        used = min(stats.prompt_tokens + stats.tokens, n_ctx)  # dropped turns no longer take up room
         self._output.print(str(stats), markup=False)
         n_messages = format_count(len(self._chat.messages), "message")
         self._output.print(f"{n_messages} · {used} of {n_ctx} tokens of context ({used / n_ctx:.0%})", markup=False)
@@ -244,7 +244,7 @@ class ChatTerminal:
 
 
 class _Records(logging.Handler):
-    """Keeps what is logged."""
+    """Keeps the records of a log."""
 
     def __init__(self) -> None:
         super().__init__()

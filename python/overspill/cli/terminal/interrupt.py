@@ -1,4 +1,4 @@
-"""Ctrl-C that waits until it loses nothing."""
+"""Ctrl-C in a chat, held back while it would damage the screen."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["HeldInterrupt"]
 
 
 class HeldInterrupt:
-    """Ctrl-C where it loses nothing: at once while the model computes, otherwise when what it has said is shown.
+    """Handles Ctrl-C at once while the model computes, and otherwise when all its words are on the screen.
 
-    Between any two of our instructions, as usual, it could leave words out of the screen or draw a line twice.
+    Python's own handler raises between any two instructions, where words could be lost or a line be drawn twice.
     """
 
     def __init__(self) -> None:
         self._is_pressed = False
 
     def __enter__(self) -> HeldInterrupt:
-        # Whoever had it ignored, or has another way, keeps that.
+        # An ignored signal stays ignored, and another handler stays in place.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._take)
         return self
@@ -31,12 +31,12 @@ class HeldInterrupt:
 
     def _take(self, _number: int, frame: FrameType | None) -> None:
         self._is_pressed = True
-        # The step of the model asks for signals from there: a token that it does not return is neither said nor shown.
+        # The model's step checks for signals there: without a token returned, nothing has to be shown.
         if frame is not None and frame.f_code is Stream.__next__.__code__:
             self.deliver()
 
     def deliver(self) -> None:
-        """Raise ``KeyboardInterrupt`` if Ctrl-C has been pressed, once."""
+        """Raise ``KeyboardInterrupt`` if Ctrl-C has been pressed since the last call."""
         if self._is_pressed:
             self._is_pressed = False
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The keyboard of a chat: keys and history of the input, and silence during an answer."""
+"""The keyboard in a chat: keys and history of the input, and no echo during an answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["no_echo", "prompt_session"]
 
 
 def prompt_session(notices: Console) -> PromptSession[str]:
-    """Return what reads a message, with its keys and the history of earlier chats."""
+    """Return a prompt for messages, with its keys and the history of earlier chats."""
     keys = KeyBindings()
 
     @keys.add("enter")
@@ -40,7 +40,7 @@ def prompt_session(notices: Console) -> PromptSession[str]:
     file = user_folder("XDG_DATA_HOME", ".local/share", "Library/Application Support") / "chat_history"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # What was typed is nobody else's business.
+        # Messages are private.
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
         history = FileHistory(file)
     except OSError as error:
@@ -58,7 +58,7 @@ def prompt_session(notices: Console) -> PromptSession[str]:
 
 @contextmanager
 def no_echo() -> Iterator[None]:
-    """Keep what is typed during an answer out of it: the next input gets it. Ctrl-C is heard as ever."""
+    """Hide typed text during an answer, and leave it to the next input; Ctrl-C works as usual."""
     try:
         import termios
     except ImportError:  # Windows

@@ -32,21 +32,21 @@ def _wrapped(text: Text, width: int) -> Iterator[Text]:
 
 
 class _Paragraph(Paragraph):
-    """Text whose lines end as those of Japanese do, too."""
+    """Text whose lines may end between Japanese characters."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from _wrapped(self.text, options.max_width)
 
 
 class _Heading(Heading):
-    """The same, at the left."""
+    """A heading at the left, wrapped in the same way."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from _wrapped(self.text, options.max_width)
 
 
 class _Code(CodeBlock):
-    """Code on the terminal's own ground, with nothing around it that would be copied along."""
+    """Code on the terminal's own background, without a frame that would be copied along."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Syntax(
@@ -60,7 +60,7 @@ class _Code(CodeBlock):
 
 
 class _Rule(HorizontalRule):
-    """A line across, with one empty line before it and after it as any block."""
+    """A rule, with one empty line before and after it as other blocks have."""
 
     new_line = True
 
@@ -92,7 +92,7 @@ class _Rendered(Markdown):
     }
 
     def __init__(self, markup: str, number: int | None = None) -> None:
-        # A link's address is shown: what a terminal hides behind a text may be anything.
+        # A link's address is shown: a terminal could hide any address behind a text.
         super().__init__("", hyperlinks=False)
         self.parsed = parse_markdown(markup, number)
         for token in self.parsed:
@@ -102,7 +102,7 @@ class _Rendered(Markdown):
 
 
 def parse_markdown(markup: str, number: int | None) -> list[Token]:
-    """Return the tokens; ``number`` is that of the item that the text begins with, where its list began before."""
+    """Return the tokens; ``number`` is the number of the first list item, where the list began earlier."""
     tokens = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(markup)
     if number is not None and tokens and tokens[0].type == "ordered_list_open":
         tokens[0].attrs["start"] = number

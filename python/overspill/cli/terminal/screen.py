@@ -1,4 +1,4 @@
-"""A reply on the screen while it comes."""
+"""A reply on the screen while it is generated."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Reasoning: TypeAlias = Literal["dim", "hide"]
 
 
 class ReplyOnScreen:
-    """A reply on the screen: reasoning dimmed as it comes, or counted; the answer as Markdown."""
+    """Shows a reply: reasoning dimmed or as a number of tokens, the answer as Markdown."""
 
     def __init__(self, console: Console, reasoning: Reasoning) -> None:
         self._console, self._reasoning = console, reasoning
-        # What is not a terminal gets the text as it is, and no reasoning.
+        # Elsewhere than in a terminal, the answer is plain text, without reasoning.
         is_plain = not console.is_terminal or console.is_dumb_terminal or console.legacy_windows
         self._markdown = None if is_plain else StreamedMarkdown(console)
         self._channel: Channel | None = None

@@ -1,4 +1,4 @@
-"""Markdown on a terminal while it comes: what is finished stays in the scrollback, the last block is drawn again."""
+"""Markdown on a terminal while it grows: finished blocks stay in the scrollback, the last one is drawn again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["StreamedMarkdown"]
 
 
 def _decided(markup: str) -> int:
-    """Return up to where it is known what blocks there are: a line that has just begun may become anything."""
+    """Return the length of the text whose blocks are certain: a line that has just begun may become any block."""
     begin = markup.rfind("\n") + 1
     line = markup[begin:]
     is_text = line.lstrip(" ")[:1].isalpha() and not line.startswith("    ")
@@ -23,14 +23,14 @@ def _decided(markup: str) -> int:
 
 
 class _LastBlock(NamedTuple):
-    """What may still change."""
+    """The block that may still change."""
 
     begin: int
     kind: str
     goes_on: bool
-    """Whether it is a further item of a list."""
+    """Whether it is an item of a list, but not the first."""
     number: int | None
-    """Which one."""
+    """The item's number in an ordered list, where it goes on."""
 
 
 def _last_block(markup: str, number: int | None) -> _LastBlock:
@@ -71,7 +71,7 @@ class StreamedMarkdown:
         self._drawn_at = self._pause_s = 0.0
 
     def write(self, text: str) -> None:
-        """Add a piece; it is shown at once, if the one before was not shown just now."""
+        """Add a piece, and show it unless the last drawing was too recent."""
         self._pending += printable(text)
         start = time.monotonic()
         if start - self._drawn_at >= self._pause_s:
@@ -81,11 +81,11 @@ class StreamedMarkdown:
             self._pause_s = max(self._frame_s, 4 * (self._drawn_at - start)) if self._frame_s else 0.0
 
     def note(self, text: str) -> None:
-        """Show a line in place of the answer that has not begun; an empty one shows nothing."""
+        """Show a line until the answer begins; an empty text removes it."""
         self._region.draw([f"\x1b[2m{printable(text)}\x1b[0m"] if text else [])
 
     def finish(self) -> None:
-        """Print what is left."""
+        """Print the rest for good."""
         self._show()
         self._settle(_LastBlock(len(self._pending), "", False, None))
         self._region.draw([], is_final=True)
@@ -97,14 +97,14 @@ class StreamedMarkdown:
         self._region.draw(self._lines(self._pending), only_grows=last.kind == "fence")
 
     def _settle(self, last: _LastBlock) -> None:
-        """Print for good what comes before the last block."""
+        """Print all blocks before the last one for good."""
         final, self._pending = self._pending[: last.begin], self._pending[last.begin :]
         self._region.draw(self._lines(final), is_final=True)
         self._is_first = self._is_first and not final.strip()
         self._in_list, self._number = last.goes_on, last.number
 
     def _lines(self, markup: str) -> list[str]:
-        """Return the lines of a block, an empty one before it if there was another."""
+        """Return the lines of blocks, after an empty one if there were others before."""
         if not markup.strip():
             return []
         lines = markdown_lines(self._console, markup, self._number)
@@ -112,7 +112,7 @@ class StreamedMarkdown:
 
 
 class _Region:
-    """The last lines on the screen, below which the cursor is, and which can be drawn again."""
+    """The lines above the cursor that can be drawn again."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -121,12 +121,12 @@ class _Region:
         self._width = console.width
 
     def draw(self, lines: Sequence[str], *, is_final: bool = False, only_grows: bool = False) -> None:
-        """Show a block's lines in place of those before; final ones are not touched again.
+        """Replace the drawn lines by a block's; final ones are not touched again.
 
         ``only_grows`` promises that lines do not change once others have come after them.
         """
         if self._console.width != self._width:
-            # The terminal has laid out anew what is there: nobody knows where its lines are now.
+            # The terminal has wrapped its lines anew: their places are unknown.
             self._width, self._drawn, self._n_gone = self._console.width, [], 0
         lines = lines[self._n_gone :]
         n_room = max(1, self._console.height - 1)
@@ -142,8 +142,8 @@ class _Region:
         n_up = len(self._drawn) - n_same
         if n_up == 0 and n_same == len(lines):
             return
-        # Where the terminal takes a character for wider than we do, a line that wraps would upset the count of lines.
-        # Between the marks of 2026 terminals that know them show nothing.
+        # A terminal may draw a character wider than expected: without wrapping, the count of lines stays right.
+        # Mode 2026 has a terminal that knows it show all changes at once.
         parts = ["\x1b[?2026h", "" if may_wrap else "\x1b[?7l", f"\x1b[{n_up}A" if n_up else ""]
         parts += [f"\x1b[2K{line}\n" for line in lines[n_same:]]
         parts += ["\x1b[J" if len(lines) < len(self._drawn) else "", "" if may_wrap else "\x1b[?7h", "\x1b[?2026l"]
