@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from overspill import Hardware, Model, ModelInfo, plan
-from upstream_tools import MinimalLoop, upstream_fit
+from quantities.load import importing, loading, planning
+from quantities.measuring import Pair
+from reporting import format_seconds, measured, show
 
-GIB = 1 << 30
+
+def check(benchmark: BenchmarkFixture, found: Pair, what: str, rival: str, most: float) -> None:
+    """Show both times; their ratio is at most ``most``."""
+    benchmark.extra_info["ratio"] = found.ratio
+    cells = [what, format_seconds(found.ours), format_seconds(found.rival), f"{found.ratio:.2f}"]
+    show(["", "ours", rival, "ratio"], cells)
+    assert found.ratio <= most
 
 
 @pytest.mark.parametrize(("name", "rounds"), [("gemma", 5), ("smollm2", 20)], ids=["gemma", "smollm2"])
@@ -22,40 +27,14 @@ def test_loading_against_minimal_loop(
 ) -> None:
     """A file in the page cache loads as fast as with llama.cpp, header, plan and read-back included."""
     path: Path = request.getfixturevalue(f"{name}_path")
-    ours: list[float] = []
-    theirs: list[float] = []
-
-    def both() -> None:
-        start = time.perf_counter()
-        with Model(path, n_ctx=1024, n_threads=2):
-            ours.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        loop = MinimalLoop(upstream_tools, path, n_ctx=1024, n_threads=2)
-        theirs.append(time.perf_counter() - start)
-        loop.close()
-
-    benchmark.pedantic(both, rounds=rounds, warmup_rounds=1)  # type: ignore[no-untyped-call]
-    ratio = min(ours) / min(theirs)
-    benchmark.extra_info.update(ours_s=min(ours), minimal_loop_s=min(theirs), ratio=ratio)
-    print(f"\n{name}: loaded in {min(ours):.3f} s, llama.cpp alone {min(theirs):.3f} s, ratio {ratio:.2f}")
-    assert ratio <= 1.5
+    found = measured(benchmark, partial(loading, path, upstream_tools), rounds=rounds)
+    check(benchmark, found.best, f"loading {name}", "llama.cpp alone", 1.5)
 
 
 def test_importing(benchmark: BenchmarkFixture) -> None:
     """Importing costs what numpy, jinja2 and rich cost, and a little."""
-    times: dict[str, list[float]] = {"overspill": [], "numpy, jinja2, rich.console": []}
-
-    def both() -> None:
-        for modules, found in times.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
-            found.append(time.perf_counter() - start)
-
-    benchmark.pedantic(both, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
-    ours, others = (min(found) for found in times.values())
-    benchmark.extra_info.update(ours_s=ours, numpy_jinja2_rich_s=others)
-    print(f"\nimport overspill {ours:.2f} s, numpy, jinja2 and rich alone {others:.2f} s")
-    assert ours <= 3 * others
+    found = measured(benchmark, partial(importing, "numpy,jinja2,rich.console"), rounds=5)
+    check(benchmark, found.best, "import overspill", "numpy, jinja2 and rich", 3)
 
 
 @pytest.mark.parametrize("vram", [8, 24])
@@ -63,18 +42,6 @@ def test_planning_against_llama_cpp_fit(
     benchmark: BenchmarkFixture, gpt_oss_120b_header: Path, upstream_tools: Path, vram: int
 ) -> None:
     """A plan, from the file's header on, takes less than llama.cpp's fit, and expects to be as fast or faster."""
-    hardware = Hardware.given(ram=128 * GIB, vram=vram * GIB)
-    ours: list[float] = []
-    theirs: list[float] = []
-
-    def both() -> None:
-        start = time.perf_counter()
-        plan(ModelInfo.from_file(gpt_oss_120b_header), hardware=hardware, n_ctx=8192)
-        ours.append(time.perf_counter() - start)
-        theirs.append(upstream_fit(upstream_tools, gpt_oss_120b_header, {"GPU0": vram * GIB}).seconds)
-
-    benchmark.pedantic(both, rounds=2)  # type: ignore[no-untyped-call]
-    ratio = min(ours) / min(theirs)
-    benchmark.extra_info.update(ours_s=min(ours), llama_cpp_fit_s=min(theirs), ratio=ratio)
-    print(f"\ngpt-oss-120b, {vram} GiB: planned in {min(ours):.2f} s, llama.cpp's fit {min(theirs):.2f} s")
-    assert ratio <= 1.0
+    quantity = partial(planning, gpt_oss_120b_header, upstream_tools, vram_gib=vram)
+    found = measured(benchmark, quantity, rounds=2, warm_up=False)
+    check(benchmark, found.best, f"a plan of gpt-oss-120b, {vram} GiB", "llama.cpp's fit", 1.0)

@@ -1,12 +1,11 @@
 """Measure the sampler next to llama.cpp's chain and to one vectorised maximum scan, numpy's, of the same logits.
 
-All three run in turn on one thread. Theirs is timed inside of C++, ours and the scan from Python, call and all.
-Ratios are of medians, and are stored with ``--benchmark-json``.
+Ratios are of medians.
 """
 
 from __future__ import annotations
 
-import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,13 @@ import pytest
 from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from overspill import Model, Sampler, SamplingOptions
-from ratios import PLAIN, time_s
-from upstream_tools import UpstreamChain
+from overspill import Model
+from quantities import sampler
+from quantities.measuring import measure
+from reporting import format_seconds, measured, show
 
 SIZES = [32_000, 201_088, 262_144]
+ROUNDS = 7
 
 # Chain, how many times as fast as llama.cpp it has to be at 201,088 logits, and how many scans it may take. With
 # normally distributed logits, top-p leaves tens of thousands of tokens, which is where llama.cpp is at its slowest,
@@ -45,14 +46,14 @@ def model_logits(gemma_path: Path) -> NDArray[np.float32]:
 
 def logits_of(shape: str, n: int, model_logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return a model's logits, drawn anew for a vocabulary of this size; or those of no model, normally distributed."""
+    if shape == "normal":
+        return sampler.normal_logits(n)
+    # The most likely ones stay, the rest is a sample.
     random = np.random.default_rng(n)
-    if shape == "model":
-        # The most likely ones stay, the rest is a sample.
-        order = np.sort(model_logits)[::-1]
-        head = order[:64]
-        values = np.concatenate([head, random.choice(order[64:], n - 64, replace=n - 64 > len(order) - 64)])
-        return np.ascontiguousarray(random.permutation(values), np.float32)
-    return random.normal(0, 3, n).astype(np.float32)
+    order = np.sort(model_logits)[::-1]
+    head = order[:64]
+    values = np.concatenate([head, random.choice(order[64:], n - 64, replace=n - 64 > len(order) - 64)])
+    return np.ascontiguousarray(random.permutation(values), np.float32)
 
 
 @pytest.mark.parametrize("shape", ["model", "normal"])
@@ -68,36 +69,20 @@ def test_sampler_against_llama_cpp(
 ) -> None:
     """At a model's logits, the sampler keeps its distance from llama.cpp and to the scan."""
     keywords, least, most = CHAINS[chain]
-    options = SamplingOptions(**{**PLAIN, **keywords}, seed=1)
-    logits = logits_of(shape, n, model_logits)
-    sampler = Sampler(options)
-    upstream = UpstreamChain(upstream_tools, options, n)
-    ids, p = sampler.distribution(logits)
-    if options.temperature > 0:
-        their_ids, their_p, _ = upstream.sample(logits)
-        assert abs(len(ids) - len(their_ids)) <= 0.02 * len(ids), "the two disagree"
-        # llama.cpp adds up the whole row in floats, one by one.
-        assert np.allclose(p[:50], np.sort(their_p)[::-1][:50], atol=1e-5, rtol=2e-3)
+    draw = partial(sampler.draw, {**sampler.PLAIN, **keywords}, logits_of(shape, n, model_logits))
     benchmark.group = f"{chain}, {n:,} logits ({shape})"
-    ours: list[float] = []
-    theirs: list[float] = []
-    scans: list[float] = []
-
-    def all_three() -> None:
-        scans.append(time_s(logits.max, 30) * 1e6)
-        ours.append(time_s(lambda: sampler.sample(logits), 30) * 1e6)
-        theirs.append(upstream.time_us(logits, 3))
-
-    benchmark.pedantic(all_three, rounds=7, warmup_rounds=1)  # type: ignore[no-untyped-call]
-    sample, upstream_us, scan = (statistics.median(times) for times in (ours, theirs, scans))
-    benchmark.extra_info.update(
-        sample_us=sample, llama_cpp_us=upstream_us, scan_us=scan, speedup=upstream_us / sample, scans=sample / scan
-    )
-    print(
-        f"\n{chain:>24} {n:>8,} {shape:>7}: {sample:7.1f} us, {sample / scan:5.2f} scans of {scan:5.1f} us; "
-        f"llama.cpp {upstream_us:8.1f} us, {upstream_us / sample:6.1f} times"
+    beside_llama_cpp = measured(benchmark, partial(draw, sampler.llama_cpp_chain(upstream_tools)), rounds=ROUNDS).median
+    beside_scan = measure(partial(draw, sampler.scan), rounds=ROUNDS).median
+    speedup, scans = 1 / beside_llama_cpp.ratio, beside_scan.ratio
+    benchmark.extra_info.update(scan_s=beside_scan.rival, speedup=speedup, scans=scans)
+    show(
+        ["chain", "logits", "", "a draw", "a scan", "scans", "llama.cpp", "times as fast"],
+        [
+            *(chain, f"{n:,}", shape, format_seconds(beside_llama_cpp.ours), format_seconds(beside_scan.rival)),
+            *(f"{scans:.2f}", format_seconds(beside_llama_cpp.rival), f"{speedup:.1f}"),
+        ],
     )
     if (chain, shape) != ("top-p 0.95", "normal"):
-        assert sample / scan <= most
-    if n == 201_088 and (chain, shape) != ("top-p 0.95", "model"):
-        assert upstream_us / sample >= least
+        assert scans <= most
+    if n == sampler.N_VOCAB and (chain, shape) != ("top-p 0.95", "model"):
+        assert speedup >= least

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import ratios
-from overspill.base.values import LogitsProcessor
+from overspill import LogitsProcessor
+from quantities.measuring import Models
 
 # What a slow-down of the loop changes.
 OF_THE_LOOP = [
@@ -26,7 +27,7 @@ OF_THE_LOOP = [
 @pytest.fixture(scope="module")
 def bench(tiny_gpt_oss_path: Path, gemma_path: Path, gpt_oss_120b_header: Path, upstream_tools: Path) -> ratios.Bench:
     """Return what ratios are measured with."""
-    return ratios.Bench(tiny_gpt_oss_path, gemma_path, gpt_oss_120b_header, upstream_tools)
+    return ratios.Bench(Models(gemma_path, tiny_gpt_oss_path, gpt_oss_120b_header), upstream_tools)
 
 
 def show(found: list[ratios.Guarded]) -> str:
@@ -39,7 +40,7 @@ def show(found: list[ratios.Guarded]) -> str:
 
 def test_ratios(bench: ratios.Bench) -> None:
     """No ratio is over its limit."""
-    found = list(ratios.measure(bench))
+    found = list(ratios.measure_ratios(bench))
     print(f"\n{show(found)}")
     if any(one.is_over for one in found):
         pytest.fail(f"slower than benchmarks/guard/limits.toml allows:\n{show(found)}", pytrace=False)
@@ -70,9 +71,8 @@ def nothing(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> None:
 )
 def test_slow_downs_are_caught(bench: ratios.Bench, process: LogitsProcessor, caught: bool) -> None:
     """A copy of the logits or a sleep for each token is over a limit; a function that does neither is not."""
-    slower: dict[str, Any] = {"logits_processors": [process]}
-    slowed = ratios.Bench(bench.tiny, bench.gemma, bench.header, bench.tools, slower)
-    found = list(ratios.measure(slowed, OF_THE_LOOP, attempts=1 if caught else 3))
+    slowed = replace(bench, slower={"logits_processors": [process]})
+    found = list(ratios.measure_ratios(slowed, OF_THE_LOOP, attempts=1 if caught else 3))
     print(f"\n{show(found)}")
     assert any(one.is_over for one in found) == caught
     assert show(found).count("SLOWER") == sum(one.is_over for one in found)

@@ -1,0 +1,55 @@
+"""The time to the first token: next to a minimal loop's, and of a second turn that reuses the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import overspill
+from quantities import rivals
+from quantities.measuring import N_THREADS, Round, Timed, in_turn
+from quantities.stream import GREEDY, loop_over, timed_stream
+
+TEXT = "It was a dark and stormy night, and the rain fell in torrents on the roofs of the old town. "
+
+
+def tokens_of_text(model: overspill.Model, n: int) -> list[int]:
+    """Return ``n`` tokens that make sense."""
+    tokens = list(model.tokenize(TEXT))
+    return (tokens * (n // len(tokens) + 1))[:n]
+
+
+@contextmanager
+def first_token(path: Path, tools: Path | None = None, *, n_prompt: int) -> Iterator[Round]:
+    """Yield rounds of the first token after ``n_prompt``; the rival, if llama.cpp's tools are given, a minimal loop."""
+    with ExitStack() as opened:
+        model = opened.enter_context(overspill.Model(path, n_ctx=1024, n_threads=N_THREADS))
+        prompt = tokens_of_text(model, n_prompt)
+        minimal_loop = None
+        if tools is not None:
+            minimal_loop = loop_over(opened.enter_context(rivals.minimal_loop(tools, path)), prompt, 1, slice(0, 1))
+        yield in_turn(lambda: timed_stream(model, prompt, max_tokens=1, **GREEDY), minimal_loop)
+
+
+@contextmanager
+def second_turn(path: Path, *, n_first: int, n_new: int) -> Iterator[Round]:
+    """Yield rounds of the first token of a turn that reuses the one before; the rival is our own, which reads all.
+
+    The first turn has ``n_first`` tokens, the second ``n_new`` more.
+    """
+    with overspill.Model(path, n_ctx=1024, n_threads=N_THREADS) as model:
+        first = tokens_of_text(model, n_first)
+        second = tokens_of_text(model, n_first + n_new)
+
+        def turn(reuse: bool) -> Timed:
+            timed = timed_stream(model, second, max_tokens=1, reuse=reuse, **GREEDY)
+            (stats,) = timed.stats
+            assert (stats.cached_tokens >= n_first - 1) == reuse, stats
+            return timed
+
+        def with_reuse() -> Timed:
+            model.generate(first, max_tokens=1, reuse=True, **GREEDY)
+            return turn(True)
+
+        yield in_turn(with_reuse, lambda: turn(False))
