@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import random
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -35,6 +32,8 @@ from overspill.base.host import available_ram_bytes
 from overspill.base.units import parse_bytes
 from overspill.placement.device_names import CPU
 from plan_cases import placement_of_fit
+from quantities.measuring import in_own_process
+from reporting import table
 from upstream_tools import DryRunPlacement, DryRunSettings, build_upstream_tools, upstream_fit
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,9 +41,6 @@ MODELS: dict[str, Callable[[], Header]] = HEADERS | {"gpt-oss-2-layers": partial
 # A lot of experts and the embedding while they are made; later on KV cache, buffers, Python and CUDA.
 BESIDE_WEIGHTS_BYTES = 3 << 30
 FAILURES = (overspill.Error, ValueError, OSError, RuntimeError, AssertionError)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,15 +97,6 @@ class Row:
         }
 
 
-def in_own_process(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
-    """Call a function of this module in a process that is there for it alone."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(function, *arguments, **keywords).result()
-        except BrokenProcessPool:
-            raise RuntimeError("its process ended in the middle; what it said last is above") from None
-
-
 def look(options: Options, path: Path | None = None) -> Hardware:
     """Return the device and the CPU, measured for a model if there is one."""
     if options.rpc:
@@ -157,7 +144,7 @@ def measure(path: Path, placement: Placement, options: Options) -> Run:
             model.placement,
             device.total_bytes if device else 0,
             ram_bytes,
-            model._core.memory().n_splits,
+            stats.breakdown.graph_splits,
         )
 
 
@@ -275,19 +262,17 @@ def table_of(name: str, hardware: Hardware, rows: list[Row], options: Options) -
     """Return the table of one model."""
     device = hardware.device(options.device)
     title = f"{name}, {options.n_ctx} tokens of context, {device.memory_bytes / 1e9:.1f} GB of {device.name}"
-    table = Table(title=f"{title} ({device.description})", title_justify="left")
-    table.add_column("placement")
-    device_gb, ram_gb = f"GB on\n{device.name}", "GB in\nRAM"
-    for heading in ("tok/s\npredicted", "tok/s\nmeasured", "first\ntoken, s", device_gb, ram_gb, "graph\nsplits"):
-        table.add_column(heading, justify="right")
+    speeds = ("tok/s\npredicted", "tok/s\nmeasured", "first\ntoken, s")
+    shown = table("placement", *speeds, f"GB on\n{device.name}", "GB in\nRAM", "graph\nsplits")
+    shown.title, shown.title_justify = f"{title} ({device.description})", "left"
     for row in rows:
         cells = ["–" if row.outlook is None else f"{row.outlook.tokens_per_s:.2f}"]
         if row.runs:
             last = row.runs[-1]
             numbers = (row.tokens_per_s, row.first_token_s, last.device_bytes / 1e9, last.ram_bytes / 1e9)
             cells += [*(f"{number:.2f}" for number in numbers), str(last.n_splits)]
-        table.add_row(row.name, *cells, *["–"] * (6 - len(cells)))
-    return table
+        shown.add_row(row.name, *cells, *["–"] * (6 - len(cells)))
+    return shown
 
 
 def hardware_dict(hardware: Hardware) -> dict[str, Any]:

@@ -37,5 +37,5 @@ driver=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\)\..*/\1/p
 "$root/scripts/build_cuda.sh" "$arch"
 venv=$root/build/cuda/venv
 "$venv/bin/pip" install --quiet gguf pytest # what the models and llama.cpp's fit are made with
-export PATH=$venv/bin:$PATH PYTHONPATH=$root/tests/support
+export PATH=$venv/bin:$PATH PYTHONPATH=$root/tests/support:$root/benchmarks
 exec python "$root/benchmarks/cuda/compare_placements.py" "$@"

@@ -31,7 +31,7 @@ def compare(folder: Path, endpoint: str, vram: str) -> tuple[str, list[dict[str,
     command = [sys.executable, str(FOLDER / "compare_placements.py"), "--shape", "gpt-oss-2-layers", "--rpc", endpoint]
     command += ["--vram", vram, "--n-ctx", "256", "--prompt-tokens", "16", "--tokens", str(N_TOKENS)]
     command += ["--rounds", "1", "--threads", "1", "--json", str(file)]
-    environment = python_environment(XDG_CACHE_HOME=str(folder))
+    environment = python_environment(FOLDER.parent, XDG_CACHE_HOME=str(folder))
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(file.read_text(), parse_constant=pytest.fail)  # Infinity and NaN are no JSON
