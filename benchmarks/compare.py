@@ -30,8 +30,9 @@ try:
     from rich.table import Table
 
     from measurements import MEASUREMENTS
+    from overspill.base.tables import plain_table
     from quantities.measuring import CONFIDENCE, Change, Models, Timed, in_turn
-    from reporting import format_seconds, table
+    from reporting import format_seconds
 except ImportError as error:
     sys.exit(f"compare: {error} in this environment: set it up as CONTRIBUTING.md says")
 
@@ -262,7 +263,7 @@ TITLES = ["REV", "this", "ratio", f"{CONFIDENCE:.0%} interval", "verdict"]
 
 def terminal_table(rows: Sequence[Row]) -> Table:
     """Return what is shown in a terminal."""
-    shown = table("", *TITLES)
+    shown = plain_table("", *TITLES, left=("verdict",))
     styles = {"slower": "red", "faster": "green"}
     for row in rows:
         style = "dim" if row.problem is not None else styles.get(row.change.verdict)

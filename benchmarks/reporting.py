@@ -7,25 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
+from overspill.base.tables import plain_table
 from quantities.measuring import Measured, Quantity, measure
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
 
-def table(*headings: str) -> Table:
-    """Return an empty table: names on the left, figures on the right."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for i, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if i and heading else "left", no_wrap=True)
-    return shown
-
-
 def show(headings: Sequence[str], *rows: Sequence[str]) -> None:
     """Print a table; the first of the headings is that of the names."""
-    shown = table(*headings)
+    shown = plain_table(*headings)
     for row in rows:
         shown.add_row(*row)
     console = Console(width=140, highlight=False)

@@ -29,11 +29,11 @@ from header_files import HEADERS, Header, gpt_oss, write_gpt_oss
 from model_files import VOCABULARY
 from overspill import Forecast, Hardware, Model, ModelInfo, Placement, forecast, plan
 from overspill.base.host import available_ram_bytes
+from overspill.base.tables import plain_table
 from overspill.base.units import parse_bytes
 from overspill.placement.device_names import CPU
 from plan_cases import placement_of_fit
 from quantities.measuring import in_own_process
-from reporting import table
 from upstream_tools import DryRunPlacement, DryRunSettings, build_upstream_tools, upstream_fit
 
 ROOT = Path(__file__).parent.parent.parent
@@ -263,7 +263,7 @@ def table_of(name: str, hardware: Hardware, rows: list[Row], options: Options) -
     device = hardware.device(options.device)
     title = f"{name}, {options.n_ctx} tokens of context, {device.memory_bytes / 1e9:.1f} GB of {device.name}"
     speeds = ("tok/s\npredicted", "tok/s\nmeasured", "first\ntoken, s")
-    shown = table("placement", *speeds, f"GB on\n{device.name}", "GB in\nRAM", "graph\nsplits")
+    shown = plain_table("placement", *speeds, f"GB on\n{device.name}", "GB in\nRAM", "graph\nsplits")
     shown.title, shown.title_justify = f"{title} ({device.description})", "left"
     for row in rows:
         cells = ["–" if row.outlook is None else f"{row.outlook.tokens_per_s:.2f}"]

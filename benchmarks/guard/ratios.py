@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from overspill.base.tables import plain_table
 from quantities import sampler
 from quantities.batch import sixteen_prompts
 from quantities.first_token import first_token, second_turn
@@ -23,7 +24,6 @@ from quantities.load import loading, planning
 from quantities.logits import logits_to_text, view
 from quantities.measuring import Models, Quantity, in_own_process, measure
 from quantities.stream import GREEDY, token, token_beside_experts_on_the_cpu
-from reporting import table
 
 LIMITS: dict[str, dict[str, float]] = tomllib.loads((Path(__file__).parent / "limits.toml").read_text())
 
@@ -126,7 +126,7 @@ def measure_ratios(bench: Bench, names: Sequence[str] | None = None, *, attempts
 
 def as_table(found: Sequence[Guarded]) -> Table:
     """Return what was measured against what is allowed."""
-    shown = table("ratio", "measured", "usual", "at most", "verdict")
+    shown = plain_table("ratio", "measured", "usual", "at most", "")
     for one in found:
         usual = LIMITS[one.name]["usual"]
         verdict = f"SLOWER by {one.value / usual - 1:.0%}, in {len(one.attempts)} attempts" if one.is_over else "ok"
