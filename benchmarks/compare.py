@@ -33,7 +33,7 @@ try:
     from overspill.base.tables import plain_table
     from quantities.measuring import CONFIDENCE, Change, Models, Timed, in_turn
     from reporting import format_seconds
-except ImportError as error:
+except (ImportError, AttributeError) as error:  # AttributeError: an old build of the core beside new Python files
     sys.exit(f"compare: {error} in this environment: set it up as CONTRIBUTING.md says")
 
 ROOT = Path(__file__).resolve().parent.parent
