@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +14,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from commands import overspill
 from overspill.hub import demo_model, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -124,12 +123,6 @@ def hub(tiny_gpt_oss_path: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     thread.join()
 
 
-def overspill(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line; the hub's library reads its environment once, so each run is a process."""
-    command = [sys.executable, "-m", "overspill", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-
 def content_requests() -> list[tuple[str, str | None]]:
     """Return the downloads of content: path and range."""
     return [(path, asked) for method, path, asked in Hub.requests if method == "GET" and "/resolve/" in path]
@@ -138,7 +131,7 @@ def content_requests() -> list[tuple[str, str | None]]:
 def test_download_stream_and_cache(hub: dict[str, str], tiny_gpt_oss_path: Path) -> None:
     """The first run downloads, the second does not, and both run the model."""
     for _ in range(2):
-        done = overspill(hub, "run", "hf:owner/models/tiny.gguf", "Hello", "-n", "4")
+        done = overspill("run", "hf:owner/models/tiny.gguf", "Hello", "-n", "4", environment=hub)
         assert done.returncode == 0, done.stderr
         assert "4 tokens" in done.stderr
         assert len(content_requests()) == 1
@@ -153,7 +146,7 @@ def test_an_interrupted_download_is_resumed(hub: dict[str, str], smollm2_path: P
     Hub.files = {"model.gguf": data}
     Hub.cut_after = 50_000_000
     for _ in range(2):  # whether it tries again by itself is the library's affair
-        done = overspill(hub, "info", "hf:owner/models/model.gguf", "--json")
+        done = overspill("info", "hf:owner/models/model.gguf", "--json", environment=hub)
         if done.returncode == 0:
             break
         assert "try again" in done.stderr
@@ -168,9 +161,9 @@ def test_an_interrupted_download_is_resumed(hub: dict[str, str], smollm2_path: P
 
 def test_revision_and_folder(hub: dict[str, str]) -> None:
     """A tag is asked for by its name, and a file may lie in a folder."""
-    done = overspill(hub, "info", "hf:owner/models/tiny.gguf@v2", "--json")
+    done = overspill("info", "hf:owner/models/tiny.gguf@v2", "--json", environment=hub)
     assert done.returncode == 0, done.stderr
-    done = overspill(hub, "info", "hf:owner/models/sub/other.gguf")
+    done = overspill("info", "hf:owner/models/sub/other.gguf", environment=hub)
     assert done.returncode == 1
     assert "truncated" in done.stderr
     asked = [path for _, path, _ in Hub.requests]
@@ -184,7 +177,7 @@ def test_all_parts_of_a_split_model_are_brought(hub: dict[str, str], tmp_path: P
 
     write_tiny_gpt_oss(tmp_path / "split.gguf", n_files=2)
     Hub.files = {file.name: file.read_bytes() for file in tmp_path.glob("split-*")}
-    done = overspill(hub, "run", "hf:owner/models/split-00001-of-00002.gguf", "Hello", "-n", "2")
+    done = overspill("run", "hf:owner/models/split-00001-of-00002.gguf", "Hello", "-n", "2", environment=hub)
     assert done.returncode == 0, done.stderr
     assert len(content_requests()) == 2
 
@@ -200,7 +193,7 @@ def test_all_parts_of_a_split_model_are_brought(hub: dict[str, str], tmp_path: P
 )
 def test_what_is_not_there(hub: dict[str, str], model: str, text: str) -> None:
     """One line says what to do."""
-    done = overspill(hub, "info", model)
+    done = overspill("info", model, environment=hub)
     assert done.returncode == 1
     assert text in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -231,7 +224,7 @@ def test_the_demo_model_is_in_the_users_cache(
 @pytest.mark.parametrize("model", ["hf:", "hf:a/b", "hf:a/b/c.bin", "hf:a/b.gguf"])
 def test_bad_names(model: str) -> None:
     """What is not of the form is a wrong command line, and nothing is asked of any server."""
-    done = overspill(dict(os.environ), "info", model)
+    done = overspill("info", model)
     assert done.returncode == 2
     assert "hf:OWNER/REPOSITORY/FILE.gguf" in done.stderr
 
@@ -239,7 +232,7 @@ def test_bad_names(model: str) -> None:
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     """Offline, and not in the cache: said in one line."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = overspill(environment, "info", "hf:owner/models/tiny.gguf")
+    done = overspill("info", "hf:owner/models/tiny.gguf", environment=environment)
     assert done.returncode == 1
     assert "cannot be reached, and tiny.gguf is not in the cache" in done.stderr
     assert done.stderr.count("\n") == 1

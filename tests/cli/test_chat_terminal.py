@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 
+from commands import overspill
 from overspill import Model
 from terminal_screen import Terminal
 
@@ -456,17 +455,11 @@ def test_a_bug_does_not_end_the_chat(scripted: Callable[..., Terminal]) -> None:
 # --- without a terminal
 
 
-def chat(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run it with pipes."""
-    command = [sys.executable, "-m", "overspill", "chat", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, encoding="utf-8")
-
-
 def test_in_a_pipe_standard_input_is_one_message(smollm2_path: Path) -> None:
     """All its lines together; the answer is plain text, and the stats go elsewhere."""
     question = "Which of these is a colour?\n/help\nred\n"
     options = [str(smollm2_path), "--temperature", "0", "--ctx", "1024", "-n", "30"]
-    done = chat(*options, stdin=question)
+    done = overspill("chat", *options, stdin=question)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(STATS + r".* · stop: \w+\n", done.stderr)
     assert "\x1b" not in done.stdout + done.stderr
@@ -492,7 +485,7 @@ def test_mistakes_get_one_line_and_an_exit_code(
     """Before anything is asked."""
     names = {"TINY": str(tiny_gpt_oss_path), "SMOL": str(smollm2_path)}
     command, stdin = (arguments[:-2], arguments[-1]) if "<" in arguments else (arguments, "")
-    done = chat(*(names.get(argument, argument) for argument in command), stdin=stdin)
+    done = overspill("chat", *(names.get(argument, argument) for argument in command), stdin=stdin)
     assert done.returncode == code
     assert text in done.stderr
     assert done.stdout == ""

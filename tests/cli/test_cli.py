@@ -14,13 +14,10 @@ from typing import Any
 
 import pytest
 
+from commands import overspill
+
 COMMAND = [sys.executable, "-m", "overspill"]
 STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · (\d+\.\d\d s to|no) first token · stop: \w+"
-
-
-def overspill(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run it with pipes."""
-    return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=120)
 
 
 def test_pipes_carry_text_only(tiny_gpt_oss_path: Path) -> None:

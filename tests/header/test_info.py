@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
+from commands import overspill
 from model_files import (
     EXPERT_WIDTH,
     EXPERTS,
@@ -140,10 +139,9 @@ def test_recommended_sampling(tmp_path: Path) -> None:
         plain = [token.id for token in model.stream([1, 2], seed=3, max_tokens=20)]
         assert plain == [token.id for token in model.stream([1, 2], sampling=replace(expected, seed=3), max_tokens=20)]
         assert plain != [token.id for token in model.stream([1, 2], sampling=SamplingOptions(seed=3), max_tokens=20)]
-    command = [sys.executable, "-m", "overspill", "info", str(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = overspill("info", path).stdout
     assert "temperature 0.25 · top_k 7 · top_p 0.5 · min_p 0.05 · repeat_penalty 1.5 (of the file)" in " ".join(
         text.split()
     )
-    facts = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    facts = json.loads(overspill("info", path, "--json").stdout)
     assert facts["sampling"]["top_k"] == 7

@@ -14,6 +14,7 @@ from chi_square import Z_OF_1_IN_10_000, deviation
 from overspill import Model, Sampler
 from sampling_cases import PLAIN, mask_of, masked
 from sampling_reference import edited, mirostat_survivors, survivors
+from sweeps import sweep
 
 
 def check_draws(
@@ -71,7 +72,7 @@ def test_draws_are_as_likely_as_they_should_be(keywords: dict[str, Any], n: int,
     check_draws(sampler, x, history, mask_of(np.random.default_rng(1), n) if with_mask else None)
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("temperature", sweep([0.7, 1.0], always=[1]))
 @pytest.mark.parametrize("keywords", [{}, {"top_p": 0.6}, {"top_p": 0.95}, {"min_p": 0.01}], ids=str)
 def test_draws_from_large_rows(gemma: Model, keywords: dict[str, Any], temperature: float) -> None:
     """Two hundred thousand tokens nearly alike, and what a model says."""

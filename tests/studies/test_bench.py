@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from commands import overspill
 from model_files import VOCABULARY, WIDTH
 from overspill import Breakdown, Error, Model, ModelInfo, Placement, bench
 from overspill.studies.bench.measure import read_bytes_by_device
@@ -235,8 +236,7 @@ def test_table_and_picture(tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
 )
 def test_mistakes_on_the_command_line(tiny_gpt_oss_path: Path, arguments: list[str], text: str, code: int) -> None:
     """One line, before anything takes long."""
-    command = [sys.executable, "-m", "overspill", "bench", str(tiny_gpt_oss_path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = overspill("bench", tiny_gpt_oss_path, *arguments)
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()

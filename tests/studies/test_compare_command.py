@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from commands import overspill
 from comparisons import OPTIONS, Page, places
 from overspill import compare
 
@@ -22,15 +23,10 @@ SHORT = ["--threads", "1", "--ctx", "256", "-n", "8", "--seed", "3"]
 STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · \d+\.\d\d s to first token · stop: \w+"
 
 
-def overspill_compare(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run it with pipes."""
-    return subprocess.run([*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=120)
-
-
 def test_a_pipe_gets_sections(gemma_path: Path, tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
     """Question, model, answer, stats, memory and verdict, as text; and the page is written."""
     report = tmp_path / "report.html"
-    asked = overspill_compare(gemma_path, tiny_gpt_oss_path, "昔々 [bold]あるところに", "--html", report, *SHORT)
+    asked = overspill("compare", gemma_path, tiny_gpt_oss_path, "昔々 [bold]あるところに", "--html", report, *SHORT)
     assert asked.returncode == 0, asked.stderr
     assert asked.stderr == f"written: {report}\n"
     assert "\x1b" not in asked.stdout
@@ -58,7 +54,7 @@ def test_several_questions(tiny_gpt_oss_path: Path, tmp_path: Path, form: str) -
         arguments += ["--questions", tmp_path / "q.json"]
     else:
         arguments.insert(2, "-")
-    done = overspill_compare(*arguments, stdin="two\nlines")
+    done = overspill("compare", *arguments, stdin="two\nlines")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["questions"] == questions
@@ -92,7 +88,7 @@ def test_mistakes_get_one_line_and_an_exit_code(
     (tmp_path / "wrong.json").write_text("{}")
     names = {"TINY": tiny_gpt_oss_path, "EMPTY": tmp_path / "empty.txt", "WRONG": tmp_path / "wrong.json"}
     given = [str(names.get(argument, argument)).replace("FOLDER", str(tmp_path)) for argument in arguments]
-    done = overspill_compare(*given)
+    done = overspill("compare", *given)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert text in done.stderr
     assert "Traceback" not in done.stderr
@@ -103,7 +99,7 @@ def test_a_model_that_fails_makes_the_command_fail(tiny_gpt_oss_path: Path, tmp_
     """The other's answer is there, the page is written, and the error is the last line."""
     damaged, report = tmp_path / "damaged.gguf", tmp_path / "report.html"
     damaged.write_bytes(tiny_gpt_oss_path.read_bytes()[:-1000])
-    done = overspill_compare(tiny_gpt_oss_path, damaged, "x", "--html", report, *SHORT)
+    done = overspill("compare", tiny_gpt_oss_path, damaged, "x", "--html", report, *SHORT)
     assert done.returncode == 1
     assert re.search(STATS, done.stdout)
     assert done.stderr.splitlines()[-1].startswith("error: damaged: ")

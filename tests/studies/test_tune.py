@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from commands import overspill
 from overspill import Error, Model, ModelInfo, Placement
 from overspill.planning.tuned import load_tuned, save_tuned, tuned_options
 from overspill.studies.tune import Trial, tune
@@ -215,19 +216,19 @@ COMMAND = [sys.executable, "-m", "overspill", "tune"]
 def test_the_command(tiny_gpt_oss_path: Path, cache: Path) -> None:
     """Lines in a pipe, or JSON; a wrong option is refused."""
     arguments = [str(tiny_gpt_oss_path), "--ctx", "128"]
-    text = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120)
+    text = overspill("tune", *arguments)
     assert text.returncode == 0, text.stderr
     assert text.stdout.startswith("plan ")
     assert "flash_attention off" in text.stdout
     assert f"kept in {cache}" in text.stdout
     assert "\x1b" not in text.stdout
-    as_json = subprocess.run([*COMMAND, *arguments, "--json"], capture_output=True, text=True, timeout=120)
+    as_json = overspill("tune", *arguments, "--json")
     found = json.loads(as_json.stdout)
     assert as_json.stderr == ""
     assert found["trials"][0]["setting"] == "plan"
     info = ModelInfo.from_file(tiny_gpt_oss_path)
     assert load_tuned(info) == (Placement.from_dict(found["placement"], info), found["settings"])
-    wrong = subprocess.run([*COMMAND, *arguments, "--memory", "20GiB"], capture_output=True, text=True, timeout=120)
+    wrong = overspill("tune", *arguments, "--memory", "20GiB")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "--memory must be DEVICE=SIZE" in wrong.stderr
 
