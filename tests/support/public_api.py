@@ -12,7 +12,6 @@ import dataclasses
 import enum
 import importlib
 import inspect
-import pkgutil
 import re
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from typing import Any, ForwardRef, get_args, is_typeddict
 
 import typer.main
 
-import overspill
 from overspill.cli.app import app
 
 # Classes that are never called: other calls return them.
@@ -47,7 +45,7 @@ STARS = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
 def listing() -> list[str]:
     """Return the lines."""
     lines = [line for module in PUBLIC_MODULES for line in _module(importlib.import_module(module))]
-    lines += ["", "# Named above, and not exported", "", *_named("\n".join(lines))]
+    lines += ["", "# Named above, and not exported", "", *_named()]
     lines += ["", "# Commands", ""]
     lines += _command("overspill", typer.main.get_command(app))
     return lines
@@ -61,7 +59,8 @@ def _module(module: ModuleType) -> Iterator[str]:
         elif callable(value) and not hasattr(value, "__origin__"):
             yield from _call(path, value)
         else:
-            yield path  # a type, listed with the others
+            yield path  # an alias, listed with the others
+            _type(name, module.__name__)
     yield from (f"{module.__name__}.{name}" for name in ["__version__"] if hasattr(module, name))
 
 
@@ -70,9 +69,10 @@ def _class(path: str, cls: type) -> Iterator[str]:
     if issubclass(cls, enum.Enum):
         yield from (f"    {member.name} = {member.value!r}" for member in cls)
     elif dataclasses.is_dataclass(cls):
-        yield from (f"    {_field(field)}" for field in dataclasses.fields(cls) if not field.name.startswith("_"))
+        public = [field for field in dataclasses.fields(cls) if not field.name.startswith("_")]
+        yield from (f"    {_field(field, cls.__module__)}" for field in public)
     elif is_typeddict(cls):
-        yield from (f"    {name}: {_type(kind)}" for name, kind in cls.__annotations__.items())
+        yield from (f"    {name}: {_type(kind, cls.__module__)}" for name, kind in cls.__annotations__.items())
         return
     elif cls.__name__ in _public() - HANDED_OUT and not issubclass(cls, BaseException) and not _is_protocol(cls):
         yield from _indented(_call("", cls))
@@ -119,7 +119,7 @@ def _member(cls: type, name: str) -> Iterator[str]:
     elif inspect.isroutine(value):
         yield from _call(name, value)
     elif value is None and name in _assigned(cls):
-        yield f"{name}: {_type(_assigned(cls)[name])} (writable)"
+        yield f"{name}: {_type(_assigned(cls)[name], cls.__module__)} (writable)"
     else:
         yield name if repr(value).startswith("<") else f"{name} = {_value(value)}"
 
@@ -134,7 +134,7 @@ def _call(name: str, function: Any) -> Iterator[str]:
     parameters = list(signature.parameters.values())
     if parameters and parameters[0].name == "self":
         parameters.pop(0)
-    returned = "" if isinstance(function, type) else f" -> {_type(signature.return_annotation)}"
+    returned = "" if isinstance(function, type) else f" -> {_type(signature.return_annotation, function.__module__)}"
     prefix = "async " if inspect.iscoroutinefunction(function) else ""
     yield f"{prefix}{name}(){returned}" if not parameters else f"{prefix}{name}(...){returned}"
     for parameter in parameters:
@@ -143,10 +143,10 @@ def _call(name: str, function: Any) -> Iterator[str]:
         mark = MARKS.get(parameter.kind.name, "")
         stars = STARS.get(parameter.kind.name, "")
         default = "" if parameter.default is parameter.empty else f" = {_value(parameter.default)}"
-        yield f"    {stars}{parameter.name}: {_type(parameter.annotation)}{default}{mark}"
+        yield f"    {stars}{parameter.name}: {_type(parameter.annotation, function.__module__)}{default}{mark}"
 
 
-def _field(field: dataclasses.Field[Any]) -> str:
+def _field(field: dataclasses.Field[Any], module: str) -> str:
     default = ""
     if field.default is not dataclasses.MISSING:
         default = f" = {_value(field.default)}"
@@ -154,19 +154,19 @@ def _field(field: dataclasses.Field[Any]) -> str:
         one, other = field.default_factory(), field.default_factory()
         default = f" = {_value(one) if one == other else 'made anew'}"
     mark = " (keyword)" if field.kw_only else ""
-    return f"{field.name}: {_type(field.type)}{default}{mark if field.init else ' (no parameter)'}"
+    return f"{field.name}: {_type(field.type, module)}{default}{mark if field.init else ' (no parameter)'}"
 
 
 def _returned(getter: Any) -> str:
     try:
-        return _type(inspect.signature(getter).return_annotation)
+        return _type(inspect.signature(getter).return_annotation, getter.__module__)
     except ValueError:
         return _documented(getter)
 
 
 def _documented(function: Any) -> str:
     """Return what native code returns, which is in the first line of its docstring."""
-    return _type((function.__doc__ or "").partition("\n")[0].partition("-> ")[2])
+    return _type((function.__doc__ or "").partition("\n")[0].partition("-> ")[2], "overspill._core")
 
 
 def _assigned(cls: type) -> dict[str, str]:
@@ -192,14 +192,23 @@ def _assigned(cls: type) -> dict[str, str]:
     return {name: annotation for name, annotation in found.items() if not name.startswith("_")}
 
 
-def _type(annotation: object) -> str:
-    """Return a type as it is written, without the modules that it is in."""
+def _type(annotation: object, module: str) -> str:
+    """Return a type as it is written in a module, without the modules that it is in, and take note of its names."""
     if annotation is inspect.Parameter.empty:
         return "..."
     if isinstance(annotation, ForwardRef):
         annotation = annotation.__forward_arg__
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", text)
+    text = re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", text)
+    for name in re.findall(r"\b[A-Z]\w+", text):
+        home = _home(name, module)
+        if home is not None and name not in _named_so_far:
+            _named_so_far[name] = home
+    return text
+
+
+# Names that are to be listed, and the modules that define them.
+_named_so_far: dict[str, str] = {}
 
 
 def _value(value: object) -> str:
@@ -222,31 +231,50 @@ def _public() -> set[str]:
 
 
 @cache
-def _definitions() -> dict[str, list[str]]:
-    """Return the classes and type aliases of the package that have public names and are not exported, as lines."""
+def _tree(module: str) -> list[ast.stmt]:
+    """Return the statements of a module, those for type checkers alone as well."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return []
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    return [statement for node in body for statement in (node.body if isinstance(node, ast.If) else [node])]
+
+
+def _definition(name: str, module: str) -> ast.ClassDef | ast.AnnAssign | None:
+    """Return the class or type alias of that name in a module."""
+    for node in _tree(module):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name:
+            return node if "TypeAlias" in ast.unparse(node.annotation) else None
+    return None
+
+
+def _home(name: str, module: str) -> str | None:
+    """Return the module of the package that defines what has this name in another one; None for what is exported."""
+    if _definition(name, module) is not None:
+        exported = name in _public() and isinstance(_definition(name, module), ast.ClassDef)
+        return None if exported else module
+    for node in _tree(module):
+        if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+            source = node.module or ""
+            return _home(name, source) if source.startswith("overspill") and source != module else None
+    return None
+
+
+def _named() -> Iterator[str]:
+    """Yield the definitions of the names that lines have, and of those in them."""
     found: dict[str, list[str]] = {}
-    for module in pkgutil.walk_packages(overspill.__path__, "overspill."):
-        spec = find_spec(module.name)
-        if spec is None or spec.origin is None or not spec.origin.endswith(".py") or module.name.endswith("__main__"):
-            continue
-        for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.AnnAssign) and _type(ast.unparse(node.annotation)) == "TypeAlias":
-                assert node.value is not None
-                name = ast.unparse(node.target)
-                found[name] = [f"{name} = {_type(ast.unparse(node.value))}"]
-            elif isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name not in _public():
-                found[node.name] = list(_class(node.name, getattr(importlib.import_module(module.name), node.name)))
-    return found
-
-
-def _named(text: str) -> Iterator[str]:
-    """Yield the definitions of the names in ``text``, and of those in them."""
-    used: set[str] = set()
-    while names := set(re.findall(r"\w+", text)) & _definitions().keys() - used:
-        used |= names
-        text = "\n".join(line for name in names for line in _definitions()[name])
-    for name in sorted(used):
-        yield from _definitions()[name]
+    while names := _named_so_far.keys() - found.keys():
+        for name in names:
+            module = _named_so_far[name]
+            node = _definition(name, module)
+            if isinstance(node, ast.AnnAssign) and node.value is not None:
+                found[name] = [f"{name} = {_type(ast.unparse(node.value), module)}"]
+            else:
+                found[name] = list(_class(name, getattr(importlib.import_module(module), name)))
+    for name in sorted(found):
+        yield from found[name]
 
 
 def _command(path: str, command: Any) -> Iterator[str]:
@@ -258,7 +286,7 @@ def _command(path: str, command: Any) -> Iterator[str]:
         if parameter.name in signature:
             kind, info = get_args(signature[parameter.name].annotation)
             limits = [(name, getattr(info, name)) for name in ("min", "max")]
-            notes = [_type(kind), *(f"{name} {limit}" for name, limit in limits if limit is not None), *notes]
+            notes = [_type(kind, ""), *(f"{name} {limit}" for name, limit in limits if limit is not None), *notes]
             default = signature[parameter.name].default
             notes += [f"default {_value(default)}"] if default is not inspect.Parameter.empty else []
         yield f"    {parameter.param_type_name} {', '.join(names)}: {', '.join(notes)}"
