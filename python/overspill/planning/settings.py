@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from overspill.base.checks import as_integer
+from overspill.base.checks import as_integer, check_choice
 from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
@@ -40,9 +40,7 @@ def checked_settings(info: ModelInfo, **given: Any) -> Settings:
     depth = n_ctx // 2 if depth is None else as_integer("depth", depth, 0, n_ctx)
     n_ubatch = as_integer("n_ubatch", given.get("n_ubatch") or 512, 1, 65536)
     for name in ("type_k", "type_v"):
-        if given[name] not in CACHE_TYPES:
-            raise ValueError(f"{name} must be one of {', '.join(CACHE_TYPES)}, not {given[name]!r}")
+        check_choice(name, given[name], CACHE_TYPES)
     margin_bytes = as_integer("margin_bytes", given["margin_bytes"], 0, 2**62)
-    if given["load_mode"] not in get_args(LoadMode):
-        raise ValueError(f"load_mode must be one of {', '.join(get_args(LoadMode))}, not {given['load_mode']!r}")
+    check_choice("load_mode", given["load_mode"], get_args(LoadMode))
     return Settings(n_ctx, depth, n_ubatch, given["type_k"], given["type_v"], margin_bytes, given["load_mode"])

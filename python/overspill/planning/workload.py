@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
+from overspill.base.checks import check_choice
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES, layer_caches, padded_context, row_bytes
 from overspill.machine.hardware import DeviceSpec, Hardware
@@ -79,9 +80,8 @@ class Workload:
         self, info: ModelInfo, hardware: Hardware, settings: Settings, pinned: Mapping[str, int] | None = None
     ) -> None:
         """Look through the header."""
-        for name, kind in (("type_k", settings.type_k), ("type_v", settings.type_v)):
-            if kind not in CACHE_TYPES:
-                raise ValueError(f"{name} must be one of {', '.join(CACHE_TYPES)}, not {kind!r}")
+        check_choice("type_k", settings.type_k, CACHE_TYPES)
+        check_choice("type_v", settings.type_v, CACHE_TYPES)
         self.info, self.hardware, self.settings = info, hardware, settings
         self.devices: list[DeviceSpec] = list(hardware.devices)
         self.cpu = len(self.devices) - 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
-from overspill.base.checks import as_integer
+from overspill.base.checks import as_integer, check_choice
 from overspill.base.units import format_bytes, format_count, format_rate
 from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
@@ -90,8 +90,7 @@ def examine(
     """
     if n_threads is not None:
         n_threads = as_integer("n_threads", n_threads, 1, 512)
-    if load_mode not in get_args(LoadMode):
-        raise ValueError(f"load_mode must be one of {', '.join(get_args(LoadMode))}, not {load_mode!r}")
+    check_choice("load_mode", load_mode, get_args(LoadMode))
     if placement is not None and info is None:
         raise ValueError("placement needs the info of its model")
     machine = Machine.read() if machine is None else machine
