@@ -1,4 +1,4 @@
-"""Sizes and rates as people write them, hardware that is given, and hardware that is measured."""
+"""Hardware that is given, and hardware that is measured."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ import pytest
 import overspill
 from model_files import EXPERT_WIDTH, EXPERTS, EXPERTS_USED, HEAD_WIDTH, HEADS, HEADS_KV, WIDTH
 from overspill import Model, ModelInfo, _core
-from overspill.base.host import available_ram_bytes
-from overspill.base.units import parse_bytes, parse_rate
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.machine.measure import weight_shapes
 
@@ -46,103 +44,6 @@ def meter(device: str = "CPU", *, working_set_bytes: int = 16 << 20) -> _core.De
     return _core.DeviceMeter(
         device, n_threads=1, working_set_bytes=working_set_bytes, gpus=[], host_buffers=True, budget_s=0
     )
-
-
-# --- what people write -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("24GiB", 24 * GIB),
-        ("24gib", 24 * GIB),
-        ("24 GB", 24_000_000_000),
-        ("16.5 GB", 16_500_000_000),
-        ("1.5GiB", 3 * GIB // 2),
-        (" .5 MiB ", 2**19),
-        ("512MB", 512_000_000),
-        ("3kB", 3000),
-        ("3KiB", 3072),
-        ("1TB", 10**12),
-        ("1TiB", 2**40),
-        ("17B", 17),
-        ("0GiB", 0),
-        (12345, 12345),
-        (0, 0),
-    ],
-)
-def test_sizes(text: int | str, expected: int) -> None:
-    """Powers of 1000 and of 1024 are told apart, and integers are bytes."""
-    assert parse_bytes("vram", text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("24", 'vram must have a unit: "24GiB" or "24GB", not "24"'),
-        ("24G", 'vram must have a unit: "24GiB" or "24GB", not "24G"'),
-        ("24GB/s", "vram must have a unit"),
-        ("", "vram must be a size such as"),
-        ("lots", "vram must be a size such as"),
-        ("nanGiB", "vram must be a size such as"),
-        ("1e3GiB", "vram must have a unit"),
-        ("1,5GiB", "vram must have a unit"),
-        ("-24GiB", r"vram must be 0 to 2\*\*50 bytes, not \"-24GiB\""),
-        ("2000TiB", r"vram must be 0 to 2\*\*50 bytes"),
-        ("9" * 400 + "GiB", r"vram must be 0 to 2\*\*50 bytes"),
-        (-1, r"vram must be 0 to 2\*\*50 bytes, not -1"),
-        (2**50 + 1, r"vram must be 0 to 2\*\*50 bytes"),
-    ],
-)
-def test_bad_sizes(text: int | str, message: str) -> None:
-    """Errors say what is meant."""
-    with pytest.raises(ValueError, match=message):
-        parse_bytes("vram", text)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("936GB/s", 936e9),
-        ("47 gB/S", 47e9),
-        ("1GiB / s", GIB),
-        ("10Gbit/s", 1.25e9),
-        ("100 Mbit/s", 12.5e6),
-        (5e9, 5e9),
-        (7, 7.0),
-    ],
-)
-def test_rates(text: float | str, expected: float) -> None:
-    """Bytes and bits are told apart, and numbers are bytes per second."""
-    assert parse_rate("link", text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("936", 'link must have a unit: "936GB/s" or "936Gbit/s", not "936"'),
-        ("936GB", "link must have a unit"),
-        ("936GB/h", "link must have a unit"),
-        ("10Gb/s", 'link: write "10GB/s" for bytes or "10Gbit/s" for bits'),
-        ("fast", "link must be a rate"),
-        ("0GB/s", "link must be over 0"),
-        ("-1GB/s", "link must be over 0"),
-        (0, "link must be over 0"),
-        (math.inf, "link must be over 0"),
-        (math.nan, "link must be over 0"),
-    ],
-)
-def test_bad_rates(text: float | str, message: str) -> None:
-    """Errors say what is meant."""
-    with pytest.raises(ValueError, match=message):
-        parse_rate("link", text)
-
-
-@pytest.mark.parametrize("value", [None, 1.5, [1], b"1GiB"])
-def test_what_is_no_size(value: object) -> None:
-    """Half a byte is a mistake."""
-    with pytest.raises(TypeError, match="vram must be bytes as an integer"):
-        parse_bytes("vram", value)  # type: ignore[arg-type]
 
 
 # --- given hardware ----------------------------------------------------------------------------
@@ -229,44 +130,6 @@ def test_damaged_json(damage: dict[str, object]) -> None:
 # --- memory ------------------------------------------------------------------------------------
 
 
-def write_files(root: Path, files: dict[str, str]) -> None:
-    """Write files below ``root``."""
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-
-
-def test_available_ram(tmp_path: Path) -> None:
-    """The least of what the kernel and the control groups leave; caches can be given up."""
-    assert available_ram_bytes(tmp_path) is None
-    write_files(tmp_path, {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable:   8388608 kB\n"})
-    assert available_ram_bytes(tmp_path) == 8 * GIB
-    # Version 2: the inner group has no limit, the outer one has.
-    write_files(
-        tmp_path,
-        {
-            "proc/self/cgroup": "0::/outer/inner\n",
-            "sys/fs/cgroup/outer/inner/memory.max": "max\n",
-            "sys/fs/cgroup/outer/inner/memory.current": "1000\n",
-            "sys/fs/cgroup/outer/memory.max": f"{4 * GIB}\n",
-            "sys/fs/cgroup/outer/memory.current": f"{3 * GIB}\n",
-            "sys/fs/cgroup/outer/memory.stat": f"anon 1\ninactive_file {GIB}\nactive_file {GIB // 2}\n",
-        },
-    )
-    assert available_ram_bytes(tmp_path) == 5 * GIB // 2
-    # Version 1, in a container that sees its own part of the tree only.
-    write_files(
-        tmp_path,
-        {
-            "proc/self/cgroup": "9:cpu,memory:/of/the/host\n0::/\n",
-            "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * GIB}\n",
-            "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{GIB}\n",
-            "sys/fs/cgroup/memory/memory.stat": f"total_inactive_file {GIB // 4}\n",
-        },
-    )
-    assert available_ram_bytes(tmp_path) == 5 * GIB // 4
-
-
 def test_caps() -> None:
     """What a model may use is at most what is free, and at most what is allowed."""
     free = Hardware.here(measure=False)
@@ -279,6 +142,8 @@ def test_caps() -> None:
         Hardware.here(memory={"cpu": "24"})
     with pytest.raises(ValueError, match="n_threads must be 1 to 512, not 0"):
         Hardware.here(n_threads=0)
+    with pytest.raises(ValueError, match=r"kv_type must be one of f32, f16, .*, not 'q9_9'"):
+        Hardware.here(kv_type="q9_9")
 
 
 # --- measuring ---------------------------------------------------------------------------------
