@@ -14,7 +14,7 @@ from overspill.header.kv_cache import CACHE_TYPES, layer_caches, padded_context,
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.planning.graph.build import StepBuilder
 from overspill.planning.graph.memory import compute_bytes
-from overspill.planning.graph.nodes import GraphInputs, Layer, Node, Step, Weight
+from overspill.planning.graph.nodes import GraphInputs, GraphLayer, Node, Step, Weight
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS, assign, pieces
 from overspill.planning.layer_kinds import LayerKind, ModelTensors, aligned
 from overspill.planning.settings import Settings
@@ -92,14 +92,14 @@ class Workload:
         tensors = ModelTensors(info, self.caches, self.n_computed, pinned or {})
         self.kinds, self.head, self.tied = tensors.kinds, tensors.head, tensors.tied
         self.fixed_bytes, self._types = tensors.fixed_bytes, tensors.types
-        self._layers: dict[tuple[LayerKind, int], Layer] = {}
-        self._tokens: dict[Layer, Step] = {}
+        self._layers: dict[tuple[LayerKind, int], GraphLayer] = {}
+        self._tokens: dict[GraphLayer, Step] = {}
         self._costs: dict[tuple[object, ...], _LayerCost] = {}
         self._compute: dict[tuple[object, ...], list[int]] = {}
 
     # --- the graph
 
-    def _layer(self, kind: LayerKind, kv: int) -> Layer:
+    def _layer(self, kind: LayerKind, kv: int) -> GraphLayer:
         """Return a layer for the graph whose cache lies on a device."""
         device = kv if "rope_freqs" in self.head else 0
         if (kind, device) not in self._layers:
@@ -108,7 +108,7 @@ class Workload:
             heads = max(cache.n_heads_kv, 1)
             key_bytes = cells * row_bytes(settings.type_k, cache.key_width)
             normalised = info.metadata.get(f"{info.architecture}.expert_weights_norm")
-            self._layers[kind, device] = Layer(
+            self._layers[kind, device] = GraphLayer(
                 kind.weights,
                 cache.key_width // heads,
                 cache.value_width // heads,

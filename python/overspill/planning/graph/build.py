@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from overspill.planning.graph.layer import Surroundings, build_layer, norms_after_sum
-from overspill.planning.graph.nodes import STAYING, VIEW, GraphInputs, Layer, Node, Step, Weight
+from overspill.planning.graph.nodes import STAYING, VIEW, GraphInputs, GraphLayer, Node, Step, Weight
 
 __all__ = ["StepBuilder"]
 
@@ -19,7 +19,7 @@ class _Block:
         self.leaves: list[Node] = []
         self.output = Node("nothing", ())
         # What was built to follow it, by layer and whether that is trimmed.
-        self.after: dict[tuple[Layer | None, bool], _Block] = {}
+        self.after: dict[tuple[GraphLayer | None, bool], _Block] = {}
         self._seen = set[Node]() if before is None else set(before.nodes)
 
     def expand(self, node: Node) -> None:
@@ -57,7 +57,7 @@ class StepBuilder:
     ) -> None:
         """Prepare the inputs."""
         self.n_tokens, self._head, self._scales_embedding = n_tokens, head, scales_embedding
-        self._first: dict[Layer | None, _Block] = {}
+        self._first: dict[GraphLayer | None, _Block] = {}
         rows = {"tokens": 4, "positions": 4, "k_indices": 8, "v_indices": 8, "mask": 2 * inputs.n_cells}
         if inputs.n_cells_window is not None:
             rows |= {"k_indices_window": 8, "v_indices_window": 8, "mask_window": 2 * inputs.n_cells_window}
@@ -69,7 +69,7 @@ class StepBuilder:
                     nodes[f"turn_{part}{suffix}"] = Node("input", (width, width))
         self._around = Surroundings(nodes, head.get("rope_freqs"), {})
 
-    def step(self, layers: Sequence[Layer]) -> Step:
+    def step(self, layers: Sequence[GraphLayer]) -> Step:
         """Return the step over some layers, of which one may come several times."""
         has_output = "output" in self._head
         block = self._beginning(layers[0])
@@ -89,7 +89,7 @@ class StepBuilder:
         leaves = dict.fromkeys(leaf for block in blocks for leaf in block.leaves)
         return Step([node for block in blocks for node in block.nodes], list(leaves))
 
-    def _beginning(self, layer: Layer) -> _Block:
+    def _beginning(self, layer: GraphLayer) -> _Block:
         embedding = self._head.get("token_embd")
         key = layer if embedding is None else None
         if key in self._first:
@@ -109,7 +109,7 @@ class StepBuilder:
             block.output = Node("scale", shape, (block.output,))
         return block
 
-    def _layer(self, before: _Block, layer: Layer, place: int, *, trim: bool) -> _Block:
+    def _layer(self, before: _Block, layer: GraphLayer, place: int, *, trim: bool) -> _Block:
         block = _Block(before)
         block.output = build_layer(layer, place, before.output, self._around, block.expand, trim=trim)
         block.expand(block.output)

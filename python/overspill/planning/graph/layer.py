@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from overspill.planning.graph.nodes import VIEW, Layer, Node, Weight
+from overspill.planning.graph.nodes import VIEW, GraphLayer, Node, Weight
 
 __all__ = ["Surroundings", "build_layer", "norms_after_sum"]
 
@@ -31,7 +31,7 @@ class Surroundings:
 
 
 def build_layer(
-    layer: Layer, place: int, node: Node, around: Surroundings, expand: Callable[[Node], None], *, trim: bool
+    layer: GraphLayer, place: int, node: Node, around: Surroundings, expand: Callable[[Node], None], *, trim: bool
 ) -> Node:
     """Return the output of a layer.
 
@@ -55,7 +55,7 @@ class _Builder:
     """Builds a layer; the methods follow those of llm_graph_context."""
 
     def __init__(
-        self, layer: Layer, place: int, n_tokens: int, around: Surroundings, expand: Callable[[Node], None]
+        self, layer: GraphLayer, place: int, n_tokens: int, around: Surroundings, expand: Callable[[Node], None]
     ) -> None:
         self.layer, self.weights, self.place, self.n = layer, layer.weights, place, n_tokens
         self.inputs, self.tables, self.frequencies, self.expand = (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-__all__ = ["STAYING", "VIEW", "GraphInputs", "Layer", "Node", "Step", "Weight"]
+__all__ = ["STAYING", "VIEW", "GraphInputs", "GraphLayer", "Node", "Step", "Weight"]
 
 VIEW = "view"
 STAYING = frozenset(("weight", "cache", "table"))
@@ -23,7 +23,7 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layer:
+class GraphLayer:
     """A layer: its weights, and what they do not tell."""
 
     weights: Mapping[str, Weight]
