@@ -17,7 +17,7 @@ def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     read_gguf, paths = _core.read_gguf, list[str]()
 
-    def counted(path: bytes) -> dict[str, object]:
+    def counted(path: bytes) -> _core.GgufFile:
         paths.append(os.fsdecode(path))
         return read_gguf(path)
 
