@@ -102,17 +102,16 @@ def compare(
     for endpoint in rpc:
         add_rpc_server(endpoint)
     show = progress or (lambda what, share: None)
-    plan_settings = {"n_ctx": n_ctx, "n_ubatch": n_batch, "load_mode": load_mode}
+    loading: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": n_batch, "n_threads": n_threads, "load_mode": load_mode}
     headers = {file: ModelInfo.from_file(file) for file in dict.fromkeys(files)}
     compared = [
-        plan_alone(label, headers[file], one, asked, plan_settings, memory or {}, n_threads, show)
+        plan_alone(label, headers[file], one, asked, loading, memory or {}, show)
         for label, file, one in zip(_labels(files, offloads), files, offloads, strict=True)
     ]
-    together = plan_together(compared, plan_settings)
+    together = plan_together(compared, loading)
     for one, placement in zip(compared, together or (), strict=False):
         one.placement = placement
     options["seed"] = random.SystemRandom().randrange(2**32 - 1) if seed is None else seed
-    loading: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": n_batch, "n_threads": n_threads, "load_mode": load_mode}
     chat: dict[str, Any] = {"reasoning_effort": reasoning_effort, "thinking": thinking}
     settings = {**loading, "memory": dict(memory or {}), "system": system, **chat, **options}
     comparison = Comparison(asked, compared, settings, together is not None, datetime.now().astimezone())
