@@ -10,8 +10,9 @@ import pytest
 
 import overspill
 from overspill import Cascade, Error, Model, ModelInfo, Placement, forecast, plan
+from overspill.base.values import DEFAULT_LOAD_MODE
 from overspill.machine.hardware import Hardware
-from overspill.planning.offload import Offload, place_and_forecast, placement_for, with_tuned
+from overspill.planning.offload import Offload, place_and_forecast, placement_for, tuned_beside
 from overspill.planning.tuned import save_tuned
 
 GIB = 1 << 30
@@ -67,7 +68,6 @@ def test_other_kinds(info: ModelInfo, offload: Any) -> None:
     texts = set()
     for take in (
         lambda: placement_for(info, offload, HARDWARE.gpus, not_asked),
-        lambda: with_tuned(info, offload, {}),
         lambda: place_and_forecast(info, HARDWARE, {"offload": offload}),
     ):
         with pytest.raises(ValueError, match="offload must be") as caught:
@@ -90,13 +90,13 @@ def test_what_is_not_there(info: ModelInfo) -> None:
 
 
 def test_tuned(info: ModelInfo, tuned: Placement) -> None:
-    """The placement that was kept, and the settings where none are given; batches stay within ``n_batch``."""
-    offload, settings = with_tuned(info, "tuned", {})
-    assert offload == tuned
+    """The placement that was kept, and the settings that are not given; batches stay within ``n_batch``."""
+    placement, settings = tuned_beside(info, {"n_ctx": None, "load_mode": DEFAULT_LOAD_MODE})
+    assert placement == tuned
     assert settings == {**SETTINGS, "n_threads": 3, "flash_attention": "on", "repack": "off"}
-    given = {"n_ctx": 128, "type_k": "f16"}
-    assert with_tuned(info, "tuned", given, n_batch=64)[1] == {**settings, **given, "n_ubatch": 64}
-    assert with_tuned(info, "auto", given) == ("auto", given)
+    given = {"n_ctx": 128, "type_k": "f16", "load_mode": "mmap", "n_batch": 64}
+    rest = {name: value for name, value in settings.items() if name not in given}
+    assert tuned_beside(info, given)[1] == {**rest, "n_ubatch": 64}
 
 
 def test_nothing_is_tuned(info: ModelInfo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

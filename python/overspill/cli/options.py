@@ -8,8 +8,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from overspill.engine.loading import Offload
 from overspill.placement.placement import Placement
+from overspill.planning.offload import Offload
 
 __all__ = [
     "MIN_P",

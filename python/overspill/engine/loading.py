@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import get_args
 
 from overspill import _core
 from overspill.base.checks import as_integer, check_choice
@@ -20,13 +20,12 @@ from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
-from overspill.planning.plan import Plan, plan
+from overspill.planning.offload import Offload, placement_for
+from overspill.planning.plan import Plan
 
-__all__ = ["LoadSettings", "Loaded", "Offload", "check_ram_for_caches", "checked_settings", "load", "memory_by_device"]
+__all__ = ["LoadSettings", "Loaded", "check_ram_for_caches", "checked_settings", "load", "memory_by_device"]
 
 logger = logging.getLogger("overspill")
-
-Offload: TypeAlias = Literal["auto", "cpu", "gpu", "tuned"] | int | Placement | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,46 +148,32 @@ def load(
 def _placement(
     info: ModelInfo, offload: Offload, settings: LoadSettings, memory: Mapping[str, int | str]
 ) -> Placement | None:
-    """Return the placement that ``offload`` stands for; None for the CPU alone."""
-    if not (
-        isinstance(offload, Placement | Mapping)
-        or offload in ("auto", "cpu", "gpu")
-        or (isinstance(offload, int) and not isinstance(offload, bool) and 0 <= offload < 2**31)
-    ):
-        raise ValueError(
-            'offload must be "auto", "cpu", "gpu", "tuned", a number of layers from 0, a Placement or a mapping, '
-            f"not {offload!r}"
-        )
+    """Return the placement that ``offload`` stands for here; None for the CPU alone."""
     gpus = [] if offload == "cpu" else [device for device in devices() if device.is_gpu]
-    if isinstance(offload, Placement):
-        offload.check(info, gpus)
-        return offload
-    if isinstance(offload, Mapping):
-        return Placement.from_mapping(info, gpus, offload)
-    if offload == "gpu" and not gpus:
-        raise _core.Error('offload="gpu", but there is no GPU here; overspill.devices() lists what there is')
-    if isinstance(offload, int) and offload > 0 and not gpus:
-        logger.warning("offload=%d has no effect: there is no GPU here, the model runs on the CPU", offload)
-    if not gpus or offload in ("cpu", 0):
-        return None
-    if offload == "auto":
-        hardware = Hardware.here(
+
+    def hardware() -> Hardware:
+        return Hardware.here(
             info,
             memory=memory,
             n_threads=settings.n_threads,
             kv_type=settings.type_k,
             no_host=settings.repack == "on",
         )
-        return plan(
-            info,
-            hardware=hardware,
-            n_ctx=settings.n_ctx or None,
-            n_ubatch=settings.n_ubatch,
-            type_k=settings.type_k,
-            type_v=settings.type_v,
-            load_mode=settings.load_mode,
-        )
-    return Placement.from_offload(info, gpus, offload)
+
+    placement = placement_for(
+        info,
+        offload,
+        gpus,
+        hardware,
+        n_ctx=settings.n_ctx or None,
+        n_ubatch=settings.n_ubatch,
+        type_k=settings.type_k,
+        type_v=settings.type_v,
+        load_mode=settings.load_mode,
+    )
+    if isinstance(offload, int) and offload > 0 and not gpus:
+        logger.warning("offload=%d has no effect: there is no GPU here, the model runs on the CPU", offload)
+    return placement
 
 
 def _options(settings: LoadSettings, wanted: Placement | None) -> _core.ModelOptions:

@@ -30,11 +30,10 @@ from overspill.base.values import (
     Switch,
     TokenChooser,
     TokenMask,
-    is_given,
 )
 from overspill.engine.arguments import chooser, constraint, n_logprobs, n_tokens_at_most, stop_strings, token_ids
 from overspill.engine.async_stream import AsyncStream
-from overspill.engine.loading import Offload, check_ram_for_caches, checked_settings, load, memory_by_device
+from overspill.engine.loading import check_ram_for_caches, checked_settings, load, memory_by_device
 from overspill.engine.reply import ChatStream
 from overspill.engine.stream import ReadBytes, Stream, stats_of
 from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice
@@ -43,7 +42,7 @@ from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server
 from overspill.placement.placement import Placement
-from overspill.planning.tuned import tuned_options
+from overspill.planning.offload import Offload, tuned_beside
 from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
 from overspill.sampling.sampler import Sampler
 
@@ -177,10 +176,8 @@ class Model:
         for endpoint in rpc:
             add_rpc_server(endpoint)
         if offload == "tuned":
-            tuned = tuned_options(self.info)
-            offload = tuned.pop("offload")
-            tuned["n_ubatch"] = min(tuned["n_ubatch"], settings.n_batch)
-            settings = replace(settings, **{name: tuned[name] for name in tuned if not is_given(given[name])})
+            offload, tuned = tuned_beside(self.info, {**given, "n_batch": settings.n_batch})
+            settings = replace(settings, **tuned)
         loaded = load(self._path, None if vocab_only else self.info, offload, settings, memory or {}, progress)
         self._core, self._settings, self._wanted = loaded.native, loaded.settings, loaded.placement
         self._evaluation: _core.Evaluation | None = None

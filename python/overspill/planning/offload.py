@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from overspill import _core
-from overspill.base.values import Device
+from overspill.base.values import Device, is_given
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.placement import Placement
@@ -14,15 +14,15 @@ from overspill.planning.forecast import Forecast, forecast
 from overspill.planning.plan import Plan, plan
 from overspill.planning.tuned import tuned_options
 
-__all__ = ["Offload", "place_and_forecast", "placement_for", "with_tuned"]
+__all__ = ["Offload", "place_and_forecast", "placement_for", "tuned_beside"]
 
 Offload: TypeAlias = Literal["auto", "cpu", "gpu", "tuned"] | int | Placement | Mapping[str, Any]
 
 _SETTINGS = ("n_ctx", "n_ubatch", "type_k", "type_v", "load_mode")  # those of plan() that Model has, too
+_N_BATCH = 512  # Model's default
 
 
-def check_offload(offload: object) -> None:
-    """Raise a ValueError unless ``offload`` is of a kind that :class:`overspill.Model` takes."""
+def _check(offload: object) -> None:
     is_number = isinstance(offload, int) and not isinstance(offload, bool) and 0 <= offload < 2**31
     is_word = isinstance(offload, str) and offload in ("auto", "cpu", "gpu", "tuned")
     if not (is_number or is_word or isinstance(offload, Placement | Mapping)):
@@ -32,35 +32,25 @@ def check_offload(offload: object) -> None:
         )
 
 
-def with_tuned(
-    info: ModelInfo, offload: Offload, given: Mapping[str, Any], n_batch: int = 512
-) -> tuple[Offload, dict[str, Any]]:
-    """Return the placement in place of ``"tuned"``, and settings: those given, or else those that were tuned.
+def tuned_beside(info: ModelInfo, given: Mapping[str, Any]) -> tuple[Placement, dict[str, Any]]:
+    """Return the tuned placement, which ``"tuned"`` stands for, and the tuned settings that the caller did not give.
 
     Parameters
     ----------
     info
         The model.
-    offload
-        Anything but ``"tuned"`` is returned as it is, with the settings that were given.
     given
-        Those of the keywords of :class:`overspill.Model` that the caller gave.
-    n_batch
-        The most that a tuned ``n_ubatch`` may be.
+        Keywords of :class:`overspill.Model`. A tuned ``n_ubatch`` is at most ``n_batch``.
 
     Raises
     ------
-    ValueError
-        ``offload`` is of no kind that there is.
     Error
         Nothing was tuned for this model on this machine.
     """
-    check_offload(offload)
-    if offload != "tuned":
-        return offload, dict(given)
     tuned = tuned_options(info)
-    tuned["n_ubatch"] = min(tuned["n_ubatch"], n_batch)
-    return tuned.pop("offload"), {**tuned, **given}
+    placement: Placement = tuned.pop("offload")
+    tuned["n_ubatch"] = min(tuned["n_ubatch"], given.get("n_batch") or _N_BATCH)
+    return placement, {name: value for name, value in tuned.items() if not is_given(given.get(name))}
 
 
 def placement_for(
@@ -77,7 +67,7 @@ def placement_for(
     info
         The model.
     offload
-        As of :class:`overspill.Model`; ``"tuned"`` is for :func:`with_tuned`.
+        As of :class:`overspill.Model`; ``"tuned"`` is for :func:`tuned_beside`.
     gpus
         The GPUs that there are.
     hardware
@@ -92,7 +82,7 @@ def placement_for(
     ValueError, TypeError
         ``offload`` is of no kind that there is, or a placement or mapping is for another model or other devices.
     """
-    check_offload(offload)
+    _check(offload)
     if isinstance(offload, Placement):
         offload.check(info, gpus)
         return offload
@@ -120,12 +110,14 @@ def place_and_forecast(info: ModelInfo, hardware: Hardware, options: Mapping[str
     Raises
     ------
     Error, ValueError, TypeError
-        As for :func:`with_tuned` and :func:`placement_for`.
+        As for :func:`tuned_beside` and :func:`placement_for`.
     """
-    n_batch = options.get("n_batch") or 512
-    given = {name: options[name] for name in _SETTINGS if options.get(name) is not None}
-    offload, chosen = with_tuned(info, options.get("offload", "auto"), given, n_batch)
-    settings: dict[str, Any] = {"n_ubatch": n_batch} | {name: chosen[name] for name in _SETTINGS if name in chosen}
+    offload = options.get("offload", "auto")
+    if offload == "tuned":
+        offload, tuned = tuned_beside(info, options)
+        options = {**options, **tuned}
+    settings = {name: options[name] for name in _SETTINGS if options.get(name) is not None}
+    settings.setdefault("n_ubatch", options.get("n_batch") or _N_BATCH)
     placement = placement_for(info, offload, hardware.gpus, lambda: hardware, **settings) or Placement.cpu(info)
     if isinstance(placement, Plan) and placement is not offload:
         return placement, placement.forecast()

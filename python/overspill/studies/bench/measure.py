@@ -15,7 +15,6 @@ from overspill import _core
 from overspill.base.checks import as_integer
 from overspill.base.host import logical_cpus
 from overspill.base.values import DEFAULT_CACHE_TYPE, DEFAULT_LOAD_MODE, Breakdown, CacheType, LoadMode
-from overspill.engine.loading import Offload
 from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
@@ -23,6 +22,7 @@ from overspill.header.tensor_names import part_of
 from overspill.machine.devices import devices
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
+from overspill.planning.offload import Offload
 from overspill.studies.bench.result import Bench
 from overspill.studies.bench.samples import DeviceShare, Samples
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from overspill.base.values import MemoryUse, Stats
-from overspill.engine.loading import Offload
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.forecast import Forecast
+from overspill.planning.offload import Offload
 from overspill.sampling.options import SamplingOptions
 
 __all__ = ["NO_CHAT", "Answer", "ComparedModel"]

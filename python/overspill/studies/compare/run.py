@@ -15,13 +15,13 @@ from typing import Any
 
 from overspill import _core
 from overspill.base.values import DEFAULT_LOAD_MODE, LoadMode
-from overspill.engine.loading import Offload
 from overspill.engine.model import Model
 from overspill.engine.reply import ChatStream
 from overspill.engine.stream import Stream
 from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server
+from overspill.planning.offload import Offload
 from overspill.sampling.options import SamplingOptions, merge
 from overspill.studies.compare.answers import Answer, ComparedModel
 from overspill.studies.compare.comparison import Comparison
