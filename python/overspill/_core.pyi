@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, Literal, final
+from typing import Any, Literal, Never, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,23 @@ class ClosedError(Error):
 class CancelledError(Error):
     """The progress callback returned False."""
 
+class _Type(type):
+    """pybind11's metaclass."""
+
+class _Native(metaclass=_Type):
+    """A class of the core's. Where no constructor is given, only the core makes these: calling it is a TypeError."""
+
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
+
+class _NativeEnum:
+    __pybind11_native_enum__: object
+
 LLAMA_CPP_COMMIT: str
 GPU_BACKENDS: list[str]
 RPC_PROTOCOL_VERSION: tuple[int, int]
 
 @final
-class Token:
+class Token(_Native):
     """One token of a reply; ``str()`` gives its text."""
 
     @property
@@ -61,7 +72,7 @@ class Token:
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
-class StopReason(Enum):
+class StopReason(_NativeEnum, Enum):
     """Why a reply ended."""
 
     eos = 1
@@ -73,7 +84,7 @@ class StopReason(Enum):
     error = 7
 
 @final
-class Breakdown:
+class Breakdown(_Native):
     """Where the time of tokens went: seconds of all of them together, and what was seen on the way."""
 
     @property
@@ -101,7 +112,7 @@ class Breakdown:
     def n_graph_splits(self) -> int: ...
 
 @final
-class GenerationStats:
+class GenerationStats(_Native):
     """What a reply took so far."""
 
     @property
@@ -123,14 +134,14 @@ class GenerationStats:
     @property
     def breakdown(self) -> Breakdown: ...
 
-class Switch(Enum):
+class Switch(_NativeEnum, Enum):
     """Whether something is done; ``auto`` leaves it to llama.cpp."""
 
     auto = 0
     on = 1
     off = 2
 
-class LoadMode(Enum):
+class LoadMode(_NativeEnum, Enum):
     """How weights get into memory."""
 
     mmap = 0
@@ -139,7 +150,7 @@ class LoadMode(Enum):
     mmap_mlock = 3
     direct_io = 4
 
-class CacheType(Enum):
+class CacheType(_NativeEnum, Enum):
     """What a KV cache is stored as."""
 
     f32 = 0
@@ -153,7 +164,7 @@ class CacheType(Enum):
     iq4_nl = 8
 
 @final
-class Placement:
+class Placement(_Native):
     """Where tensors go, in llama.cpp's terms; nothing of it set: everything on the CPU."""
 
     devices: list[str]
@@ -163,7 +174,7 @@ class Placement:
     def __init__(self) -> None: ...
 
 @final
-class ModelOptions:
+class ModelOptions(_Native):
     """How a model is to be loaded."""
 
     placement: Placement
@@ -182,7 +193,7 @@ class ModelOptions:
     def __init__(self) -> None: ...
 
 @final
-class MemoryUse:
+class MemoryUse(_Native):
     """What a model takes of a device."""
 
     @property
@@ -193,7 +204,7 @@ class MemoryUse:
     def compute_bytes(self) -> int: ...
 
 @final
-class PlacedTensor:
+class PlacedTensor(_Native):
     """A tensor of a loaded model, and where it is."""
 
     @property
@@ -206,7 +217,7 @@ class PlacedTensor:
     def n_bytes(self) -> int: ...
 
 @final
-class PlacedCache:
+class PlacedCache(_Native):
     """The KV cache of a layer, and where it is."""
 
     @property
@@ -217,7 +228,7 @@ class PlacedCache:
     def n_bytes(self) -> int: ...
 
 @final
-class MemoryReport:
+class MemoryReport(_Native):
     """What llama.cpp says of a model and one context of it."""
 
     @property
@@ -230,7 +241,7 @@ class MemoryReport:
     def n_splits(self) -> int: ...
 
 @final
-class GenerationOptions:
+class GenerationOptions(_Native):
     """What a reply is to be like, and how it is come by."""
 
     sampler: Sampler
@@ -247,7 +258,7 @@ class GenerationOptions:
     def __init__(self) -> None: ...
 
 @final
-class Model:
+class Model(_Native):
     def __init__(self, path: bytes, options: ModelOptions, progress: Callable[[float], bool | None] | None) -> None: ...
     def memory(self) -> MemoryReport: ...
     def open_stream(self, prompt: Sequence[int], options: GenerationOptions) -> Generation: ...
@@ -281,14 +292,14 @@ class Model:
     def n_threads(self) -> int: ...
 
 @final
-class Generation:
+class Generation(_Native):
     def __iter__(self) -> Generation: ...
     def __next__(self) -> Token: ...
     def close(self, reason: StopReason) -> None: ...
     def stats(self) -> GenerationStats: ...
 
 @final
-class BatchOutcome:
+class BatchOutcome(_Native):
     """One reply of a batch, which has ended."""
 
     @property
@@ -299,12 +310,12 @@ class BatchOutcome:
     def stats(self) -> GenerationStats: ...
 
 @final
-class BatchGeneration:
+class BatchGeneration(_Native):
     def __iter__(self) -> BatchGeneration: ...
     def __next__(self) -> BatchOutcome: ...
     def close(self) -> None: ...
 
-class ToolChoice(Enum):
+class ToolChoice(_NativeEnum, Enum):
     """Whether a model may call tools."""
 
     auto = 0
@@ -312,7 +323,7 @@ class ToolChoice(Enum):
     none = 2
 
 @final
-class ToolCall:
+class ToolCall(_Native):
     """A call that a model asks for, complete or not."""
 
     @property
@@ -323,7 +334,7 @@ class ToolCall:
     def id(self) -> str: ...
 
 @final
-class Reply:
+class Reply(_Native):
     """What a reply's text says."""
 
     @property
@@ -334,11 +345,11 @@ class Reply:
     def tool_calls(self) -> list[ToolCall]: ...
 
 @final
-class ReplyParser:
+class ReplyParser(_Native):
     def parse(self, text: str, is_partial: bool) -> Reply: ...
 
 @final
-class ReplyForm:
+class ReplyForm(_Native):
     """How the reply to a conversation is to be made, and read."""
 
     droppable: list[tuple[int, int]]
@@ -349,7 +360,7 @@ class ReplyForm:
     def parser(self) -> ReplyParser: ...
 
 @final
-class ChatPrompt:
+class ChatPrompt(_Native):
     """A conversation as the model gets it, and the form of the reply to it."""
 
     @property
@@ -358,7 +369,7 @@ class ChatPrompt:
     def form(self) -> ReplyForm: ...
 
 @final
-class ChatTemplate:
+class ChatTemplate(_Native):
     def __init__(self, model: Model, source: str) -> None: ...
     def render(
         self,
@@ -375,14 +386,14 @@ class ChatTemplate:
     def source(self) -> str: ...
 
 @final
-class SamplingOptions:
+class SamplingOptions(_Native):
     """What to make of a row of logits: the fields of ``overspill.SamplingOptions``, with tokens in place of texts."""
 
     def __init__(self, **options: Any) -> None: ...
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
-class SamplerState:
+class SamplerState(_Native):
     """All that makes a sampler draw differently from a new one with the same options."""
 
     def __init__(self, *, seed: int, n_draws: int, history: Sequence[int], mirostat_mu: float) -> None: ...
@@ -396,7 +407,7 @@ class SamplerState:
     def mirostat_mu(self) -> float: ...
 
 @final
-class Sampler:
+class Sampler(_Native):
     def __init__(self, options: SamplingOptions) -> None: ...
     def sample(self, logits: NDArray[np.float32], allowed: object | None) -> int: ...
     def distribution(
@@ -409,13 +420,13 @@ class Sampler:
     def restore(self, state: SamplerState) -> None: ...
 
 @final
-class Evaluation:
+class Evaluation(_Native):
     def __init__(self, model: Model) -> None: ...
     def eval(self, tokens: Sequence[int], every: bool) -> NDArray[np.float32]: ...
     def reset(self) -> None: ...
 
 @final
-class WeightRate:
+class WeightRate(_Native):
     """How fast weights are read."""
 
     @property
@@ -424,7 +435,7 @@ class WeightRate:
     def buffer_type(self) -> str: ...
 
 @final
-class DeviceTime:
+class DeviceTime(_Native):
     """What a device does for a token."""
 
     @property
@@ -433,7 +444,7 @@ class DeviceTime:
     def n_pieces(self) -> int: ...
 
 @final
-class DeviceTimes:
+class DeviceTimes(_Native):
     """Where the time of a token goes, on average."""
 
     @property
@@ -444,7 +455,7 @@ class DeviceTimes:
     def total_s(self) -> float: ...
 
 @final
-class DeviceMeter:
+class DeviceMeter(_Native):
     def __init__(
         self,
         device: str,
@@ -477,7 +488,7 @@ class DeviceMeter:
     def link_bytes_per_s(self, n_bytes: int) -> float: ...
 
 @final
-class GgufArray:
+class GgufArray(_Native):
     """An array of a header."""
 
     @property
@@ -489,7 +500,7 @@ class GgufArray:
         """None for text, and for more than 4096 elements."""
 
 @final
-class GgufTensor:
+class GgufTensor(_Native):
     @property
     def name(self) -> str: ...
     @property
@@ -500,7 +511,7 @@ class GgufTensor:
     def n_bytes(self) -> int: ...
 
 @final
-class GgufFile:
+class GgufFile(_Native):
     """What a model's files say of it; each list is made when it is read."""
 
     @property
@@ -513,7 +524,7 @@ class GgufFile:
     def n_bytes(self) -> int: ...
 
 @final
-class DeviceDescription:
+class DeviceDescription(_Native):
     @property
     def name(self) -> str: ...
     @property
