@@ -63,12 +63,4 @@ inline std::string one_line_of(const std::exception & error) {
     return why;
 }
 
-template <typename T>
-void check_range(const char * name, T value, T low, T high) {
-    if (value < low || value > high) {
-        throw std::invalid_argument(std::string(name) + " must be " + std::to_string(low) + " to " +
-                                    std::to_string(high) + ", not " + std::to_string(value));
-    }
-}
-
 }  // namespace overspill

@@ -1,6 +1,7 @@
 #include "device/device_meter.h"
 
 #include "base/activity.h"
+#include "base/check_range.h"
 #include "base/error_capture.h"
 #include "device/weights.h"
 

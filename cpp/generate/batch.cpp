@@ -1,5 +1,6 @@
 #include "generate/batch.h"
 
+#include "base/check_range.h"
 #include "base/error.h"
 #include "base/stopwatch.h"
 

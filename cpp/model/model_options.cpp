@@ -1,6 +1,6 @@
 #include "model/model_options.h"
 
-#include "base/error.h"
+#include "base/check_range.h"
 
 #include <limits>
 #include <stdexcept>
