@@ -102,7 +102,10 @@ def plan(
         planned = overspill.plan(header, hardware=hardware, pins=pins, **settings)
         if save is not None:
             planned.save(save)
-        _print_plan(planned, as_json=as_json)
+        if as_json:
+            print(json.dumps(_data(planned), indent=2))
+        else:
+            _print_plan(planned)
 
 
 def _measured(header: overspill.ModelInfo, memory: dict[str, str]) -> overspill.Hardware:
@@ -112,25 +115,27 @@ def _measured(header: overspill.ModelInfo, memory: dict[str, str]) -> overspill.
         )
 
 
-def _print_plan(planned: overspill.Plan, *, as_json: bool) -> None:
+def _data(planned: overspill.Plan) -> dict[str, Any]:
+    return {
+        "forecast": planned.forecast().to_dict(),
+        "whole_layers_tokens_per_s": planned.whole_layers_tokens_per_s,
+        "hardware": planned.hardware.to_dict(),
+        "placement": planned.to_dict(),
+        "ubatch_trade": [
+            asdict(trade) | {"prefill_ceiling_tokens_per_s": _or_none(trade.prefill_ceiling_tokens_per_s)}
+            for trade in trade_around(planned)
+        ],
+        "llama_server_flags": _server_flags(planned),
+    }
+
+
+def _server_flags(planned: overspill.Plan) -> list[str]:
+    used = planned.forecast().settings
+    return planned.server_flags(n_ctx=used.n_ctx, n_ubatch=used.n_ubatch, type_k=used.type_k, type_v=used.type_v)
+
+
+def _print_plan(planned: overspill.Plan) -> None:
     expected = planned.forecast()
-    used = expected.settings
-    flags = planned.server_flags(n_ctx=used.n_ctx, n_ubatch=used.n_ubatch, type_k=used.type_k, type_v=used.type_v)
-    trades = trade_around(planned)
-    if as_json:
-        data = {
-            "forecast": expected.to_dict(),
-            "whole_layers_tokens_per_s": planned.whole_layers_tokens_per_s,
-            "hardware": planned.hardware.to_dict(),
-            "placement": planned.to_dict(),
-            "ubatch_trade": [
-                asdict(trade) | {"prefill_ceiling_tokens_per_s": _or_none(trade.prefill_ceiling_tokens_per_s)}
-                for trade in trades
-            ],
-            "llama_server_flags": flags,
-        }
-        print(json.dumps(data, indent=2))
-        return
     output = report_output()
     output.print(f"{expected.verdict}: about {expected.tokens_per_s:.1f} tokens/s", style="bold", markup=False)
     output.print(expected.reason, markup=False)
@@ -154,7 +159,7 @@ def _print_plan(planned: overspill.Plan, *, as_json: bool) -> None:
     if planned.hardware.gpus:
         layers = "layers with experts on a GPU" if planned.info.n_experts else "layers on a GPU"
         trade = plain_table("ubatch", "computing", layers, "tokens/s", "prompt tokens/s, at most", left=())
-        for one in trades:
+        for one in trade_around(planned):
             ceiling = _or_none(one.prefill_ceiling_tokens_per_s)
             trade.add_row(
                 str(one.n_ubatch),
@@ -166,7 +171,7 @@ def _print_plan(planned: overspill.Plan, *, as_json: bool) -> None:
         output.print()
         output.print(trade)
     output.print()
-    output.print("llama-server " + shlex.join(flags), markup=False, soft_wrap=True)
+    output.print("llama-server " + shlex.join(_server_flags(planned)), markup=False, soft_wrap=True)
     if planned.hardware.source == "assumed":
         output.print("Some figures of the hardware are assumed; see docs/offload.md.", style="dim", markup=False)
 
