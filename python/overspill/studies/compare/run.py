@@ -213,7 +213,7 @@ class _Run:
 
     def _note(self, error: Exception, where: ComparedModel | Answer) -> None:
         # A caller's mistake is raised as long as no answer is lost.
-        if isinstance(error, ValueError | TypeError) and not self.has_answered:
+        if isinstance(error, ValueError) and not self.has_answered:
             raise error
         self.errors.append(error)
         where.problem = str(error)
@@ -238,7 +238,7 @@ class _Run:
         self._report(self._comparison)
         try:
             stream = self._open(model, answer.question)
-        except (_core.Error, ValueError, TypeError) as error:
+        except (_core.Error, ValueError) as error:
             self._note(error, answer)
         else:
             try:
