@@ -12,6 +12,7 @@ from typing import NoReturn
 import typer
 
 from overspill._core import Error
+from overspill.base.text import printable
 from overspill.cli.output import errors, set_up_streams
 
 __all__ = ["ERROR", "EXIT_CODES", "INTERRUPTED", "PIPE_CLOSED", "USAGE", "guarded_command", "report_bug"]
@@ -22,7 +23,7 @@ ERROR, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
 def _fail(message: str, code: int) -> NoReturn:
     """Print a line on standard error, and end with ``code``."""
-    errors.print(f"error: {message}", markup=False, soft_wrap=True)
+    errors.print(f"error: {printable(message)}", markup=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -35,7 +36,7 @@ def report_bug(error: Exception, *, verbose: bool | None) -> None:
         traceback.print_exception(error)
     advice = "; --verbose shows where" if verbose is False else ""
     line = f"error: a bug in overspill{advice}: {type(error).__name__}: {error}"
-    errors.print(" ".join(line.split()), markup=False, soft_wrap=True)
+    errors.print(printable(" ".join(line.split())), markup=False, soft_wrap=True)
 
 
 @contextmanager
