@@ -1,4 +1,4 @@
-"""Checks of arguments; their errors name the argument and what it may be."""
+"""Checks of arguments; their errors name the argument and its range or choices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import SupportsFloat, SupportsIndex
 
 __all__ = ["as_integer", "as_real", "check_choice", "device_index"]
 
-# What the core's integers hold: as an upper bound, no range that anyone would look for.
+# The largest integers of the core; errors do not show them as the end of a range.
 _LARGEST = (2**31 - 1, 2**63 - 1)
 
 

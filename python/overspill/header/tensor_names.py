@@ -1,4 +1,4 @@
-"""What the names of tensors say: the layer, and the part of the model."""
+"""The names of tensors, which tell the layer and the part of the model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["Part", "layer_of", "part_of"]
 
 Part: TypeAlias = Literal["attention", "dense", "experts", "output", "embedding", "other"]
 
-# llama.cpp's names (src/llama-arch.cpp), of layers without what comes before. What mixes tokens counts as attention,
-# recurrent layers too; routers and shared experts are dense, since every token reads them.
+# llama.cpp's names (src/llama-arch.cpp); those of layers begin behind "blk.N.". Recurrent parts count as attention, as
+# they mix tokens too. Routers and shared experts are dense, since every token reads them.
 _LAYER = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
 _EXPERTS = re.compile(r"ffn_\w+_(ch)?exps\b|ffn_(gate|up|down)\.\d+\.")
 _DENSE = re.compile(r"ffn_|post_ffw|pre_ffw|channel_mix|exp_probs")
@@ -31,7 +31,7 @@ def part_of(tensor: str) -> Part:
     return _part_of_layer(tensor[layer.end() :]) if layer else _part_outside(tensor)
 
 
-# Layers have the same names, and a plan asks for each again and again.
+# All layers have the same names behind "blk.N.".
 @lru_cache(1024)
 def _part_of_layer(stem: str) -> Part:
     if _EXPERTS.match(stem):

@@ -1,1 +1,1 @@
-"""The devices of a machine, and what they cost."""
+"""The devices of a machine: memory, speed and fixed costs."""

@@ -1,4 +1,4 @@
-"""The hardware that a plan is for: the memory of each device, and what decoding costs there."""
+"""The hardware that a plan is for: memory, speed and fixed costs of each device."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _ASSUMED_RPC = {"bandwidth": 100e9, "op_s": 3e-6, "hop_s": 300e-6, "link_bytes_p
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """One device, and what a decode costs on it."""
+    """One device: its memory, and its speed and fixed costs in decoding."""
 
     name: str
     """llama.cpp's name, such as ``CPU``, ``CUDA0`` or ``RPC0``; ``GPU0`` and so on for given hardware."""
     kind: Literal["cpu", "gpu"]
     memory_bytes: int
-    """Memory that a model may use: what is free now, or what was given."""
+    """Bytes of memory that a model may use: those free now, or those given."""
     bandwidth_bytes_per_s: float
     """Rate of reading weights for one token where ``rates`` has none. It is measured in F16: little arithmetic."""
     rates: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -196,7 +196,7 @@ class Hardware:
         specs = []
         for device, free, known in zip(found, free_bytes, figures, strict=True):
             cap = caps.get(device.name)
-            # A backend that does not tell what is free says 0.
+            # 0 bytes are free where the backend does not tell.
             specs.append(_spec(device, free if cap is None else min(cap, free or cap), known))
         return cls(tuple(specs), "measured" if complete else "assumed", n_threads)
 
@@ -220,7 +220,7 @@ class Hardware:
         dual-channel DDR4-2933, -3200     46.9, 51.2 GB/s (channels x 8 bytes x transfers)
         dual-channel DDR5-5600, -6400     89.6, 102.4 GB/s
         RTX 3060 12 GB, 3090, 4090, 5090  360, 936, 1008, 1792 GB/s (NVIDIA's data sheets)
-        PCIe 3, 4, 5, x16                 12, 25, 50 GB/s of 15.8, 31.5, 63 (assumed: what copies reach)
+        PCIe 3, 4, 5, x16                 12, 25, 50 GB/s of 15.8, 31.5, 63 (assumed: the speed of copies)
         a hop to a GPU                    20 to 40 µs (assumed: launch, two copies and the waits for them)
         ================================  ======================================================================
 
@@ -348,7 +348,7 @@ def _caps(memory: Mapping[str, Size], found: Sequence[Device]) -> dict[str, int]
 
 
 def _spec(device: Device, memory_bytes: int, figures: Mapping[str, float]) -> DeviceSpec:
-    """Return the spec of a device of this machine; what ``figures`` lack is assumed."""
+    """Return the spec of a device of this machine; missing figures are assumed."""
     is_cpu, is_rpc = device.kind == "cpu", device.backend == "RPC"
     assumed = _ASSUMED_CPU if is_cpu else _ASSUMED_RPC if is_rpc else _ASSUMED_GPU
     fixed = {name: figures.get(name, value) for name, value in assumed.items()}

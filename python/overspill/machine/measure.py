@@ -1,6 +1,6 @@
 """Measurements of devices: the speed and the fixed costs of decoding, and the file that keeps them.
 
-A question is one figure of one device. What the file does not answer is measured.
+A question asks for one figure of one device. The file answers it, or a measurement does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ Report: TypeAlias = Callable[[str, float], object]
 """Called before each measurement with its name and the share that is done, 0 to 1."""
 WeightShape: TypeAlias = tuple[str, int, int, int, int]
 """Type, elements in, elements out, experts and experts used; both 0 for a plain matrix."""
-
 
 _MOST_INTERRUPTIONS_PER_S = 20  # for each second that a thread runs
 _INTEGER_AND_DOUBLE_TYPES = ("i8", "i16", "i32", "i64", "f64")
@@ -181,7 +180,7 @@ def _answer(
     no_host: bool,
     progress: Report | None,
 ) -> None:
-    """Measure what ``questions``, sorted by device, ask for; put it into the cache and its file."""
+    """Measure the answers to ``questions``, which are sorted by device, and put them into the cache and its file."""
     meter: _core.DeviceMeter | None = None
     measured: Device | None = None
     disturbed = 0

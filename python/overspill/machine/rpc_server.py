@@ -113,7 +113,7 @@ def _wait_until_it_answers(server: subprocess.Popen[str], host: str, port: int, 
 
 
 def _lines(server: subprocess.Popen[str]) -> Iterator[str]:
-    """Yield the lines that the server prints, without its warnings and what ``serve`` itself reports."""
+    """Yield the lines that the server prints, without its warnings and the facts that ``serve`` reports."""
     assert server.stdout is not None
     noise = (
         *("!!!", "WARNING: Host", "Never expose the RPC server", "This is an experimental feature"),

@@ -116,7 +116,7 @@ def server_flags(arguments: LlamaPlacement, buffer_types: Mapping[str, str], set
     if arguments.overrides:
         pairs = [f"{pattern}={buffer_types.get(device, device)}" for pattern, device in arguments.overrides]
         flags += ["--override-tensor", ",".join(pairs)]
-    # Otherwise llama-server changes what was left to it, such as the context, until it thinks that it fits.
+    # Otherwise llama-server changes other settings, such as the context, until it thinks that everything fits.
     flags += ["--fit", "off"]
     for name, value in settings.items():
         if name not in _SERVER_FLAGS:

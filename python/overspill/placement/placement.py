@@ -30,7 +30,7 @@ class Placement:
     """The device of each part of a model: a value that can be made, edited, shown, saved and loaded with.
 
     ===============  ==================================================================================
-    ``attention``    of a layer: what mixes tokens; recurrent parts too
+    ``attention``    of a layer: attention, or the recurrent parts in its place
     ``dense``        of a layer: feed-forward parts that every token passes through, and routers
     ``experts``      of a layer: experts, of which a token uses some
     ``kv``           of a layer: its KV cache, or the state that it keeps instead
