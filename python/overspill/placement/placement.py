@@ -201,7 +201,9 @@ class Placement:
         kv
             Device and bytes of each layer's KV cache; empty if the model has none.
         """
-        return self._of(self._assignment.read_back(tensors, kv))
+        actual = self.copy()
+        actual._assignment = self._assignment.read_back(tensors, kv)
+        return actual
 
     # --- to ask
 
