@@ -229,16 +229,13 @@ def test_bad_settings(tiny_gpt_oss_path: Path, options: dict[str, Any], text: st
 
 BESIDE_A_GPU = """
 import json, os, sys
-from pathlib import Path
 import overspill
 from overspill import _core
-from upstream_tools import stand_in_gpu
 
-path, tools = sys.argv[1:]
-stand_in_gpu(Path(tools), "GPU0", 2 << 30)
+path, endpoint = sys.argv[1:]
 read_gguf, files = _core.read_gguf, []
 _core.read_gguf = lambda file: files.append(file) or read_gguf(file)
-with overspill.Model(path, n_ctx=512, n_threads=1) as model:
+with overspill.Model(path, rpc=[endpoint], n_ctx=512, n_threads=1) as model:
     model.generate([1, 2, 3], max_tokens=2)
     model.placement
 try:
@@ -249,11 +246,11 @@ os._exit(0)
 """
 
 
-def test_beside_a_gpu(tiny_gpt_oss_path: Path, upstream_tools: Path) -> None:
-    """What is placed by measured speeds reads the header once; a mistake in a setting is the same as without a GPU."""
+def test_beside_a_gpu(tiny_gpt_oss_path: Path, endpoints: list[str]) -> None:
+    """The header is read once, planning included; a mistake in a setting has the error that it has without a GPU."""
     with pytest.raises(ValueError, match="type_k must be one of f32, f16") as without:
         Model(tiny_gpt_oss_path, type_k="q9")  # type: ignore[arg-type]
-    n_reads, error = in_process(BESIDE_A_GPU, str(tiny_gpt_oss_path), str(upstream_tools))
+    n_reads, error = in_process(BESIDE_A_GPU, str(tiny_gpt_oss_path), endpoints[0])
     assert n_reads == 1
     assert error == str(without.value)
 
