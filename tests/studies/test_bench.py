@@ -17,6 +17,7 @@ from rich.console import Console
 from commands import overspill
 from model_files import VOCABULARY, WIDTH
 from overspill import Breakdown, Error, Model, ModelInfo, Placement, bench
+from overspill.planning.tuned import save_tuned
 from overspill.studies.bench.measure import read_bytes_by_device
 from rpc_server import running_server
 
@@ -259,3 +260,19 @@ def test_depth_needs_no_more_context_than_it_says(tiny_gpt_oss_path: Path) -> No
     assert found.prefill is not None
     assert found.prefill.name == "pp16"
     assert ModelInfo.from_file(tiny_gpt_oss_path).n_ctx_train == 131072
+
+
+def test_tuned_settings_are_what_is_measured(
+    tiny_gpt_oss_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token reads the KV cache in its tuned type, which nobody gave."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    info = ModelInfo.from_file(tiny_gpt_oss_path)
+    placement = Placement.cpu(info)
+    settings = {"n_ctx": 64, "n_ubatch": 64, "n_threads": 1, "flash_attention": "auto", "repack": "off"}
+    save_tuned(info, placement, {**settings, "type_k": "q8_0", "type_v": "q8_0", "load_mode": "read"}, 1.0)
+    found = bench(tiny_gpt_oss_path, n_prompt=0, n_gen=4, n_depth=100, repetitions=1, offload="tuned")
+    assert (found.settings["type_k"], found.settings["n_threads"], found.settings["load_mode"]) == ("q8_0", 1, "read")
+    (device,) = found.devices
+    assert device.read_bytes == read_bytes_by_device(info, placement, 102, "q8_0", "q8_0")["CPU"]
+    assert device.read_bytes < read_bytes_by_device(info, placement, 102, "f16", "f16")["CPU"]

@@ -153,11 +153,11 @@ def bench(
         placement, info, settings = model.placement, model.info, asdict(model._settings)
     # With the model gone, there is memory to measure with.
     step("measuring memory")
-    read = read_bytes_by_device(info, placement, max(1, n_depth) + n_gen // 2, type_k, type_v)
-    by_device = times.devices
+    depth = max(1, n_depth) + n_gen // 2
+    read = read_bytes_by_device(info, placement, depth, settings["type_k"], settings["type_v"])
     shares = [
-        DeviceShare(device, read.get(device, 0), device_bandwidth(device), time.seconds, time.n_pieces)
-        for device, time in sorted(by_device.items(), key=lambda item: item[0] == CPU)
+        DeviceShare(device, read.get(device, 0), device_bandwidth(device), part.seconds, part.n_pieces)
+        for device, part in sorted(times.devices.items(), key=lambda item: item[0] == CPU)
     ]
     if progress is not None:
         progress("done", 1.0)
@@ -172,7 +172,7 @@ def bench(
         breakdown=_sum(breakdowns[1:]),
         devices=tuple(shares),
         moving_s=times.moving_s,
-        around_s=times.total_s - times.moving_s - sum(time.seconds for time in by_device.values()),
+        around_s=times.total_s - times.moving_s - sum(part.seconds for part in times.devices.values()),
     )
 
 
