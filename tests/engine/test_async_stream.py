@@ -28,7 +28,7 @@ def greedy(model: Model, prompt: str = PROMPT) -> overspill.Completion:
     return model.generate(prompt, temperature=0, max_tokens=24)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def slow(gemma_path: Path) -> Iterator[Model]:
     """Return a model that takes long for ``LONG_PROMPT``, and takes it in one step."""
     with Model(gemma_path, n_ctx=8192, n_batch=4096, n_threads=2) as model:
@@ -50,15 +50,15 @@ async def prefilling() -> None:
     await asyncio.sleep(0.3)
 
 
-def test_it_is_the_stream(gemma: Model) -> None:
+def test_it_is_the_stream(tiny_gpt_oss: Model) -> None:
     """The tokens, the stop reason and the counts are those of ``stream``; no thread is left."""
 
     async def main() -> None:
-        stream = gemma.astream(PROMPT, temperature=0, max_tokens=24)
+        stream = tiny_gpt_oss.astream(PROMPT, temperature=0, max_tokens=24)
         assert "running" in repr(stream)
-        assert [token async for token in stream] == greedy(gemma).tokens
+        assert [token async for token in stream] == greedy(tiny_gpt_oss).tokens
         assert stream.stats.stop_reason is StopReason.MAX_TOKENS
-        assert (stream.stats.tokens, stream.stats.prompt_tokens) == (24, len(gemma.tokenize(PROMPT)))
+        assert (stream.stats.tokens, stream.stats.prompt_tokens) == (24, len(tiny_gpt_oss.tokenize(PROMPT)))
         assert [token async for token in stream] == []
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
@@ -105,7 +105,7 @@ def test_the_loop_goes_on_while_the_stream_opens_and_steps(gemma: Model) -> None
     asyncio.run(main())
 
 
-def test_a_full_default_executor_does_not_stop_it(gemma: Model) -> None:
+def test_a_full_default_executor_does_not_stop_it(tiny_gpt_oss: Model) -> None:
     """Steps need none of its threads, which may be waiting for what we stream."""
 
     async def main() -> None:
@@ -113,11 +113,11 @@ def test_a_full_default_executor_does_not_stop_it(gemma: Model) -> None:
         loop.set_default_executor(ThreadPoolExecutor(1))
         done = threading.Event()
         blocked = loop.run_in_executor(None, done.wait, 60)
-        tokens = [token async for token in gemma.astream(PROMPT, temperature=0, max_tokens=24)]
+        tokens = [token async for token in tiny_gpt_oss.astream(PROMPT, temperature=0, max_tokens=24)]
         assert not blocked.done()
         done.set()
         assert await blocked
-        assert tokens == greedy(gemma).tokens
+        assert tokens == greedy(tiny_gpt_oss).tokens
 
     asyncio.run(main())
 
@@ -142,11 +142,11 @@ def test_two_interleave(gemma: Model) -> None:
     assert order.index(0) < 24
 
 
-def test_two_tasks_share_one(gemma: Model) -> None:
+def test_two_tasks_share_one(tiny_gpt_oss: Model) -> None:
     """Each token goes to one of them, and none is lost."""
 
     async def main() -> list[int]:
-        stream = gemma.astream(PROMPT, temperature=0, max_tokens=24)
+        stream = tiny_gpt_oss.astream(PROMPT, temperature=0, max_tokens=24)
 
         async def pull() -> list[int]:
             found = []
@@ -157,7 +157,7 @@ def test_two_tasks_share_one(gemma: Model) -> None:
         first, second = await asyncio.gather(pull(), pull())
         return sorted(first + second)
 
-    assert asyncio.run(main()) == sorted(token.id for token in greedy(gemma).tokens)
+    assert asyncio.run(main()) == sorted(token.id for token in greedy(tiny_gpt_oss).tokens)
 
 
 async def by_cancelling(stream: AsyncStream) -> None:
@@ -222,7 +222,7 @@ def test_a_step_is_cancelled_in_its_middle(slow: Model, end: Callable[[AsyncStre
 
 
 @pytest.mark.parametrize("way", ["break", "raise", "generator", "with", "del", "aclose", "not begun"])
-def test_an_abandoned_stream_ends_and_leaves_the_model_usable(gemma: Model, way: str) -> None:
+def test_an_abandoned_stream_ends_and_leaves_the_model_usable(tiny_gpt_oss: Model, way: str) -> None:
     """However the loop is left, the stream is closed, its thread goes, and the next one starts afresh."""
 
     async def texts(stream: AsyncStream) -> AsyncIterator[str]:
@@ -230,7 +230,7 @@ def test_an_abandoned_stream_ends_and_leaves_the_model_usable(gemma: Model, way:
             yield token.text
 
     async def main() -> None:
-        stream = gemma.astream(PROMPT)
+        stream = tiny_gpt_oss.astream(PROMPT)
         if way == "break":
             async for _ in stream:
                 break
@@ -262,12 +262,12 @@ def test_an_abandoned_stream_ends_and_leaves_the_model_usable(gemma: Model, way:
             assert stream.stats.tokens == (0 if way == "not begun" else 1)
         await no_threads_of_streams()
 
-    expected = greedy(gemma).text
+    expected = greedy(tiny_gpt_oss).text
     asyncio.run(main())
-    assert greedy(gemma).text == expected
+    assert greedy(tiny_gpt_oss).text == expected
 
 
-def test_exceptions_pass_unchanged(gemma: Model) -> None:
+def test_exceptions_pass_unchanged(tiny_gpt_oss: Model) -> None:
     """A sampler's exception is the very object, and ends the stream; mistakes come out of the first step."""
     problem = LookupError("the sampler's own")
 
@@ -275,18 +275,18 @@ def test_exceptions_pass_unchanged(gemma: Model) -> None:
         raise problem
 
     async def main() -> None:
-        stream = gemma.astream(PROMPT, sampler=fail)
+        stream = tiny_gpt_oss.astream(PROMPT, sampler=fail)
         with pytest.raises(LookupError) as caught:
             await anext(stream)
         assert caught.value is problem
         assert stream.stats.stop_reason is StopReason.ERROR
         with pytest.raises(ValueError, match="max_tokens must be at least 1"):
-            await anext(gemma.astream(PROMPT, max_tokens=0))
+            await anext(tiny_gpt_oss.astream(PROMPT, max_tokens=0))
         with pytest.raises(TypeError, match="frobnicate"):
-            async with gemma.astream(PROMPT, frobnicate=1):
+            async with tiny_gpt_oss.astream(PROMPT, frobnicate=1):
                 pass
         with pytest.raises(overspill.ContextFullError, match="the context holds 1024"):
-            async for _ in gemma.astream(LONG_PROMPT):
+            async for _ in tiny_gpt_oss.astream(LONG_PROMPT):
                 pass
         await no_threads_of_streams()
 
@@ -309,11 +309,11 @@ def test_a_closed_model(gemma_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_samplers_and_processors_in_python(gemma: Model) -> None:
+def test_samplers_and_processors_in_python(tiny_gpt_oss: Model) -> None:
     """They choose as in ``stream``, in one thread that is not the loop's, with the caller's context variables."""
     user = contextvars.ContextVar[str]("user")
     seen: set[tuple[str, int]] = set()
-    banned = [token.id for token in greedy(gemma).tokens[:3]]
+    banned = [token.id for token in greedy(tiny_gpt_oss).tokens[:3]]
 
     def ban(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> None:
         logits[banned] = -np.inf
@@ -326,11 +326,11 @@ def test_samplers_and_processors_in_python(gemma: Model) -> None:
 
     async def main() -> list[overspill.Token]:
         user.set("me")
-        stream = gemma.astream(PROMPT, sampler=second, logits_processors=[ban, look], max_tokens=8)
+        stream = tiny_gpt_oss.astream(PROMPT, sampler=second, logits_processors=[ban, look], max_tokens=8)
         user.set("somebody else")
         return [token async for token in stream]
 
-    expected = gemma.generate(PROMPT, sampler=second, logits_processors=[ban], max_tokens=8).tokens
+    expected = tiny_gpt_oss.generate(PROMPT, sampler=second, logits_processors=[ban], max_tokens=8).tokens
     assert asyncio.run(main()) == expected
     ((name, thread),) = seen
     assert name == "me"

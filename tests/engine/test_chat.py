@@ -65,7 +65,7 @@ def test_prompts_cost_what_is_new(model: Model) -> None:
     assert f"{stream.stats.cached_tokens} cached" in str(stream.stats)
 
 
-@pytest.mark.parametrize("name", ["tiny_gpt_oss", "gemma", "smollm2"])
+@pytest.mark.parametrize("name", sweep(["tiny_gpt_oss", "gemma", "smollm2"], always=[0]))
 def test_reuse_gives_the_same_tokens(request: pytest.FixtureRequest, name: str) -> None:
     """With sliding windows too, whose memory cannot go back far: longer, shorter and other prompts."""
     path: Path = request.getfixturevalue(f"{name}_path")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from overspill.machine.rpc_server import PROGRAM
 
@@ -27,25 +28,35 @@ def listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def start_server(port: int, *, max_memory_bytes: int | None = None) -> subprocess.Popen[bytes]:
-    """Start one with a single thread, and wait until it listens; it may be limited in what it can allocate."""
+def address_space_bytes(pid: int) -> int:
+    """Return how much address space a process on Linux uses."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize:"))
+
+
+def start_server(port: int, *, room_bytes: int | None = None) -> subprocess.Popen[bytes]:
+    """Start one with a single thread, and wait until it listens; on Linux its room for more may be limited."""
     command = [str(PROGRAM), "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
-    if max_memory_bytes is not None:
-        command = ["prlimit", f"--as={max_memory_bytes}", *command]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 30
     while not listens(port):
         assert time.monotonic() < deadline, "the server does not listen"
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
+    if room_bytes is not None:
+        import resource
+
+        # What a server takes by itself depends on the machine, so it is measured.
+        limit = address_space_bytes(process.pid) + room_bytes
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
     return process
 
 
 @contextmanager
-def running_server(*, max_memory_bytes: int | None = None) -> Iterator[str]:
+def running_server(*, room_bytes: int | None = None) -> Iterator[str]:
     """Start one for a block; yield its endpoint."""
     port = free_port()
-    with start_server(port, max_memory_bytes=max_memory_bytes) as process:
+    with start_server(port, room_bytes=room_bytes) as process:
         try:
             yield f"127.0.0.1:{port}"
         finally:
