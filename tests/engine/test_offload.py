@@ -18,6 +18,7 @@ import pytest
 from overspill import Error, Model, ModelInfo, Placement
 from programs import python_environment
 from rpc_server import running_server
+from sweeps import sweep
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("name", ["tiny_gpt_oss", "gemma", "smollm2"])
+@pytest.mark.parametrize("name", sweep(["tiny_gpt_oss", "gemma", "smollm2"], always=[0]))
 def test_same_answers_wherever_it_lies(request: pytest.FixtureRequest, endpoints: list[str], name: str) -> None:
     """Greedy tokens are the same, logits within 1e-3, and llama.cpp says that all is where it should be."""
     path: Path = request.getfixturevalue(f"{name}_path")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from overspill import Model
+from sweeps import sweep
 from upstream_tools import completion
 
 PROMPTS = {
@@ -19,7 +20,7 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+@pytest.mark.parametrize("prompt", sweep(PROMPTS.values(), always=[1]), ids=PROMPTS)
 @pytest.mark.parametrize("name", ["gemma", "smollm2"])
 def test_greedy_text_is_upstreams(request: pytest.FixtureRequest, upstream_tools: Path, name: str, prompt: str) -> None:
     """64 greedy tokens are those of ``llama-completion --temp 0``."""

@@ -16,6 +16,7 @@ import pytest
 import overspill
 from programs import python_environment
 from rpc_server import free_port, listens
+from sweeps import sweep
 
 # In a process of its own, since a device cannot be taken away again.
 TRIAL = """
@@ -203,7 +204,7 @@ def test_a_killed_server_ends_streams_and_not_the_process(tiny_gpt_oss_path: Pat
     run_trial(LOST, str(tiny_gpt_oss_path))
 
 
-@pytest.mark.parametrize("n_servers", [1, 2])
+@pytest.mark.parametrize("n_servers", sweep([1, 2], always=[0]))
 def test_the_connection_breaks_anywhere(tiny_gpt_oss_path: Path, n_servers: int) -> None:
     """Half a request or half an answer is an error as well, and never another text."""
     run_trial(CUT, str(tiny_gpt_oss_path), str(n_servers))
