@@ -159,6 +159,7 @@ class Model:
             raise TypeError(f'rpc must be a sequence of "host:port", not {rpc!r}')
         given: dict[str, Any] = {
             "n_ctx": n_ctx,
+            "n_batch": n_batch,
             "n_ubatch": n_ubatch,
             "n_threads": n_threads,
             "type_k": type_k,
@@ -167,16 +168,14 @@ class Model:
             "repack": repack,
             "load_mode": load_mode,
         }
-        settings = checked_settings(
-            n_batch=n_batch, vocab_only=bool(vocab_only), check_tensors=bool(check_tensors), **given
-        )
+        settings = checked_settings(**given, vocab_only=bool(vocab_only), check_tensors=bool(check_tensors))
         self._path = resolve(path)
         if isinstance(path, ModelInfo):
             self.info = path
         for endpoint in rpc:
             add_rpc_server(endpoint)
         if offload == "tuned":
-            offload, tuned = tuned_beside(self.info, {**given, "n_batch": settings.n_batch})
+            offload, tuned = tuned_beside(self.info, given)
             settings = replace(settings, **tuned)
         loaded = load(self._path, None if vocab_only else self.info, offload, settings, memory or {}, progress)
         self._core, self._settings, self._wanted = loaded.native, loaded.settings, loaded.placement
