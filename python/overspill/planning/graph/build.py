@@ -14,7 +14,6 @@ class _Block:
     """The operations that a layer adds to a step, or what comes before the first layer or after the last."""
 
     def __init__(self, before: _Block | None) -> None:
-        self.before = before
         self.nodes: list[Node] = []
         self.leaves: list[Node] = []
         self.output = Node("nothing", ())
@@ -28,7 +27,8 @@ class _Block:
             return
         self._seen.add(node)
         for source in node.sources:
-            self.expand(source)
+            if source not in self._seen:
+                self.expand(source)
         if not node.sources:
             self.leaves.append(node)
         elif node.op != VIEW:
@@ -72,20 +72,16 @@ class StepBuilder:
     def step(self, layers: Sequence[GraphLayer]) -> Step:
         """Return the step over some layers, of which one may come several times."""
         has_output = "output" in self._head
-        block = self._beginning(layers[0])
+        blocks = [block := self._beginning(layers[0])]
         for place, layer in enumerate(layers):
             trim = has_output and place == len(layers) - 1 and not norms_after_sum(layer.weights)
             if (layer, trim) not in block.after:
                 block.after[layer, trim] = self._layer(block, layer, place, trim=trim)
-            block = block.after[layer, trim]
+            blocks.append(block := block.after[layer, trim])
         if has_output:
             if (None, False) not in block.after:
                 block.after[None, False] = self._ending(block)
-            block = block.after[None, False]
-        blocks = [block]
-        while blocks[-1].before is not None:
-            blocks.append(blocks[-1].before)
-        blocks.reverse()
+            blocks.append(block.after[None, False])
         leaves = dict.fromkeys(leaf for block in blocks for leaf in block.leaves)
         return Step([node for block in blocks for node in block.nodes], list(leaves))
 

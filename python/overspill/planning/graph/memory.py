@@ -65,13 +65,6 @@ def compute_bytes(step: Step, n_devices: int) -> list[int]:
     """Return the bytes that an assigned step needs on each device besides weights and caches."""
     memories = [_Memory() for _ in range(n_devices)]
     order = _in_order(step)
-    for leaf in step.leaves:
-        leaf.held, leaf.n_uses = None, 0
-    for node, _, _ in order:
-        node.held, node.n_uses = None, 0
-    for _, _, sources in order:
-        for source in sources:
-            (source.base or source).n_uses += 1
 
     def place(node: Node, device: int, sources: Sequence[Node]) -> None:
         size = -(-node.n_bytes // _ALIGNMENT) * _ALIGNMENT
@@ -95,7 +88,7 @@ def compute_bytes(step: Step, n_devices: int) -> list[int]:
             place(leaf, n_devices - 1, ())
     last = order[-1][0]
     for node, device, sources in order:
-        if node.base is None:
+        if node is not None and node.base is None:
             place(node, device, sources)
         for source in sources:
             owner = source.base or source
@@ -107,20 +100,28 @@ def compute_bytes(step: Step, n_devices: int) -> list[int]:
     return [memory.highest for memory in memories]
 
 
-def _in_order(step: Step) -> list[tuple[Node, int, Sequence[Node]]]:
-    """Return the operations of an assigned step, and the copies between devices, with their devices and sources."""
-    order: list[tuple[Node, int, Sequence[Node]]] = []
+def _in_order(step: Step) -> list[tuple[Node | None, int, Sequence[Node]]]:
+    """Return the operations of an assigned step and the copies between devices, with their devices and sources.
+
+    No operation, with a source, stands for what keeps the source until it is copied. Uses are counted on the way.
+    """
+    order: list[tuple[Node | None, int, Sequence[Node]]] = []
     copies: dict[tuple[Node, int], Node] = {}
+    for leaf in step.leaves:
+        leaf.held, leaf.n_uses = None, 0
     for piece in pieces(step):
+        device = piece.device
         for source in piece.copied:
+            (source.base or source).n_uses += 1
             n_bytes = source.n_bytes or 4 * prod(source.shape)
-            copies[source, piece.device] = copy = Node("copy", source.shape, n_bytes=n_bytes, strided=source.strided)
-            # Keeps the original until it is copied.
-            order.append((Node("keep", (0,), n_bytes=0, base=source), 0, [source]))
-            order.append((copy, piece.device, ()))
+            copies[source, device] = copy = Node("copy", source.shape, n_bytes=n_bytes, strided=source.strided)
+            order += [(None, 0, (source,)), (copy, device, ())]
         for node, foreign in piece.nodes:
+            node.held, node.n_uses = None, 0
             sources = node.sources
             if foreign:
-                sources = [copies[source, piece.device] if source in foreign else source for source in sources]
-            order.append((node, piece.device, sources))
+                sources = [copies[source, device] if source in foreign else source for source in sources]
+            for source in sources:
+                (source.base or source).n_uses += 1
+            order.append((node, device, sources))
     return order
