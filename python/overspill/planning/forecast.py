@@ -20,7 +20,7 @@ __all__ = ["Estimate", "Forecast", "device_number", "forecast"]
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a placement is expected to do."""
+    """The speed and the memory that are expected of a placement."""
 
     tokens_per_s: float
     """Decoding, with ``settings.depth`` tokens in the context."""
@@ -35,11 +35,11 @@ class Forecast:
     reason: str
     """In a sentence or two."""
     remedies: list[str]
-    """What would make more of it fit."""
+    """Changes that would make more of the model fit, a phrase for each."""
     settings: Settings
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the forecast as JSON can hold it."""
         return {
             "tokens_per_s": self.tokens_per_s,
             "seconds_by_term": self.seconds_by_term,
@@ -87,7 +87,7 @@ class Estimate:
 
     @cached_property
     def forecast(self) -> Forecast:
-        """What to expect of it."""
+        """The forecast for the placement."""
         work, arranged = self.work, self.arranged
         use = work.evaluate(arranged)
         memory = memory_by_device(work, use, work.compute_bytes(arranged))
@@ -117,7 +117,7 @@ def forecast(
     margin_bytes: int = 1 << 30,
     load_mode: LoadMode = "mmap",
 ) -> Forecast:
-    """Say how fast any placement decodes on any hardware, and whether it fits.
+    """Return how fast a placement decodes on some hardware, what memory it takes, and whether it fits.
 
     Parameters
     ----------

@@ -88,7 +88,7 @@ class Plan(Placement):
         return [*lines, *(f"- {remedy}" for remedy in outlook.remedies)]
 
     def __rich__(self) -> Group:
-        """Return the table, and what to expect."""
+        """Return the table of the placement, and the forecast."""
         return Group(super().__rich__(), "", *(Text(line) for line in self._lines()))
 
     def _repr_html_(self) -> str:
@@ -96,11 +96,11 @@ class Plan(Placement):
         return f"{super()._repr_html_()}<p>{lines}</p>"
 
     def for_hardware(self, hardware: Hardware) -> Plan:
-        """Plan the same anew for other hardware, with nothing pinned."""
+        """Return a plan for other hardware with the same settings, and with nothing pinned."""
         return plan_for(self.info, hardware, self.settings, {})
 
     def copy(self) -> Plan:
-        """Return another one that is equal, to edit."""
+        """Return an equal plan, to edit."""
         copy = Plan(self.info, self.hardware, self.settings)
         copy.__dict__.update(self.__dict__ | super().copy().__dict__)
         return copy
@@ -119,7 +119,7 @@ def plan(
     margin_bytes: int = 1 << 30,
     load_mode: LoadMode = "mmap",
 ) -> Plan:
-    """Find the placement that decodes fastest and fits, from the header of a file alone.
+    """Return the placement that decodes fastest and fits, planned from the header of a file alone.
 
     Parameters
     ----------
@@ -174,8 +174,8 @@ def plan_for(info: ModelInfo, hardware: Hardware, settings: Settings, pins: Mapp
 
 
 def _pins(info: ModelInfo, hardware: Hardware, mapping: Mapping[str, Any]) -> tuple[dict[str, int], Pins]:
-    """Return pinned tensors, and what else is pinned, in numbers of devices."""
-    # Which complains of what is not there.
+    """Return the pinned tensors, and the other pins, in numbers of devices."""
+    # Raises the errors for parts and devices that are not there.
     trial = Placement(info, [device.name for device in hardware.gpus])
     trial.apply(mapping)
     rules = mapping_rules(mapping, info.n_layers)

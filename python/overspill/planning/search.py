@@ -23,7 +23,7 @@ _IMPOSSIBLE = (2, 0.0)
 
 @dataclass(frozen=True)
 class Pins:
-    """What is decided already, in numbers of devices; what tensors are pinned, the workload knows."""
+    """Decisions made before the search, in numbers of devices; the workload has the pinned tensors."""
 
     kv: tuple[int | None, ...]
     output: int | None = None
@@ -31,7 +31,7 @@ class Pins:
 
 
 class _Plan(NamedTuple):
-    """What an arrangement is made of."""
+    """The choices that determine an arrangement."""
 
     runs: tuple[tuple[int, int], ...]
     """GPUs and numbers of layers whose attention and KV cache they have, up to the last layer; the CPU has the rest."""

@@ -31,7 +31,7 @@ class Settings:
 
 
 def checked_settings(info: ModelInfo, **given: Any) -> Settings:
-    """Check settings and fill in what is missing."""
+    """Return settings that are in range, with defaults for those that are missing."""
     n_ctx = given.get("n_ctx")
     if n_ctx is None:
         n_ctx = info.default_n_ctx

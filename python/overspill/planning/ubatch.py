@@ -22,7 +22,7 @@ _UBATCHES = (256, 512, 1024, 2048, 4096)
 
 @dataclass(frozen=True, slots=True)
 class UbatchTrade:
-    """What a batch size costs: larger ones read a prompt faster and leave less room for experts."""
+    """The costs of a batch size: a larger one reads a prompt faster and leaves less room for experts."""
 
     n_ubatch: int
     compute_bytes: int
@@ -42,7 +42,7 @@ def ubatch_trade(
     pins: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> list[UbatchTrade]:
-    """Plan with several batch sizes, and say what each costs and brings.
+    """Return the trade for each of several batch sizes, planned with each.
 
     Parameters are those of :func:`plan`; ``ubatches`` has values of ``n_ubatch``.
     """

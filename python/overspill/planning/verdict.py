@@ -17,16 +17,16 @@ Verdict: TypeAlias = Literal["fits on the GPU", "partial GPU offload possible", 
 
 @dataclass(frozen=True, slots=True)
 class MemoryForecast(MemoryUse):
-    """What a placement needs on a device, in bytes, and what is there."""
+    """The bytes that a placement needs on a device, and the bytes that are free there."""
 
     free_bytes: int
-    """That the device has for it, before anything."""
+    """Free on the device before the model is loaded."""
     margin_bytes: int = 0
-    """Of these, what is to be left."""
+    """To be left free of them."""
 
     @property
     def missing_bytes(self) -> int:
-        """What there is too little, 0 if it fits."""
+        """Bytes that the device has too few of; 0 if the placement fits."""
         return max(0, self.total_bytes + self.margin_bytes - self.free_bytes) if self.total_bytes else 0
 
 

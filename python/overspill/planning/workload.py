@@ -60,7 +60,7 @@ _PlacedLayer: TypeAlias = tuple[LayerKind, int, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """The outcome for an arrangement."""
+    """The seconds of a token, and the bytes on each device."""
 
     seconds: float
     n_splits: int
