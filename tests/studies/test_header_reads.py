@@ -21,7 +21,7 @@ def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         paths.append(os.fsdecode(path))
         return read_gguf(path)
 
-    monkeypatch.setattr(_core, "read_gguf", counted)
+    monkeypatch.setattr("overspill.header.info.read_gguf", counted)
     return paths
 
 

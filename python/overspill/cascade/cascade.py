@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from overspill import _core
+from overspill._core import ClosedError, Error, OutOfMemoryError
 from overspill.base.units import parse_bytes
 from overspill.cascade.budget import fit_together
 from overspill.cascade.signals import Escalation, mean_logprob
@@ -118,7 +118,7 @@ class Cascade:
                 continue
             try:
                 self.models[which] = self._load(which)
-            except _core.OutOfMemoryError as error:
+            except OutOfMemoryError as error:
                 # A forecast that was too good is no reason to give up.
                 if which == "small" or len(self._files) < 2:
                     raise
@@ -153,13 +153,13 @@ class Cascade:
         """Return a model, and whether it was loaded for that."""
         with self._lock:
             if self._closed:
-                raise _core.ClosedError("the cascade is closed")
+                raise ClosedError("the cascade is closed")
             self._streams.add(user)
             if which in self.models:
                 return self.models[which], False
             for other in set(self.models) & set(self._files):
                 if any(not stream._is_over for stream in self._streams if stream is not user):
-                    raise _core.Error(
+                    raise Error(
                         f"there is memory for one model at a time, and another stream still needs the {other} one: "
                         "end or close it first"
                     )

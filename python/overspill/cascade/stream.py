@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, cast
 
-from overspill import _core
+from overspill._core import CancelledError
 from overspill.base.values import Stats, StopReason, Token
 from overspill.cascade.signals import (
     Draft,
@@ -177,7 +177,7 @@ class CascadeStream:
                 if self._ready:
                     return self._ready.popleft()
                 self._step()
-        except _core.CancelledError:
+        except CancelledError:
             if not self._is_over:
                 raise
         except BaseException:

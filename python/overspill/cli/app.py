@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import overspill
-from overspill import _core
+from overspill._core import GPU_BACKENDS, LLAMA_CPP_COMMIT
 from overspill.cli.bench import bench
 from overspill.cli.chat import chat
 from overspill.cli.compare import compare
@@ -38,8 +38,8 @@ for command in (run, chat, compare, devices, info, tune, bench, doctor, serve_de
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        backends = ", ".join(["CPU", "RPC", *_core.GPU_BACKENDS])
-        print(f"overspill {overspill.__version__}, llama.cpp {_core.LLAMA_CPP_COMMIT}, backends: {backends}")
+        backends = ", ".join(["CPU", "RPC", *GPU_BACKENDS])
+        print(f"overspill {overspill.__version__}, llama.cpp {LLAMA_CPP_COMMIT}, backends: {backends}")
         raise typer.Exit
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from overspill import _core
+from overspill._core import Error
 from overspill.base.files import replace_json
 from overspill.base.values import StopReason
 from overspill.engine.model import Model
@@ -141,7 +141,7 @@ class Chat:
         self._close_open()
         at = self._last_question()
         if at is None:
-            raise _core.Error("there is no question yet that could be answered anew")
+            raise Error("there is no question yet that could be answered anew")
         return self._answer(self.messages[: at + 1], options)
 
     def branch(self) -> Chat:
@@ -172,16 +172,16 @@ class Chat:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise _core.Error(f"{path}: {error.strerror}") from None
+            raise Error(f"{path}: {error.strerror}") from None
         except (ValueError, RecursionError):
             data = None
         if not isinstance(data, dict) or data.get("format") != cls._FORMAT:
-            raise _core.Error(f"{path}: is damaged, or not a chat that was saved by this version")
+            raise Error(f"{path}: is damaged, or not a chat that was saved by this version")
         checksum = data.pop("sha256", None)
         if checksum != _checksum(data):
-            raise _core.Error(f"{path}: is damaged: its checksum is wrong")
+            raise Error(f"{path}: is damaged: its checksum is wrong")
         if data["model"] != _identity(model):
-            raise _core.Error(
+            raise Error(
                 f"{path}: was saved with another model, {data['model']['name']!r}, and not with {model.path.name}; "
                 "load that one"
             )

@@ -9,7 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from overspill import _core
+from overspill._core import CacheType as NativeCacheType
+from overspill._core import LoadMode as NativeLoadMode
+from overspill._core import MemoryReport, Model, ModelOptions, OutOfMemoryError
+from overspill._core import Placement as NativePlacement
+from overspill._core import Switch as NativeSwitch
 from overspill.base.checks import as_integer, check_choice
 from overspill.base.host import available_ram_bytes, physical_cores
 from overspill.base.units import format_bytes
@@ -94,7 +98,7 @@ def checked_settings(
 class Loaded:
     """A loaded model."""
 
-    native: _core.Model
+    native: Model
     settings: LoadSettings
     """The settings as asked for; without repacking if RAM is short."""
     placement: Placement | None
@@ -114,7 +118,7 @@ def load(
     Each time that a GPU refuses memory, a plan puts less on it.
     """
     if info is None:
-        return Loaded(_core.Model(os.fsencode(path), _options(settings, None), progress), settings, None)
+        return Loaded(Model(os.fsencode(path), _options(settings, None), progress), settings, None)
     wanted = _placement(info, offload, settings, memory)
     if isinstance(wanted, Plan):
         wanted = _fitted(path, settings, wanted)
@@ -122,9 +126,9 @@ def load(
     refusals: list[str] = []
     while True:
         try:
-            native = _core.Model(os.fsencode(path), _options(settings, wanted), progress)
+            native = Model(os.fsencode(path), _options(settings, wanted), progress)
             break
-        except _core.OutOfMemoryError as error:
+        except OutOfMemoryError as error:
             smaller = _with_less(wanted, error.device, 0.1 * 2 ** len(refusals)) if isinstance(wanted, Plan) else None
             if smaller is None:
                 raise
@@ -176,23 +180,23 @@ def _placement(
     return placement
 
 
-def _options(settings: LoadSettings, wanted: Placement | None) -> _core.ModelOptions:
+def _options(settings: LoadSettings, wanted: Placement | None) -> ModelOptions:
     """Return settings and placement as the core takes them."""
-    options = _core.ModelOptions()
+    options = ModelOptions()
     options.n_ctx = settings.n_ctx
     options.n_batch = settings.n_batch
     options.n_ubatch = settings.n_ubatch
     options.n_threads = settings.n_threads
-    options.type_k = _core.CacheType[settings.type_k]
-    options.type_v = _core.CacheType[settings.type_v]
-    options.flash_attention = _core.Switch[settings.flash_attention]
-    options.repack = _core.Switch[settings.repack]
-    options.load_mode = _core.LoadMode[settings.load_mode.replace("+", "_").replace("-", "_")]
+    options.type_k = NativeCacheType[settings.type_k]
+    options.type_v = NativeCacheType[settings.type_v]
+    options.flash_attention = NativeSwitch[settings.flash_attention]
+    options.repack = NativeSwitch[settings.repack]
+    options.load_mode = NativeLoadMode[settings.load_mode.replace("+", "_").replace("-", "_")]
     options.vocab_only = settings.vocab_only
     options.check_tensors = settings.check_tensors
     if wanted is not None:
         arguments = wanted.llama_arguments()
-        placement = _core.Placement()
+        placement = NativePlacement()
         placement.devices = arguments.devices
         placement.tensor_split = arguments.tensor_split
         placement.n_gpu_layers = arguments.n_gpu_layers
@@ -205,10 +209,10 @@ def _dry_run(path: Path, settings: LoadSettings, wanted: Placement | None) -> di
     """Return what llama.cpp would take on each device, without loading."""
     options = _options(settings, wanted)
     options.dry_run = True
-    return memory_by_device(_core.Model(os.fsencode(path), options, None).memory())
+    return memory_by_device(Model(os.fsencode(path), options, None).memory())
 
 
-def memory_by_device(report: _core.MemoryReport) -> dict[str, MemoryUse]:
+def memory_by_device(report: MemoryReport) -> dict[str, MemoryUse]:
     """Return what a model takes of each device."""
     return {
         device: MemoryUse(use.weights_bytes, use.kv_bytes, use.compute_bytes) for device, use in report.devices.items()
@@ -302,8 +306,8 @@ def _kv_in_ram_bytes(info: ModelInfo, settings: LoadSettings, placement: Placeme
     )
 
 
-def _too_little_ram(available: int, needed: int, what: str, instead: str) -> _core.OutOfMemoryError:
-    error = _core.OutOfMemoryError(
+def _too_little_ram(available: int, needed: int, what: str, instead: str) -> OutOfMemoryError:
+    error = OutOfMemoryError(
         f"{format_bytes(available)} of RAM are free, and {what} would take {format_bytes(needed)}: give {instead}"
     )
     error.device, error.needed_bytes = CPU, needed

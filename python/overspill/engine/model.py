@@ -15,7 +15,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from overspill import _core
+from overspill._core import BatchGeneration, ClosedError, Error, Evaluation, GenerationOptions, ReplyForm
 from overspill.base.checks import as_integer
 from overspill.base.values import (
     DEFAULT_CACHE_TYPE,
@@ -179,7 +179,7 @@ class Model:
             settings = replace(settings, **tuned)
         loaded = load(self._path, None if vocab_only else self.info, offload, settings, memory or {}, progress)
         self._core, self._settings, self._wanted = loaded.native, loaded.settings, loaded.placement
-        self._evaluation: _core.Evaluation | None = None
+        self._evaluation: Evaluation | None = None
         self._logits: NDArray[np.float32] | None = None
         self._dry_breakers: dict[tuple[str, ...], list[list[int]]] = {}
         _open_models.add(self)
@@ -245,7 +245,7 @@ class Model:
         logits: bool = False,
         logprobs: bool | int = False,
         reuse: bool = False,
-        form: _core.ReplyForm | None = None,
+        form: ReplyForm | None = None,
         **keywords: Unpack[SamplingKeywords],
     ) -> Stream:
         """Return a stream that continues ``prompt``, token by token.
@@ -306,7 +306,7 @@ class Model:
                 raise ValueError("a Sampler has its own options: give either it or sampling options")
         else:
             sampling = merge(self.sampling if sampling is None else sampling, keywords)
-        options = _core.GenerationOptions()
+        options = GenerationOptions()
         options.max_tokens = n_tokens_at_most(max_tokens)
         options.stop = stop_strings(stop)
         options.grammar, options.mask = constraint(grammar, json_schema)
@@ -451,8 +451,8 @@ class Model:
             raise ValueError(f'logits must be "last" or "all", not {logits!r}')
         if self._evaluation is None:
             if self.closed:
-                raise _core.ClosedError(f"the model {self._path} is closed")
-            self._evaluation = _core.Evaluation(self._core)
+                raise ClosedError(f"the model {self._path} is closed")
+            self._evaluation = Evaluation(self._core)
         self._logits = None  # so that it does not count as in use
         values = self._evaluation.eval(token_ids("tokens", tokens), logits == "all")
         self._logits = values[-1] if logits == "all" else values
@@ -465,7 +465,7 @@ class Model:
         A stream's logits are in its tokens: see :attr:`Token.logits`.
         """
         if self._logits is None:
-            raise _core.Error(
+            raise Error(
                 "there are no logits yet: model.eval(tokens) makes them; a stream's are in its tokens, with "
                 "stream(logits=True)"
             )
@@ -541,7 +541,7 @@ class Model:
         ]
         parallel = as_integer("parallel", parallel, 1, 256)
         sampling = merge(self.sampling if sampling is None else sampling, keywords)
-        options = _core.GenerationOptions()
+        options = GenerationOptions()
         options.max_tokens = limit = n_tokens_at_most(max_tokens)
         options.stop = stop_strings(stop)
         options.n_logprobs = n_logprobs(logprobs)
@@ -555,7 +555,7 @@ class Model:
         return self._completions(self._core.open_batch(tokens, samplers, options, n_parallel=parallel, n_ctx=n_ctx))
 
     @staticmethod
-    def _completions(batch: _core.BatchGeneration) -> Iterator[tuple[int, Completion]]:
+    def _completions(batch: BatchGeneration) -> Iterator[tuple[int, Completion]]:
         try:
             for outcome in batch:
                 tokens = outcome.tokens

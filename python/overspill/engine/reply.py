@@ -11,7 +11,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any
 
-from overspill import _core
+from overspill._core import Error, ReplyForm
+from overspill._core import ToolCall as NativeToolCall
 from overspill.base.values import Stats, StopReason
 from overspill.engine.stream import Stream, until_left
 
@@ -68,7 +69,7 @@ class ChatStream:
     def __init__(
         self,
         stream: Stream,
-        form: _core.ReplyForm,
+        form: ReplyForm,
         on_text: Callable[[str, list[int]], None],
         *,
         n_dropped: int = 0,
@@ -79,7 +80,7 @@ class ChatStream:
         self._waiting: deque[ChatToken] = deque()
         self._channel = Channel.FINAL
         self._reasoning = self._content = ""
-        self._calls: list[_core.ToolCall] = []
+        self._calls: list[NativeToolCall] = []
         self._n_understood = 0  # characters of the raw text that are in what was given out
         self._is_over = False
         self._ids: list[int] = []
@@ -188,8 +189,8 @@ class ChatStream:
             reply = self._parser.parse(self.raw, is_partial)
             reasoning, content, calls = reply.reasoning, reply.content, reply.tool_calls
             if not is_partial and self.raw.strip() and not (reasoning or content or calls):
-                raise _core.Error("it is nothing but marks")
-        except _core.Error as error:
+                raise Error("it is nothing but marks")
+        except Error as error:
             self.is_malformed = True
             logger.warning("the reply does not follow the model's own format, the rest is given as it is: %s", error)
             return self._rest_as_it_is()

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, TypeVar
 
-from overspill import _core
+from overspill._core import Generation, GenerationStats
+from overspill._core import StopReason as NativeStopReason
 from overspill.base.values import (
     Breakdown,
     CacheType,
@@ -34,7 +35,7 @@ class ReadBytes:
         return n * (self._weights + sum(cache.bytes_read(middle, *self._types) for cache in self._caches))
 
 
-def stats_of(native: _core.GenerationStats, read_bytes: ReadBytes | None) -> Stats:
+def stats_of(native: GenerationStats, read_bytes: ReadBytes | None) -> Stats:
     """Return the core's figures as :class:`Stats`, with the bytes read if ``read_bytes`` is given."""
     n = max(0, native.n_tokens - 1)
     depth = native.n_prompt_tokens - native.n_dropped_tokens
@@ -74,7 +75,7 @@ class Stream:
     ``with`` block. The model is usable afterwards, and :attr:`stats` stays readable.
     """
 
-    def __init__(self, generation: _core.Generation, read_bytes: ReadBytes) -> None:
+    def __init__(self, generation: Generation, read_bytes: ReadBytes) -> None:
         """Wrap a native generation; use :meth:`Model.stream`."""
         self._generation = generation
         self._read_bytes = read_bytes
@@ -101,11 +102,11 @@ class Stream:
     ) -> None:
         """Close the stream."""
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self._generation.close(_core.StopReason.interrupted if interrupted else _core.StopReason.closed)
+        self._generation.close(NativeStopReason.interrupted if interrupted else NativeStopReason.closed)
 
     def close(self) -> None:
         """End the stream; a step that runs in another thread is cancelled. Idempotent."""
-        self._generation.close(_core.StopReason.closed)
+        self._generation.close(NativeStopReason.closed)
 
     @property
     def stats(self) -> Stats:

@@ -11,7 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
-from overspill import _core
+from overspill._core import ChatPrompt as NativeChatPrompt
+from overspill._core import ChatTemplate as NativeChatTemplate
+from overspill._core import ClosedError, Error, Model, ReplyForm, grammar_of_json_schema
+from overspill._core import ToolChoice as NativeToolChoice
 from overspill.base.checks import check_choice
 from overspill.engine.tools import Tool, describe_tools
 from overspill.sampling.json_schema import checked_schema
@@ -27,7 +30,7 @@ __all__ = [
     "checked_messages",
 ]
 
-NativeModel: TypeAlias = _core.Model
+NativeModel: TypeAlias = Model
 Message: TypeAlias = Mapping[str, Any]
 """A message of a conversation, with the keys of OpenAI's API."""
 ToolChoice: TypeAlias = Literal["auto", "required", "none"]
@@ -43,7 +46,7 @@ class ChatPrompt:
 
     text: str
     tokens: list[int]
-    form: _core.ReplyForm
+    form: ReplyForm
     n_dropped: int
     """Tokens of the oldest turns, which are left out so that the rest fits."""
     _known: deque[tuple[str, list[int]]]
@@ -84,19 +87,19 @@ class ChatTemplate:
             The file has no template, or the template has mistakes.
         """
         if not source and not model._core.has_chat_template:
-            raise _core.Error(
+            raise Error(
                 f"{model.path} has no chat template: it is a base model, to be continued with model.stream(prompt); or "
                 "give a template in Jinja: model.chat_template = overspill.ChatTemplate(model, source)"
             )
         self._model_reference = weakref.ref(model._core)
-        self._core = _core.ChatTemplate(model._core, source)
+        self._core = NativeChatTemplate(model._core, source)
         self._known: deque[tuple[str, list[int]]] = deque(maxlen=_MOST_KNOWN)
 
     @property
     def _model(self) -> NativeModel:
         model = self._model_reference()
         if model is None:
-            raise _core.ClosedError("the model of the chat template is gone")
+            raise ClosedError("the model of the chat template is gone")
         return model
 
     @property
@@ -142,12 +145,12 @@ class ChatTemplate:
         reasoning_effort: str | None,
         thinking: bool,
         add_generation_prompt: bool,
-    ) -> _core.ChatPrompt:
+    ) -> NativeChatPrompt:
         variables = {} if reasoning_effort is None else {"reasoning_effort": json.dumps(reasoning_effort)}
         return self._core.render(
             as_json("messages", list(messages)),
             tools=as_json("tools", tools_described) if tools_described else "",
-            tool_choice=_core.ToolChoice[tool_choice],
+            tool_choice=NativeToolChoice[tool_choice],
             json_schema=json_schema,
             enable_thinking=bool(thinking),
             add_generation_prompt=add_generation_prompt,
@@ -173,11 +176,11 @@ class ChatTemplate:
         schema = ""
         if json_schema is not None:
             schema = checked_schema(json_schema)
-            _core.grammar_of_json_schema(schema)  # whose error says where the schema is wrong
+            grammar_of_json_schema(schema)  # whose error says where the schema is wrong
         said = checked_messages(messages)
         described = describe_tools(tools or ())
 
-        def render(part: Sequence[Message], add_generation_prompt: bool = True) -> _core.ChatPrompt:
+        def render(part: Sequence[Message], add_generation_prompt: bool = True) -> NativeChatPrompt:
             return self._render(part, described, tool_choice, schema, reasoning_effort, thinking, add_generation_prompt)
 
         rendered = render(said)
@@ -198,7 +201,7 @@ class ChatTemplate:
         return ChatPrompt(rendered.text, tokens, form, n_dropped, self._known)
 
     def _that_fits(
-        self, messages: list[Message], render: Callable[[Sequence[Message]], _core.ChatPrompt]
+        self, messages: list[Message], render: Callable[[Sequence[Message]], NativeChatPrompt]
     ) -> list[Message]:
         """Return the messages without the fewest oldest turns that do not fit; the last turn always stays."""
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
@@ -235,7 +238,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         text: str,
         tokens: Sequence[int],
-        render: Callable[[Sequence[Message], bool], _core.ChatPrompt],
+        render: Callable[[Sequence[Message], bool], NativeChatPrompt],
     ) -> list[tuple[int, int]]:
         """Return the spans of tokens, first and end, of the turns before the last question, where they are known."""
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"][: _MOST_DROPPED + 1]

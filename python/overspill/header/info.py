@@ -10,7 +10,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, TypeAlias
 
-from overspill import _core
+from overspill._core import GgufArray, file_type_name, read_gguf
 from overspill.base.units import format_bytes
 from overspill.header.tensor_names import Part, layer_of, part_of
 from overspill.sampling.options import SamplingOptions
@@ -56,9 +56,9 @@ class ModelInfo:
         ModelLoadError
             The file is missing, damaged, or no GGUF file.
         """
-        file = _core.read_gguf(os.fsencode(path))
+        file = read_gguf(os.fsencode(path))
         metadata = {
-            key: _array(value) if isinstance(value, _core.GgufArray) else value for key, value in file.metadata.items()
+            key: _array(value) if isinstance(value, GgufArray) else value for key, value in file.metadata.items()
         }
         tensors = [(tensor.name, tensor.type, tensor.shape, tensor.n_bytes) for tensor in file.tensors]
         return cls(metadata, tensors, file.files, file.n_bytes)
@@ -137,7 +137,7 @@ class ModelInfo:
         """The type of quantisation that the file names, such as ``Q4_K_M``; ``unknown`` if it names none."""
         if "general.file_type" not in self.metadata:
             return "unknown"
-        name = _core.file_type_name(self.metadata["general.file_type"])
+        name = file_type_name(self.metadata["general.file_type"])
         # As files are named: Q4_K_M where llama.cpp prints "Q4_K - Medium", and no bits per weight.
         return re.sub(r" - [\d.]+ bpw.*$", "", re.sub(r" - ([SML])[a-z]+$", r"_\1", name))
 
@@ -213,7 +213,7 @@ class ModelInfo:
         )
 
 
-def _array(array: _core.GgufArray) -> dict[str, Any]:
+def _array(array: GgufArray) -> dict[str, Any]:
     values = array.values
     described = {"element": array.element_type, "length": array.length}
     return described if values is None else {**described, "values": values}

@@ -9,7 +9,9 @@ import struct
 import threading
 from collections.abc import Sequence
 
-from overspill import _core
+from overspill._core import GPU_BACKENDS, RPC_PROTOCOL_VERSION, Error
+from overspill._core import add_rpc_server as native_add_rpc_server
+from overspill._core import devices as native_devices
 from overspill.base.values import Device
 
 __all__ = ["add_rpc_server", "devices", "devices_for_layers", "greet_rpc_server"]
@@ -28,7 +30,7 @@ def devices() -> list[Device]:
     """
     found = [
         Device(one.name, one.description, one.kind, one.backend, one.free_bytes, one.total_bytes)
-        for one in _core.devices()
+        for one in native_devices()
     ]
     _warn_without_gpu(tuple(device.backend for device in found))
     return sorted(found, key=lambda device: (device.kind == "cpu", device.kind == "accelerator"))
@@ -36,7 +38,7 @@ def devices() -> list[Device]:
 
 @functools.cache
 def _warn_without_gpu(backends: tuple[str, ...]) -> None:
-    for backend in _core.GPU_BACKENDS:
+    for backend in GPU_BACKENDS:
         if backend not in backends:
             logger.warning("built with %s, but no usable GPU was found for it: running on the CPU", backend)
 
@@ -60,7 +62,7 @@ def devices_for_layers(found: Sequence[Device]) -> list[Device]:
     integrated = [device for device in found if device.kind == "integrated_gpu"]
     cpus = [device for device in found if device.kind == "cpu"]
     if not cpus:
-        raise _core.Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew")
+        raise Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew")
     return [*servers, *(gpus or integrated), cpus[0]]
 
 
@@ -92,11 +94,11 @@ def add_rpc_server(endpoint: str, *, timeout_s: float = 5.0) -> list[Device]:
         # A server talks to one connection at a time, and an open model has one already.
         if endpoint not in _added:
             greet_rpc_server(endpoint, host, int(port), timeout_s)
-            _core.add_rpc_server(endpoint)
+            native_add_rpc_server(endpoint)
             _added.add(endpoint)
     found = [device for device in devices() if device.backend == "RPC" and device.description == endpoint]
     if not all(device.total_bytes for device in found):
-        raise _core.Error(
+        raise Error(
             f"no RPC server answers at {endpoint}: it is gone, works for another process, or was lost while models "
             "that are still open used it"
         )
@@ -120,17 +122,17 @@ def greet_rpc_server(endpoint: str, host: str, port: int, timeout_s: float) -> N
             while len(answer) < 36 and (received := connection.recv(36 - len(answer))):
                 answer += received
     except TimeoutError:
-        raise _core.Error(
+        raise Error(
             f"no RPC server answers at {endpoint} within {timeout_s:g} s; does it work for another process?"
         ) from None
     except OSError as error:
-        raise _core.Error(f"no RPC server answers at {endpoint}: {error}") from None
+        raise Error(f"no RPC server answers at {endpoint}: {error}") from None
     size, major, minor = struct.unpack_from("<QBB", answer.ljust(36, b"\0"))
     if size != 28:
-        raise _core.Error(f"what answers at {endpoint} is no ggml-rpc-server")
-    expected = _core.RPC_PROTOCOL_VERSION
+        raise Error(f"what answers at {endpoint} is no ggml-rpc-server")
+    expected = RPC_PROTOCOL_VERSION
     if major != expected[0] or minor > expected[1]:
-        raise _core.Error(
+        raise Error(
             f"the RPC server at {endpoint} speaks version {major}.{minor} of the protocol, and this build "
             f"{expected[0]}.{expected[1]}: run the ggml-rpc-server of the same overspill there"
         )

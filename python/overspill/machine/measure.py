@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from overspill import _core
+from overspill._core import LLAMA_CPP_COMMIT, DeviceMeter, Error
 from overspill.base.files import cache_folder, replace_json
 from overspill.base.host import last_level_cache_bytes
 from overspill.base.values import Device
@@ -54,7 +54,7 @@ class _Question(NamedTuple):
     """The device and the quantity, as the file calls them."""
     text: str
     """As the user reads it."""
-    ask: Callable[[_core.DeviceMeter], float]
+    ask: Callable[[DeviceMeter], float]
 
 
 def known_figures(
@@ -123,9 +123,9 @@ def _questions(
         beside = _local_gpus(devices)
         identity += f", {n_threads} threads" + (f", beside {'+'.join(beside)}" if beside else "")
         identity += ", no_host" if no_host else ""
-    identity += f", llama.cpp {_core.LLAMA_CPP_COMMIT}"
+    identity += f", llama.cpp {LLAMA_CPP_COMMIT}"
 
-    def question(figure: str, key: str, text: str, ask: Callable[[_core.DeviceMeter], float]) -> _Question:
+    def question(figure: str, key: str, text: str, ask: Callable[[DeviceMeter], float]) -> _Question:
         return _Question(device, figure, (identity, key), f"{device.name}: {text}", ask)
 
     def weights(figure: str, shape: WeightShape) -> _Question:
@@ -181,7 +181,7 @@ def _answer(
     progress: Report | None,
 ) -> None:
     """Measure the answers to ``questions``, which are sorted by device, and put them into the cache and its file."""
-    meter: _core.DeviceMeter | None = None
+    meter: DeviceMeter | None = None
     measured: Device | None = None
     disturbed = 0
     try:
@@ -191,7 +191,7 @@ def _answer(
             if question.device is not measured:
                 meter = None  # frees its memory before the next one takes some
                 measured = question.device
-                meter = _core.DeviceMeter(
+                meter = DeviceMeter(
                     measured.name,
                     n_threads=n_threads,
                     working_set_bytes=_working_set_bytes(measured),
@@ -208,7 +208,7 @@ def _answer(
                 is_disturbed = measured.kind == "cpu" and _interruptions() - interruptions > most
                 cache.put(question, figure, keep=not is_disturbed)
                 disturbed += is_disturbed
-            except _core.Error as error:
+            except Error as error:
                 # For example a type that the device cannot compute with; llama.cpp reports it if it matters.
                 logger.warning("%s could not be measured: %s", question.text, error)
                 continue

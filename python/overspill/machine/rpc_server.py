@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from overspill import _core
+from overspill._core import Error
+from overspill._core import __file__ as core_file
 from overspill.base.host import physical_cores
 from overspill.machine.devices import greet_rpc_server
 
 __all__ = ["PROGRAM", "serve"]
 
-PROGRAM = Path(_core.__file__).parent / "lib" / f"ggml-rpc-server{'.exe' if sys.platform == 'win32' else ''}"
+PROGRAM = Path(core_file).parent / "lib" / f"ggml-rpc-server{'.exe' if sys.platform == 'win32' else ''}"
 
 
 def serve(host: str, port: int, n_threads: int | None, devices: Sequence[str], report: Callable[[str], None]) -> None:
@@ -63,7 +64,7 @@ def serve(host: str, port: int, n_threads: int | None, devices: Sequence[str], r
                 report(line)
         if server.wait() == -signal.SIGINT:
             raise KeyboardInterrupt
-        raise _core.Error(f"the server ended by itself, with exit code {server.returncode}")
+        raise Error(f"the server ended by itself, with exit code {server.returncode}")
 
 
 def _try_to_listen(host: str, port: int) -> str:
@@ -75,7 +76,7 @@ def _try_to_listen(host: str, port: int) -> str:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
     except OSError as error:
-        raise _core.Error(f"cannot listen at {host}:{port}: {error.strerror or error}") from None
+        raise Error(f"cannot listen at {host}:{port}: {error.strerror or error}") from None
     return address
 
 
@@ -103,10 +104,10 @@ def _wait_until_it_answers(server: subprocess.Popen[str], host: str, port: int, 
     while True:
         try:
             return greet_rpc_server(f"{host}:{port}", host, port, timeout_s)
-        except _core.Error:
+        except Error:
             if server.poll() is not None:
                 said = [line.removeprefix("error: ") for line in _lines(server) if line != "No devices found"]
-                raise _core.Error(f"the server did not start: {', '.join(said)}".replace(":,", ":")) from None
+                raise Error(f"the server did not start: {', '.join(said)}".replace(":,", ":")) from None
             if time.monotonic() > give_up_at:
                 raise
         time.sleep(0.05)

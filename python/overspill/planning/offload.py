@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from overspill import _core
+from overspill._core import Error
 from overspill.base.values import Device, is_given
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import DeviceSpec, Hardware
@@ -89,7 +89,7 @@ def placement_for(
     if isinstance(offload, Mapping):
         return Placement.from_mapping(info, gpus, offload)
     if offload == "gpu" and not gpus:
-        raise _core.Error('offload="gpu", but there is no GPU here; overspill.devices() lists what there is')
+        raise Error('offload="gpu", but there is no GPU here; overspill.devices() lists what there is')
     if offload in ("cpu", 0) or not gpus:
         return None
     if offload == "auto":

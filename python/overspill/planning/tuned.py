@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from overspill import _core
+from overspill._core import LLAMA_CPP_COMMIT, Error
 from overspill.base.files import cache_folder, replace_json
 from overspill.base.host import physical_cores
 from overspill.header.info import ModelInfo
@@ -29,7 +29,7 @@ _FORMAT = 1
 def machine() -> str:
     """Return what a result holds for: the devices, RPC servers that were added among them, and this llama.cpp."""
     listed = [f"{device.name}, {device.description}" for device in devices()]
-    return "; ".join([*listed, f"{physical_cores()} cores", f"llama.cpp {_core.LLAMA_CPP_COMMIT}"])
+    return "; ".join([*listed, f"{physical_cores()} cores", f"llama.cpp {LLAMA_CPP_COMMIT}"])
 
 
 def _file(info: ModelInfo) -> Path:
@@ -94,7 +94,7 @@ def tuned_options(info: ModelInfo) -> dict[str, Any]:
     """
     found = load_tuned(info)
     if found is None:
-        raise _core.Error(
+        raise Error(
             f"nothing is tuned for this model on this machine: run overspill tune {info.files[0]}, "
             "with the same RPC servers if there are any"
         )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from overspill import _core
+from overspill._core import grammar_of_json_schema as native_grammar_of_json_schema
 
 __all__ = ["checked_schema", "grammar_of_json_schema"]
 
@@ -43,7 +43,7 @@ def grammar_of_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
     ValueError
         ``schema`` is no JSON schema, or llama.cpp's grammars cannot hold a part of it; the message says where.
     """
-    return _core.grammar_of_json_schema(checked_schema(schema))
+    return native_grammar_of_json_schema(checked_schema(schema))
 
 
 def checked_schema(schema: str | Mapping[str, Any] | bool) -> str:
@@ -219,7 +219,7 @@ def _check_string(schema: dict[str, Any], where: str) -> None:
     if isinstance(schema.get("pattern"), str):
         try:
             schema["pattern"] = _pattern_in_json(schema["pattern"])
-            _core.grammar_of_json_schema(json.dumps({"type": "string", "pattern": schema["pattern"]}))
+            native_grammar_of_json_schema(json.dumps({"type": "string", "pattern": schema["pattern"]}))
         except ValueError as error:
             raise ValueError(str(error).replace("json_schema: ", f"json_schema: {where}: ", 1)) from None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
-from overspill import _core
+from overspill._core import SamplingOptions as NativeSamplingOptions
 from overspill.base.checks import as_integer, as_real
 
 __all__ = ["SamplingKeywords", "SamplingOptions", "merge"]
@@ -162,11 +162,11 @@ class SamplingOptions:
                 continue
         return options
 
-    def _native(self, breakers: Sequence[Sequence[int]] = ()) -> _core.SamplingOptions:
+    def _native(self, breakers: Sequence[Sequence[int]] = ()) -> NativeSamplingOptions:
         """Return the options as the core takes them: it checks the ranges, and knows DRY's breakers as tokens."""
         options = {option.name: getattr(self, option.name) for option in fields(self)}
         del options["dry_sequence_breakers"]
-        return _core.SamplingOptions(**{**options, "logit_bias": [*self.logit_bias.items()], "dry_breakers": breakers})
+        return NativeSamplingOptions(**{**options, "logit_bias": [*self.logit_bias.items()], "dry_breakers": breakers})
 
     def __hash__(self) -> int:
         """Return a hash of all options."""

@@ -8,7 +8,8 @@ from typing import Any, Protocol, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from overspill import _core
+from overspill._core import Sampler as NativeSampler
+from overspill._core import SamplerState
 from overspill.base.checks import as_integer
 from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
 
@@ -61,7 +62,7 @@ class Sampler:
             if model is None:
                 raise ValueError("dry_sequence_breakers are texts, which need a model: give model=..., or () for none")
             self._breakers = model.dry_breakers(self._options.dry_sequence_breakers)
-        self._core = _core.Sampler(self._options._native(self._breakers))
+        self._core = NativeSampler(self._options._native(self._breakers))
 
     @property
     def options(self) -> SamplingOptions:
@@ -140,7 +141,7 @@ class Sampler:
     @state.setter
     def state(self, state: Mapping[str, Any]) -> None:
         try:
-            native = _core.SamplerState(**state)
+            native = SamplerState(**state)
         except TypeError:
             raise ValueError(f"state must be what Sampler.state gave, not {state!r}") from None
         self._core.restore(native)
@@ -153,7 +154,7 @@ class Sampler:
         """Take options and state from a pickle."""
         self._options = saved["options"]
         self._breakers = saved["breakers"]
-        self._core = _core.Sampler(self._options._native(self._breakers))
+        self._core = NativeSampler(self._options._native(self._breakers))
         self.state = saved["state"]
 
     def __repr__(self) -> str:

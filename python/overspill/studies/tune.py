@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from overspill import _core
+from overspill._core import Error
 from overspill.base.checks import as_integer, as_real
 from overspill.base.host import logical_cpus, physical_cores
 from overspill.base.units import format_count
@@ -270,7 +270,7 @@ class _Search:
         try:
             with _load(self.info, offload=placement, **settings) as model:
                 measured = _measured(model, placement, settings)
-        except (_core.Error, ValueError) as error:
+        except (Error, ValueError) as error:
             self._done(replace(trial, state="failed", problem=str(error)))
             return False
         kept = measured.tokens_per_s > best.tokens_per_s * (1 + _NOISE)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from overspill import _core
+from overspill._core import DeviceMeter
 from overspill.base.checks import as_integer
 from overspill.base.host import logical_cpus
 from overspill.base.values import DEFAULT_CACHE_TYPE, DEFAULT_LOAD_MODE, Breakdown, CacheType, LoadMode
@@ -37,7 +37,7 @@ def device_bandwidth(device: str) -> float:
     The CPU scans 512 MiB with a thread on each logical CPU. Other devices can only be asked to compute: theirs is the
     fastest product of a large matrix and a vector, in F32, F16 or Q8_0.
     """
-    meter = _core.DeviceMeter(
+    meter = DeviceMeter(
         device,
         n_threads=min(logical_cpus(), 512),
         working_set_bytes=_WORKING_SET_BYTES,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from overspill import _core
+from overspill._core import Error
 
 __all__ = ["check_plotting", "draw_token"]
 
@@ -16,7 +16,7 @@ def check_plotting(file: str | os.PathLike[str]) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise _core.Error("a picture needs matplotlib: pip install 'overspill[plot]'") from None
+        raise Error("a picture needs matplotlib: pip install 'overspill[plot]'") from None
     formats = Figure().canvas.get_supported_filetypes()
     if Path(file).suffix.removeprefix(".").lower() not in formats:
         raise ValueError(

@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from overspill import _core
+from overspill._core import LLAMA_CPP_COMMIT
 from overspill.base.tables import plain_table
 from overspill.base.units import format_bytes, format_count, format_rate
 from overspill.base.values import Breakdown, Device
@@ -134,7 +134,7 @@ class Bench:
         overrides = ";".join(f"{pattern}={device}" for pattern, device in placed.overrides)
         split = [n for n in placed.tensor_split if n]
         return {
-            "build_commit": _core.LLAMA_CPP_COMMIT[:9],
+            "build_commit": LLAMA_CPP_COMMIT[:9],
             "build_number": 0,
             "cpu_info": ", ".join(device.description for device in cpus),
             "gpu_info": ", ".join(device.description for device in gpus),

@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from overspill import _core
+from overspill._core import LLAMA_CPP_COMMIT
 from overspill.base.units import format_bytes, format_count
 from overspill.base.values import StopReason
 from overspill.placement.device_names import CPU, memory_name
@@ -96,7 +96,7 @@ def _rows_of_settings(
         )
         for name, spec in devices.items()
     ]
-    made = f"overspill {version('overspill')}, llama.cpp {_core.LLAMA_CPP_COMMIT}"
+    made = f"overspill {version('overspill')}, llama.cpp {LLAMA_CPP_COMMIT}"
     return [*given, ("loaded", loaded), *found, ("made with", made)]
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from overspill import _core
+from overspill._core import Error
 from overspill.header.info import ModelInfo
 from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
@@ -51,7 +51,7 @@ def _placed(
 ) -> tuple[Placement, Forecast]:
     try:
         return place_and_forecast(info, hardware, {**options, "offload": offload})
-    except _core.Error:
+    except Error:
         # The model cannot be loaded so, which loading says while the others answer.
         return place_and_forecast(info, hardware, {**options, "offload": "cpu"})
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from overspill import _core
+from overspill._core import Error, OutOfMemoryError
 from overspill.base.values import DEFAULT_LOAD_MODE, LoadMode
 from overspill.engine.model import Model
 from overspill.engine.reply import ChatStream
@@ -194,14 +194,14 @@ class _Run:
             for one in group:
                 try:
                     loaded.append((one, stack.enter_context(self._load(one, planned))))
-                except _core.OutOfMemoryError as error:
+                except OutOfMemoryError as error:
                     if not loaded:
                         self._note(error, one)
                         continue
                     # It was expected to fit beside the others, and does not.
                     self._comparison.together = False
                     break
-                except _core.Error as error:
+                except Error as error:
                     self._note(error, one)
             else:
                 for number in range(len(self._comparison.questions)):
@@ -238,7 +238,7 @@ class _Run:
         self._report(self._comparison)
         try:
             stream = self._open(model, answer.question)
-        except (_core.Error, ValueError) as error:
+        except (Error, ValueError) as error:
             self._note(error, answer)
         else:
             try:
@@ -257,7 +257,7 @@ class _Run:
                 token = stream.__next__()
             except StopIteration:
                 return
-            except _core.Error as error:
+            except Error as error:
                 self._note(error, answer)
                 return
             answer.text += token.text  # replaced by the whole text where it is a chat

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from overspill import _core
+from overspill._core import GPU_BACKENDS, cpu_features
 from overspill.base.host import available_ram_bytes, control_groups, physical_cores
 from overspill.base.values import Device
 from overspill.machine.devices import devices
@@ -68,9 +68,9 @@ class Machine:
         swap_total, swap_free = meminfo.get("SwapTotal"), meminfo.get("SwapFree")
         return cls(
             cpu_flags=frozenset(flags[1].split()) if flags else frozenset(),
-            built_for=frozenset(_core.cpu_features()),
+            built_for=frozenset(cpu_features()),
             devices=tuple(devices()),
-            gpu_backends=tuple(_core.GPU_BACKENDS),
+            gpu_backends=tuple(GPU_BACKENDS),
             nvidia_gpus=tuple(_nvidia_gpus(root)),
             visible_cuda_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
             n_cores=physical_cores(root, _cpus(allowed[1]) if allowed else None),
