@@ -329,7 +329,7 @@ void test_reuse(const std::shared_ptr<Model> & model) {
         check(stats.n_cached_tokens < n, "at least one token of a prompt is decoded");
     }
     GenerationOptions dropping = options(100);
-    dropping.droppable = {{0, 20}, {20, 50}};
+    dropping.form.droppable = {{0, 20}, {20, 50}};
     const auto generation = Generation::start(model, prompt, dropping);
     int64_t n_tokens = 0;
     while (generation->next({})) {
