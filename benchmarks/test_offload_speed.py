@@ -9,7 +9,7 @@ What is measured, how often, and what counts is fixed beforehand:
 - A visit has three moments. A moment is 12 tokens between two measurements of the machine; its measured speed is that
   of a token which is slower than a tenth of them, its predicted speed the mean of the forecasts from both measurements.
 - A placement's ratio is the median of predicted over measured speed in its six moments. Others use the machine's memory
-  as well, which slows it down for seconds. Both sides of a ratio are taken within two seconds, so such a spell slows
+  as well, which slows it down for seconds. Both sides of a ratio are taken within a few seconds, so a spell slows
   both, unless it begins or ends between them; the median bears two of six moments in which it does.
 - Which placements are the best is asked of the undisturbed machine: the highest measured speed of a placement's six
   moments, and the highest forecast from all measurements of the machine, which are the same for all placements.
