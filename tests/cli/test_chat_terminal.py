@@ -445,7 +445,7 @@ def test_a_bug_does_not_end_the_chat(scripted: Callable[..., Terminal]) -> None:
     terminal.enter()
     terminal.wait(lambda: terminal.text.count("> Hello") == 2)
     said = "error: a bug in overspill; --verbose shows where: TypeError: nobody saw it coming"
-    assert said in " ".join(terminal.text.split())
+    assert said in terminal.text.replace("\n", "")  # the screen breaks the line anywhere
     assert "Traceback" not in terminal.text
     terminal.keys("\x03")
     terminal.wait_for_prompt()

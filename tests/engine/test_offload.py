@@ -231,11 +231,11 @@ def test_bad_settings(tiny_gpt_oss_path: Path, options: dict[str, Any], text: st
 BESIDE_A_GPU = """
 import json, os, sys
 import overspill
-from overspill import _core
+from overspill.header import info
 
 path, endpoint = sys.argv[1:]
-read_gguf, files = _core.read_gguf, []
-_core.read_gguf = lambda file: files.append(file) or read_gguf(file)
+read_gguf, files = info.read_gguf, []
+info.read_gguf = lambda file: files.append(file) or read_gguf(file)
 with overspill.Model(path, rpc=[endpoint], n_ctx=512, n_threads=1) as model:
     model.generate([1, 2, 3], max_tokens=2)
     model.placement

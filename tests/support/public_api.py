@@ -233,7 +233,7 @@ def _public() -> set[str]:
 @cache
 def _tree(module: str) -> list[ast.stmt]:
     """Return the statements of a module, those for type checkers alone as well."""
-    spec = find_spec(module)
+    spec = find_spec(module) if module else None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return []
     body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body

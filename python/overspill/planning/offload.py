@@ -11,7 +11,7 @@ from overspill.header.info import ModelInfo
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.forecast import Forecast, forecast
-from overspill.planning.plan import Plan, plan
+from overspill.planning.plan import plan
 from overspill.planning.tuned import tuned_options
 
 __all__ = ["Offload", "place_and_forecast", "placement_for", "tuned_beside"]
@@ -118,7 +118,8 @@ def place_and_forecast(info: ModelInfo, hardware: Hardware, options: Mapping[str
         options = {**options, **tuned}
     settings = {name: options[name] for name in _SETTINGS if options.get(name) is not None}
     settings.setdefault("n_ubatch", options.get("n_batch") or _N_BATCH)
+    if offload == "auto":
+        planned = plan(info, hardware=hardware, **settings)
+        return planned, planned.forecast()
     placement = placement_for(info, offload, hardware.gpus, lambda: hardware, **settings) or Placement.cpu(info)
-    if isinstance(placement, Plan) and placement is not offload:
-        return placement, placement.forecast()
     return placement, forecast(info, placement, hardware, **settings)
