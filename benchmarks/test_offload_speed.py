@@ -5,7 +5,7 @@ costs something. One thread here and one there, since waiting threads of llama.c
 
 What is measured, how often, and what counts is fixed beforehand:
 
-- Each placement is loaded twice, in two rounds over all ten, so that minutes lie between its visits.
+- Each placement is loaded twice, in two rounds over all ten, so that minutes pass between its visits.
 - A visit has three moments. A moment is 12 tokens between two measurements of the machine; its measured speed is that
   of a token which is slower than a tenth of them, its predicted speed the mean of the forecasts from both measurements.
 - A placement's ratio is the median of predicted over measured speed in its six moments. Others use the machine's memory

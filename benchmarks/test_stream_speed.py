@@ -43,7 +43,7 @@ def test_greedy_stream_against_minimal_loop(
     """The whole of the stream costs at most 15 us a token, on a tiny model, or a percent, on a small one."""
     path: Path = request.getfixturevalue(f"{name}_path")
     found = measured(benchmark, partial(stream.token, path, upstream_tools, n_tokens=n), rounds=3, loads=loads)
-    # A pair of medians for each load, since where memory lies makes two percent, for either side.
+    # A pair of medians for each load, since the place of its memory makes two percent, for either side.
     pairs = found.medians_by_load
     costs = [pair.ours - pair.rival for pair in pairs]
     loop_s, low_s, cost_s, high_s = statistics.median(pair.rival for pair in pairs), *statistics.quantiles(costs, n=4)

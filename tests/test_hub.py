@@ -161,7 +161,7 @@ def test_an_interrupted_download_is_resumed(hub: dict[str, str], smollm2_path: P
 
 
 def test_revision_and_folder(hub: dict[str, str]) -> None:
-    """A tag is asked for by its name, and a file may lie in a folder."""
+    """A tag is asked for by its name, and a file may be in a folder."""
     done = overspill("info", "hf:owner/models/tiny.gguf@v2", "--json", environment=hub)
     assert done.returncode == 0, done.stderr
     done = overspill("info", "hf:owner/models/sub/other.gguf", environment=hub)

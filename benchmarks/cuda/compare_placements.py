@@ -134,7 +134,7 @@ def measure(path: Path, placement: Placement, options: Options) -> Run:
         assert stats.tokens_per_second is not None
         assert stats.time_to_first_token_s is not None
         cpu = model.memory[CPU]
-        # Not the part of the file that is mapped, between whose ends lies what is on the GPU.
+        # Not the part of the file that is mapped, between whose ends are weights of the GPU as well.
         ram_bytes = model.placement.bytes_by_device()[CPU] + cpu.kv_bytes + cpu.compute_bytes
         device = model.memory.get(options.device)
         return Run(

@@ -1,4 +1,4 @@
-"""A token of a model that lies on the CPU and on a device beside it, next to what the planner has predicted.
+"""A token of a model on the CPU and a device beside it, measured and predicted.
 
 The functions add the server's device to their process, for good: call them by
 :func:`quantities.measuring.in_own_process`.

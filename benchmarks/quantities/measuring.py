@@ -142,7 +142,7 @@ def measure(quantity: Quantity, *, rounds: int, loads: int = 1, warm_up: bool = 
     Parameters
     ----------
     quantity
-        Opened once for each load: where memory lies makes some percent of a model's speed.
+        Opened once for each load: the place of its memory makes some percent of a model's speed.
     rounds
         How many of them count, for each load.
     loads

@@ -109,7 +109,7 @@ def token(
     sampling
         Options of the stream; only a greedy one has a rival.
     loading, placed
-        Where the model lies: options of :class:`overspill.Model` and of the minimal loop.
+        The model's placement: options of :class:`overspill.Model` and of the minimal loop.
     """
     n_ctx = max(1024, len(prompt or ()) + n_tokens + 2)
     settings: dict[str, Any] = {"n_ctx": n_ctx, "n_threads": n_threads}
@@ -177,9 +177,9 @@ def token_in_own_process(
 def python_sampler(path: Path, *, n_tokens: int) -> Iterator[Round]:
     """Yield rounds of a token that an argmax in Python chooses; the rival is our own greedy sampler.
 
-    Two streams step in turn, since the machine's speed drifts by more than what is looked for; each of them is the
-    first in half of the rounds, since it matters where a context lies. Neither looks ahead, so that a step is all of
-    its work.
+    Two streams step in turn, since the machine's speed drifts by more than the difference that is looked for. Each
+    is the first in half of the rounds, since the place of a context's memory matters. Neither looks ahead, so that a
+    step is all of its work.
     """
     sides = (SAMPLINGS["argmax in Python"], GREEDY)
     with overspill.Model(path, n_ctx=512, n_threads=N_THREADS) as model:

@@ -36,7 +36,7 @@ pybind11::array_t<T> view_of(T * data, std::vector<pybind11::ssize_t> shape, con
 // Of shape (n_vocab,), or (n_rows, n_vocab) with `as_rows`; it keeps the context alive.
 pybind11::array_t<float> logits_view(const LogitsView & view, bool as_rows);
 
-// A row of float32 logits as it lies in memory.
+// A row of float32 logits, in place.
 struct LogitsRow {
     const float * logits;
     size_t n;

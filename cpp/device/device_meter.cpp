@@ -244,7 +244,7 @@ WeightRate DeviceMeter::weight_rate(const std::string & type, int64_t n_in, int6
 
     const ggml_context_ptr weights_context(ggml_init({ggml_tensor_overhead() * (most_distinct + 1), nullptr, true}));
     const std::vector<ggml_tensor *> weights = fill(buffer, [&] { return use.weights(weights_context.get()); });
-    // Each expert once; those of one token lie apart.
+    // Each expert once; those of one token are apart.
     const auto n_groups = static_cast<size_t>(n_experts == 0 ? 1 : std::min<int64_t>(use.n_experts / n_used, 256));
     const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * (n_groups + 1), nullptr, true}));
     ggml_tensor * input = use.input(inputs_context.get(), 1);
@@ -369,7 +369,7 @@ double DeviceMeter::visit_s(int64_t n_embd) {
         const Graph chain(n_operations);
         ggml_context * context = chain.context.get();
         ggml_backend_t backends[] = {other_.get(), cpu_.get()};
-        // As llama.cpp has it: what the CPU computes lies where the GPU's driver can reach it.
+        // As llama.cpp has it: results of the CPU are in memory that the GPU's driver can reach.
         ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(device_);
         ggml_backend_buffer_type_t types[] = {ggml_backend_dev_buffer_type(device_),
                                               pinned != nullptr ? pinned : ggml_backend_dev_buffer_type(cpu_device())};

@@ -21,9 +21,9 @@ namespace overspill {
 struct MeterOptions {
     int32_t n_threads = 1;                   // of the CPU
     uint64_t working_set_bytes = 128 << 20;  // of weights that are cycled through, so that no cache holds them
-    std::vector<std::string> gpus = {};      // that a model is to lie on too: they decide in which buffers the CPU's is
-    bool host_buffers = true;                // false: llama.cpp's no_host
-    double budget_s = 0.08;                  // for each measurement, after a first run
+    std::vector<std::string> gpus = {};  // that hold parts of the model, too: they decide the buffers of the CPU's part
+    bool host_buffers = true;            // false: llama.cpp's no_host
+    double budget_s = 0.08;              // for each measurement, after a first run
 };
 
 struct WeightRate {

@@ -70,7 +70,7 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
 }
 
 MemoryReport Context::memory() const {
-    const Activity activity("looking at where a model lies");
+    const Activity activity("reading a model's placement back");
     MemoryReport report = report_memory(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_, dry_run_);
     report.n_splits = n_splits_;
     return report;

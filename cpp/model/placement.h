@@ -26,7 +26,7 @@ struct Placement {
 class PlacementParams {
   public:
     // Throws std::invalid_argument for a device that is not there, or what is no regular expression; or where a
-    // tensor of the model would lie where nothing can compute with it, which llama.cpp does not survive.
+    // tensor of the model would be where nothing can compute with it, which llama.cpp does not survive.
     PlacementParams(const GgufHeader & header, const Placement & placement);
     void apply(llama_model_params & params);
 

@@ -27,7 +27,7 @@ Chosen draw(Candidates & candidates, Random & random, float temperature);
 
 // The draw where top-p alone truncates, and leaves thousands: where exactly it cuts need not be
 // known. Draw from the whole row, and reject what top-p drops. A logit under which certainly too
-// little mass lies, which a sample suggests and the pass over the row confirms, answers that at
+// little mass is, which a sample suggests and the pass over the row confirms, answers that at
 // once for nearly every draw; for the rest a pass adds up what is more likely.
 Chosen draw_from_nucleus(Candidates & candidates, Random & random, float top_p, const Glance & seen, float temperature);
 

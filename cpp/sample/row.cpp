@@ -139,7 +139,7 @@ float Row::at_least(const std::vector<float> & maxima, TokenBits allowed, size_t
     return kth_largest_group(k);
 }
 
-// Where there are fewer blocks than that: of logits that lie twice as many apart, at least k have one.
+// Where there are fewer blocks than that: of logits that are twice as many apart, at least k have one.
 float Row::at_least_of_lanes(TokenBits allowed, size_t k) {
     constexpr size_t n_per_word = 32;
     const size_t n_lanes = (2 * k + n_per_word - 1) / n_per_word * n_per_word;

@@ -1,7 +1,7 @@
 // Logits in, one token out.
 //
 // The chain is llama.cpp's, in its order: logit bias, penalties, DRY (logit_edits.h), top-n-sigma, top-k, typical,
-// top-p, min-p, XTC (truncation.h), temperature, draw (draw.h). It works on the row of logits where it lies
+// top-p, min-p, XTC (truncation.h), temperature, draw (draw.h). It works on the row of logits in place
 // (row.h): biases and penalties are kept beside the row, truncation moves a cut, and only what little is left of the
 // vocabulary after it is ever listed (candidates.h).
 #pragma once

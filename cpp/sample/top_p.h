@@ -16,7 +16,7 @@ struct Glance {
     double stands_for;  // logits for each one of the sample
 };
 
-// Cuts where the mass lies in a short list of the most likely tokens: one pass adds up the whole row,
+// Cuts where a short list of the most likely tokens has the mass: one pass adds up the whole row,
 // and only the list is sorted. Otherwise false, and `seen` is what the list and the sample say.
 bool cut_top_p_of_most_likely(Candidates & candidates, float top_p, Glance & seen);
 

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 if sys.platform == "win32":
-    # Windows has no search path within a library, so it is told where llama.cpp's lie.
+    # Windows has no search path within a library, so it is told the folder of llama.cpp's.
     os.add_dll_directory(str(Path(__file__).parent / "lib"))
 
 try:

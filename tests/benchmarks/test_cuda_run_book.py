@@ -43,7 +43,7 @@ def compare(folder: Path, endpoint: str, vram: str) -> tuple[str, list[dict[str,
 
 
 def test_comparison(tmp_path: Path, rpc_server: str, upstream_tools: Path) -> None:
-    """Four placements run, and say the same; each lies where it says, and whole layers are as many as fit."""
+    """Four placements run, and say the same; each is where it says, and whole layers are as many as fit."""
     budget = 1_400_000_000
     printed, rows = compare(tmp_path, rpc_server, f"{budget // 1_000_000}MB")
     header = gpt_oss(2, 8, VOCABULARY)

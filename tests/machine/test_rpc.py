@@ -195,7 +195,7 @@ def run_trial(trial: str, *arguments: str) -> None:
 
 
 def test_layers_on_a_remote_device_give_the_same_text(rpc_server: str, tiny_gpt_oss_path: Path) -> None:
-    """Wherever the layers lie, greedy tokens are the same."""
+    """Wherever the layers are, greedy tokens are the same."""
     run_trial(TRIAL, str(tiny_gpt_oss_path), rpc_server)
 
 

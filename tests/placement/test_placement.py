@@ -172,7 +172,7 @@ def placements(draw: st.DrawFn, info: ModelInfo) -> Placement:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_llama_cpp_does_what_a_placement_says(models: list[ModelInfo], data: st.DataObject) -> None:
-    """Every tensor and every layer's KV cache lie there; JSON gives the same back."""
+    """Every tensor and every layer's KV cache are there; JSON gives the same back."""
     info = data.draw(st.sampled_from(models))
     placement = data.draw(placements(info))
     # Of a tied embedding and its copy for the output, llama.cpp moves none or both.

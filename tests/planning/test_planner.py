@@ -251,7 +251,7 @@ def test_half_as_fast_again_as_whole_layers(header: Callable[[str], ModelInfo]) 
 
 
 def test_plan_of_a_mixture_of_experts(header: Callable[[str], ModelInfo]) -> None:
-    """Attention, KV cache and output lie on the GPU, then as many experts as it holds, of whole layers but one."""
+    """Attention, KV cache and output are on the GPU, then as many experts as it holds, of whole layers but one."""
     found = plan(header("gpt-oss-120b"), hardware=hardware(24, **REAL))
     assert set(found.kv) == {"GPU0"}
     assert set(found.layers[:].attention) == {"GPU0"}

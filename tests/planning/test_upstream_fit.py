@@ -72,7 +72,7 @@ def test_headers_open(name: str, header_path: HeaderPath, upstream_tools: Path) 
 
 
 def test_kv_cache(header_path: HeaderPath, upstream_tools: Path) -> None:
-    """Keys and values of 1024 numbers for each of 32 layers, wherever the layers lie."""
+    """Keys and values of 1024 numbers for each of 32 layers, wherever the layers are."""
     placement = DryRunPlacement(["GPU0", "GPU1"], 25, [10, 15])
     settings = DryRunSettings(n_ctx=4096, type_k="q8_0", type_v="q8_0")
     memory = {"GPU0": 24 * GIB, "GPU1": 24 * GIB}

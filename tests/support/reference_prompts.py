@@ -3,7 +3,7 @@
     pip install transformers==5.24.0 jinja2
     python tests/support/reference_prompts.py vendor/llama.cpp/models/templates > tests/support/reference_prompts.json
 
-The templates are those that lie in llama.cpp's ``models/templates``, and SmolLM2's, which stands in its file.
+The templates are those of llama.cpp's ``models/templates``, and SmolLM2's, which stands in its file.
 """
 
 from __future__ import annotations

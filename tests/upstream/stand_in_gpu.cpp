@@ -1,6 +1,6 @@
 // A device of type GPU that is none: its memory is this machine's RAM, of a size that can be chosen, it
 // computes with the CPU backend, and what goes over its link takes as long as one wishes. It behaves as CUDA
-// does where that decides what lies where: memory of its own that the host cannot read, pinned memory for
+// does where that decides the placement: memory of its own that the host cannot read, pinned memory for
 // what stays on the host, and large batches that are taken over from the CPU. It does without CUDA's
 // asynchronous copies, hence without pipeline parallelism on several devices.
 #include "stand_in_gpu.h"

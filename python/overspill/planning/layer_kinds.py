@@ -59,7 +59,7 @@ class ModelTensors:
     n_computed
         The number of layers that llama.cpp computes; it leaves the weights of those behind them alone.
     pinned
-        The number of a device for each tensor that must lie there.
+        The number of a device for each tensor that must be there.
 
     Raises
     ------

@@ -71,7 +71,7 @@ class Use:
 class Workload:
     """A model on some hardware, with settings.
 
-    ``pinned`` has a device's number for each tensor that must lie there. Tensors that belong together are moved
+    ``pinned`` has a device's number for each tensor that must be there. Tensors that belong together are moved
     together: each of a layer's ``groups`` is its attention, its dense part, or one of its expert or feed-forward
     matrices with its bias, or what of that is pinned to one device.
     """
@@ -100,7 +100,7 @@ class Workload:
     # --- the graph
 
     def _layer(self, kind: LayerKind, kv: int) -> GraphLayer:
-        """Return a layer for the graph whose cache lies on a device."""
+        """Return a layer for the graph whose cache is on a device."""
         device = kv if "rope_freqs" in self.head else 0
         if (kind, device) not in self._layers:
             cache, settings, info = kind.cache, self.settings, self.info

@@ -65,7 +65,7 @@ class Node:
         strided: bool = False,
         place: int = 0,
     ) -> None:
-        """Make one; a view has the ``base`` in whose memory it lies, and ``place`` counts the layers of a step."""
+        """Make one; a view has a ``base``, whose memory it shares, and ``place`` counts the layers of a step."""
         self.op, self.shape, self.sources, self.place = op, shape, sources, place
         self.base, self.strided = base, strided
         self.n_bytes = 4 * prod(shape) if n_bytes is None else n_bytes

@@ -14,7 +14,7 @@ from overspill.planning.graph.nodes import Node, Step, Weight
 __all__ = ["OFFLOAD_TOKENS", "Piece", "assign", "pieces"]
 
 OFFLOAD_TOKENS = 32
-"""From this many rows on, a GPU that can takes over an operation whose weight lies in the CPU's memory."""
+"""From this many rows on, a GPU that can takes over an operation whose weight is in the CPU's memory."""
 
 
 def assign(
@@ -35,9 +35,9 @@ def assign(
     cpu
         The CPU's number.
     device_of_weight
-        Returns where a weight lies; the layer of the step that it belongs to comes with it, or -1.
+        Returns the device of a weight; the layer of the step that it belongs to comes with it, or -1.
     devices_of_layers
-        Where the cache of each layer of the step lies.
+        The device of each layer's cache in the step.
     forces
         Whether norms are kept with their layer: in decoding, and where everything is on GPUs.
     takes_over
@@ -77,7 +77,7 @@ def assign(
 
 
 def _can_compute(node: Node, device: int, cpu: int) -> bool:
-    """Return whether a device can; a GPU cannot with a weight that lies on another."""
+    """Return whether a device can; a GPU cannot with a weight on another."""
     return not node.staying or all(source.device in (device, cpu) for source in node.staying)
 
 
@@ -98,7 +98,7 @@ class Piece:
 
     device: int
     nodes: list[tuple[Node, list[Node]]]
-    """Each with those of its sources that lie on other devices."""
+    """Each with those of its sources that are on other devices."""
     copied: list[Node]
     """What has to be brought there first."""
 
