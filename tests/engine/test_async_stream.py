@@ -341,7 +341,7 @@ def test_a_program_ends_with_an_open_stream(gemma_path: Path) -> None:
     """Held by a name until the very end, between steps and in the middle of one."""
     program = f"""
 import asyncio, overspill
-model = overspill.Model({str(gemma_path)!r}, n_ctx=1024, n_threads=2)
+model = overspill.Model({str(gemma_path)!r}, n_ctx=1024, n_threads=1)
 async def main():
     global stream, task
     stream = model.astream("Once upon a time")

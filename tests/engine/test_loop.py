@@ -233,10 +233,10 @@ def slowly(stream: Iterable[Token]) -> Iterator[Token]:
 @pytest.mark.parametrize(
     "options", [{"temperature": 0}, {"seed": 9}, {"seed": 9, "grammar": "root ::= .*", "logprobs": 2}]
 )
-def test_the_same_text_whether_it_looks_ahead(gemma: Model, options: dict[str, object]) -> None:
+def test_the_same_text_whether_it_looks_ahead(smollm2: Model, options: dict[str, object]) -> None:
     """A caller that is slow gets the same tokens and stats as one that is not."""
-    quick = list(gemma.stream("Once upon", max_tokens=30, **options))  # type: ignore[arg-type]
-    stream = gemma.stream("Once upon", max_tokens=30, **options)  # type: ignore[arg-type]
+    quick = list(smollm2.stream("Once upon", max_tokens=30, **options))  # type: ignore[arg-type]
+    stream = smollm2.stream("Once upon", max_tokens=30, **options)  # type: ignore[arg-type]
     assert list(slowly(stream)) == quick
     assert stream.stats.tokens == len(quick)
     assert stream.stats.stop_reason in (StopReason.MAX_TOKENS, StopReason.EOS)
@@ -285,12 +285,12 @@ def test_leaving_while_it_looks_ahead(model: Model) -> None:
         assert len(list(Path("/proc/self/task").iterdir())) <= native + 1
 
 
-def test_two_streams_that_look_ahead(gemma: Model) -> None:
+def test_two_streams_that_look_ahead(smollm2: Model) -> None:
     """Each has its own text."""
     alone = [
-        [token.id for token in gemma.stream(text, temperature=0, max_tokens=15)] for text in ("One two", "Rain in")
+        [token.id for token in smollm2.stream(text, temperature=0, max_tokens=15)] for text in ("One two", "Rain in")
     ]
-    streams = [gemma.stream(text, temperature=0, max_tokens=15) for text in ("One two", "Rain in")]
+    streams = [smollm2.stream(text, temperature=0, max_tokens=15) for text in ("One two", "Rain in")]
     together: list[list[int]] = [[], []]
     for pair in zip(*(slowly(stream) for stream in streams), strict=True):
         for reply, token in zip(together, pair, strict=True):

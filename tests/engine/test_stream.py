@@ -16,6 +16,7 @@ import pytest
 
 import overspill
 from overspill import Model, StopReason
+from sweeps import sweep
 
 PROMPT = "Once upon a time"
 
@@ -25,20 +26,20 @@ def greedy(model: Model, n: int = 24, **options: object) -> overspill.Completion
     return model.generate(PROMPT, temperature=0, max_tokens=n, **options)
 
 
-def test_generate_is_the_stream_folded(gemma: Model) -> None:
+def test_generate_is_the_stream_folded(smollm2: Model) -> None:
     """The text is the tokens' texts, and both ways give the same ones."""
-    whole = greedy(gemma)
-    with gemma.stream(PROMPT, temperature=0, max_tokens=24) as stream:
+    whole = greedy(smollm2)
+    with smollm2.stream(PROMPT, temperature=0, max_tokens=24) as stream:
         tokens = list(stream)
     assert whole.tokens == tokens
     assert whole.text == str(whole) == "".join(map(str, tokens))
     assert [repr(token) for token in tokens] == [f"Token(id={token.id}, text={token.text!r})" for token in tokens]
 
 
-def test_token_ids_are_a_prompt_too(gemma: Model) -> None:
+def test_token_ids_are_a_prompt_too(tiny_gpt_oss: Model) -> None:
     """Text is only a way to write token ids."""
-    ids = gemma.tokenize(PROMPT)
-    assert gemma.generate(ids, temperature=0, max_tokens=24).tokens == greedy(gemma).tokens
+    ids = tiny_gpt_oss.tokenize(PROMPT)
+    assert tiny_gpt_oss.generate(ids, temperature=0, max_tokens=24).tokens == greedy(tiny_gpt_oss).tokens
 
 
 def test_text_is_the_bytes_of_the_tokens(tiny_gpt_oss: Model) -> None:
@@ -54,10 +55,10 @@ def test_text_is_the_bytes_of_the_tokens(tiny_gpt_oss: Model) -> None:
     assert n_waited > 0, "no character was spread over tokens: the test has tested nothing"
 
 
-def test_max_tokens(gemma: Model) -> None:
+def test_max_tokens(tiny_gpt_oss: Model) -> None:
     """As many tokens as were asked for, no step more."""
     for n in (1, 2, 7):
-        reply = greedy(gemma, n)
+        reply = greedy(tiny_gpt_oss, n)
         assert len(reply.tokens) == reply.stats.tokens == n
         assert reply.stats.stop_reason is StopReason.MAX_TOKENS
 
@@ -72,20 +73,21 @@ def test_end_of_generation(smollm2: Model) -> None:
     assert "<|im_end|>" not in reply.text
 
 
-def test_stop_strings_cut_the_text_exactly(gemma: Model) -> None:
+@pytest.mark.parametrize("step", sweep([17, 5], always=[0]))
+def test_stop_strings_cut_the_text_exactly(smollm2: Model, step: int) -> None:
     """Whatever part of the text is a stop string, out comes what precedes its first appearance."""
-    whole = greedy(gemma).text
-    for start, length in itertools.product(range(0, len(whole) - 8, 7), (1, 3, 8)):
+    whole = greedy(smollm2).text
+    for start, length in itertools.product(range(0, len(whole) - 8, step), (1, 3, 8)):
         stop = whole[start : start + length]
-        reply = greedy(gemma, stop=[stop, "\0never"])
+        reply = greedy(smollm2, stop=[stop, "\0never"])
         assert reply.text == whole[: whole.find(stop)]
         assert reply.stats.stop_reason is StopReason.STOP_STRING
 
 
-def test_text_held_back_for_a_stop_string_is_not_lost(gemma: Model) -> None:
+def test_text_held_back_for_a_stop_string_is_not_lost(smollm2: Model) -> None:
     """A beginning of a stop string at the end of the reply comes out with the last token."""
-    whole = greedy(gemma).text
-    reply = greedy(gemma, stop=whole[-5:] + "\0")
+    whole = greedy(smollm2).text
+    reply = greedy(smollm2, stop=whole[-5:] + "\0")
     assert reply.text == whole
     assert reply.stats.stop_reason is StopReason.MAX_TOKENS
 
@@ -111,9 +113,9 @@ def test_prompt_batches_do_not_change_the_reply(gemma_path: Path, gemma: Model) 
         assert model.generate(prompt, temperature=0, max_tokens=16).text == expected
 
 
-def test_seed(gemma: Model) -> None:
+def test_seed(smollm2: Model) -> None:
     """A seed fixes the draws; other seeds and no seed give others."""
-    texts = [gemma.generate(PROMPT, seed=seed, temperature=1.5, max_tokens=16).text for seed in (1, 1, 2, None, None)]
+    texts = [smollm2.generate(PROMPT, seed=seed, temperature=1.5, max_tokens=16).text for seed in (1, 1, 2, None, None)]
     assert texts[0] == texts[1]
     assert len(set(texts)) == 4
 
@@ -136,37 +138,37 @@ def test_draws_follow_the_log_probabilities(tiny_gpt_oss: Model) -> None:
     assert chi_square < 23.5  # 4 degrees of freedom
 
 
-def test_log_probabilities_only_when_asked_for(gemma: Model) -> None:
+def test_log_probabilities_only_when_asked_for(smollm2: Model) -> None:
     """They cost a pass over the vocabulary, and greedy's are the largest."""
-    assert all(token.logprob is None for token in greedy(gemma, 3).tokens)
-    best = greedy(gemma, 1, logprobs=True).tokens[0].logprob
+    assert all(token.logprob is None for token in greedy(smollm2, 3).tokens)
+    best = greedy(smollm2, 1, logprobs=True).tokens[0].logprob
     assert best is not None
     for seed in range(5):
-        (token,) = gemma.generate(PROMPT, temperature=2, seed=seed, max_tokens=1, logprobs=True).tokens
+        (token,) = smollm2.generate(PROMPT, temperature=2, seed=seed, max_tokens=1, logprobs=True).tokens
         assert token.logprob is not None
         assert token.logprob <= best <= 0
 
 
-def test_penalties_reach_back_as_far_as_they_are_told(gemma: Model) -> None:
+def test_penalties_reach_back_as_far_as_they_are_told(smollm2: Model) -> None:
     """An overwhelming penalty forbids every token of the last n, the prompt's included."""
-    free = greedy(gemma, 40).tokens
+    free = greedy(smollm2, 40).tokens
     assert len({token.id for token in free}) < 40, "nothing repeats: the test would test nothing"
-    tokens = [token.id for token in greedy(gemma, 40, presence_penalty=1e6, repeat_last_n=-1).tokens]
-    assert len({*tokens, *gemma.tokenize(PROMPT)}) == 40 + len(set(gemma.tokenize(PROMPT)))
-    tokens = [token.id for token in greedy(gemma, 40, presence_penalty=1e6, repeat_last_n=4).tokens]
+    tokens = [token.id for token in greedy(smollm2, 40, presence_penalty=1e6, repeat_last_n=-1).tokens]
+    assert len({*tokens, *smollm2.tokenize(PROMPT)}) == 40 + len(set(smollm2.tokenize(PROMPT)))
+    tokens = [token.id for token in greedy(smollm2, 40, presence_penalty=1e6, repeat_last_n=4).tokens]
     assert all(token not in tokens[max(0, i - 4) : i] for i, token in enumerate(tokens))
 
 
-def test_top_k_of_one_is_greedy(gemma: Model) -> None:
+def test_top_k_of_one_is_greedy(tiny_gpt_oss: Model) -> None:
     """One survivor leaves nothing to draw."""
-    assert gemma.generate(PROMPT, temperature=1.5, top_k=1, max_tokens=24).tokens == greedy(gemma).tokens
+    assert tiny_gpt_oss.generate(PROMPT, temperature=1.5, top_k=1, max_tokens=24).tokens == greedy(tiny_gpt_oss).tokens
 
 
 @pytest.mark.parametrize("way", ["break", "close", "with", "raise", "del"])
-def test_an_abandoned_stream_ends_and_leaves_the_model_usable(gemma: Model, way: str) -> None:
+def test_an_abandoned_stream_ends_and_leaves_the_model_usable(tiny_gpt_oss: Model, way: str) -> None:
     """However the loop is left, the stream is closed and the next one starts afresh."""
-    expected = greedy(gemma).text
-    stream = gemma.stream(PROMPT)
+    expected = greedy(tiny_gpt_oss).text
+    stream = tiny_gpt_oss.stream(PROMPT)
     if way == "break":
         for _ in stream:
             break
@@ -190,7 +192,7 @@ def test_an_abandoned_stream_ends_and_leaves_the_model_usable(gemma: Model, way:
         with pytest.raises(StopIteration):
             next(stream)
         assert stream.stats.tokens == 1
-    assert greedy(gemma).text == expected
+    assert greedy(tiny_gpt_oss).text == expected
 
 
 class AlarmError(Exception):
@@ -252,17 +254,17 @@ def test_a_signal_handler_cannot_use_the_model_but_may_close_the_stream(gemma_pa
         assert all("step" in str(outcome) for outcome in outcomes), outcomes
 
 
-def test_ctrl_c_between_two_steps_is_an_interruption(gemma: Model) -> None:
+def test_ctrl_c_between_two_steps_is_an_interruption(tiny_gpt_oss: Model) -> None:
     """KeyboardInterrupt in the caller's own code counts as well."""
-    with pytest.raises(KeyboardInterrupt), gemma.stream(PROMPT) as stream:
+    with pytest.raises(KeyboardInterrupt), tiny_gpt_oss.stream(PROMPT) as stream:
         for _ in stream:
             raise KeyboardInterrupt
     assert stream.stats.stop_reason is StopReason.INTERRUPTED
 
 
-def test_stats(gemma: Model) -> None:
+def test_stats(smollm2: Model) -> None:
     """The figures fit each other and what came out, and print as one line."""
-    stream = gemma.stream(PROMPT, temperature=0, max_tokens=9)
+    stream = smollm2.stream(PROMPT, temperature=0, max_tokens=9)
     assert stream.stats.tokens_per_second is None
     assert str(stream.stats) == "– tok/s · 0 tokens · no first token · running"
     next(stream)
@@ -275,7 +277,7 @@ def test_stats(gemma: Model) -> None:
     list(stream)
     outside = time.perf_counter() - start
     stats = stream.stats
-    assert stats.prompt_tokens == len(gemma.tokenize(PROMPT))
+    assert stats.prompt_tokens == len(smollm2.tokenize(PROMPT))
     assert 0 < stats.decode_s <= outside
     assert stats.tokens_per_second == pytest.approx(8 / stats.decode_s)
     assert re.fullmatch(r"\d+\.\d\d tok/s · 9 tokens · \d+\.\d\d s to first token · stop: max_tokens", str(stats))

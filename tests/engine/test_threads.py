@@ -21,30 +21,30 @@ def greedy(model: Model, prompt: str) -> str:
     return model.generate(prompt, temperature=0, max_tokens=32).text
 
 
-def test_streams_in_threads_do_not_mix(gemma: Model) -> None:
+def test_streams_in_threads_do_not_mix(smollm2: Model) -> None:
     """Each stream has a context of its own: what each thread gets is what it gets alone."""
-    alone = [greedy(gemma, prompt) for prompt in PROMPTS]
+    alone = [greedy(smollm2, prompt) for prompt in PROMPTS]
     with ThreadPoolExecutor(len(PROMPTS)) as threads:
-        assert list(threads.map(lambda prompt: greedy(gemma, prompt), PROMPTS)) == alone
+        assert list(threads.map(lambda prompt: greedy(smollm2, prompt), PROMPTS)) == alone
 
 
-def test_streams_interleave_in_one_thread(gemma: Model) -> None:
+def test_streams_interleave_in_one_thread(smollm2: Model) -> None:
     """Two open streams take turns, step by step."""
-    alone = [greedy(gemma, prompt) for prompt in PROMPTS[:2]]
-    streams = [gemma.stream(prompt, temperature=0, max_tokens=32) for prompt in PROMPTS[:2]]
+    alone = [greedy(smollm2, prompt) for prompt in PROMPTS[:2]]
+    streams = [smollm2.stream(prompt, temperature=0, max_tokens=32) for prompt in PROMPTS[:2]]
     texts = ["", ""]
     for tokens in zip(*streams, strict=True):
         texts = [text + token.text for text, token in zip(texts, tokens, strict=True)]
     assert texts == alone
 
 
-def test_streams_take_turns(gemma: Model) -> None:
+def test_streams_take_turns(smollm2: Model) -> None:
     """A stream in a tight loop does not starve another."""
     order: list[int] = []
     barrier = threading.Barrier(2)
 
     def pull(number: int) -> None:
-        stream = gemma.stream(PROMPTS[number], temperature=0, max_tokens=64)
+        stream = smollm2.stream(PROMPTS[number], temperature=0, max_tokens=64)
         next(stream)
         barrier.wait()
         for _ in stream:
@@ -57,10 +57,10 @@ def test_streams_take_turns(gemma: Model) -> None:
     assert max(map(abs, lead)) <= 32
 
 
-def test_next_in_two_threads_on_one_stream(gemma: Model) -> None:
+def test_next_in_two_threads_on_one_stream(smollm2: Model) -> None:
     """Each token goes to one of the threads, and none is lost."""
-    expected = [token.id for token in gemma.generate(PROMPTS[0], temperature=0, max_tokens=40).tokens]
-    stream = gemma.stream(PROMPTS[0], temperature=0, max_tokens=40)
+    expected = [token.id for token in smollm2.generate(PROMPTS[0], temperature=0, max_tokens=40).tokens]
+    stream = smollm2.stream(PROMPTS[0], temperature=0, max_tokens=40)
     with ThreadPoolExecutor(2) as threads:
         parts = list(threads.map(lambda _: [token.id for token in stream], range(2)))
     assert sorted(parts[0] + parts[1]) == sorted(expected)
@@ -81,9 +81,9 @@ def test_close_from_another_thread(gemma_path: Path, what: str) -> None:
     model.close()
 
 
-def test_a_stream_outlives_its_model(gemma_path: Path) -> None:
+def test_a_stream_outlives_its_model(smollm2_path: Path) -> None:
     """Deleting the model while a stream is open takes nothing away from the stream."""
-    model = Model(gemma_path, n_ctx=256, n_threads=2)
+    model = Model(smollm2_path, n_ctx=256, n_threads=2)
     expected = greedy(model, PROMPTS[1])
     stream = model.stream(PROMPTS[1], temperature=0, max_tokens=32)
     text = next(stream).text
@@ -92,9 +92,9 @@ def test_a_stream_outlives_its_model(gemma_path: Path) -> None:
     assert text + "".join(map(str, stream)) == expected
 
 
-def test_close(gemma_path: Path) -> None:
+def test_close(smollm2_path: Path) -> None:
     """Closing ends open streams; it may be repeated; later use is an error that says so."""
-    with Model(gemma_path, n_ctx=256, n_threads=2) as model:
+    with Model(smollm2_path, n_ctx=256, n_threads=2) as model:
         streams = [model.stream(prompt) for prompt in PROMPTS]
         for stream in streams[:2]:
             next(stream)
