@@ -140,6 +140,7 @@ def test_download_stream_and_cache(hub: dict[str, str], tiny_gpt_oss_path: Path)
     assert file.read_bytes() == tiny_gpt_oss_path.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_is_resumed(hub: dict[str, str], smollm2_path: Path) -> None:
     """After the server hangs up in the middle, only the rest is asked for, and the file is whole."""
     # Large, since the hub's library keeps what has come in pieces of 10 MB.

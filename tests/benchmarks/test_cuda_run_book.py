@@ -42,6 +42,7 @@ def compare(folder: Path, endpoint: str, vram: str) -> tuple[str, list[dict[str,
     return done.stdout, model["rows"]
 
 
+@pytest.mark.slow
 def test_comparison(tmp_path: Path, rpc_server: str, upstream_tools: Path) -> None:
     """Four placements run, and say the same; each is where it says, and whole layers are as many as fit."""
     budget = 1_400_000_000

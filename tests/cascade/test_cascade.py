@@ -402,6 +402,7 @@ def test_one_at_a_time(gemma_path: Path, smollm2_path: Path, gemma: Model, smoll
         assert text(cascade.stream(PROMPT, **GREEDY)) == smollm2.generate(PROMPT, **GREEDY).text
 
 
+@pytest.mark.slow
 def test_closing_while_a_model_loads(gemma_path: Path, smollm2_path: Path) -> None:
     """Loading is cancelled, and the stream ends without an exception."""
     loads = itertools.count()

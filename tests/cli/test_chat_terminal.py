@@ -12,6 +12,7 @@ import pytest
 
 from commands import overspill
 from overspill import Model
+from sweeps import sweep
 from terminal_screen import Terminal
 
 STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · (\d+\.\d\d s to|no) first token"
@@ -57,6 +58,7 @@ def squeezed(text: str) -> str:
 # --- talking
 
 
+@pytest.mark.slow
 def test_a_conversation_in_japanese(start: Start, tmp_path: Path) -> None:
     """What is typed shows and is what the model gets; all of its answer is on the screen."""
     terminal = start("-n", "40")
@@ -75,6 +77,7 @@ def test_a_conversation_in_japanese(start: Start, tmp_path: Path) -> None:
     assert terminal.end() == 0
 
 
+@pytest.mark.slow
 def test_messages_of_several_lines(start: Start, tmp_path: Path) -> None:
     """Alt+Enter and a backslash begin lines, a paste keeps its own; only Enter sends."""
     terminal = start("-n", "3")
@@ -141,7 +144,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("n_lines", [1, 3])
+@pytest.mark.parametrize("n_lines", sweep([1, 3], always=[0]))
 def test_ctrl_c_while_it_draws_loses_nothing(smollm2_path: Path, tmp_path: Path, n_lines: int) -> None:
     """What is drawn is drawn to its end: no line is there twice, and none is missing."""
     usual = ["chat", str(smollm2_path), "--threads", "2", "--temperature", "0", "-n", "300"]
@@ -173,6 +176,7 @@ def test_ctrl_c_before_the_answer_gives_the_message_back(start: Start, tmp_path:
     assert messages(tmp_path / "chat.json")[0]["content"] == "Say hi."
 
 
+@pytest.mark.slow
 def test_typing_ahead(start: Start, tmp_path: Path) -> None:
     """What is typed during an answer does not mix with it, and is the next input."""
     terminal = start("-n", "100")
@@ -189,6 +193,7 @@ def test_typing_ahead(start: Start, tmp_path: Path) -> None:
 # --- commands
 
 
+@pytest.mark.slow
 def test_save_and_load(start: Start, smollm2_path: Path, tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
     """A conversation goes on in another process, with what was said; nothing is lost by a wrong name."""
     file = tmp_path / "a chat.json"
@@ -234,6 +239,7 @@ def test_save_and_load(start: Start, smollm2_path: Path, tiny_gpt_oss_path: Path
     assert [message["role"] for message in saved(terminal, tmp_path / "again.json")][:2] == ["system", "user"]
 
 
+@pytest.mark.slow
 def test_retry(start: Start, tmp_path: Path) -> None:
     """The last message is answered anew, and the new answer takes the place of the old one."""
     terminal = start("--temperature", "1.5", "-n", "20")
@@ -249,6 +255,7 @@ def test_retry(start: Start, tmp_path: Path) -> None:
     assert squeezed(after[3]["content"]) in squeezed(answer)
 
 
+@pytest.mark.slow
 def test_system_and_new(start: Start, tmp_path: Path) -> None:
     """A system prompt is set, shown, removed, and outlives a new conversation."""
     terminal = start("--system", "Be brief.", "-n", "3")
@@ -285,6 +292,7 @@ def test_other_commands(start: Start) -> None:
     assert terminal.end("/exit\r") == 0
 
 
+@pytest.mark.slow
 def test_a_message_that_does_not_fit(start: Start, tmp_path: Path) -> None:
     """One line says so, the conversation is as it was, and the message is there to be shortened."""
     terminal = start("-n", "3", "--ctx", "256")
@@ -299,6 +307,7 @@ def test_a_message_that_does_not_fit(start: Start, tmp_path: Path) -> None:
     assert len(saved(terminal, tmp_path / "chat.json")) == 2
 
 
+@pytest.mark.slow
 def test_the_history_is_kept(start: Start, tmp_path: Path) -> None:
     """The next chat has what was typed in this one, in several lines too; nobody else can read it."""
     terminal = start("-n", "3")
@@ -370,6 +379,7 @@ def styles(terminal: Terminal, text: str) -> set[tuple[bool, str]]:
     raise AssertionError(f"{text!r} is not on the screen:\n{terminal.text}")
 
 
+@pytest.mark.slow
 def test_an_answer_taller_than_the_screen(scripted: Callable[..., Terminal]) -> None:
     """All of it can be scrolled to, once, as Markdown: code, a list, a table, Japanese."""
     code = "\n".join(f"value_{n} = {n}" for n in range(40))
@@ -425,6 +435,7 @@ def test_a_reply_of_nothing(scripted: Callable[..., Terminal]) -> None:
     assert terminal.ask("/stats").startswith("– tok/s · 1 token")
 
 
+@pytest.mark.slow
 def test_a_reply_that_is_cut_off(scripted: Callable[..., Terminal]) -> None:
     """A line says so, and after how many tokens; a reply that came to its end has none."""
     assert scripted("One two three four five.", max_tokens=3).ask("Hello") == "One two three\n\ncut off after 3 tokens"

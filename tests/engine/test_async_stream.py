@@ -337,6 +337,7 @@ def test_samplers_and_processors_in_python(tiny_gpt_oss: Model) -> None:
     assert thread != threading.get_ident()
 
 
+@pytest.mark.slow
 def test_a_program_ends_with_an_open_stream(gemma_path: Path) -> None:
     """Held by a name until the very end, between steps and in the middle of one."""
     program = f"""

@@ -244,6 +244,7 @@ def test_damage_is_survived(outcomes: dict[str, str], name: str) -> None:
     assert outcomes[name].startswith(expected), outcomes[name]
 
 
+@pytest.mark.slow
 def test_flipped_bits_in_the_header_are_survived(tmp_path: Path, whole: bytes, tiny_gpt_oss_path: Path) -> None:
     """Random bits among the keys and the tensors' entries, hundreds of times."""
     random = Random(7)
@@ -278,6 +279,7 @@ def test_a_vocabulary_alone(vocab_path: Path) -> None:
         model.stream("Hello")
 
 
+@pytest.mark.slow
 def test_unknown_architecture(tmp_path: Path) -> None:
     """The architecture is named."""
     refused(

@@ -130,6 +130,7 @@ def test_logits_of_a_token(model: Model) -> None:
         _ = token.logits
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 @pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_while_tokens_are_decoded_again(tiny_gpt_oss_path: Path) -> None:

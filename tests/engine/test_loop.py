@@ -360,6 +360,7 @@ def test_ctrl_c_while_it_looks_ahead(gemma: Model) -> None:
     assert len(list(gemma.stream("Hi", max_tokens=2))) == 2
 
 
+@pytest.mark.slow
 def test_leaving_the_program_while_it_looks_ahead(tiny_gpt_oss_path: Path) -> None:
     """The interpreter ends in good order with a step under way."""
     code = (

@@ -120,6 +120,7 @@ def test_seed(smollm2: Model) -> None:
     assert len(set(texts)) == 4
 
 
+@pytest.mark.slow
 def test_draws_follow_the_log_probabilities(tiny_gpt_oss: Model) -> None:
     """First tokens over many seeds appear as often as their log-probabilities say (chi-square, 99.99 %)."""
     n, k = 3000, 5

@@ -21,6 +21,7 @@ def greedy(model: Model, prompt: str) -> str:
     return model.generate(prompt, temperature=0, max_tokens=32).text
 
 
+@pytest.mark.slow
 def test_streams_in_threads_do_not_mix(smollm2: Model) -> None:
     """Each stream has a context of its own: what each thread gets is what it gets alone."""
     alone = [greedy(smollm2, prompt) for prompt in PROMPTS]

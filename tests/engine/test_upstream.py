@@ -21,7 +21,7 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize("prompt", sweep(PROMPTS.values(), always=[1]), ids=PROMPTS)
-@pytest.mark.parametrize("name", ["gemma", "smollm2"])
+@pytest.mark.parametrize("name", sweep(["gemma", "smollm2"], always=[1]))
 def test_greedy_text_is_upstreams(request: pytest.FixtureRequest, upstream_tools: Path, name: str, prompt: str) -> None:
     """64 greedy tokens are those of ``llama-completion --temp 0``."""
     model: Model = request.getfixturevalue(name)

@@ -351,6 +351,7 @@ print(json.dumps([asked, endpoint, with_server.to_dict()]))
 """
 
 
+@pytest.mark.slow
 def test_a_remote_device(rpc_server: str, tiny_gpt_oss_path: Path, cache_file: Path) -> None:
     """It is measured as the CPU is, with what it costs to get there; the CPU's figures are kept."""
     command = [sys.executable, "-c", TRIAL, str(tiny_gpt_oss_path), rpc_server]

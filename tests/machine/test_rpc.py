@@ -237,7 +237,7 @@ def serve_device(*options: str) -> tuple[subprocess.Popen[str], list[str]]:
     return process, said
 
 
-@pytest.mark.parametrize(("ending", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("ending", "code"), sweep([(signal.SIGINT, 130), (signal.SIGTERM, 143)], always=[0]))
 @pytest.mark.usefixtures("heeds_interrupts")
 def test_serve_device(tiny_gpt_oss_path: Path, ending: signal.Signals, code: int) -> None:
     """Another process computes on it; a signal ends it, and leaves no server behind."""

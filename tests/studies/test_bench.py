@@ -191,6 +191,7 @@ def test_json_is_llama_benchs(tiny_gpt_oss_path: Path, upstream_tools: Path) -> 
     assert sum(found["parts_s"].values()) >= 0.99 * found["token_s"]
 
 
+@pytest.mark.slow
 def test_table_and_picture(tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
     """The table has each device and part once, and the picture is one."""
     steps: list[tuple[str, float]] = []

@@ -151,6 +151,7 @@ def cells(screen: Sequence[str]) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("│")] for line in rows]
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_columns_that_grow(gemma_path: Path, tiny_gpt_oss_path: Path) -> None:
     """First one answer grows and the other waits; at the end both are whole, in line, whatever the language."""
     prompt = "昔々、あるところに"
@@ -195,6 +196,7 @@ def test_ctrl_c_in_a_terminal(gemma_path: Path, smollm2_path: Path) -> None:
     assert "It was interrupted: not every answer is there, or whole." in " ".join(shown.split())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_in_a_pipe(gemma_path: Path, smollm2_path: Path, tmp_path: Path) -> None:
     """The same, and the page is written with what there is."""

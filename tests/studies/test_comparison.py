@@ -25,9 +25,10 @@ from overspill.studies.compare.plans import plan_together
 from overspill.studies.compare.view import Columns, Sections
 from plan_cases import GIB
 from programs import python_environment
+from sweeps import sweep
 
 
-@pytest.mark.parametrize("room", ["", "430MiB"])
+@pytest.mark.parametrize("room", sweep(["", "430MiB"], always=[0]))
 def test_answers_are_those_of_each_model_alone(gemma_path: Path, smollm2_path: Path, room: str) -> None:
     """With memory for both question by question, otherwise model by model, and never with more of them open."""
     open_before = sum(not model.closed for model in _open_models)
@@ -222,6 +223,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_on_a_gpu(tiny_gpt_oss_path: Path, upstream_tools: Path) -> None:
     """Both on it at once, one after the other, or so after it refused the second; and the maps show what is so."""
     with tempfile.TemporaryDirectory() as cache:

@@ -19,6 +19,7 @@ from comparisons import OPTIONS, QUESTIONS, Page, saying
 from overspill import compare
 from overspill.base.units import format_bytes
 from overspill.studies.compare.markdown import render_markdown
+from sweeps import sweep
 
 
 class Canary:
@@ -186,7 +187,7 @@ def test_a_browser_loads_and_runs_nothing(chromium: str, hostile_page: str, cana
     assert {"/a.js", "/b.png", "/c", "/d.css"} <= set(canary.paths)
 
 
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("width", sweep([400, 1280], always=[0]))
 def test_the_page_fits_the_screen(chromium: str, hostile_page: str, tmp_path: Path, width: int) -> None:
     """Nothing sticks out of a telephone's width, however long its words; a wide one has the answers in columns."""
     # In a frame, since a window cannot be that narrow.

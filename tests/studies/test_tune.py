@@ -18,6 +18,7 @@ from overspill.planning.tuned import load_tuned, save_tuned, tuned_options
 from overspill.studies.tune import Trial, tune
 from programs import python_environment
 from rpc_server import running_server
+from sweeps import sweep
 
 SETTINGS = {
     "n_ctx": 256,
@@ -82,13 +83,16 @@ def figures(path: Path, **options: Any) -> tuple[int, bool, bytes]:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
 @pytest.mark.parametrize(
     ("name", "given", "tuned"),
-    [
-        ("type_k", "f16", "q8_0"),
-        ("type_v", "f16", "q8_0"),
-        ("flash_attention", "auto", "off"),
-        ("repack", "auto", "off"),
-        ("load_mode", "mmap", "read"),
-    ],
+    sweep(
+        [
+            ("type_k", "f16", "q8_0"),
+            ("type_v", "f16", "q8_0"),
+            ("flash_attention", "auto", "off"),
+            ("repack", "auto", "off"),
+            ("load_mode", "mmap", "read"),
+        ],
+        always=[0, 4],
+    ),
 )
 def test_what_is_given_counts_more_than_what_was_tuned(gemma_path: Path, name: str, given: str, tuned: str) -> None:
     """Also where it has the value of the default."""
@@ -193,6 +197,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_with_a_device(tiny_gpt_oss_path: Path) -> None:
     """Placements are tried; what was tuned without the device does not hold with it, and is kept beside it."""
     with running_server() as endpoint:
@@ -235,6 +240,7 @@ def test_the_command(tiny_gpt_oss_path: Path, cache: Path) -> None:
     assert "--memory must be DEVICE=SIZE" in wrong.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_in_a_pipe(gemma_path: Path) -> None:
     """The best so far is printed and kept, and the exit code says that it was interrupted."""
