@@ -17,6 +17,7 @@ import pytest
 
 from commands import overspill
 from overspill.hub import demo_model, resolve
+from sweeps import sweep
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -210,7 +211,7 @@ def test_a_path_is_no_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has one folder for local data")
-@pytest.mark.parametrize(("platform", "folder"), [("linux", ".cache"), ("darwin", "Library/Caches")])
+@pytest.mark.parametrize(("platform", "folder"), sweep([("linux", ".cache"), ("darwin", "Library/Caches")], always=[0]))
 def test_the_demo_model_is_in_the_users_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, folder: str
 ) -> None:

@@ -72,6 +72,7 @@ def test_comparison(tmp_path: Path, rpc_server: str, upstream_tools: Path) -> No
     assert fit["fit"]["n_gpu_layers"] == 3
 
 
+@pytest.mark.slow
 def test_a_placement_that_fails(tmp_path: Path, upstream_tools: Path) -> None:
     """A device that refuses memory takes its row's figures away, says so, and leaves the other rows alone."""
     header = gpt_oss(2, 8, VOCABULARY)

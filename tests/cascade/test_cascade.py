@@ -373,6 +373,7 @@ def test_both_fit(gemma_path: Path, smollm2_path: Path) -> None:
         assert reply.stats.loading_s == 0
 
 
+@pytest.mark.slow
 def test_one_at_a_time(gemma_path: Path, smollm2_path: Path, gemma: Model, smollm2: Model) -> None:
     """With memory for one, the large model is loaded at need, and the small one for the next question."""
     memory = {"cpu": "330MiB"}

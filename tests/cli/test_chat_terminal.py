@@ -144,6 +144,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_lines", sweep([1, 3], always=[0]))
 def test_ctrl_c_while_it_draws_loses_nothing(smollm2_path: Path, tmp_path: Path, n_lines: int) -> None:
     """What is drawn is drawn to its end: no line is there twice, and none is missing."""
@@ -399,6 +400,7 @@ def test_an_answer_taller_than_the_screen(scripted: Callable[..., Terminal]) -> 
     assert terminal.end() == 0
 
 
+@pytest.mark.slow
 def test_reasoning_is_dimmed_or_hidden(scripted: Callable[..., Terminal]) -> None:
     """Dimmed it comes before the answer; hidden, nothing of it is left. The answer is the same."""
     reply = "<think>\nThe user greets. I greet back, 丁寧に。\n</think>\n\nこんにちは！"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from commands import overspill
+from sweeps import sweep
 
 COMMAND = [sys.executable, "-m", "overspill"]
 STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · (\d+\.\d\d s to|no) first token · stop: \w+"
@@ -148,6 +149,7 @@ def test_verbose_shows_where_a_mistake_was_found(tiny_gpt_oss_path: Path) -> Non
     assert "temperature must be 0 or more" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_replies_that_fit(gemma_path: Path, tmp_path: Path) -> None:
     """A schema on the command line or in a file, and a grammar in a file."""
     schema = json.dumps({"enum": ["yes", "no"]})
@@ -222,7 +224,7 @@ def test_a_terminal_shows_progress_and_colours(gemma_path: Path) -> None:
     assert finish(child) == 0
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("phase", sweep(["prefill", "decode"], always=[1]))
 @pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_prints_what_there_is_and_the_stats(gemma_path: Path, phase: str) -> None:
     """The exit code says that it was interrupted."""

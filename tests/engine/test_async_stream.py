@@ -122,6 +122,7 @@ def test_a_full_default_executor_does_not_stop_it(tiny_gpt_oss: Model) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_two_interleave(gemma: Model) -> None:
     """Two tasks on one model get what each gets alone, and neither waits for the other's end."""
     prompts = ["The capital of France is", "def main():"]

@@ -39,6 +39,7 @@ def test_replies_are_those_of_one_by_one(request: pytest.FixtureRequest, paralle
     assert same >= len(prompts) // 2
 
 
+@pytest.mark.slow
 def test_what_ends_first_comes_first(smollm2: Model) -> None:
     """Stop strings, ends of generation, grammars and seeds are each reply's own."""
     order = [i for i, _ in smollm2.generate_many(["a", "a b c d " * 40], parallel=2, max_tokens=30, stop=["zzzz"])]

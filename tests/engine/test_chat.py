@@ -34,6 +34,7 @@ QUESTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_turns", sweep([4, 10], always=[0]))
 def test_replies_are_those_of_whole_prompts(model: Model, n_turns: int) -> None:
     """Over several turns, replies are those of prompts that are decoded whole."""
@@ -65,6 +66,7 @@ def test_prompts_cost_what_is_new(model: Model) -> None:
     assert f"{stream.stats.cached_tokens} cached" in str(stream.stats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sweep(["tiny_gpt_oss", "gemma", "smollm2"], always=[0]))
 def test_reuse_gives_the_same_tokens(request: pytest.FixtureRequest, name: str) -> None:
     """With sliding windows too, whose memory cannot go back far: longer, shorter and other prompts."""

@@ -22,6 +22,7 @@ from model_files import write_tiny_gpt_oss
 from overspill import Model, ModelLoadError, OutOfMemoryError
 from overspill.base.host import available_ram_bytes
 from overspill.base.values import LoadMode, Switch
+from sweeps import sweep
 
 PROMPT = "Once upon a time"
 
@@ -287,7 +288,9 @@ def test_unknown_architecture(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("what", ["blk.2.ffn_down_exps.weight", "output_norm", "block_count", "tokenizer.ggml.model"])
+@pytest.mark.parametrize(
+    "what", sweep(["blk.2.ffn_down_exps.weight", "output_norm", "block_count", "tokenizer.ggml.model"], always=[1, 2])
+)
 def test_something_is_missing(tmp_path: Path, what: str) -> None:
     """A tensor or a key without which there is no model is named."""
     refused(write_tiny_gpt_oss(tmp_path / "model.gguf", without=what), what)

@@ -317,6 +317,7 @@ print(other.stats.stop_reason)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such timer there")
 def test_a_signal_handler_may_close_another_stream(tiny_gpt_oss_path: Path) -> None:
     """Though that one waits for the turn which this thread has."""

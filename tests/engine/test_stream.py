@@ -332,6 +332,7 @@ def test_bad_prompts(gemma: Model, prompt: object, error: type[Exception], text:
         gemma.stream(prompt)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_gil_is_free_during_a_step(gemma_path: Path) -> None:
     """Another thread runs Python code while the model works on a prompt."""
     counted = 0

@@ -57,6 +57,7 @@ def test_bytes_by_part(info: ModelInfo) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "quantisation", "n_tokens"),
     sweep([("smollm2", "Q4_1", 49152), ("gemma", "Q4_K_M", 262144)], always=[0]),

@@ -204,6 +204,7 @@ def test_a_killed_server_ends_streams_and_not_the_process(tiny_gpt_oss_path: Pat
     run_trial(LOST, str(tiny_gpt_oss_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_servers", sweep([1, 2], always=[0]))
 def test_the_connection_breaks_anywhere(tiny_gpt_oss_path: Path, n_servers: int) -> None:
     """Half a request or half an answer is an error as well, and never another text."""

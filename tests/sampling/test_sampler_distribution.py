@@ -101,6 +101,7 @@ def test_same_distribution_as_llama_cpp(upstream_tools: Path, part: int) -> None
     assert outcomes["rounding"] <= 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", sweep([12, 1], always=[0]))
 def test_same_distribution_on_a_models_logits(upstream_tools: Path, gemma: Model, step: int) -> None:
     """Each sampler alone, and llama.cpp's default chain, on what Gemma says after tokens of a text."""

@@ -170,6 +170,7 @@ def opened(chromium: str, page: str, folder: Path) -> str:
     return done.stdout.decode()
 
 
+@pytest.mark.slow
 def test_a_browser_loads_and_runs_nothing(chromium: str, hostile_page: str, canary: Canary, tmp_path: Path) -> None:
     """Nobody asks for what the model's output names, and none of its scripts runs."""
     dom = opened(chromium, hostile_page, tmp_path)
@@ -187,6 +188,7 @@ def test_a_browser_loads_and_runs_nothing(chromium: str, hostile_page: str, cana
     assert {"/a.js", "/b.png", "/c", "/d.css"} <= set(canary.paths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", sweep([400, 1280], always=[0]))
 def test_the_page_fits_the_screen(chromium: str, hostile_page: str, tmp_path: Path, width: int) -> None:
     """Nothing sticks out of a telephone's width, however long its words; a wide one has the answers in columns."""
