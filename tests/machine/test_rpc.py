@@ -194,6 +194,7 @@ def run_trial(trial: str, *arguments: str) -> None:
     assert (done.returncode, done.stdout) in ((0, "same\n"), (0, "survived\n")), done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_layers_on_a_remote_device_give_the_same_text(rpc_server: str, tiny_gpt_oss_path: Path) -> None:
     """Wherever the layers are, greedy tokens are the same."""
     run_trial(TRIAL, str(tiny_gpt_oss_path), rpc_server)

@@ -73,9 +73,7 @@ def test_draws_are_as_likely_as_they_should_be(keywords: dict[str, Any], n: int,
 
 
 @pytest.mark.parametrize("temperature", sweep([0.7, 1.0], always=[1]))
-@pytest.mark.parametrize(
-    "keywords", sweep([{}, {"top_p": 0.6}, {"top_p": 0.95}, {"min_p": 0.01}], always=[0, 2]), ids=str
-)
+@pytest.mark.parametrize("keywords", sweep([{}, {"top_p": 0.6}, {"top_p": 0.95}, {"min_p": 0.01}], always=[2]), ids=str)
 def test_draws_from_large_rows(gemma: Model, keywords: dict[str, Any], temperature: float) -> None:
     """Two hundred thousand tokens nearly alike, and what a model says."""
     flat = np.random.default_rng(2).normal(0, 1, 201_088).astype(np.float32)

@@ -219,6 +219,7 @@ def test_ctrl_c_in_a_pipe(gemma_path: Path, smollm2_path: Path, tmp_path: Path) 
     assert "interrupted" in Page(report.read_text(encoding="utf-8")).text
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_quietly(gemma_path: Path, smollm2_path: Path) -> None:
     """When the reader goes away there is nothing to complain about."""
     process = subprocess.Popen(

@@ -28,6 +28,7 @@ from programs import python_environment
 from sweeps import sweep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", sweep(["", "430MiB"], always=[0]))
 def test_answers_are_those_of_each_model_alone(gemma_path: Path, smollm2_path: Path, room: str) -> None:
     """With memory for both question by question, otherwise model by model, and never with more of them open."""
