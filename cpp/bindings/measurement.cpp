@@ -19,6 +19,9 @@ void bind_measurement(py::module_ & m) {
     py::class_<WeightRate>(m, "WeightRate", py::is_final())
         .def_readonly("bytes_per_s", &WeightRate::bytes_per_s)
         .def_readonly("buffer_type", &WeightRate::buffer_type);
+    py::class_<LinkRates>(m, "LinkRates", py::is_final())
+        .def_readonly("to_device_bytes_per_s", &LinkRates::to_device_bytes_per_s)
+        .def_readonly("from_device_bytes_per_s", &LinkRates::from_device_bytes_per_s);
     py::class_<DeviceTime>(m, "DeviceTime", py::is_final())
         .def_readonly("seconds", &DeviceTime::seconds)
         .def_readonly("n_pieces", &DeviceTime::n_pieces);
@@ -61,11 +64,26 @@ void bind_measurement(py::module_ & m) {
         .def("memory_bytes_per_s",
              [](DeviceMeter & meter) { return without_gil([&] { return meter.memory_bytes_per_s(); }); })
         .def(
-            "link_bytes_per_s",
-            [](DeviceMeter & meter, uint64_t n_bytes) {
-                return without_gil([&] { return meter.link_bytes_per_s(n_bytes); });
+            "link_rates",
+            [](DeviceMeter & meter, uint64_t n_bytes, bool pinned) {
+                return without_gil([&] { return meter.link_rates(n_bytes, pinned); });
             },
-            "n_bytes"_a);
+            "n_bytes"_a, "pinned"_a)
+        .def(
+            "batch_flops",
+            [](DeviceMeter & meter, const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,
+               int64_t n_used, int64_t n_tokens) {
+                return without_gil([&] { return meter.batch_flops(type, n_in, n_out, n_experts, n_used, n_tokens); });
+            },
+            "type"_a, "n_in"_a, "n_out"_a, "n_experts"_a, "n_used"_a, "n_tokens"_a)
+        .def(
+            "attention_flops",
+            [](DeviceMeter & meter, const std::string & type, int64_t n_heads, int64_t n_heads_kv, int64_t head_width,
+               int64_t n_tokens) {
+                return without_gil(
+                    [&] { return meter.attention_flops(type, n_heads, n_heads_kv, head_width, n_tokens); });
+            },
+            "type"_a, "n_heads"_a, "n_heads_kv"_a, "head_width"_a, "n_tokens"_a);
 }
 
 }  // namespace overspill

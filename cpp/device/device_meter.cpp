@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstring>
 #include <future>
 #include <limits>
 #include <numeric>
@@ -18,7 +19,9 @@ namespace overspill {
 namespace {
 
 constexpr int64_t largest_dimension = 1 << 24;
+constexpr int64_t most_tokens = 8192;   // of a batch; attention's mask grows with the square
 constexpr size_t most_distinct = 1024;  // tensors that a measurement cycles through
+constexpr int64_t row_unit = 64;        // of which repacked layouts want a multiple
 
 double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -27,8 +30,7 @@ double seconds() {
 // The first quartile of the runs that the budget allows, after one that makes plans, wakes threads and fills caches:
 // what else runs on the machine makes some of them longer, and none shorter.
 template <typename Run>
-double typical_s(double budget_s, Run && run) {
-    constexpr size_t fewest = 3;
+double typical_s(double budget_s, Run && run, size_t fewest = 3) {
     run();
     std::vector<double> times;
     const double start = seconds();
@@ -80,7 +82,62 @@ ggml_tensor * small_operation(ggml_context * context, size_t i, ggml_tensor * ve
     }
 }
 
+WeightUse checked_use(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts, int64_t n_used) {
+    const WeightUse use{weight_type(type), n_in, n_out, n_experts, n_used};
+    check_range("n_in", n_in, int64_t{1}, largest_dimension);
+    check_range("n_out", n_out, int64_t{1}, largest_dimension);
+    check_range("n_experts", n_experts, int64_t{0}, int64_t{1} << 16);
+    check_range("n_used", n_used, std::min<int64_t>(n_experts, 1), n_experts);
+    if (n_in % ggml_blck_size(use.type) != 0) {
+        throw std::invalid_argument("n_in must be a multiple of " + std::to_string(ggml_blck_size(use.type)) + " for " +
+                                    type + ", not " + std::to_string(n_in));
+    }
+    return use;
+}
+
 }  // namespace
+
+// The part of some weights that is measured, as often as the working set has room for it.
+struct DeviceMeter::Weights {
+    WeightUse use;
+    ggml_backend_buffer_type_t buffer_type = nullptr;
+    ggml_context_ptr context = {};
+    std::vector<ggml_tensor *> copies = {};
+};
+
+// Flash attention of a batch to a KV cache, as llama.cpp builds it.
+struct DeviceMeter::Attention {
+    ggml_type type;
+    int64_t n_heads;
+    int64_t n_heads_kv;
+    int64_t head_width;
+    int64_t n_kv;
+    int64_t n_tokens = 1;
+
+    ggml_tensor * cache(ggml_context * context) const {
+        return heads_of_rows(ggml_new_tensor_3d(context, type, head_width, n_kv, n_heads_kv));
+    }
+    ggml_tensor * query(ggml_context * context) const {
+        return heads_of_rows(ggml_new_tensor_3d(context, GGML_TYPE_F32, head_width, n_tokens, n_heads));
+    }
+    ggml_tensor * mask(ggml_context * context) const {
+        return ggml_new_tensor_2d(context, GGML_TYPE_F16, n_kv, n_tokens);
+    }
+    static ggml_tensor * result(ggml_context * context, ggml_tensor * query, ggml_tensor * k, ggml_tensor * v,
+                                ggml_tensor * mask) {
+        ggml_tensor * result = ggml_flash_attn_ext(context, query, k, v, mask, 0.125F, 0.0F, 0.0F);
+        ggml_prec_set_acc(result, GGML_PREC_F32);
+        return result;
+    }
+
+  private:
+    // A row holds all heads of a token; attention looks at it head by head.
+    static ggml_tensor * heads_of_rows(ggml_tensor * tensor) {
+        tensor->nb[2] = tensor->nb[1];
+        tensor->nb[1] = tensor->nb[2] * static_cast<size_t>(tensor->ne[2]);
+        return tensor;
+    }
+};
 
 DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
     : name_(device), options_(std::move(options)), device_(device_named(device)) {
@@ -175,75 +232,99 @@ ggml_backend_buffer_ptr DeviceMeter::allocate(ggml_context * context) {
     return buffer;
 }
 
-// Seconds for one of many operations, computed in one graph; `build` makes the one of the given number, below
-// n_distinct.
-double DeviceMeter::average_s(size_t n_distinct, const std::function<ggml_tensor *(ggml_context *, size_t)> & build) {
-    const auto graph_s = [&](size_t n_operations) {
-        const Graph pass(n_operations);
-        ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(device_);
-        ggml_backend_buffer_ptr output;
-        for (size_t i = 0; i < n_operations; ++i) {
-            ggml_tensor * result = build(pass.context.get(), i % n_distinct);
+// Seconds for a graph of so many operations; `build` makes the one of the given number, below n_distinct.
+double DeviceMeter::graph_s(size_t n_operations, size_t n_distinct, double budget_s, size_t n_runs,
+                            const Build & build) {
+    const Graph pass(n_operations);
+    ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(device_);
+    ggml_backend_buffer_ptr output;
+    for (size_t i = 0; i < n_operations; ++i) {
+        ggml_tensor * result = build(pass.context.get(), i % n_distinct);
+        if (!output) {
+            output.reset(ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alloc_size(type, result)));
             if (!output) {
-                output.reset(ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alloc_size(type, result)));
-                if (!output) {
-                    throw no_memory();
-                }
+                throw no_memory();
             }
-            // All at one place, since nobody reads them: a decode uses its buffers again, too.
-            ggml_backend_tensor_alloc(output.get(), result, ggml_backend_buffer_get_base(output.get()));
-            ggml_build_forward_expand(pass.graph, result);
         }
-        return typical_s(options_.budget_s, [&] { compute(pass.graph); });
-    };
+        // All at one place, since nobody reads them: a decode uses its buffers again, too.
+        ggml_backend_tensor_alloc(output.get(), result, ggml_backend_buffer_get_base(output.get()));
+        ggml_build_forward_expand(pass.graph, result);
+    }
+    return typical_s(budget_s, [&] { compute(pass.graph); }, n_runs);
+}
+
+// Seconds for one of many operations, computed in one graph that has at first n_operations.
+double DeviceMeter::average_s(size_t n_operations, size_t n_distinct, const Build & build) {
     // So long that starting the graph and waiting for it do not count.
     constexpr double long_enough_s = 0.005;
     constexpr size_t most_operations = 4096;
-    size_t n_operations = std::min(n_distinct, most_operations);
-    double time_s = graph_s(n_operations);
+    constexpr size_t n_runs = 3;
+    n_operations = std::min(n_operations, most_operations);
+    double time_s = graph_s(n_operations, n_distinct, options_.budget_s, n_runs, build);
     if (time_s < long_enough_s && n_operations < most_operations) {
         const double wanted = static_cast<double>(n_operations) * long_enough_s / std::max(time_s, 1e-9);
         n_operations = std::max(n_operations + 1, static_cast<size_t>(std::min<double>(wanted, most_operations)));
-        time_s = graph_s(n_operations);
+        time_s = graph_s(n_operations, n_distinct, options_.budget_s, n_runs, build);
     }
     return time_s / static_cast<double>(n_operations);
 }
 
-WeightRate DeviceMeter::weight_rate(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,
-                                    int64_t n_used) {
-    WeightUse use{weight_type(type), n_in, n_out, n_experts, n_used};
-    check_range("n_in", n_in, int64_t{1}, largest_dimension);
-    check_range("n_out", n_out, int64_t{1}, largest_dimension);
-    check_range("n_experts", n_experts, int64_t{0}, int64_t{1} << 16);
-    check_range("n_used", n_used, std::min<int64_t>(n_experts, 1), n_experts);
-    if (n_in % ggml_blck_size(use.type) != 0) {
-        throw std::invalid_argument("n_in must be a multiple of " + std::to_string(ggml_blck_size(use.type)) + " for " +
-                                    type + ", not " + std::to_string(n_in));
+// Operations per second of a batch of which any part tells the rate: as many of its n units as take long enough, and
+// not long. `measure` has the work of so many units timed.
+double DeviceMeter::batch_rate(int64_t n, int64_t unit, const MeasureBatch & measure) {
+    constexpr double most_s = 0.03;
+    const Timing once = [this](size_t n_distinct, const Build & build) {
+        return graph_s(1, n_distinct, /*budget_s =*/0, /*n_runs =*/1, build);
+    };
+    int64_t part = std::min(n, unit);
+    double time_s = measure(part, once).seconds;
+    // In steps, since little work takes longer for its size than much.
+    while (part < n && time_s < most_s / 2) {
+        const double most = static_cast<double>(part) * std::max(2.0, most_s / std::max(time_s, 1e-9));
+        part = most >= static_cast<double>(n) ? n : std::max(part + unit, static_cast<int64_t>(most) / unit * unit);
+        part = std::min(part, n);
+        time_s = measure(part, once).seconds;
     }
-    const std::lock_guard lock(mutex_);
-    const Activity activity("measuring how fast a device reads weights");
-    ggml_backend_buffer_type_t buffer_type = weight_buffer_type(use, device_, gpus_, options_.host_buffers);
-    if (buffer_type == nullptr) {
-        throw Error(name_ + " has no operation for weights of the type " + type);
+    const BatchTime found =
+        measure(part, [this](size_t n_distinct, const Build & build) { return average_s(1, n_distinct, build); });
+    return found.n_operations / found.seconds;
+}
+
+// A part of the weights, in the buffer that llama.cpp would have them in.
+DeviceMeter::Weights DeviceMeter::lay_out(WeightUse use) {
+    Weights weights{use};
+    weights.buffer_type = weight_buffer_type(use, device_, gpus_, options_.host_buffers);
+    if (weights.buffer_type == nullptr) {
+        throw Error(name_ + " has no operation for weights of the type " + ggml_type_name(use.type));
     }
-    if (!ggml_backend_supports_buft(backend_, buffer_type)) {
-        buffer_type = ggml_backend_dev_buffer_type(device_);  // an accelerator's, which is not measured
+    if (!ggml_backend_supports_buft(backend_, weights.buffer_type)) {
+        weights.buffer_type = ggml_backend_dev_buffer_type(device_);  // an accelerator's, which is not measured
     }
-    ggml_backend_buffer_t buffer = working_set(buffer_type);
+    ggml_backend_buffer_t buffer = working_set(weights.buffer_type);
 
     // At least two of everything. Less an eighth, since some layouts need more than the weights have in a file.
     const size_t room = ggml_backend_buffer_get_size(buffer) / 8 * 7;
-    constexpr int64_t row_unit = 64;  // of which repacked layouts want a multiple
-    const size_t row_bytes = ggml_row_size(use.type, n_in);
-    const auto most_rows = static_cast<int64_t>(room / row_bytes) / (2 * std::max<int64_t>(1, n_used));
-    if (n_out > most_rows) {
+    const size_t row_bytes = ggml_row_size(use.type, use.n_in);
+    const auto most_rows = static_cast<int64_t>(room / row_bytes) / (2 * std::max<int64_t>(1, use.n_used));
+    if (use.n_out > most_rows) {
         use.n_out = std::max<int64_t>(1, most_rows / row_unit) * row_unit;
     }
     const size_t matrix_bytes = row_bytes * static_cast<size_t>(use.n_out);
-    use.n_experts = std::min(n_experts, std::max(n_used, static_cast<int64_t>(room / matrix_bytes)));
+    use.n_experts = std::min(use.n_experts, std::max(use.n_used, static_cast<int64_t>(room / matrix_bytes)));
 
-    const ggml_context_ptr weights_context(ggml_init({ggml_tensor_overhead() * (most_distinct + 1), nullptr, true}));
-    const std::vector<ggml_tensor *> weights = fill(buffer, [&] { return use.weights(weights_context.get()); });
+    weights.use = use;
+    weights.context.reset(ggml_init({ggml_tensor_overhead() * (most_distinct + 1), nullptr, true}));
+    weights.copies = fill(buffer, [&] { return use.weights(weights.context.get()); });
+    return weights;
+}
+
+WeightRate DeviceMeter::weight_rate(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,
+                                    int64_t n_used) {
+    const WeightUse wanted = checked_use(type, n_in, n_out, n_experts, n_used);
+    const std::lock_guard lock(mutex_);
+    const Activity activity("measuring how fast a device reads weights");
+    const Weights weights = lay_out(wanted);
+    const WeightUse & use = weights.use;
     // Each expert once; those of one token are apart.
     const auto n_groups = static_cast<size_t>(n_experts == 0 ? 1 : std::min<int64_t>(use.n_experts / n_used, 256));
     const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * (n_groups + 1), nullptr, true}));
@@ -261,20 +342,59 @@ WeightRate DeviceMeter::weight_rate(const std::string & type, int64_t n_in, int6
         }
         ggml_backend_tensor_set(experts[group], numbers.data(), 0, ggml_nbytes(experts[group]));
     }
-    const double operation_s = average_s(weights.size() * n_groups, [&](ggml_context * context, size_t i) {
-        return WeightUse::product(context, weights[i / n_groups], input, experts[i % n_groups]);
+    const size_t n_distinct = weights.copies.size() * n_groups;
+    const double operation_s = average_s(n_distinct, n_distinct, [&](ggml_context * context, size_t i) {
+        return WeightUse::product(context, weights.copies[i / n_groups], input, experts[i % n_groups]);
     });
-    const size_t n_bytes = matrix_bytes * static_cast<size_t>(std::max<int64_t>(1, n_used));
-    return {static_cast<double>(n_bytes) / operation_s, ggml_backend_buft_name(buffer_type)};
+    const size_t n_bytes =
+        ggml_row_size(use.type, n_in) * static_cast<size_t>(use.n_out * std::max<int64_t>(1, n_used));
+    return {static_cast<double>(n_bytes) / operation_s, ggml_backend_buft_name(weights.buffer_type)};
 }
 
-double DeviceMeter::attention_bytes_per_s(const std::string & type, int64_t n_heads, int64_t n_heads_kv,
-                                          int64_t head_width, int64_t n_kv) {
+double DeviceMeter::batch_flops(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,
+                                int64_t n_used, int64_t n_tokens) {
+    const WeightUse whole = checked_use(type, n_in, n_out, n_experts, n_used);
+    check_range("n_tokens", n_tokens, int64_t{1}, most_tokens);
+    const std::lock_guard lock(mutex_);
+    const Activity activity("measuring how fast a device multiplies a batch");
+    // No larger than the working set, as the results of the operation are.
+    const int64_t n_rows = n_tokens * std::max<int64_t>(1, n_used);
+    const auto most_out = static_cast<int64_t>(options_.working_set_bytes / sizeof(float)) / n_rows;
+    const int64_t n_out_here = std::min(n_out, std::max<int64_t>(1, most_out / row_unit) * row_unit);
+    return batch_rate(n_out_here, row_unit, [&](int64_t n_out_part, const Timing & seconds) -> BatchTime {
+        WeightUse part = whole;
+        part.n_out = n_out_part;
+        const Weights weights = lay_out(part);
+        const WeightUse & use = weights.use;
+        // Fewer experts get fewer tokens, so that each has as many rows as it would have.
+        const int64_t n_here = n_experts == 0 ? n_tokens : (n_tokens * use.n_experts + n_experts - 1) / n_experts;
+        const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * 2, nullptr, true}));
+        ggml_tensor * input = use.input(inputs_context.get(), n_here);
+        ggml_tensor * experts = use.experts(inputs_context.get(), n_here);
+        const ggml_backend_buffer_ptr inputs = allocate(inputs_context.get());
+        set(input, 0.1F);
+        if (experts != nullptr) {
+            // In turn: all of a token's differ, and each gets its share of the rows.
+            std::vector<int32_t> numbers(static_cast<size_t>(n_here * n_used));
+            for (size_t i = 0; i < numbers.size(); ++i) {
+                numbers[i] = static_cast<int32_t>(i % static_cast<size_t>(use.n_experts));
+            }
+            ggml_backend_tensor_set(experts, numbers.data(), 0, ggml_nbytes(experts));
+        }
+        const double operation_s = seconds(weights.copies.size(), [&](ggml_context * context, size_t i) {
+            return WeightUse::product(context, weights.copies[i], input, experts);
+        });
+        const auto products = static_cast<double>(n_in) * static_cast<double>(use.n_out);
+        return {2 * products * static_cast<double>(n_here * std::max<int64_t>(1, n_used)), operation_s};
+    });
+}
+
+DeviceMeter::Attention DeviceMeter::checked_attention(const std::string & type, int64_t n_heads, int64_t n_heads_kv,
+                                                      int64_t head_width) {
     const ggml_type kv_type = weight_type(type);
     check_range("n_heads", n_heads, int64_t{1}, int64_t{1} << 16);
     check_range("n_heads_kv", n_heads_kv, int64_t{1}, n_heads);
     check_range("head_width", head_width, int64_t{1}, int64_t{1} << 16);
-    check_range("n_kv", n_kv, int64_t{1}, largest_dimension);
     if (n_heads % n_heads_kv != 0) {
         throw std::invalid_argument("n_heads must be a multiple of n_heads_kv");
     }
@@ -282,48 +402,72 @@ double DeviceMeter::attention_bytes_per_s(const std::string & type, int64_t n_he
         throw std::invalid_argument("head_width must be a multiple of " + std::to_string(ggml_blck_size(kv_type)) +
                                     " for " + type + ", not " + std::to_string(head_width));
     }
-    const std::lock_guard lock(mutex_);
-    const Activity activity("measuring how fast a device reads a KV cache");
-    const auto new_cache = [&](ggml_context * context) {
-        // A row of the cache holds all heads of a token; attention looks at it head by head.
-        ggml_tensor * cache = ggml_new_tensor_3d(context, kv_type, head_width, n_kv, n_heads_kv);
-        cache->nb[2] = cache->nb[1];
-        cache->nb[1] = cache->nb[2] * static_cast<size_t>(n_heads_kv);
-        return cache;
-    };
-    const auto new_query = [&](ggml_context * context) {
-        return ggml_new_tensor_3d(context, GGML_TYPE_F32, head_width, 1, n_heads);
-    };
-    const auto new_mask = [&](ggml_context * context) { return ggml_new_tensor_2d(context, GGML_TYPE_F16, n_kv, 1); };
-    const auto attention = [](ggml_context * context, ggml_tensor * query, ggml_tensor * k, ggml_tensor * v,
-                              ggml_tensor * mask) {
-        ggml_tensor * result = ggml_flash_attn_ext(context, query, k, v, mask, 0.125F, 0.0F, 0.0F);
-        ggml_prec_set_acc(result, GGML_PREC_F32);
-        return result;
-    };
+    return {kv_type, n_heads, n_heads_kv, head_width, 0};
+}
+
+double DeviceMeter::attention_s(const Attention & use, const std::vector<ggml_fp16_t> & mask_values,
+                                const Timing & seconds) {
     {
         const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 8, nullptr, true}));
-        ggml_tensor * example = attention(context.get(), new_query(context.get()), new_cache(context.get()),
-                                          new_cache(context.get()), new_mask(context.get()));
+        ggml_tensor * example = Attention::result(context.get(), use.query(context.get()), use.cache(context.get()),
+                                                  use.cache(context.get()), use.mask(context.get()));
         if (!ggml_backend_dev_supports_op(device_, example)) {
-            throw Error(name_ + " has no flash attention for a KV cache of the type " + type + " and heads of " +
-                        std::to_string(head_width));
+            throw Error(name_ + " has no flash attention for a KV cache of the type " + ggml_type_name(use.type) +
+                        " and heads of " + std::to_string(use.head_width));
         }
     }
     ggml_backend_buffer_t buffer = working_set(ggml_backend_dev_buffer_type(device_));
     const ggml_context_ptr caches_context(ggml_init({ggml_tensor_overhead() * (most_distinct + 1), nullptr, true}));
-    const std::vector<ggml_tensor *> caches = fill(buffer, [&] { return new_cache(caches_context.get()); });
+    const std::vector<ggml_tensor *> caches = fill(buffer, [&] { return use.cache(caches_context.get()); });
     const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * 2, nullptr, true}));
-    ggml_tensor * query = new_query(inputs_context.get());
-    ggml_tensor * mask = new_mask(inputs_context.get());
+    ggml_tensor * query = use.query(inputs_context.get());
+    ggml_tensor * mask = use.mask(inputs_context.get());
     const ggml_backend_buffer_ptr inputs = allocate(inputs_context.get());
     set(query, 0.1F);
-    const std::vector<ggml_fp16_t> nothing_masked(static_cast<size_t>(n_kv));
-    ggml_backend_tensor_set(mask, nothing_masked.data(), 0, ggml_nbytes(mask));
-    const double operation_s = average_s(caches.size(), [&](ggml_context * context, size_t i) {
-        return attention(context, query, caches[i], caches[(i + 1) % caches.size()], mask);
+    ggml_backend_tensor_set(mask, mask_values.data(), 0, ggml_nbytes(mask));
+    return seconds(caches.size(), [&](ggml_context * context, size_t i) {
+        return Attention::result(context, query, caches[i], caches[(i + 1) % caches.size()], mask);
     });
-    return 2.0 * static_cast<double>(ggml_nbytes(caches[0])) / operation_s;
+}
+
+double DeviceMeter::attention_bytes_per_s(const std::string & type, int64_t n_heads, int64_t n_heads_kv,
+                                          int64_t head_width, int64_t n_kv) {
+    Attention use = checked_attention(type, n_heads, n_heads_kv, head_width);
+    check_range("n_kv", n_kv, int64_t{1}, largest_dimension);
+    use.n_kv = n_kv;
+    const std::lock_guard lock(mutex_);
+    const Activity activity("measuring how fast a device reads a KV cache");
+    const std::vector<ggml_fp16_t> nothing_masked(static_cast<size_t>(n_kv));
+    const double operation_s = attention_s(use, nothing_masked, [this](size_t n_distinct, const Build & build) {
+        return average_s(n_distinct, n_distinct, build);
+    });
+    const size_t cache_bytes = ggml_row_size(use.type, head_width) * static_cast<size_t>(n_heads_kv * n_kv);
+    return 2.0 * static_cast<double>(cache_bytes) / operation_s;
+}
+
+double DeviceMeter::attention_flops(const std::string & type, int64_t n_heads, int64_t n_heads_kv, int64_t head_width,
+                                    int64_t n_tokens) {
+    const Attention whole = checked_attention(type, n_heads, n_heads_kv, head_width);
+    check_range("n_tokens", n_tokens, int64_t{1}, most_tokens);
+    const std::lock_guard lock(mutex_);
+    const Activity activity("measuring how fast a device attends to a batch");
+    constexpr int64_t n_kv_unit = 256;  // llama-kv-cache.cpp: get_n_kv
+    const int64_t n_kv = (n_tokens + n_kv_unit - 1) / n_kv_unit * n_kv_unit;
+    const ggml_fp16_t masked = ggml_fp32_to_fp16(-std::numeric_limits<float>::infinity());
+    std::vector<ggml_fp16_t> causal(static_cast<size_t>(n_kv * n_tokens), masked);
+    for (int64_t token = 0; token < n_tokens; ++token) {
+        std::fill_n(causal.begin() + token * n_kv, token + 1, ggml_fp16_t{0});
+    }
+    const int64_t n_sharing = n_heads / n_heads_kv;  // heads that look at the same keys and values
+    return batch_rate(n_heads, 1, [&](int64_t n_heads_part, const Timing & seconds) -> BatchTime {
+        Attention part = whole;
+        part.n_heads_kv = std::max<int64_t>(1, n_heads_part / n_sharing);
+        part.n_heads = std::min(n_heads_part, part.n_heads_kv * n_sharing);
+        part.n_kv = n_kv;
+        part.n_tokens = n_tokens;
+        const double n_looks = static_cast<double>(n_tokens) * static_cast<double>(n_tokens + 1) / 2;
+        return {4.0 * static_cast<double>(head_width * part.n_heads) * n_looks, attention_s(part, causal, seconds)};
+    });
 }
 
 double DeviceMeter::operation_s(int64_t n_embd) {
@@ -441,27 +585,61 @@ double DeviceMeter::memory_bytes_per_s() {
     return is_sum ? static_cast<double>(n_words * sizeof *words) / time_s : 0;
 }
 
-double DeviceMeter::link_bytes_per_s(uint64_t n_bytes) {
+LinkRates DeviceMeter::link_rates(uint64_t n_bytes, bool pinned) {
     check_range("n_bytes", n_bytes, uint64_t{1}, uint64_t{1} << 32);
     if (!other_) {
-        return std::numeric_limits<double>::infinity();
+        constexpr double infinity = std::numeric_limits<double>::infinity();
+        return {infinity, infinity};
     }
     const std::lock_guard lock(mutex_);
     const Activity activity("measuring the link to a device");
     const ggml_context_ptr context(ggml_init({ggml_tensor_overhead(), nullptr, true}));
     ggml_tensor * block = ggml_new_tensor_1d(context.get(), GGML_TYPE_I8, static_cast<int64_t>(n_bytes));
-    const ggml_backend_buffer_ptr buffer(
-        ggml_backend_alloc_ctx_tensors_from_buft(context.get(), ggml_backend_dev_buffer_type(device_)));
-    if (!buffer) {
-        throw no_memory();
+    const ggml_backend_buffer_ptr there = allocate(context.get());
+
+    // So much that no cache holds it: weights come from memory.
+    constexpr size_t wanted_bytes = size_t{256} << 20;
+    const size_t free_bytes = device_memory(cpu_device()).free_bytes;
+    const size_t most_bytes = free_bytes == 0 ? wanted_bytes : std::min(wanted_bytes, free_bytes / 4);
+    const size_t n_source_bytes = std::max<size_t>(n_bytes, most_bytes);
+    ggml_backend_buffer_type_t type = pinned ? ggml_backend_dev_host_buffer_type(device_) : nullptr;
+    const ggml_backend_buffer_ptr here(ggml_backend_buft_alloc_buffer(
+        type != nullptr ? type : ggml_backend_dev_buffer_type(cpu_device()), n_source_bytes));
+    if (!here) {
+        throw Error("the host has no " + std::to_string(n_source_bytes >> 20) + " MiB to measure a link with");
     }
-    std::vector<uint8_t> data(n_bytes, 0x3C);
-    const double there_and_back_s = typical_s(options_.budget_s, [&] {
-        ggml_backend_tensor_set(block, data.data(), 0, n_bytes);
-        ggml_backend_tensor_get(block, data.data(), 0, n_bytes);
+    auto * source = static_cast<uint8_t *>(ggml_backend_buffer_get_base(here.get()));
+    std::memset(source, 0x3C, n_source_bytes);
+
+    const bool is_remote = std::string(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device_))) == "RPC";
+    size_t n = n_bytes;
+    size_t at = 0;
+    const auto next = [&] {
+        at = at + 2 * n <= n_source_bytes ? at + n : 0;
+        return source + at;
+    };
+    const auto to_device = [&] {
+        ggml_backend_tensor_set(block, next(), 0, n);
+        if (is_remote) {  // it has only been sent
+            uint8_t first = 0;
+            ggml_backend_tensor_get(block, &first, 0, 1);
+        }
         check_server();
-    });
-    return 2.0 * static_cast<double>(n_bytes) / there_and_back_s;
+    };
+    const auto from_device = [&] {
+        ggml_backend_tensor_get(block, next(), 0, n);
+        check_server();
+    };
+    // A slow link gets smaller blocks: what does not fit into the budget is not sent.
+    constexpr size_t small_block = 1 << 16;
+    constexpr double shortest_s = 0.01;
+    n = std::min(n, small_block);
+    const double small_s = typical_s(0, to_device, 1);
+    const double most = static_cast<double>(n) * std::max(shortest_s, options_.budget_s / 3) / std::max(small_s, 1e-9);
+    n = most < static_cast<double>(n_bytes) ? std::max(n, static_cast<size_t>(most)) : size_t{n_bytes};
+    const auto bytes = static_cast<double>(n);
+    const double to_device_s = typical_s(options_.budget_s / 2, to_device);
+    return {bytes / to_device_s, bytes / typical_s(options_.budget_s / 2, from_device)};
 }
 
 }  // namespace overspill

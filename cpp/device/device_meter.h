@@ -1,10 +1,11 @@
-// How fast a device decodes: what the planner's predictions are made of. Graphs of one token, as llama.cpp computes
-// them.
+// How fast a device computes: what the planner's predictions are made of. Graphs of one token, as llama.cpp computes
+// them, and operations of a prompt's batches.
 #pragma once
 
 #include "base/error.h"
 #include "device/devices.h"
 #include "device/rpc.h"
+#include "device/weights.h"
 
 #include <ggml-cpp.h>
 
@@ -31,6 +32,11 @@ struct WeightRate {
     std::string buffer_type;  // in which the weights were, llama.cpp's choice
 };
 
+struct LinkRates {
+    double to_device_bytes_per_s;
+    double from_device_bytes_per_s;
+};
+
 // Takes turns if several threads use it. No method takes long, so there is no way to interrupt one.
 class DeviceMeter {
   public:
@@ -47,6 +53,17 @@ class DeviceMeter {
     double attention_bytes_per_s(const std::string & type, int64_t n_heads, int64_t n_heads_kv, int64_t head_width,
                                  int64_t n_kv);
 
+    // Floating-point operations per second of the product of a batch with the same weights, in the device's own memory:
+    // 2 n_in n_out for each token and expert that it uses. Each expert gets its share of the rows. Measured by as many
+    // of the matrix's rows as take some hundredths of a second.
+    double batch_flops(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts, int64_t n_used,
+                       int64_t n_tokens);
+
+    // The same of causal flash attention of a batch to its own tokens: 4 head_width for each head and each pair of a
+    // token and one that it looks at. Measured by as many heads.
+    double attention_flops(const std::string & type, int64_t n_heads, int64_t n_heads_kv, int64_t head_width,
+                           int64_t n_tokens);
+
     // One of a chain of small operations on a vector of `n_embd` floats.
     double operation_s(int64_t n_embd);
 
@@ -58,17 +75,35 @@ class DeviceMeter {
     // Throws std::invalid_argument for other devices.
     double memory_bytes_per_s();
 
-    // Copies of `n_bytes` to the device and back.
-    double link_bytes_per_s(uint64_t n_bytes);
+    // Copies of `n_bytes`, of fewer over a slow link, between the device and memory that no cache holds: ordinary
+    // memory, or what the device's driver gives out as pinned, where it does. Infinity for the CPU.
+    LinkRates link_rates(uint64_t n_bytes, bool pinned);
 
   private:
+    struct Weights;
+    struct Attention;
+    using Build = std::function<ggml_tensor *(ggml_context *, size_t)>;
+    // Seconds of one operation, given how many there are and how one is built.
+    using Timing = std::function<double(size_t, const Build &)>;
+    struct BatchTime {
+        double n_operations;
+        double seconds;
+    };
+    using MeasureBatch = std::function<BatchTime(int64_t, const Timing &)>;
+
     ggml_backend_buffer_t working_set(ggml_backend_buffer_type_t type);
     std::vector<ggml_tensor *> fill(ggml_backend_buffer_t buffer, const std::function<ggml_tensor *()> & make);
     ggml_backend_buffer_ptr allocate(ggml_context * context);
     void compute(ggml_cgraph * graph);
     Error no_memory() const;
     void check_server() const { servers_->check(name_ + " was measured"); }
-    double average_s(size_t n_distinct, const std::function<ggml_tensor *(ggml_context *, size_t)> & build);
+    double graph_s(size_t n_operations, size_t n_distinct, double budget_s, size_t n_runs, const Build & build);
+    double average_s(size_t n_operations, size_t n_distinct, const Build & build);
+    double batch_rate(int64_t n, int64_t unit, const MeasureBatch & measure);
+    Weights lay_out(WeightUse use);
+    static Attention checked_attention(const std::string & type, int64_t n_heads, int64_t n_heads_kv,
+                                       int64_t head_width);
+    double attention_s(const Attention & use, const std::vector<ggml_fp16_t> & mask_values, const Timing & seconds);
 
     std::mutex mutex_;
     std::string name_;

@@ -435,6 +435,15 @@ class WeightRate(_Native):
     def buffer_type(self) -> str: ...
 
 @final
+class LinkRates(_Native):
+    """How fast copies are."""
+
+    @property
+    def to_device_bytes_per_s(self) -> float: ...
+    @property
+    def from_device_bytes_per_s(self) -> float: ...
+
+@final
 class DeviceTime(_Native):
     """What a device does for a token."""
 
@@ -485,7 +494,24 @@ class DeviceMeter(_Native):
     def operation_s(self, n_embd: int) -> float: ...
     def visit_s(self, n_embd: int) -> float: ...
     def memory_bytes_per_s(self) -> float: ...
-    def link_bytes_per_s(self, n_bytes: int) -> float: ...
+    def link_rates(self, n_bytes: int, pinned: bool) -> LinkRates: ...
+    def batch_flops(
+        self,
+        type: str,  # noqa: A002
+        n_in: int,
+        n_out: int,
+        n_experts: int,
+        n_used: int,
+        n_tokens: int,
+    ) -> float: ...
+    def attention_flops(
+        self,
+        type: str,  # noqa: A002
+        n_heads: int,
+        n_heads_kv: int,
+        head_width: int,
+        n_tokens: int,
+    ) -> float: ...
 
 @final
 class GgufArray(_Native):

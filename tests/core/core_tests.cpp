@@ -453,7 +453,13 @@ void test_measurement() {
     check(meter.attention_bytes_per_s("f16", 8, 2, 64, 256) > 0, "a rate of a KV cache");
     check(meter.operation_s(2880) >= 0, "the cost of an operation");
     check(meter.visit_s(2880) == 0, "the CPU is where one is anyway");
-    check(std::isinf(meter.link_bytes_per_s(1 << 20)), "nothing lies between the CPU and its memory");
+    for (const char * type : {"f32", "q8_0", "mxfp4"}) {
+        check(meter.batch_flops(type, 512, 100, 0, 0, 17) > 0, "a rate of batches");
+        check(meter.batch_flops(type, 512, 96, 5, 2, 33) > 0, "a rate of batches with experts");
+    }
+    check(meter.attention_flops("f16", 8, 2, 64, 50) > 0, "a rate of a batch's attention");
+    check(std::isinf(meter.link_rates(1 << 20, false).to_device_bytes_per_s),
+          "nothing lies between the CPU and its memory");
     check_throws<std::invalid_argument>([&] { meter.weight_rate("i32", 64, 64, 0, 0); }, "i32", "weights of integers");
     check_throws<Error>([&] { meter.weight_rate("f32", 1 << 20, 1, 0, 0); }, "too few", "rows beyond the memory");
     check_throws<std::invalid_argument>([&] { DeviceMeter("CUDA7", options); }, "CPU", "a device that is not there");

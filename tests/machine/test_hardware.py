@@ -20,6 +20,7 @@ from model_files import EXPERT_WIDTH, EXPERTS, EXPERTS_USED, HEAD_WIDTH, HEADS, 
 from overspill import Model, ModelInfo, _core
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.machine.measure import weight_shapes
+from programs import python_environment
 
 GIB = 2**30
 
@@ -323,6 +324,21 @@ def test_bad_measurements() -> None:
         one.attention_bytes_per_s("f16", 6, 4, 64, 256)
     with pytest.raises(ValueError, match="head_width must be a multiple of 32 for q8_0, not 48"):
         one.attention_bytes_per_s("q8_0", 8, 4, 48, 256)
+    for batch, message in (
+        (("q4_K", 100, 64, 0, 0, 8), "n_in must be a multiple of 256 for q4_K, not 100"),
+        (("f32", 64, 64, 4, 5, 8), "n_used must be 1 to 4, not 5"),
+        (("f32", 64, 64, 0, 0, 0), "n_tokens must be 1 to 8192, not 0"),
+        (("f32", 64, 64, 0, 0, 8193), "n_tokens must be 1 to 8192, not 8193"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            one.batch_flops(*batch)
+    with pytest.raises(ValueError, match="n_heads must be a multiple of n_heads_kv"):
+        one.attention_flops("f16", 6, 4, 64, 256)
+    with pytest.raises(ValueError, match="n_tokens must be 1 to 8192, not 0"):
+        one.attention_flops("f16", 8, 4, 64, 0)
+    for n_bytes in (0, 1 << 33):
+        with pytest.raises(ValueError, match="n_bytes must be 1 to 4294967296"):
+            one.link_rates(n_bytes, pinned=False)
     with pytest.raises(overspill.Error, match="MiB are too few"):
         meter(working_set_bytes=1 << 20).weight_rate("f32", 1 << 20, 64, 0, 0)
     with pytest.raises(ValueError, match=r"device must be one of .*CPU.*, not CUDA7"):
@@ -375,3 +391,86 @@ def test_attention_reads_the_cache_of_all_heads() -> None:
     for kind in ("f16", "q8_0"):
         for shape in ((HEADS, HEADS_KV, HEAD_WIDTH, 256), (1, 1, 128, 300), (64, 8, 64, 1024)):
             assert 1e6 < one.attention_bytes_per_s(kind, *shape) < 2e12
+
+
+NUMPY = """
+import json
+import numpy as np
+from time import perf_counter
+
+a = np.ones((512, 1024), np.float32)
+b = np.ones((1024, 1024), np.float32)
+times = []
+for _ in range(8):
+    start = perf_counter()
+    a @ b
+    times.append(perf_counter() - start)
+print(json.dumps(2 * 512 * 1024 * 1024 / min(times)))
+"""
+
+
+def test_a_batch_is_multiplied_about_as_fast_as_numpy_does_it() -> None:
+    """Within a factor of five, on one thread each, of any part of the rows; neither counts a multiplication twice."""
+    one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    done = subprocess.run([sys.executable, "-c", NUMPY], capture_output=True, env={**os.environ, **one_thread})
+    rival = json.loads(done.stdout)
+    for n_out in (1024, 65536):
+        assert rival / 5 < meter(working_set_bytes=64 << 20).batch_flops("f32", 1024, n_out, 0, 0, 512) < rival * 5
+
+
+def test_a_batch_is_faster_than_its_tokens_one_by_one() -> None:
+    """Weights are read once for all of them; with experts, once for all that use one. Any shape can be asked about."""
+    one = meter(working_set_bytes=64 << 20)
+    assert one.batch_flops("f16", 4096, 4096, 0, 0, 512) > one.batch_flops("f16", 4096, 4096, 0, 0, 1)
+    for kind in ("f32", "q8_0", "q4_K", "mxfp4"):
+        for shape in ((1024, 512, 8, 2), (256, 1, 3, 3), (2048, 500_000, 0, 0), (1024, 1024, 1024, 8)):
+            for n_tokens in (1, 33):
+                assert 1e6 < one.batch_flops(kind, *shape, n_tokens) < 1e15
+
+
+def test_attention_of_a_batch() -> None:
+    """Of types with and without blocks, of heads that share keys and values or not, of a batch of any length."""
+    one = meter(working_set_bytes=32 << 20)
+    for kind in ("f16", "q8_0"):
+        for shape in ((HEADS, HEADS_KV, HEAD_WIDTH, 33), (1, 1, 128, 256), (64, 8, 64, 300), (6, 6, 64, 1)):
+            assert 1e6 < one.attention_flops(kind, *shape) < 1e15
+
+
+# In a process of its own, since a device cannot be taken away again.
+LINK = """
+import json, math, sys
+from pathlib import Path
+from overspill import _core
+from upstream_tools import stand_in_gpu
+
+tools = Path(sys.argv[1])
+rates = []
+for options in json.loads(sys.argv[2]):
+    stand_in_gpu(tools, "GPU0", 1 << 30, **options)
+    meter = _core.DeviceMeter("GPU0", n_threads=1, working_set_bytes=2**26, gpus=[], host_buffers=True, budget_s=0)
+    for pinned in (False, True):
+        found = meter.link_rates(1 << 20, pinned)
+        rates.append([found.to_device_bytes_per_s, found.from_device_bytes_per_s])
+assert 1e6 < meter.batch_flops("q8_0", 1024, 1024, 8, 2, 64) < 1e15
+assert 1e6 < meter.attention_flops("f16", 8, 2, 64, 64) < 1e15
+cpu = _core.DeviceMeter("CPU", n_threads=1, working_set_bytes=2**26, gpus=[], host_buffers=True, budget_s=0)
+assert cpu.link_rates(1 << 20, True).to_device_bytes_per_s == math.inf
+print(json.dumps(rates))
+"""
+
+
+def link_rates(tools: Path, *options: dict[str, float]) -> list[list[float]]:
+    """Return the rates to and from a stand-in GPU with each of the options, of ordinary and of pinned memory."""
+    command = [sys.executable, "-c", LINK, str(tools), json.dumps(options)]
+    environment = python_environment(Path(__file__).parent)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rates: list[list[float]] = json.loads(done.stdout)
+    return rates
+
+
+def test_a_link_is_measured_in_both_directions(upstream_tools: Path) -> None:
+    """Never above what it can do; a slow one as well, by blocks that are smaller than was asked for."""
+    fast = link_rates(upstream_tools, {}, {"link_bytes_per_s": 1e8}, {"link_bytes_per_s": 1e6})
+    for rates, limit in zip(fast, [math.inf] * 2 + [1e8] * 2 + [1e6] * 2, strict=True):
+        assert all(0 < rate < limit for rate in rates)

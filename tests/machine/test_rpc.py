@@ -115,10 +115,10 @@ for offload in (1, 3, "gpu"):
 
 # A measurement with a lost server is no measurement, and a plan does without it.
 meter = _core.DeviceMeter("RPC0", n_threads=1, working_set_bytes=2**24, gpus=[], host_buffers=True, budget_s=0.01)
-assert meter.link_bytes_per_s(1000) > 0
+assert meter.link_rates(1000, False).to_device_bytes_per_s > 0
 kill()
 for measure in (
-    lambda: meter.link_bytes_per_s(1000),
+    lambda: meter.link_rates(1000, False),
     lambda: meter.visit_s(256),
     lambda: meter.operation_s(256),
     lambda: meter.weight_rate("f16", 256, 256, 0, 0),

@@ -151,7 +151,12 @@ def _questions(
     if not is_cpu:
         key = f"visit {n_embd}, {n_threads} threads"
         yield question("hop_s", key, "moving there and back", lambda meter: meter.visit_s(n_embd))
-        yield question("link_bytes_per_s", "link", "the link", lambda meter: meter.link_bytes_per_s(16 << 20))
+        yield question(
+            "link_bytes_per_s",
+            "link",
+            "the link",
+            lambda meter: meter.link_rates(16 << 20, pinned=False).to_device_bytes_per_s,
+        )
 
 
 def _local_gpus(devices: Sequence[Device]) -> list[str]:
