@@ -19,6 +19,7 @@ GIB = 1 << 30
 HARDWARE = Hardware.given(ram=64 * GIB, vram=[8 * GIB, 8 * GIB], link="12GB/s")
 NO_GPU = Hardware.given(ram=64 * GIB)
 SETTINGS = {"n_ctx": 4096, "n_ubatch": 256, "type_k": "q8_0", "type_v": "q8_0", "load_mode": "read"}
+SETTINGS |= {"offload_min_batch": 64}
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +117,12 @@ def test_forecasts(info: ModelInfo, tuned: Placement) -> None:
         (5, Placement.from_layers(info, HARDWARE, 5)),
         (planned, planned),
     ):
-        found = place_and_forecast(info, HARDWARE, {**options, "offload": offload})
-        assert found == (placement, forecast(info, placement, HARDWARE, n_ctx=2048, n_ubatch=64))
+        for switch in ("auto", "off"):
+            found = place_and_forecast(info, HARDWARE, {**options, "offload": offload, "pin_weights": switch})
+            # Where a GPU copies weights from RAM, as a load would do it.
+            pins = switch == "auto" and bool(found[1].weights_in_ram)
+            expected = forecast(info, placement, HARDWARE, n_ctx=2048, n_ubatch=64, pin_weights=pins)
+            assert found == (placement, expected)
     settings: dict[str, Any] = {**SETTINGS, "n_ctx": 1024}
     found = place_and_forecast(info, HARDWARE, {"offload": "tuned", "n_ctx": 1024})
     assert found == (tuned, forecast(info, tuned, HARDWARE, **settings))

@@ -113,8 +113,9 @@ def placement_of_fit(info: ModelInfo, devices: Hardware, fit: Fit) -> Placement:
 def print_table(folder: Path) -> None:
     """Print the table of docs/offload.md."""
     tools = build_upstream_tools(Path(__file__).parents[2] / "build" / "upstream-tools")
-    lines = ["| model, context | VRAM (GiB), GB/s | RAM, GB/s | whole layers | llama.cpp's fit | plan |"]
-    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    heads = ["model, context", "VRAM (GiB), GB/s", "RAM, GB/s", "whole layers", "llama.cpp's fit", "plan"]
+    heads += ["prompts, fit", "prompts, plan", "`n_ubatch`"]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for case in CASES:
         path = folder / f"{case.model}.gguf"
         if not path.is_file():
@@ -125,6 +126,7 @@ def print_table(folder: Path) -> None:
         vram = f"{' + '.join(map(str, case.vram_gib))}, {case.gpu:.0f}"
         speeds = ["" if whole is None else f"{whole:.1f}", f"{theirs.tokens_per_s:.1f}", f"{outlook.tokens_per_s:.1f}"]
         speeds[0] = speeds[0] if len(case.vram_gib) == 1 else ""
+        speeds += [f"{one.prompt_tokens_per_s:.0f}" for one in (theirs, outlook)] + [str(outlook.settings.n_ubatch)]
         lines.append(f"| {name} | {vram} | {case.ram:.0f} | {' | '.join(speeds)} |")
     sys.stdout.write("\n".join(lines) + "\n")
 

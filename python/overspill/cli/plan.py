@@ -18,6 +18,8 @@ from overspill.cli.exits import guarded_command
 from overspill.cli.options import Context, Json, ModelFile, parse_pair
 from overspill.cli.output import progress_bar, report_output
 from overspill.hub import resolve
+from overspill.planning.plan import prompt_line
+from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.planning.ubatch import trade_around
 
 __all__ = ["plan"]
@@ -42,11 +44,21 @@ def plan(
     link: Annotated[
         list[str] | None, typer.Option(help="Bandwidth between host and GPU, such as 25GB/s.", show_default="25GB/s")
     ] = None,
+    unpinned_link: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The same for memory that is not pinned, such as a mapped file.", show_default="8.3GB/s, or --link"
+        ),
+    ] = None,
     n_ctx: Context = None,
     depth: Annotated[
         int | None, typer.Option(help="Tokens in the context while it decodes.", show_default="half of --ctx")
     ] = None,
-    n_ubatch: Annotated[int, typer.Option("--ubatch", help="Tokens of a prompt computed at once.")] = 512,
+    n_ubatch: Annotated[
+        int | None, typer.Option("--ubatch", help="Tokens of a prompt computed at once.", show_default="as planned")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt of an exchange.")] = PROMPT_TOKENS,
+    reply_tokens: Annotated[int, typer.Option(help="Tokens of its reply.")] = REPLY_TOKENS,
     type_k: Annotated[str, typer.Option(help="Type of the KV cache's keys: f16, q8_0, ...")] = "f16",
     type_v: Annotated[str, typer.Option(help="Type of the KV cache's values.")] = "f16",
     pin: Annotated[
@@ -68,9 +80,10 @@ def plan(
         for size in vram or ():
             parse_bytes("--vram", size)  # a missing unit is the likelier mistake than a missing GPU
         header = overspill.ModelInfo.from_file(resolve(model))
-        if ram is None and (gpu_bandwidth or ram_bandwidth or link):
+        if ram is None and (gpu_bandwidth or ram_bandwidth or link or unpinned_link):
             raise ValueError(
-                "--gpu-bandwidth, --ram-bandwidth and --link are of hardware that is not here: give --ram, too"
+                "--gpu-bandwidth, --ram-bandwidth, --link and --unpinned-link are of hardware that is not here: "
+                "give --ram, too"
             )
         if ram is not None:
             hardware = overspill.Hardware.given(
@@ -79,6 +92,7 @@ def plan(
                 gpu_bandwidth=gpu_bandwidth or None,
                 ram_bandwidth=ram_bandwidth,
                 link=link or None,
+                unpinned_link=unpinned_link or None,
             )
         else:
             for endpoint in rpc or ():
@@ -97,6 +111,8 @@ def plan(
             "n_ubatch": n_ubatch,
             "type_k": type_k,
             "type_v": type_v,
+            "prompt_tokens": prompt_tokens,
+            "reply_tokens": reply_tokens,
         }
         pins = dict(parse_pair("--pin", 'like "experts=cpu"', text) for text in pin or ())
         planned = overspill.plan(header, hardware=hardware, pins=pins, **settings)
@@ -138,7 +154,10 @@ def _print_plan(planned: overspill.Plan) -> None:
     expected = planned.forecast()
     output = report_output()
     output.print(f"{expected.verdict}: about {expected.tokens_per_s:.1f} tokens/s", style="bold", markup=False)
+    output.print(prompt_line(expected), style="bold", markup=False)
     output.print(expected.reason, markup=False)
+    if expected.weights_in_ram:
+        output.print(expected.weights_in_ram, markup=False)
     if planned.whole_layers_tokens_per_s:
         output.print(f"The best split by whole layers: {planned.whole_layers_tokens_per_s:.1f} tokens/s.", markup=False)
     for remedy in expected.remedies:
@@ -158,15 +177,15 @@ def _print_plan(planned: overspill.Plan) -> None:
     output.print(memory)
     if planned.hardware.gpus:
         layers = "layers with experts on a GPU" if planned.info.n_experts else "layers on a GPU"
-        trade = plain_table("ubatch", "computing", layers, "tokens/s", "prompt tokens/s, at most", left=())
+        trade = plain_table("ubatch", "computing", layers, "tokens/s", "prompt tokens/s", "first token, s", left=())
         for one in trade_around(planned):
-            ceiling = _or_none(one.prefill_ceiling_tokens_per_s)
             trade.add_row(
                 str(one.n_ubatch),
                 format_bytes(one.compute_bytes, digits=2),
                 str(one.expert_layers),
                 f"{one.tokens_per_s:.1f}",
-                "–" if ceiling is None else f"{ceiling:.0f}",
+                f"{one.prompt_tokens_per_s:.0f}",
+                f"{one.time_to_first_token_s:.2f}",
             )
         output.print()
         output.print(trade)

@@ -16,6 +16,7 @@ from overspill.base.values import CacheType
 from overspill.cli.exits import INTERRUPTED, guarded_command
 from overspill.cli.options import Context, DeviceMemory, Json, ModelFile, Servers, parse_sizes
 from overspill.cli.output import errors, report_output
+from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.studies.tune import Trial, Tuned
 from overspill.studies.tune import tune as find_fastest
 
@@ -31,10 +32,12 @@ def tune(
         typer.Option(help="Try this type of the KV cache too, such as q8_0; may be repeated. It may change replies."),
     ] = None,
     rpc: Servers = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt that counts beside a GPU.")] = PROMPT_TOKENS,
+    reply_tokens: Annotated[int, typer.Option(help="Tokens of the reply that counts.")] = REPLY_TOKENS,
     seconds: Annotated[float | None, typer.Option(help="Start no trial after so many seconds.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure which settings decode MODEL fastest here, and keep them for Model(path, offload="tuned").
+    """Measure which settings are fastest for MODEL here, and keep them for Model(path, offload="tuned").
 
     The search starts from the plan. Ctrl-C ends it and keeps the best settings so far.
     """
@@ -48,6 +51,8 @@ def tune(
                 memory=sizes,
                 allow_kv_types=cast("list[CacheType]", kv_type or []),
                 rpc=rpc or (),
+                prompt_tokens=prompt_tokens,
+                reply_tokens=reply_tokens,
                 seconds=seconds,
                 report=trials.report,
             )
@@ -85,19 +90,19 @@ class _Trials:
         if self._console.is_terminal:
             self._live.refresh()
         elif trial.state != "measuring" and not self._quiet:
-            self._console.print(*_row(trial)[:4], trial.problem, markup=False, soft_wrap=True)
+            self._console.print(*_row(trial), trial.problem, markup=False, soft_wrap=True)
 
     def _render(self) -> Table:
-        table = plain_table("setting", "value", "tok/s", "", left=("setting", "value"))
+        table = plain_table("setting", "value", "tok/s", "in prompts", "", left=("setting", "value"))
         for trial in self._trials:
-            setting, value, speed, outcome = _row(trial)
-            table.add_row(setting, value, speed, outcome, style="bold" if trial.state == "kept" else None)
+            table.add_row(*_row(trial), style="bold" if trial.state == "kept" else None)
         return table
 
 
-def _row(trial: Trial) -> tuple[str, str, str, str]:
+def _row(trial: Trial) -> tuple[str, str, str, str, str]:
     speed = "–" if trial.tokens_per_s is None else f"{trial.tokens_per_s:.2f}"
-    return trial.setting, trial.value, speed, f"{trial.state}{'…' if trial.state == 'measuring' else ''}"
+    prompts = "–" if trial.prompt_tokens_per_s is None else f"{trial.prompt_tokens_per_s:.1f}"
+    return trial.setting, trial.value, speed, prompts, f"{trial.state}{'…' if trial.state == 'measuring' else ''}"
 
 
 def _print_tuned(found: Tuned) -> None:
@@ -105,6 +110,9 @@ def _print_tuned(found: Tuned) -> None:
     why = f" ({found.stopped}: not everything was tried)" if found.stopped else ""
     gain = found.tokens_per_s / found.planned_tokens_per_s - 1
     output.print(f"\nbest: {found.tokens_per_s:.2f} tok/s, {gain:+.0%} against the plan{why}", markup=False)
+    if found.prompt_tokens_per_s and found.planned_prompt_tokens_per_s:
+        gain = found.prompt_tokens_per_s / found.planned_prompt_tokens_per_s - 1
+        output.print(f"prompts: {found.prompt_tokens_per_s:.1f} tok/s, {gain:+.0%}", markup=False)
     output.print(", ".join(f"{name}={value}" for name, value in found.settings.items()), markup=False)
     output.print(found.placement)
     if found.file is None:
@@ -118,6 +126,8 @@ def _tuned(found: Tuned) -> dict[str, Any]:
         "trials": [asdict(trial) for trial in found.trials],
         "tokens_per_s": found.tokens_per_s,
         "planned_tokens_per_s": found.planned_tokens_per_s,
+        "prompt_tokens_per_s": found.prompt_tokens_per_s,
+        "planned_prompt_tokens_per_s": found.planned_prompt_tokens_per_s,
         "settings": found.settings,
         "placement": found.placement.to_dict(),
         "stopped": found.stopped,

@@ -14,13 +14,37 @@ from overspill.base.values import Device
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
 from overspill.machine.devices import devices, devices_for_layers
-from overspill.machine.measure import Report, known_figures
+from overspill.machine.measure import FLOPS_OF, Report, known_figures
 
 __all__ = ["DeviceSpec", "Hardware"]
 
-_ASSUMED_CPU = {"bandwidth": 40e9, "op_s": 2e-6, "hop_s": 0.0, "link_bytes_per_s": math.inf}
-_ASSUMED_GPU = {"bandwidth": 400e9, "op_s": 3e-6, "hop_s": 30e-6, "link_bytes_per_s": 12e9}
-_ASSUMED_RPC = {"bandwidth": 100e9, "op_s": 3e-6, "hop_s": 300e-6, "link_bytes_per_s": 0.1e9}
+_LINKS = (
+    "link_bytes_per_s",
+    "link_back_bytes_per_s",
+    "unpinned_link_bytes_per_s",
+    "unpinned_link_back_bytes_per_s",
+)
+_UNLIMITED = ("link_bytes_per_s", "flops_per_s")
+# Measured beside an H100 on PCIe 5: one thread copies what is not pinned into the driver's own pinned memory first.
+_UNPINNED_BYTES_PER_S = 8.3e9
+# Of an RTX 3090 and of ten cores with AVX2, roughly what llama.cpp reaches in quantized products of large batches.
+_GPU_FLOPS, _CPU_FLOPS = 30e12, 0.3e12
+_ASSUMED_CPU = {"bandwidth": 40e9, "op_s": 2e-6, "hop_s": 0.0, "flops": _CPU_FLOPS, **dict.fromkeys(_LINKS, math.inf)}
+_ASSUMED_GPU = {
+    "bandwidth": 400e9,
+    "op_s": 3e-6,
+    "hop_s": 30e-6,
+    "flops": _GPU_FLOPS / 2,
+    **dict.fromkeys(_LINKS[:2], 12e9),
+    **dict.fromkeys(_LINKS[2:], _UNPINNED_BYTES_PER_S),
+}
+_ASSUMED_RPC = {
+    "bandwidth": 100e9,
+    "op_s": 3e-6,
+    "hop_s": 300e-6,
+    "flops": _GPU_FLOPS / 2,
+    **dict.fromkeys(_LINKS, 0.1e9),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +72,25 @@ class DeviceSpec:
     hop_s: float = 0.0
     """Seconds for going to this device and back within a token. 0 for the CPU."""
     link_bytes_per_s: float = math.inf
-    """Rate between host and device: PCIe, or the network."""
+    """Rate of copies to the device, over PCIe or the network, from pinned memory if it has that."""
     description: str = ""
     """The hardware's own name, or a server's endpoint."""
     copies_host_weights: bool = False
     """Whether the device computes large batches with weights that are in RAM, and keeps room for copies of them. CUDA
     does, RPC servers do not."""
+    registers_host_memory: bool = False
+    """Whether its driver can pin a mapped file, so that copies from there are as fast as from pinned memory."""
+    link_back_bytes_per_s: float | None = None
+    """Rate of copies from the device to pinned memory. None: as to it."""
+    unpinned_link_bytes_per_s: float | None = None
+    """Rate of copies to the device from memory that is not pinned, such as a mapped file. None: as from pinned."""
+    unpinned_link_back_bytes_per_s: float | None = None
+    """Rate of copies back to memory that is not pinned."""
+    flops: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Measured floating-point operations per second in a large batch, by the keys of ``rates``: a product with weights
+    takes 2 for each weight and row, attention 4 for each pair of tokens, head and element of its width."""
+    flops_per_s: float = math.inf
+    """Floating-point operations per second in a large batch where ``flops`` has none."""
 
     def __post_init__(self) -> None:
         """Check the figures; they may come from a file."""
@@ -64,8 +101,10 @@ class DeviceSpec:
             "bandwidth_bytes_per_s": (self.bandwidth_bytes_per_s, True),
             "op_s": (self.op_s, False),
             "hop_s": (self.hop_s, False),
-            "link_bytes_per_s": (self.link_bytes_per_s, True),
+            "flops_per_s": (self.flops_per_s, True),
+            **{name: (rate, True) for name in _LINKS if (rate := getattr(self, name)) is not None},
             **{f"rates[{key!r}]": (rate, True) for key, rate in self.rates.items()},
+            **{f"flops[{key!r}]": (rate, True) for key, rate in self.flops.items()},
         }
         for key, (value, positive) in figures.items():
             if not (value > 0 or (value == 0 and not positive)):
@@ -74,6 +113,15 @@ class DeviceSpec:
     def rate(self, weights: str) -> float:
         """Return the bytes per second for a key of ``rates``; the bandwidth if it was not measured."""
         return self.rates.get(weights, self.bandwidth_bytes_per_s)
+
+    def batch_flops(self, weights: str) -> float:
+        """Return the floating-point operations per second in a large batch for a key of ``rates``."""
+        return self.flops.get(weights, self.flops.get(weights.partition(":")[0], self.flops_per_s))
+
+    def copy_bytes_per_s(self, *, pinned: bool) -> float:
+        """Return the rate of copies to the device from memory that is pinned or not."""
+        unpinned = self.unpinned_link_bytes_per_s
+        return self.link_bytes_per_s if pinned or unpinned is None else unpinned
 
     def __str__(self) -> str:
         """Return one line, such as ``CPU: 120.0 GiB · 47.0 GB/s``."""
@@ -209,6 +257,9 @@ class Hardware:
         gpu_bandwidth: Rate | Sequence[Rate] | None = None,
         ram_bandwidth: Rate | None = None,
         link: Rate | Sequence[Rate] | None = None,
+        unpinned_link: Rate | Sequence[Rate] | None = None,
+        gpu_flops: float | None = None,
+        cpu_flops: float | None = None,
         hop_s: float | None = None,
         op_s: float | None = None,
         roofline: bool = False,
@@ -236,12 +287,18 @@ class Hardware:
             Bandwidth of the RAM. Default: 47 GB/s, dual-channel DDR4-2933.
         link
             Rate between host and GPU, of each GPU or of all. Default: 25 GB/s, PCIe 4 x16.
+        unpinned_link
+            The same for memory that is not pinned, such as a mapped file. Default: 8.3 GB/s, as measured beside an
+            H100, or ``link`` if that is less.
+        gpu_flops, cpu_flops
+            Floating-point operations per second in a large batch. Default: 30e12 on a GPU and 0.3e12 on a CPU, about
+            what llama.cpp reaches with quantized weights on an RTX 3090 and on ten cores with AVX2 (assumed).
         hop_s
             Seconds for going to a GPU and back. Default: 30e-6.
         op_s
             Seconds of each small operation. Default: 3e-6 on a GPU and 2e-6 on a CPU.
         roofline
-            Count bytes over bandwidth alone: ``hop_s`` and ``op_s`` default to 0.
+            Count bytes over bandwidth alone: ``hop_s`` and ``op_s`` default to 0, arithmetic takes no time.
         n_threads
             Threads of the CPU, 1 to 512. Default: the number of physical cores of this machine.
 
@@ -254,10 +311,14 @@ class Hardware:
         sizes = [] if sizes == [0] else sizes
         bandwidths = _for_each("gpu_bandwidth", gpu_bandwidth, "936GB/s", len(sizes))
         links = _for_each("link", link, "25GB/s", len(sizes))
+        unpinned_links = _for_each("unpinned_link", unpinned_link, _UNPINNED_BYTES_PER_S, len(sizes))
+        if unpinned_link is None:
+            unpinned_links = [min(pair) for pair in zip(unpinned_links, links, strict=True)]
         assumed = ram_bandwidth is None or (sizes and (gpu_bandwidth is None or link is None or hop_s is None))
         assumed = assumed or op_s is None
         if roofline:
             hop_s, op_s = hop_s or 0.0, op_s or 0.0
+            gpu_flops, cpu_flops = gpu_flops or math.inf, cpu_flops or math.inf
         gpus = [
             DeviceSpec(
                 name=f"GPU{i}",
@@ -267,9 +328,14 @@ class Hardware:
                 op_s=3e-6 if op_s is None else op_s,
                 hop_s=30e-6 if hop_s is None else hop_s,
                 link_bytes_per_s=link_rate,
+                unpinned_link_bytes_per_s=unpinned,
                 copies_host_weights=True,
+                registers_host_memory=True,
+                flops_per_s=_GPU_FLOPS if gpu_flops is None else gpu_flops,
             )
-            for i, (size, bandwidth, link_rate) in enumerate(zip(sizes, bandwidths, links, strict=True))
+            for i, (size, bandwidth, link_rate, unpinned) in enumerate(
+                zip(sizes, bandwidths, links, unpinned_links, strict=True)
+            )
         ]
         cpu = DeviceSpec(
             name="CPU",
@@ -277,17 +343,20 @@ class Hardware:
             memory_bytes=parse_bytes("ram", ram),
             bandwidth_bytes_per_s=parse_rate("ram_bandwidth", "47GB/s" if ram_bandwidth is None else ram_bandwidth),
             op_s=2e-6 if op_s is None else op_s,
+            flops_per_s=_CPU_FLOPS if cpu_flops is None else cpu_flops,
         )
         n_threads = physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512)
         return cls((*gpus, cpu), "assumed" if assumed else "given", n_threads)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a dict for JSON; a link without limit is null."""
+        """Return a dict for JSON; what has no limit is null."""
         listed = [asdict(device) for device in self.devices]
         for device in listed:
-            device["rates"] = dict(device["rates"])
-            if device["link_bytes_per_s"] == math.inf:
-                device["link_bytes_per_s"] = None
+            for name in ("rates", "flops"):
+                device[name] = dict(device[name])
+            for name in (*_LINKS, "flops_per_s"):
+                if device[name] == math.inf:
+                    device[name] = None
         return {"devices": listed, "source": self.source, "n_threads": self.n_threads}
 
     @classmethod
@@ -301,7 +370,7 @@ class Hardware:
         """
         try:
             specs = tuple(
-                DeviceSpec(**{**device, "link_bytes_per_s": _or_infinite(device["link_bytes_per_s"])})
+                DeviceSpec(**{**device, **{name: _or_infinite(device.get(name)) for name in _UNLIMITED}})
                 for device in data["devices"]
             )
             source = data["source"]
@@ -324,7 +393,7 @@ def _listed(values: Any) -> list[Any]:
     return [values] if isinstance(values, str) or not isinstance(values, Sequence) else list(values)
 
 
-def _for_each(name: str, values: Rate | Sequence[Rate] | None, default: str, n: int) -> list[float]:
+def _for_each(name: str, values: Rate | Sequence[Rate] | None, default: Rate, n: int) -> list[float]:
     rates = [parse_rate(name, rate) for rate in _listed(default if values is None else values)]
     if len(rates) == 1:
         return rates * n
@@ -357,10 +426,13 @@ def _spec(device: Device, memory_bytes: int, figures: Mapping[str, float]) -> De
         kind="cpu" if is_cpu else "gpu",
         memory_bytes=memory_bytes,
         bandwidth_bytes_per_s=fixed["bandwidth"],
-        rates={name: rate for name, rate in figures.items() if name not in assumed},
+        rates={name: rate for name, rate in figures.items() if name not in assumed and not name.startswith(FLOPS_OF)},
         op_s=fixed["op_s"],
         hop_s=fixed["hop_s"],
-        link_bytes_per_s=fixed["link_bytes_per_s"],
         description=device.description,
         copies_host_weights=not is_cpu and not is_rpc,
+        registers_host_memory=device.registers_host_memory,
+        flops={name.removeprefix(FLOPS_OF): rate for name, rate in figures.items() if name.startswith(FLOPS_OF)},
+        flops_per_s=fixed["flops"],
+        **{name: fixed[name] for name in _LINKS},
     )

@@ -23,7 +23,7 @@ from overspill.base.host import last_level_cache_bytes
 from overspill.base.values import Device
 from overspill.header.info import ModelInfo
 
-__all__ = ["DeviceFigures", "Report", "known_figures", "weight_shapes"]
+__all__ = ["FLOPS_OF", "DeviceFigures", "Report", "known_figures", "weight_shapes"]
 
 logger = logging.getLogger("overspill")
 
@@ -32,6 +32,11 @@ Report: TypeAlias = Callable[[str, float], object]
 WeightShape: TypeAlias = tuple[str, int, int, int, int]
 """Type, elements in, elements out, experts and experts used; both 0 for a plain matrix."""
 
+FLOPS_OF = "flops of "
+"""What the key of a rate is preceded by where it stands for operations per second."""
+
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 256, 2048
+_LINK_BLOCK_BYTES = 64 << 20
 _MOST_INTERRUPTIONS_PER_S = 20  # for each second that a thread runs
 _INTEGER_AND_DOUBLE_TYPES = ("i8", "i16", "i32", "i64", "f64")
 
@@ -41,7 +46,8 @@ class DeviceFigures(NamedTuple):
 
     by_device: list[dict[str, float]]
     """For each device, the figures that are known: rates in bytes per second, by the keys of
-    :attr:`overspill.DeviceSpec.rates`; ``"bandwidth"``; ``"op_s"``, ``"hop_s"`` and ``"link_bytes_per_s"``."""
+    :attr:`overspill.DeviceSpec.rates`, and after :data:`FLOPS_OF` those of :attr:`overspill.DeviceSpec.flops`;
+    ``"bandwidth"``; ``"op_s"``, ``"hop_s"``, and the four links of a :class:`overspill.DeviceSpec`."""
     complete: bool
     """Whether no figure is missing."""
 
@@ -133,14 +139,44 @@ def _questions(
         key = f"{kind} {n_in}x{n_out}" + (f"x{n_experts}, {n_used} used" if n_experts else "")
         return question(figure, key, f"weights in {kind.upper()}", lambda meter: meter.weight_rate(*shape).bytes_per_s)
 
+    n_tokens = _CPU_BATCH_TOKENS if is_cpu else _GPU_BATCH_TOKENS
+
+    def batch(figure: str, shape: WeightShape) -> _Question:
+        kind, n_in, n_out, n_experts, n_used = shape
+        key = f"batch of {n_tokens}, {kind} {n_in}x{n_out}" + (f"x{n_experts}, {n_used} used" if n_experts else "")
+        text = f"a batch with weights in {kind.upper()}"
+        return question(FLOPS_OF + figure, key, text, lambda meter: meter.batch_flops(*shape, n_tokens))
+
+    def links(*, pinned: bool) -> Iterator[_Question]:
+        memory, prefix = ("pinned memory", "") if pinned else ("memory that is not pinned", "unpinned_")
+        yield question(
+            f"{prefix}link_bytes_per_s",
+            f"link from {memory}",
+            f"the link from {memory}",
+            lambda meter: meter.link_rates(_LINK_BLOCK_BYTES, pinned).to_device_bytes_per_s,
+        )
+        yield question(
+            f"{prefix}link_back_bytes_per_s",
+            f"link to {memory}",
+            f"the link to {memory}",
+            lambda meter: meter.link_rates(_LINK_BLOCK_BYTES, pinned).from_device_bytes_per_s,
+        )
+
     yield weights("bandwidth", ("f16", 4096, 4096, 0, 0))
     n_embd = 4096
     if info is not None:
         n_embd = info.n_embd or n_embd
         for figure, shape in weight_shapes(info).items():
             yield weights(figure, shape)
+            yield batch(figure, shape)
         heads = _heads(info)
         if heads is not None:
+            yield question(
+                f"{FLOPS_OF}{kv_type}:kv",
+                f"batch of {n_tokens}, {kv_type} KV cache, {heads[0]} of {heads[1]} heads of {heads[2]}",
+                f"a batch's attention in {kv_type.upper()}",
+                lambda meter: meter.attention_flops(kv_type, *heads, n_tokens),
+            )
             yield question(
                 f"{kv_type}:kv",
                 f"{kv_type} KV cache, {heads[0]} of {heads[1]} heads of {heads[2]}",
@@ -151,12 +187,8 @@ def _questions(
     if not is_cpu:
         key = f"visit {n_embd}, {n_threads} threads"
         yield question("hop_s", key, "moving there and back", lambda meter: meter.visit_s(n_embd))
-        yield question(
-            "link_bytes_per_s",
-            "link",
-            "the link",
-            lambda meter: meter.link_rates(16 << 20, pinned=False).to_device_bytes_per_s,
-        )
+        yield from links(pinned=True)
+        yield from links(pinned=False)
 
 
 def _local_gpus(devices: Sequence[Device]) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from overspill.base.units import format_bytes, format_count
+from overspill.base.units import format_bytes, format_count, format_rate
 from overspill.placement.device_names import memory_name
 from overspill.planning.verdict import MemoryForecast, Verdict
 from overspill.planning.workload import Arrangement, Use, Workload, matrix_layers
 
-__all__ = ["reason_for", "remedies_for"]
+__all__ = ["pinning_room_bytes", "reason_for", "remedies_for", "weights_in_ram"]
 
 
 _SMALLEST_CONTEXT = 1024  # that is worth recommending
@@ -87,6 +87,40 @@ def reason_for(
         where = "" if slowest == "page faults" else " in RAM"
         text += f" {verb} {reading}{share}{where} takes {seconds * 1e3:.0f} of a token's {use.seconds * 1e3:.0f} ms."
     return text
+
+
+def pinning_room_bytes(ram_bytes: int, needed_bytes: int) -> int:
+    """Return the bytes of RAM that are left when all that a model keeps there is pinned; less than 0 if too few.
+
+    An eighth of it stays for other programs, since what is pinned cannot give way to them.
+    """
+    return ram_bytes * 7 // 8 - needed_bytes
+
+
+def weights_in_ram(work: Workload, arranged: Arrangement, use: Use) -> str:
+    """Return in a sentence how weights in RAM are held for the GPU that copies them; empty if none does."""
+    taker = work.takes_over(arranged)
+    here = use.weights_bytes[work.cpu] - work.fixed_bytes["embedding"] * (arranged.embedding == work.cpu)
+    if taker is None or here <= 0:
+        return ""
+    gpu, settings = work.devices[taker], work.settings
+    fast, slow = (format_rate(gpu.copy_bytes_per_s(pinned=pinned)) for pinned in (True, False))
+    what = f"{format_bytes(here)} of weights in RAM"
+    if not settings.load_mode.startswith("mmap"):
+        return f"{what} are a copy that {gpu.name} reads at {fast}."
+    if settings.pin_weights:
+        return (
+            f"{what} stay mapped and are registered with the driver of {gpu.name}, which copies them at {fast}, "
+            f"not {slow}."
+        )
+    if gpu.copy_bytes_per_s(pinned=True) == gpu.copy_bytes_per_s(pinned=False):
+        return f"{what} stay mapped, and {gpu.name} copies them at {slow}."
+    if gpu.registers_host_memory:
+        room = pinning_room_bytes(work.devices[work.cpu].memory_bytes, here + use.kv_bytes[work.cpu])
+        why = "RAM has no room to pin them" if room < 0 else "pinning them is off"
+    else:
+        why = 'its driver cannot pin a mapped file; load_mode="read" would make a copy that is pinned'
+    return f"{what} stay mapped, and {gpu.name} copies them at {slow}, not {fast}: {why}."
 
 
 def remedies_for(

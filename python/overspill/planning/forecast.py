@@ -10,8 +10,9 @@ from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
-from overspill.planning.advice import reason_for, remedies_for
-from overspill.planning.settings import Settings, checked_settings
+from overspill.planning.advice import reason_for, remedies_for, weights_in_ram
+from overspill.planning.prompt import Prompts
+from overspill.planning.settings import DEFAULT_UBATCH, PROMPT_TOKENS, REPLY_TOKENS, Settings, checked_settings
 from overspill.planning.verdict import MemoryForecast, Verdict, memory_by_device, verdict_of
 from overspill.planning.workload import Arrangement, Workload
 
@@ -29,6 +30,17 @@ class Forecast:
     ``output``, ``operations`` (a fixed cost of each), ``hops`` (of the changes to this device), ``page faults``."""
     n_splits: int
     """Pieces of the graph, as llama.cpp's log counts them."""
+    prompt_tokens_per_s: float
+    """Reading a prompt of ``settings.prompt_tokens``."""
+    time_to_first_token_s: float
+    """Of such a prompt."""
+    prompt_seconds_by_term: dict[str, dict[str, float]]
+    """Seconds of the prompt by device and by what they are spent on: ``copies`` of weights from RAM over the link,
+    ``arithmetic`` with weights, ``attention``, ``operations``, ``hops``, ``page faults``."""
+    uninterrupted_s: float
+    """The longest time within a prompt for which a GPU works without a look at whether to go on."""
+    weights_in_ram: str
+    """How weights in RAM are held for the GPU that copies them, and why, in a sentence; empty if none does."""
     memory: dict[str, MemoryForecast]
     """By device."""
     verdict: Verdict
@@ -38,12 +50,22 @@ class Forecast:
     """Changes that would make more of the model fit, a phrase for each."""
     settings: Settings
 
+    @property
+    def exchange_s(self) -> float:
+        """Seconds of a prompt of ``settings.prompt_tokens`` and a reply of ``settings.reply_tokens``."""
+        return self.time_to_first_token_s + self.settings.reply_tokens / self.tokens_per_s
+
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as JSON can hold it."""
         return {
             "tokens_per_s": self.tokens_per_s,
             "seconds_by_term": self.seconds_by_term,
             "n_splits": self.n_splits,
+            "prompt_tokens_per_s": self.prompt_tokens_per_s,
+            "time_to_first_token_s": self.time_to_first_token_s,
+            "prompt_seconds_by_term": self.prompt_seconds_by_term,
+            "uninterrupted_s": self.uninterrupted_s,
+            "weights_in_ram": self.weights_in_ram,
             "memory": {
                 name: {
                     "weights_bytes": use.weights_bytes,
@@ -90,12 +112,22 @@ class Estimate:
         """The forecast for the placement."""
         work, arranged = self.work, self.arranged
         use = work.evaluate(arranged)
+        prompts = Prompts(work)
+        prompt = prompts.use(arranged, use)
+        by_term: dict[str, dict[str, float]] = {}
+        for (device, part), seconds in prompt.terms.items():
+            by_term.setdefault(work.devices[device].name, {})[part] = seconds
         memory = memory_by_device(work, use, work.compute_bytes(arranged))
         verdict = verdict_of(work, arranged, memory)
         return Forecast(
             1 / use.seconds if use.seconds else float("inf"),
             work.terms(arranged),
             use.n_splits,
+            prompts.n_tokens / prompt.seconds if prompt.seconds else float("inf"),
+            prompt.seconds,
+            by_term,
+            prompt.longest_piece_s,
+            weights_in_ram(work, arranged, use),
             memory,
             verdict,
             reason_for(work, arranged, use, memory, verdict),
@@ -111,11 +143,15 @@ def forecast(
     *,
     n_ctx: int | None = None,
     depth: int | None = None,
-    n_ubatch: int = 512,
+    n_ubatch: int = DEFAULT_UBATCH,
     type_k: str = "f16",
     type_v: str = "f16",
     margin_bytes: int = 1 << 30,
     load_mode: LoadMode = "mmap",
+    prompt_tokens: int = PROMPT_TOKENS,
+    reply_tokens: int = REPLY_TOKENS,
+    pin_weights: bool = False,
+    offload_min_batch: int | None = None,
 ) -> Forecast:
     """Return how fast a placement decodes on some hardware, what memory it takes, and whether it fits.
 
@@ -135,6 +171,14 @@ def forecast(
         What is to be left free on each GPU.
     load_mode
         As of :class:`overspill.Model`.
+    prompt_tokens, reply_tokens
+        Tokens of the prompt and of the reply of an exchange, at least 1; of a longer prompt than ``n_ctx`` so much
+        counts.
+    pin_weights
+        Whether mapped weights in RAM are registered with the driver of the GPU that copies them.
+    offload_min_batch
+        From so many tokens on, 1 to 65536, a GPU computes with weights in RAM; 0: whenever that is faster. Default:
+        32, as llama.cpp.
 
     Raises
     ------
@@ -151,5 +195,9 @@ def forecast(
         type_v=type_v,
         margin_bytes=margin_bytes,
         load_mode=load_mode,
+        prompt_tokens=prompt_tokens,
+        reply_tokens=reply_tokens,
+        pin_weights=pin_weights,
+        offload_min_batch=offload_min_batch,
     )
     return Estimate.of(info, placement, hardware, settings).forecast

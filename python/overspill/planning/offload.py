@@ -10,6 +10,7 @@ from overspill.base.values import Device, is_given
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.placement import Placement
+from overspill.planning.advice import pinning_room_bytes
 from overspill.planning.forecast import Forecast, forecast
 from overspill.planning.plan import plan
 from overspill.planning.tuned import tuned_options
@@ -18,8 +19,8 @@ __all__ = ["Offload", "place_and_forecast", "placement_for", "tuned_beside"]
 
 Offload: TypeAlias = Literal["auto", "cpu", "gpu", "tuned"] | int | Placement | Mapping[str, Any]
 
-_SETTINGS = ("n_ctx", "n_ubatch", "type_k", "type_v", "load_mode")  # those of plan() that Model has, too
-_N_BATCH = 512  # Model's default
+# Those of plan() that Model has, too.
+_SETTINGS = ("n_ctx", "n_ubatch", "type_k", "type_v", "load_mode", "prompt_tokens", "reply_tokens", "offload_min_batch")
 
 
 def _check(offload: object) -> None:
@@ -40,7 +41,7 @@ def tuned_beside(info: ModelInfo, given: Mapping[str, Any]) -> tuple[Placement, 
     info
         The model.
     given
-        Keywords of :class:`overspill.Model`. A tuned ``n_ubatch`` is at most ``n_batch``.
+        Keywords of :class:`overspill.Model`. A tuned ``n_ubatch`` is at most a given ``n_batch``.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def tuned_beside(info: ModelInfo, given: Mapping[str, Any]) -> tuple[Placement, 
     """
     tuned = tuned_options(info)
     placement: Placement = tuned.pop("offload")
-    tuned["n_ubatch"] = min(tuned["n_ubatch"], given.get("n_batch") or _N_BATCH)
+    tuned["n_ubatch"] = min(tuned["n_ubatch"], given.get("n_batch") or tuned["n_ubatch"])
     return placement, {name: value for name, value in tuned.items() if not is_given(given.get(name))}
 
 
@@ -117,9 +118,17 @@ def place_and_forecast(info: ModelInfo, hardware: Hardware, options: Mapping[str
         offload, tuned = tuned_beside(info, options)
         options = {**options, **tuned}
     settings = {name: options[name] for name in _SETTINGS if options.get(name) is not None}
-    settings.setdefault("n_ubatch", options.get("n_batch") or _N_BATCH)
+    if options.get("n_batch") is not None:
+        settings.setdefault("n_ubatch", options["n_batch"])
+    switch = options.get("pin_weights", "auto")
     if offload == "auto":
-        planned = plan(info, hardware=hardware, **settings)
+        planned = plan(info, hardware=hardware, pin_weights=None if switch == "auto" else switch == "on", **settings)
         return planned, planned.forecast()
     placement = placement_for(info, offload, hardware.gpus, lambda: hardware, **settings) or Placement.cpu(info)
-    return placement, forecast(info, placement, hardware, **settings)
+    found = forecast(info, placement, hardware, **settings)
+    can = found.weights_in_ram and any(gpu.registers_host_memory for gpu in hardware.gpus)
+    if switch == "off" or not can or not found.settings.load_mode.startswith("mmap"):
+        return placement, found
+    cpu = found.memory[hardware.cpu.name]
+    pins = switch == "on" or pinning_room_bytes(cpu.free_bytes, cpu.weights_bytes + cpu.kv_bytes) >= 0
+    return placement, forecast(info, placement, hardware, pin_weights=True, **settings) if pins else found

@@ -1,4 +1,4 @@
-"""Look for the arrangement with the least time per token that fits into the memory of every device."""
+"""Look for the arrangement with the least time that fits into the memory of every device."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from itertools import combinations
 from typing import Literal, NamedTuple, TypeAlias
 
 from overspill.planning.layer_kinds import LayerKind
+from overspill.planning.prompt import Prompts
 from overspill.planning.workload import Arrangement, Use, Workload
 
-__all__ = ["Pins", "Search", "whole_layers"]
+__all__ = ["Pins", "Search", "excess_bytes", "whole_layers"]
 
 _Order: TypeAlias = Literal["last", "first", "small"]
 _Consider: TypeAlias = "Callable[[_Plan], tuple[int, float] | None]"
 # So many of the best are finished to the last tensor.
 _N_FINISHED = 4
+_N_FINISHED_FOR_PROMPTS = 2  # which is done for each size of batches
 # What the CPU's attention must gain: it is slower than its bandwidth tells, and prompts take longer.
 _SPILLING = 1.25
 _IMPOSSIBLE = (2, 0.0)
@@ -67,14 +69,24 @@ class _Groups:
 class Search:
     """The search for one workload."""
 
-    def __init__(self, work: Workload, pins: Pins) -> None:
-        """Prepare; ``pins`` must be ones that llama.cpp can do, see :meth:`best`."""
-        self.work, self.pins, self.cpu = work, pins, work.cpu
+    def __init__(self, work: Workload, pins: Pins, prompts: Prompts | None = None) -> None:
+        """Prepare; ``pins`` must be ones that llama.cpp can do, see :meth:`best`.
+
+        With ``prompts``, the time of a whole exchange counts, otherwise that of decoding alone.
+        """
+        self.work, self.pins, self.prompts, self.cpu = work, pins, prompts, work.cpu
         self.gpus = list(range(work.cpu))
         groups = {kind: _Groups.of(kind, work.cpu) for kind in dict.fromkeys(work.kinds)}
         self._groups = [groups[kind] for kind in work.kinds]
         self._with_attention: dict[tuple[_Groups, int], tuple[list[int], list[tuple[int, int]]]] = {}
         self._guess = [0] * len(work.devices)
+
+    def seconds(self, arranged: Arrangement, use: Use | None = None) -> float:
+        """Return what is to be least: the time of a token, with prompts that of an exchange for each of its tokens."""
+        use = self.work.evaluate(arranged) if use is None else use
+        if self.prompts is None:
+            return use.seconds
+        return use.seconds + self.prompts.seconds(arranged, use) / self.work.settings.reply_tokens
 
     # --- arrangements
 
@@ -152,12 +164,11 @@ class Search:
 
     def _fill(self, arranged: Arrangement, room: list[int]) -> Arrangement:
         """Bring single matrices to the GPUs with what is left there."""
-        work = self.work
-        best, seconds = arranged, work.evaluate(arranged).seconds
+        best, seconds = arranged, self.seconds(arranged)
         for _ in range(3):
             found: tuple[Arrangement, int, int] | None = None
             for trial, gpu, need in self._single(best, room):
-                if (after := work.evaluate(trial).seconds) < seconds:
+                if (after := self.seconds(trial)) < seconds:
                     found, seconds = (trial, gpu, need), after
             if found is None:
                 break
@@ -194,8 +205,7 @@ class Search:
             if matrices and dense and all(devices[group] == self.cpu for group in matrices):
                 groups[layer] = tuple(self.cpu if group in dense else device for group, device in enumerate(devices))
         trial = Arrangement(arranged.kv, groups, arranged.output, arranged.embedding)
-        faster = self.work.evaluate(trial).seconds < self.work.evaluate(arranged).seconds
-        return trial if faster else arranged
+        return trial if self.seconds(trial) < self.seconds(arranged) else arranged
 
     # --- the search
 
@@ -214,7 +224,7 @@ class Search:
                 "on GPUs, each of which has one run of layers; what is pinned is not of that form"
             )
         finished = []
-        for plan in plans[:_N_FINISHED]:
+        for plan in plans[: _N_FINISHED if self.prompts is None else _N_FINISHED_FOR_PROMPTS]:
             if (found := self._finish(plan)) is not None:
                 finished.append((found[0] * self._handicap(plan), found[1]))
         if finished:
@@ -222,7 +232,7 @@ class Search:
         nearest = [self.build(plan, self._guess, anyhow=True) for plan in plans]
         return min(
             (arranged for arranged, _ in nearest if arranged is not None),
-            key=lambda arranged: _excess_bytes(self.work, arranged, self.work.evaluate(arranged)),
+            key=lambda arranged: excess_bytes(self.work, arranged, self.work.evaluate(arranged)),
         )
 
     def _plans(self) -> list[_Plan]:
@@ -335,7 +345,7 @@ class Search:
         arranged, room = self.build(plan, self._guess)
         if arranged is None:
             return (1, float(-min(room))) if room else None
-        return (0, self.work.evaluate(arranged).seconds)
+        return (0, self.seconds(arranged))
 
     def _typical_compute(self) -> list[int]:
         """Return what computing takes on each GPU when it has attention and not all matrices."""
@@ -364,8 +374,9 @@ class Search:
             arranged = self._routers_to_experts(self._fill(arranged, room))
             actual = self.work.compute_bytes(arranged)
             use = self.work.evaluate(arranged)
-            if _excess_bytes(self.work, arranged, use) <= 0 and (best is None or use.seconds < best[0]):
-                best = (use.seconds, arranged)
+            seconds = self.seconds(arranged, use)
+            if excess_bytes(self.work, arranged, use) <= 0 and (best is None or seconds < best[0]):
+                best = (seconds, arranged)
             if all(now == before for now, before in zip(actual, compute, strict=True)):
                 break
             compute = actual if best is not None else [max(pair) for pair in zip(actual, compute, strict=True)]
@@ -381,14 +392,14 @@ def whole_layers(work: Workload) -> Arrangement | None:
         kv = [work.cpu] * (work.n_layers - count) + [0] * count
         groups = [(device,) * len(kind.groups) for device, kind in zip(kv, work.kinds, strict=True)]
         arranged = Arrangement(kv, groups, 0, work.cpu)
-        excess = _excess_bytes(work, arranged, work.evaluate(arranged))
+        excess = excess_bytes(work, arranged, work.evaluate(arranged))
         if excess <= 0:
             return arranged
         count -= max(1, excess // max(1, *layers))
     return None
 
 
-def _excess_bytes(work: Workload, arranged: Arrangement, use: Use) -> int:
+def excess_bytes(work: Workload, arranged: Arrangement, use: Use) -> int:
     """Return the bytes that are too many on the fullest GPU."""
     compute = work.compute_bytes(arranged)
     return max(

@@ -9,8 +9,14 @@ from overspill.base.checks import as_integer, check_choice
 from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
+from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 
-__all__ = ["Settings", "checked_settings"]
+__all__ = ["DEFAULT_UBATCH", "PROMPT_TOKENS", "REPLY_TOKENS", "Settings", "checked_settings"]
+
+PROMPT_TOKENS, REPLY_TOKENS = 2000, 500
+"""The exchange that is planned for, unless another is asked for."""
+DEFAULT_UBATCH = 512
+"""Tokens of a prompt that are computed at once where nothing is planned; llama.cpp's default, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +27,21 @@ class Settings:
     """Tokens of context."""
     depth: int
     """Tokens of it that are in use while decoding."""
-    n_ubatch: int = 512
+    n_ubatch: int = DEFAULT_UBATCH
     """Tokens of a prompt that are computed at once."""
     type_k: str = "f16"
     type_v: str = "f16"
     margin_bytes: int = 1 << 30
     """Left free on each GPU."""
     load_mode: LoadMode = "mmap"
+    prompt_tokens: int = PROMPT_TOKENS
+    """Tokens of the prompt of an exchange."""
+    reply_tokens: int = REPLY_TOKENS
+    """Tokens of its reply."""
+    pin_weights: bool = False
+    """Whether mapped weights in RAM are registered with the driver of the GPU that copies them."""
+    offload_min_batch: int = OFFLOAD_TOKENS
+    """From so many tokens on, a GPU computes with weights in RAM; 0: whenever that is faster."""
 
 
 def checked_settings(info: ModelInfo, **given: Any) -> Settings:
@@ -38,9 +52,20 @@ def checked_settings(info: ModelInfo, **given: Any) -> Settings:
     n_ctx = as_integer("n_ctx", n_ctx, 1, 2**31 - 1)
     depth = given.get("depth")
     depth = n_ctx // 2 if depth is None else as_integer("depth", depth, 0, n_ctx)
-    n_ubatch = as_integer("n_ubatch", given.get("n_ubatch") or 512, 1, 65536)
     for name in ("type_k", "type_v"):
         check_choice(name, given[name], CACHE_TYPES)
-    margin_bytes = as_integer("margin_bytes", given["margin_bytes"], 0, 2**62)
     check_choice("load_mode", given["load_mode"], get_args(LoadMode))
-    return Settings(n_ctx, depth, n_ubatch, given["type_k"], given["type_v"], margin_bytes, given["load_mode"])
+    least = given.get("offload_min_batch")
+    return Settings(
+        n_ctx,
+        depth,
+        as_integer("n_ubatch", given.get("n_ubatch") or DEFAULT_UBATCH, 1, 65536),
+        given["type_k"],
+        given["type_v"],
+        as_integer("margin_bytes", given["margin_bytes"], 0, 2**62),
+        given["load_mode"],
+        as_integer("prompt_tokens", given.get("prompt_tokens", PROMPT_TOKENS), 1, 2**31 - 1),
+        as_integer("reply_tokens", given.get("reply_tokens", REPLY_TOKENS), 1, 2**31 - 1),
+        bool(given.get("pin_weights")),
+        OFFLOAD_TOKENS if least is None else as_integer("offload_min_batch", least, 0, 65536),
+    )

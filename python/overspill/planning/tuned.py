@@ -20,10 +20,13 @@ __all__ = ["SETTINGS", "load_tuned", "machine", "save_tuned", "tuned_options", "
 
 logger = logging.getLogger("overspill")
 
-SETTINGS = ("n_ctx", "n_ubatch", "n_threads", "type_k", "type_v", "flash_attention", "repack", "load_mode")
+SETTINGS = (
+    *("n_ctx", "n_ubatch", "n_threads", "type_k", "type_v", "flash_attention", "repack", "load_mode"),
+    "offload_min_batch",
+)
 """The keywords of :class:`overspill.Model` that are kept, besides the placement."""
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def machine() -> str:

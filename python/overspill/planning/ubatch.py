@@ -32,6 +32,10 @@ class UbatchTrade:
     tokens_per_s: float
     prefill_ceiling_tokens_per_s: float
     """Where experts in RAM are copied to a GPU for each batch, the link allows no more; infinite if none are."""
+    prompt_tokens_per_s: float
+    """Reading the prompt of the settings."""
+    time_to_first_token_s: float
+    """Of that prompt."""
 
 
 def ubatch_trade(
@@ -56,15 +60,18 @@ def trade_around(planned: Plan, ubatches: Sequence[int] = _UBATCHES) -> list[Uba
     for n_ubatch in ubatches:
         settings = replace(planned.settings, n_ubatch=as_integer("ubatches", n_ubatch, 1, 65536))
         is_planned = settings == planned.settings
-        one = planned if is_planned else plan_for(planned.info, planned.hardware, settings, planned.pins)
+        chosen = planned.chosen - {"n_ubatch"}
+        one = planned if is_planned else plan_for(planned.info, planned.hardware, settings, planned.pins, chosen)
         work, arranged = one.estimate().work, one.estimate().arranged
         use, compute = work.evaluate(arranged), work.compute_bytes(arranged)
         taker = work.takes_over(arranged)
         in_ram = use.weights_bytes[work.cpu] - work.fixed_bytes["embedding"] * (arranged.embedding == work.cpu)
         ceiling = float("inf")
         if taker is not None and in_ram > 0 and n_ubatch >= OFFLOAD_TOKENS:
-            ceiling = n_ubatch * work.devices[taker].link_bytes_per_s / in_ram
-        found.append(
-            UbatchTrade(n_ubatch, sum(compute[: work.cpu]), matrix_layers(work, arranged)[1], 1 / use.seconds, ceiling)
-        )
+            pinned = settings.pin_weights or not settings.load_mode.startswith("mmap")
+            ceiling = n_ubatch * work.devices[taker].copy_bytes_per_s(pinned=pinned) / in_ram
+        n_layers, outlook = matrix_layers(work, arranged)[1], one.forecast()
+        first_s, prompt_rate = outlook.time_to_first_token_s, outlook.prompt_tokens_per_s
+        rates = (1 / use.seconds, ceiling, prompt_rate, first_s)
+        found.append(UbatchTrade(n_ubatch, sum(compute[: work.cpu]), n_layers, *rates))
     return found

@@ -15,14 +15,14 @@ from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.planning.graph.build import StepBuilder
 from overspill.planning.graph.memory import compute_bytes
 from overspill.planning.graph.nodes import GraphInputs, GraphLayer, Node, Step, Weight
-from overspill.planning.graph.schedule import OFFLOAD_TOKENS, assign, pieces
+from overspill.planning.graph.schedule import OFFLOAD_TOKENS, Piece, assign, pieces
 from overspill.planning.layer_kinds import LayerKind, ModelTensors, aligned
 from overspill.planning.settings import Settings
 
-__all__ = ["Arrangement", "Use", "Workload", "matrix_layers"]
+__all__ = ["PAGE_FAULT_BYTES_PER_S", "Arrangement", "Use", "Workload", "matrix_layers"]
 
-# Reading what has no place in RAM, page by page from a fast SSD.
-_PAGE_FAULT_BYTES_PER_S = 1.5e9
+PAGE_FAULT_BYTES_PER_S = 1.5e9
+"""Reading what has no place in RAM, page by page from a fast SSD."""
 _FLOATS = ("f32", "f16", "bf16")
 _ROUTERS = {"gpt-oss": "softmax of the chosen"}
 _SCALED_EMBEDDING = ("gemma", "granite", "minicpm", "cohere2moe")
@@ -91,9 +91,9 @@ class Workload:
         self.n_computed = self.n_layers - int(info.metadata.get(f"{info.architecture}.nextn_predict_layers", 0))
         tensors = ModelTensors(info, self.caches, self.n_computed, pinned or {})
         self.kinds, self.head, self.tied = tensors.kinds, tensors.head, tensors.tied
-        self.fixed_bytes, self._types = tensors.fixed_bytes, tensors.types
+        self.fixed_bytes, self.types = tensors.fixed_bytes, tensors.types
         self._layers: dict[tuple[LayerKind, int], GraphLayer] = {}
-        self._tokens: dict[GraphLayer, Step] = {}
+        self._steps: dict[tuple[GraphLayer, int], Step] = {}
         self._costs: dict[tuple[object, ...], _LayerCost] = {}
         self._compute: dict[tuple[object, ...], list[int]] = {}
 
@@ -145,19 +145,49 @@ class Workload:
         scales = self.info.architecture.startswith(_SCALED_EMBEDDING)
         return StepBuilder(n_tokens, self.head, self._inputs, scales_embedding=scales)
 
-    def _token(self, kind: LayerKind, kv: int) -> Step:
-        """Return the step of a decoded token through one layer, and into the next one unless it is the last."""
+    def step(self, kind: LayerKind, kv: int, n_tokens: int) -> Step:
+        """Return the step of some tokens through one layer, and into the next one unless it is the last."""
         layer = self._layer(kind, kv)
-        if layer not in self._tokens:
+        if (layer, n_tokens) not in self._steps:
             names = ("rope_freqs", *(("output", "output_norm") if kind.last else ()))
             head = {name: self.head[name] for name in names if name in self.head}
-            step = StepBuilder(1, head, self._inputs).step([layer])
+            step = StepBuilder(n_tokens, head, self._inputs).step([layer])
             if not kind.last:
                 end = Node("end", (1,), place=1)
                 end.forced = True
                 step.nodes.append(end)
-            self._tokens[layer] = step
-        return self._tokens[layer]
+            self._steps[layer, n_tokens] = step
+        return self._steps[layer, n_tokens]
+
+    def layer_pieces(
+        self,
+        kind: LayerKind,
+        kv: int,
+        devices: tuple[int, ...],
+        following: int,
+        *,
+        n_tokens: int,
+        forces: bool,
+        taker: int | None,
+        least: int = OFFLOAD_TOKENS,
+    ) -> list[Piece]:
+        """Return the pieces of a step of some tokens through one layer; ``following`` is where the next layer is.
+
+        ``taker`` is the GPU that takes over what has weights in RAM, from ``least`` tokens on.
+        """
+        step = self.step(kind, kv, n_tokens)
+
+        def device_of_weight(weight: Weight, place: int) -> int:
+            group = kind.group_of.get(weight.name)
+            return following if group is None else devices[group]
+
+        assign(step, self.cpu, device_of_weight, (kv, following), forces=forces, takes_over=taker, least=least)
+        found = pieces(step)
+        if not kind.last:
+            # The next layer's; it may be alone.
+            found[-1].nodes.pop()
+            found = found if found[-1].nodes else found[:-1]
+        return found
 
     @cached_property
     def kv_bytes(self) -> list[int]:
@@ -189,20 +219,9 @@ class Workload:
         self, kind: LayerKind, kv: int, devices: tuple[int, ...], following: int, taker: int | None
     ) -> _LayerCost:
         """Return what decoding costs in a layer; ``following`` is where the next layer is, or the output."""
-        step = self._token(kind, kv)
-
-        def device_of_weight(weight: Weight, place: int) -> int:
-            group = kind.group_of.get(weight.name)
-            return following if group is None else devices[group]
-
-        assign(step, self.cpu, device_of_weight, (kv, following), forces=True, takes_over=taker)
         terms: defaultdict[tuple[int, str], float] = defaultdict(float)
         read_from_cpu = 0
-        found = pieces(step)
-        if not kind.last:
-            # The next layer's; it may be alone.
-            found[-1].nodes.pop()
-            found = found if found[-1].nodes else found[:-1]
+        found = self.layer_pieces(kind, kv, devices, following, n_tokens=1, forces=True, taker=taker)
         left = dict.fromkeys(kind.weights.values())
         for piece in found:
             device = self.devices[piece.device]
@@ -213,7 +232,7 @@ class Workload:
                     self._attending(kind, kv, piece.device, terms)
                 elif weight is not None:
                     left.pop(weight, None)
-                    part, n_bytes, rate = self._reading(kind, weight, piece.device, node.op)
+                    part, n_bytes, rate = self.reading(kind, weight, piece.device, node.op)
                     terms[piece.device, part] += n_bytes / rate
                     read_from_cpu += n_bytes if piece.device == self.cpu else 0
         for piece in found[1:]:
@@ -221,7 +240,7 @@ class Workload:
         # What the graph in outline does not use is read all the same.
         for weight in left:
             place = devices[kind.group_of[weight.name]]
-            part, n_bytes, rate = self._reading(kind, weight, place, "mul_mat")
+            part, n_bytes, rate = self.reading(kind, weight, place, "mul_mat")
             terms[place, part] += n_bytes / rate
             read_from_cpu += n_bytes if place == self.cpu else 0
         if kind.cache.state_bytes and not kind.cache.key_width:
@@ -248,10 +267,10 @@ class Workload:
             gpu = place if place.kind == "gpu" else self.devices[device]
             terms[device, "hops"] += n_bytes / gpu.link_bytes_per_s
 
-    def _reading(self, kind: LayerKind, weight: Weight, device: int, operation: str) -> tuple[str, int, float]:
+    def reading(self, kind: LayerKind, weight: Weight, device: int, operation: str) -> tuple[str, int, float]:
         """Return part, bytes that are read of a weight, and the rate at which they are."""
         part, n_bytes, spec = kind.parts.get(weight.name, "output"), weight.n_bytes, self.devices[device]
-        type_name = self._types[weight.name]
+        type_name = self.types[weight.name]
         if part == "experts":
             n_bytes = n_bytes * self.info.n_experts_used // max(self.info.n_experts, 1)
         if operation == "mul_mat_id":
@@ -306,14 +325,15 @@ class Workload:
             device = cost.last
         return hops, n_splits
 
-    def page_fault_s(self, weights: Sequence[int], caches: Sequence[int], costs: Sequence[_LayerCost]) -> float:
-        """Return the seconds that a token waits for weights that have no place in RAM."""
+    def missing_share(self, weights: Sequence[int], caches: Sequence[int]) -> float:
+        """Return the share of the weights on the CPU that have no place in RAM."""
         here = weights[self.cpu]
         missing = here + caches[self.cpu] - self.devices[self.cpu].memory_bytes
-        if missing <= 0 or here == 0:
-            return 0.0
-        share = min(1.0, missing / here)
-        return share * sum(cost.read_from_cpu for cost in costs) / _PAGE_FAULT_BYTES_PER_S
+        return 0.0 if missing <= 0 or here == 0 else min(1.0, missing / here)
+
+    def page_fault_s(self, weights: Sequence[int], caches: Sequence[int], costs: Sequence[_LayerCost]) -> float:
+        """Return the seconds that a token waits for weights that have no place in RAM."""
+        return self.missing_share(weights, caches) * sum(cost.read_from_cpu for cost in costs) / PAGE_FAULT_BYTES_PER_S
 
     def terms(self, arranged: Arrangement) -> dict[str, dict[str, float]]:
         """Return the seconds of a token by device and part."""

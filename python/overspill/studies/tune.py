@@ -24,6 +24,7 @@ from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.plan import Plan, plan
+from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.planning.tuned import SETTINGS, save_tuned, tuned_speed
 
 __all__ = ["Trial", "Tuned", "tune"]
@@ -31,6 +32,7 @@ __all__ = ["Trial", "Tuned", "tune"]
 logger = logging.getLogger("overspill")
 
 _PROMPT_TOKENS, _TOKENS, _ROUNDS = 8, 32, 2
+_LEAST_BATCHES = (4, 8, 16, 32, 64, 128, 256, 512)
 _NOISE = 0.02
 _MARGIN_BYTES, _SMALLEST_MARGIN_BYTES = 1 << 30, 256 << 20  # that a plan leaves on a GPU, and that a trial may
 
@@ -47,6 +49,8 @@ class Trial:
     """None while it is measured, and if it failed."""
     problem: str = ""
     """Why it failed."""
+    prompt_tokens_per_s: float | None = None
+    """Measured beside a GPU only."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class Tuned:
     tokens_per_s: float
     planned_tokens_per_s: float
     """The plan's speed, for comparison."""
+    prompt_tokens_per_s: float | None
+    """Measured beside a GPU only."""
+    planned_prompt_tokens_per_s: float | None
     stopped: Literal["", "interrupted", "out of time"] = ""
     """Why not everything was tried."""
     file: Path | None = None
@@ -82,6 +89,9 @@ class _Measured:
     tokens_per_s: float
     used_bytes: dict[str, int]
     """By device."""
+    prompt_tokens_per_s: float | None
+    exchange_s: float
+    """Of the exchange that is tuned for; without a GPU, of its reply alone."""
 
 
 def tune(
@@ -91,14 +101,17 @@ def tune(
     memory: Mapping[str, int | str] | None = None,
     allow_kv_types: Sequence[CacheType] = (),
     rpc: Sequence[str] = (),
+    prompt_tokens: int = PROMPT_TOKENS,
+    reply_tokens: int = REPLY_TOKENS,
     seconds: float | None = None,
     report: Callable[[Trial], object] | None = None,
 ) -> Tuned:
     """Return the fastest settings around the plan, and keep them for ``Model(path, offload="tuned")``.
 
     These are tried in turn: threads, flash attention, batch size, types of the KV cache, placements, load mode and
-    repacking. Each value is loaded, and stays if it decodes over 2 % faster than the best so far. Only decoding counts:
-    a smaller batch makes room for weights on a GPU, and makes prompts slower.
+    repacking. Each value is loaded, and stays if it is over 2 % faster than the best so far. Beside a GPU the time of
+    an exchange counts, since a smaller batch makes room for weights there and makes prompts slower; without one,
+    decoding alone. The batch from which on a GPU computes with weights in RAM is measured last, both ways.
 
     Parameters
     ----------
@@ -106,6 +119,8 @@ def tune(
         As for :class:`overspill.Model`; ``n_ctx`` at least 64. Placement and settings are for this context.
     allow_kv_types
         Types of the KV cache to try besides ``"f16"``. They may change the model's answers.
+    prompt_tokens, reply_tokens
+        The exchange that counts beside a GPU, at least 1 token each; of the prompt, at most half of the context.
     seconds
         No trial begins after so many seconds, at least 0; the plan is measured in any case. Default: no limit.
     report
@@ -132,7 +147,10 @@ def tune(
     file = resolve(path)
     for endpoint in rpc:
         add_rpc_server(endpoint)
-    search = _Search(ModelInfo.from_file(file), n_ctx, memory or {}, deadline, report or (lambda trial: None))
+    exchange = (as_integer("prompt_tokens", prompt_tokens, 1, 2**31 - 1),
+                as_integer("reply_tokens", reply_tokens, 1, 2**31 - 1))  # fmt: skip
+    info = ModelInfo.from_file(file)
+    search = _Search(info, n_ctx, memory or {}, exchange, deadline, report or (lambda trial: None))
     stopped: Literal["", "interrupted", "out of time"] = ""
     try:
         search.run(allow_kv_types)
@@ -148,6 +166,8 @@ def tune(
         search.best.settings,
         search.best.tokens_per_s,
         search.planned.tokens_per_s if search.planned else 0.0,
+        search.best.prompt_tokens_per_s,
+        search.planned.prompt_tokens_per_s if search.planned else None,
         stopped,
         _keep(search, complete=not stopped),
     )
@@ -169,21 +189,21 @@ def _load(info: ModelInfo, **options: Any) -> Model:
     return Model(info, progress=lambda share: None, **options)
 
 
-def _measured(model: Model, placement: Placement, settings: dict[str, Any]) -> _Measured:
-    """Return the speed of the best of a few rounds, without the choice of tokens, and the memory in use."""
+def _best_s(model: Model, n_before: int, n_tokens: int, *, at_once: bool, rounds: int = _ROUNDS) -> float:
+    """Return the seconds of the best of a few rounds of some tokens after others, without the choice of tokens."""
     # Random tokens, the same for each trial, which use different experts, as those of a reply do.
     draw = random.Random(0)
-    tokens = [draw.randrange(model.n_vocab) for _ in range(_PROMPT_TOKENS + _TOKENS)]
+    tokens = [draw.randrange(model.n_vocab) for _ in range(n_before + n_tokens)]
     best_s = float("inf")
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         model.reset()
-        model.eval(tokens[:_PROMPT_TOKENS])
+        if n_before:
+            model.eval(tokens[:n_before])
         start = time.perf_counter()
-        for token in tokens[_PROMPT_TOKENS:]:
-            model.eval([token])
+        for token in [tokens] if at_once else [[token] for token in tokens[n_before:]]:
+            model.eval(token)
         best_s = min(best_s, time.perf_counter() - start)
-    used_bytes = {name: use.total_bytes for name, use in model.memory.items()}
-    return _Measured(placement, settings, _TOKENS / best_s, used_bytes)
+    return best_s
 
 
 @dataclass
@@ -193,6 +213,8 @@ class _Search:
     info: ModelInfo
     n_ctx: int | None
     memory: Mapping[str, int | str]
+    exchange: tuple[int, int]
+    """Tokens of the prompt and of the reply."""
     deadline: float
     report: Callable[[Trial], object]
     trials: list[Trial] = field(default_factory=list)
@@ -218,8 +240,9 @@ class _Search:
         for n_threads in self._thread_counts():
             self._try("n_threads", n_threads)
         self._try("flash_attention", "off")
-        for n_ubatch in (256, 128):
-            self._try_planned(n_ubatch=n_ubatch)
+        n_ubatch = self.best.settings["n_ubatch"]
+        for other in (2 * n_ubatch, n_ubatch // 2, n_ubatch // 4):
+            self._try_planned(n_ubatch=other)
         for kind in allow_kv_types:
             self._try_kv_type(kind)
         self._try_placements()
@@ -229,25 +252,74 @@ class _Search:
             self._try("load_mode", "read")
             if any(device.backend != "RPC" for device in self.gpus):
                 self._try("repack", "on")
+        self._try_least_batch()
+
+    def _measured(self, model: Model, placement: Placement, settings: dict[str, Any]) -> _Measured:
+        """Return the speed of a loaded model, and the memory in use."""
+        rate = _TOKENS / _best_s(model, _PROMPT_TOKENS, _TOKENS, at_once=False)
+        prompt_tokens, reply_tokens = self.exchange
+        prompt_rate, exchange_s = None, reply_tokens / rate
+        if self.gpus:
+            n_tokens = min(prompt_tokens, model.n_ctx // 2)
+            # The first batch of a size makes the graph, and wakes what sleeps.
+            seconds = _best_s(model, 0, n_tokens, at_once=True)
+            prompt_rate, exchange_s = n_tokens / seconds, exchange_s + seconds
+        used_bytes = {name: use.total_bytes for name, use in model.memory.items()}
+        return _Measured(placement, settings, rate, used_bytes, prompt_rate, exchange_s)
+
+    def _try_least_batch(self) -> None:
+        """Find the batch from which on it is faster if a GPU computes with weights in RAM: measure both ways."""
+        best = self.best
+        used = [gpu for gpu in self.hardware.gpus if gpu.name in best.placement.devices_used]
+        if not any(gpu.copies_host_weights for gpu in used):
+            return
+        if time.monotonic() >= self.deadline:
+            raise _TimeIsUpError
+        trial = Trial("offload_min_batch", "", "measuring")
+        self.report(trial)
+        sizes = [n for n in _LEAST_BATCHES if n <= min(best.settings["n_ubatch"], self.best.settings["n_ctx"] // 2)]
+        times: list[list[float]] = []
+        try:
+            for least in (2, 65536):
+                settings = {**best.settings, "offload_min_batch": least}
+                with _load(self.info, offload=best.placement, **settings) as model:
+                    times.append([_best_s(model, 0, n, at_once=True) for n in sizes])
+        except (Error, ValueError) as error:
+            self._done(replace(trial, state="failed", problem=str(error)))
+            return
+        faster = [n for n, on_gpu, on_cpu in zip(sizes, *times, strict=True) if on_gpu < on_cpu]
+        least = min(faster, default=65536)
+        self.changed = replace(best, settings={**best.settings, "offload_min_batch": least})
+        self._done(replace(trial, value=str(least), state="kept"))
 
     def _begin(self) -> None:
         settings: dict[str, Any] = {
             "n_ctx": self.n_ctx,
-            "n_ubatch": 512,
+            "n_ubatch": None,
             "n_threads": physical_cores(),
             "type_k": "f16",
             "type_v": "f16",
             "flash_attention": "auto",
             "repack": "auto",
             "load_mode": "mmap",
+            "offload_min_batch": None,
         }
         trial = Trial("plan", f"{settings['n_threads']} threads", "measuring")
         self.report(trial)
-        with _load(self.info, offload="auto", memory=self.memory, **settings) as model:
+        exchange = dict(zip(("prompt_tokens", "reply_tokens"), self.exchange, strict=True))
+        with _load(self.info, offload="auto", memory=self.memory, **settings, **exchange) as model:
             # Read back, since a GPU may have refused what was planned.
-            placement, settings = model.placement, {**settings, "n_ctx": model.n_ctx}
-            self.planned = _measured(model, placement, settings)
-        self._done(replace(trial, state="kept", tokens_per_s=self.planned.tokens_per_s))
+            used = model._settings
+            settings |= {"n_ctx": model.n_ctx, "n_ubatch": used.n_ubatch}
+            settings["offload_min_batch"] = used.offload_min_batch or None
+            self.planned = self._measured(model, model.placement, settings)
+        self._done(self._outcome(trial, self.planned, kept=True))
+
+    @staticmethod
+    def _outcome(trial: Trial, measured: _Measured, *, kept: bool) -> Trial:
+        rates: dict[str, Any] = {"tokens_per_s": measured.tokens_per_s}
+        rates["prompt_tokens_per_s"] = measured.prompt_tokens_per_s
+        return replace(trial, state="kept" if kept else "not faster", **rates)
 
     def _done(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -269,14 +341,14 @@ class _Search:
         self.report(trial)
         try:
             with _load(self.info, offload=placement, **settings) as model:
-                measured = _measured(model, placement, settings)
+                measured = self._measured(model, placement, settings)
         except (Error, ValueError) as error:
             self._done(replace(trial, state="failed", problem=str(error)))
             return False
-        kept = measured.tokens_per_s > best.tokens_per_s * (1 + _NOISE)
+        kept = measured.exchange_s * (1 + _NOISE) < best.exchange_s
         if kept:
             self.changed = measured
-        self._done(replace(trial, state="kept" if kept else "not faster", tokens_per_s=measured.tokens_per_s))
+        self._done(self._outcome(trial, measured, kept=kept))
         return kept
 
     def _thread_counts(self) -> Iterator[int]:
@@ -298,8 +370,9 @@ class _Search:
         self._try("type_k, type_v", kind, placement, **changed, flash_attention="auto")
 
     def _plan(self, **changed: Any) -> Plan:
-        names = ("n_ctx", "n_ubatch", "type_k", "type_v", "load_mode")
-        options = {"hardware": self.hardware, "margin_bytes": _MARGIN_BYTES}
+        names = ("n_ctx", "n_ubatch", "type_k", "type_v", "load_mode", "offload_min_batch")
+        options: dict[str, Any] = {"hardware": self.hardware, "margin_bytes": _MARGIN_BYTES}
+        options |= dict(zip(("prompt_tokens", "reply_tokens"), self.exchange, strict=True))
         return plan(self.info, **{**options, **{name: self.best.settings[name] for name in names}, **changed})
 
     def _with_room(self, name: str, room_bytes: int) -> Placement:

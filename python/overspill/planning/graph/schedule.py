@@ -14,7 +14,8 @@ from overspill.planning.graph.nodes import Node, Step, Weight
 __all__ = ["OFFLOAD_TOKENS", "Piece", "assign", "pieces"]
 
 OFFLOAD_TOKENS = 32
-"""From this many rows on, a GPU that can takes over an operation whose weight is in the CPU's memory."""
+"""From this many rows on, a GPU that can takes over an operation whose weight is in the CPU's memory, if nothing else
+is asked for."""
 
 
 def assign(
@@ -25,6 +26,7 @@ def assign(
     *,
     forces: bool,
     takes_over: int | None,
+    least: int = OFFLOAD_TOKENS,
 ) -> None:
     """Set where each node is computed; devices are numbered as the scheduler does, the CPU last.
 
@@ -42,6 +44,8 @@ def assign(
         Whether norms are kept with their layer: in decoding, and where everything is on GPUs.
     takes_over
         The GPU that takes over large operations whose weights are in the CPU's memory.
+    least
+        The number of rows from which on they are large.
     """
     for leaf in step.leaves:
         if leaf.op == "weight":
@@ -60,7 +64,7 @@ def assign(
             node.device = node.base.device
         elif node.reads is not None and node.op != "flash_attn":
             node.device = node.reads.device
-            if takes_over is not None and node.device == cpu and _n_rows(node) >= OFFLOAD_TOKENS:
+            if takes_over is not None and node.device == cpu and _n_rows(node) >= least:
                 node.device = takes_over
     # Neighbours follow: first those of GPUs, downwards and then upwards, then the rest.
     for gpus_only in (True, False):

@@ -37,7 +37,8 @@ def _facts(one: ComparedModel, answer: Answer) -> list[tuple[list[str], str]]:
         for device, use in one.memory.items()
     ]
     facts.append((uses, "dim"))
-    expected = f"about {one.forecast.tokens_per_s:.1f} tok/s expected"
+    speeds = one.forecast.tokens_per_s, one.forecast.prompt_tokens_per_s
+    expected = "about {:.1f} tok/s expected, {:.0f} in prompts".format(*speeds)
     facts.append(([one.forecast.verdict, *([expected] if one.hardware.source == "measured" else [])], "dim"))
     if one.chats is False:
         facts.append(([NO_CHAT], "yellow"))

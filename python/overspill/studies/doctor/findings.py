@@ -14,8 +14,8 @@ from overspill.header.info import ModelInfo
 from overspill.header.tensor_names import part_of
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
-from overspill.planning.forecast import Forecast, forecast
-from overspill.planning.plan import plan
+from overspill.planning.forecast import Forecast
+from overspill.planning.offload import place_and_forecast
 from overspill.studies.doctor.machine import Machine
 
 __all__ = ["Finding", "examine"]
@@ -36,7 +36,6 @@ _WIDE = {
     "MATMUL_INT8": "i8mm",
     "SVE": "sve",
 }
-_PINNING_BACKENDS = ("CUDA", "ROCm", "MUSA")
 _SWAP_TO_MENTION_BYTES = 64 << 20
 _CALM_SWAPPINESS = 10
 _MANY_FAULTS_PER_S = 100.0
@@ -276,11 +275,8 @@ def _bandwidth(hardware: Hardware) -> Iterator[Finding]:
 def _model(
     info: ModelInfo, machine: Machine, hardware: Hardware, placement: Placement | None, load_mode: LoadMode
 ) -> Iterator[Finding]:
-    if placement is None:
-        placement = planned = plan(info, hardware=hardware, load_mode=load_mode)
-        outlook = planned.forecast()
-    else:
-        outlook = forecast(info, placement, hardware, load_mode=load_mode)
+    options = {"offload": "auto" if placement is None else placement, "load_mode": load_mode}
+    placement, outlook = place_and_forecast(info, hardware, options)
     cpu = hardware.cpu.name
     in_ram = {name for name, device in placement.tensors().items() if device == cpu}
     sizes = {name: n_bytes for name, _, _, n_bytes in info.tensors if name in in_ram}
@@ -290,17 +286,24 @@ def _model(
     what = "experts" if experts > sum(read.values()) / 2 else "weights"
     yield from _memory(outlook, cpu, what, experts or sum(sizes.values()), load_mode)
 
-    pinning = [device.name for device in machine.devices if device.backend in _PINNING_BACKENDS]
+    gpus = [gpu for gpu in hardware.gpus if gpu.name in placement.devices_used and gpu.copies_host_weights]
+    is_slow = gpus and gpus[0].copy_bytes_per_s(pinned=True) > gpus[0].copy_bytes_per_s(pinned=False)
     has_room = not outlook.memory[cpu].missing_bytes
-    if pinning and read and load_mode in ("mmap", "mmap+mlock") and has_room:
+    if is_slow and read and load_mode in ("mmap", "mmap+mlock") and not outlook.settings.pin_weights and has_room:
         yield Finding(
             "warning",
-            "mmap keeps host memory from being pinned",
-            f"{format_bytes(sum(read.values()))} of weights stay in RAM and are copied to {pinning[0]} for long "
-            f"prompts, and the load mode is {load_mode}",
+            "Weights in RAM are not pinned, which makes prompts slow",
+            f"{outlook.weights_in_ram} Prompts: {_prompts(outlook)}",
             f'the load mode "read" (--load-mode read): {format_bytes(outlook.memory[cpu].free_bytes)} of RAM are '
             "available; loading takes longer, and copies of pinned memory are faster",
         )
+
+
+def _prompts(outlook: Forecast) -> str:
+    used = outlook.settings
+    n_tokens = min(used.prompt_tokens, used.n_ctx)
+    rate, first_s = outlook.prompt_tokens_per_s, outlook.time_to_first_token_s
+    return f"about {rate:.3g} tokens/s, {first_s:.2g} s to the first token after {n_tokens}"
 
 
 def _memory(outlook: Forecast, cpu: str, what: str, n_bytes: int, load_mode: LoadMode) -> Iterator[Finding]:
@@ -326,5 +329,5 @@ def _memory(outlook: Forecast, cpu: str, what: str, n_bytes: int, load_mode: Loa
             "fine", f"RAM holds the {what} that stay in it" if use.weights_bytes else "RAM is spared", reading
         )
     if outlook.verdict != "does not fit":
-        speed = f"about {outlook.tokens_per_s:.3g} tokens/s"
+        speed = f"about {outlook.tokens_per_s:.3g} tokens/s; prompts: {_prompts(outlook)}"
         yield Finding("fine", "What to expect of this model", f"{speed}, {outlook.verdict}. {outlook.reason}", advice)
