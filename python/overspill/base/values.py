@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -240,6 +240,10 @@ class MemoryUse:
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
+    pinned_bytes: int = field(default=0, kw_only=True)
+    """Of mapped weights in RAM, those that a GPU copies at the full speed of its link."""
+    pinning: str = field(default="", kw_only=True)
+    """How far they are registered with its driver, in words; empty if they are not to be."""
 
     @property
     def total_bytes(self) -> int:

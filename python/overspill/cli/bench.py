@@ -40,7 +40,7 @@ def bench(
     offload: OffloadTo = "auto",
     memory: DeviceMemory = None,
     n_threads: Threads = None,
-    n_batch: Batch = 512,
+    n_batch: Batch = None,
     type_k: Annotated[str | None, typer.Option(help="Type of the KV cache's keys.", show_default="f16")] = None,
     type_v: Annotated[str | None, typer.Option(help="Type of the KV cache's values.", show_default="f16")] = None,
     load_mode: Loading = None,

@@ -64,7 +64,7 @@ def chat(
     seed: Seed = None,
     n_ctx: Context = None,
     n_threads: Threads = None,
-    n_batch: Batch = 512,
+    n_batch: Batch = None,
     offload: OffloadTo = "auto",
     load_mode: Loading = None,
     rpc: Servers = None,

@@ -18,6 +18,7 @@ from overspill.cli.options import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
+    Batch,
     DeviceMemory,
     Json,
     Loading,
@@ -73,7 +74,7 @@ def compare(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be repeated.")] = None,
     n_ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of question and answer together.")] = None,
     n_threads: Threads = None,
-    n_batch: Annotated[int, typer.Option("--batch", help="Tokens of the question processed at once.")] = 512,
+    n_batch: Batch = None,
     offload: Annotated[
         list[str] | None,
         typer.Option(

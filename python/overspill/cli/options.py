@@ -66,7 +66,10 @@ Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tex
 
 Context = Annotated[int | None, typer.Option("--ctx", help="Tokens of prompt and reply together.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; default: physical cores.")]
-Batch = Annotated[int, typer.Option("--batch", help="Tokens of the prompt processed at once.")]
+Batch = Annotated[
+    int | None,
+    typer.Option("--batch", help="Tokens of the prompt processed at once.", show_default="as planned, or 512"),
+]
 OffloadTo = Annotated[
     str,
     typer.Option(

@@ -59,7 +59,7 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the reply; may be repeated.")] = None,
     n_ctx: Context = None,
     n_threads: Threads = None,
-    n_batch: Batch = 512,
+    n_batch: Batch = None,
     offload: OffloadTo = "auto",
     load_mode: Loading = None,
     rpc: Servers = None,

@@ -7,11 +7,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from overspill._core import CacheType as NativeCacheType
 from overspill._core import LoadMode as NativeLoadMode
-from overspill._core import MemoryReport, Model, ModelOptions, OutOfMemoryError
+from overspill._core import MemoryReport, Model, ModelOptions, OutOfMemoryError, PinnedMemory
 from overspill._core import Placement as NativePlacement
 from overspill._core import Switch as NativeSwitch
 from overspill.base.checks import as_integer, check_choice
@@ -24,8 +24,10 @@ from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
+from overspill.planning.advice import pinning_room_bytes
 from overspill.planning.offload import Offload, placement_for
 from overspill.planning.plan import Plan
+from overspill.planning.settings import DEFAULT_UBATCH
 
 __all__ = ["LoadSettings", "Loaded", "check_ram_for_caches", "checked_settings", "load", "memory_by_device"]
 
@@ -48,6 +50,14 @@ class LoadSettings:
     load_mode: LoadMode
     vocab_only: bool
     check_tensors: bool
+    pin_weights: bool
+    """Whether mapped weights in RAM are registered with the driver of the GPU that copies them."""
+    offload_min_batch: int
+    """0 for the backend's own."""
+    prompt_tokens: int
+    reply_tokens: int
+    chosen: frozenset[str]
+    """Names of those above that the caller leaves to the plan."""
 
     @property
     def is_mapped(self) -> bool:
@@ -58,7 +68,7 @@ class LoadSettings:
 def checked_settings(
     *,
     n_ctx: int | None,
-    n_batch: int,
+    n_batch: int | None,
     n_ubatch: int | None,
     n_threads: int | None,
     type_k: CacheType,
@@ -68,6 +78,10 @@ def checked_settings(
     load_mode: LoadMode,
     vocab_only: bool,
     check_tensors: bool,
+    pin_weights: Switch,
+    offload_min_batch: int | None,
+    prompt_tokens: int,
+    reply_tokens: int,
 ) -> LoadSettings:
     """Return the arguments of :class:`Model` as settings, or raise what names one and its range."""
     for name, value, choices in (
@@ -76,13 +90,20 @@ def checked_settings(
         ("flash_attention", flash_attention, Switch),
         ("repack", repack, Switch),
         ("load_mode", load_mode, LoadMode),
+        ("pin_weights", pin_weights, Switch),
     ):
         check_choice(name, value, get_args(choices))
-    n_batch = as_integer("n_batch", n_batch, 1, 65536)
+    chosen = {"n_batch", "n_ubatch"} if n_batch is None and n_ubatch is None else set[str]()
+    if n_batch is not None:
+        n_batch = as_integer("n_batch", n_batch, 1, 65536)
+    if n_ubatch is not None:
+        n_ubatch = as_integer("n_ubatch", n_ubatch, 1, 65536 if n_batch is None else n_batch)
+    chosen |= {"pin_weights"} if pin_weights == "auto" else set()
+    chosen |= {"offload_min_batch"} if offload_min_batch is None else set()
     return LoadSettings(
         n_ctx=0 if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1),
-        n_batch=n_batch,
-        n_ubatch=n_batch if n_ubatch is None else as_integer("n_ubatch", n_ubatch, 1, n_batch),
+        n_batch=n_batch or max(n_ubatch or 0, DEFAULT_UBATCH),
+        n_ubatch=n_ubatch or n_batch or DEFAULT_UBATCH,
         n_threads=physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
         type_k=type_k,
         type_v=type_v,
@@ -91,6 +112,13 @@ def checked_settings(
         load_mode=load_mode,
         vocab_only=vocab_only,
         check_tensors=check_tensors,
+        pin_weights=pin_weights == "on",
+        offload_min_batch=0
+        if offload_min_batch is None
+        else as_integer("offload_min_batch", offload_min_batch, 1, 65536),
+        prompt_tokens=as_integer("prompt_tokens", prompt_tokens, 1, 2**31 - 1),
+        reply_tokens=as_integer("reply_tokens", reply_tokens, 1, 2**31 - 1),
+        chosen=frozenset(chosen),
     )
 
 
@@ -100,7 +128,7 @@ class Loaded:
 
     native: Model
     settings: LoadSettings
-    """The settings as asked for; without repacking if RAM is short."""
+    """The settings as asked for, with what was planned; without repacking if RAM is short."""
     placement: Placement | None
     """The placement as asked of llama.cpp; None for the CPU alone."""
 
@@ -122,9 +150,10 @@ def load(
     wanted = _placement(info, offload, settings, memory)
     if isinstance(wanted, Plan):
         wanted = _fitted(path, settings, wanted)
-    settings = _mind_ram(path, info, settings, wanted)
+    asked = settings
     refusals: list[str] = []
     while True:
+        settings = _mind_ram(path, info, _completed(info, asked, wanted), wanted)
         try:
             native = Model(os.fsencode(path), _options(settings, wanted), progress)
             break
@@ -140,11 +169,16 @@ def load(
         retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
         logger.log(
             level,
-            "offload: %s%s: %s About %.1f tok/s are to be expected.",
+            "offload: %s%s: %s %sAbout %.1f tok/s are to be expected, and %.0f for prompts (%.2g s to the first token "
+            "after %d).",
             forecast.verdict,
             retreat,
             forecast.reason,
+            f"{forecast.weights_in_ram} " if forecast.weights_in_ram else "",
             forecast.tokens_per_s,
+            forecast.prompt_tokens_per_s,
+            forecast.time_to_first_token_s,
+            min(forecast.settings.prompt_tokens, forecast.settings.n_ctx),
         )
     return Loaded(native, settings, wanted)
 
@@ -170,14 +204,42 @@ def _placement(
         gpus,
         hardware,
         n_ctx=settings.n_ctx or None,
-        n_ubatch=settings.n_ubatch,
+        n_ubatch=None if "n_ubatch" in settings.chosen else settings.n_ubatch,
         type_k=settings.type_k,
         type_v=settings.type_v,
         load_mode=settings.load_mode,
+        prompt_tokens=settings.prompt_tokens,
+        reply_tokens=settings.reply_tokens,
+        pin_weights=None if "pin_weights" in settings.chosen else settings.pin_weights,
+        offload_min_batch=settings.offload_min_batch or None,
     )
     if isinstance(offload, int) and offload > 0 and not gpus:
         logger.warning("offload=%d has no effect: there is no GPU here, the model runs on the CPU", offload)
     return placement
+
+
+def _completed(info: ModelInfo, settings: LoadSettings, wanted: Placement | None) -> LoadSettings:
+    """Return the settings with what the plan says of those that the caller has left to it."""
+    if wanted is None or wanted.devices_used == (CPU,):
+        return settings
+    planned: dict[str, Any] = {}
+    if isinstance(wanted, Plan):
+        used = wanted.settings
+        planned = {"n_batch": used.n_ubatch, "n_ubatch": used.n_ubatch, "pin_weights": used.pin_weights}
+        planned["offload_min_batch"] = used.offload_min_batch
+    elif settings.is_mapped:
+        planned["pin_weights"] = _can_pin(info, settings, wanted)
+    return replace(settings, **{name: value for name, value in planned.items() if name in settings.chosen})
+
+
+def _can_pin(info: ModelInfo, settings: LoadSettings, wanted: Placement) -> bool:
+    """Return whether a GPU of the placement can register the mapped weights that stay in RAM, and RAM has room."""
+    if not any(device.registers_host_memory for device in devices() if device.name in wanted.devices_used):
+        return False
+    available = available_ram_bytes()
+    needed = _weights_in_ram_bytes(info, wanted)
+    needed += _kv_in_ram_bytes(info, settings, wanted, settings.n_ctx or info.default_n_ctx)
+    return available is not None and pinning_room_bytes(available, needed) >= 0
 
 
 def _options(settings: LoadSettings, wanted: Placement | None) -> ModelOptions:
@@ -194,6 +256,8 @@ def _options(settings: LoadSettings, wanted: Placement | None) -> ModelOptions:
     options.load_mode = NativeLoadMode[settings.load_mode.replace("+", "_").replace("-", "_")]
     options.vocab_only = settings.vocab_only
     options.check_tensors = settings.check_tensors
+    options.pin_weights = settings.pin_weights and settings.is_mapped
+    options.offload_min_batch = settings.offload_min_batch
     if wanted is not None:
         arguments = wanted.llama_arguments()
         placement = NativePlacement()
@@ -212,11 +276,17 @@ def _dry_run(path: Path, settings: LoadSettings, wanted: Placement | None) -> di
     return memory_by_device(Model(os.fsencode(path), options, None).memory())
 
 
-def memory_by_device(report: MemoryReport) -> dict[str, MemoryUse]:
-    """Return what a model takes of each device."""
-    return {
+def memory_by_device(report: MemoryReport, pinned: PinnedMemory | None = None) -> dict[str, MemoryUse]:
+    """Return what a model takes of each device, and how much of the mapped weights in RAM is registered."""
+    uses = {
         device: MemoryUse(use.weights_bytes, use.kv_bytes, use.compute_bytes) for device, use in report.devices.items()
     }
+    if pinned is not None and pinned.wanted_bytes:
+        size = f"{format_bytes(pinned.registered_bytes)} of {format_bytes(pinned.wanted_bytes)} are registered"
+        state = f"given up: {pinned.reason}" if pinned.reason else "done" if pinned.finished else "going on"
+        pinning = f"{size} with the GPU's driver; {state}"
+        uses[CPU] = replace(uses[CPU], pinned_bytes=pinned.registered_bytes, pinning=pinning)
+    return uses
 
 
 def _fitted(path: Path, settings: LoadSettings, wanted: Plan) -> Plan:
@@ -265,8 +335,7 @@ def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Place
     if available is None or info.n_layers > len(info.tensors):
         return settings  # a damaged header: llama.cpp's error says how
     kv_bytes = _kv_in_ram_bytes(info, settings, wanted, n_ctx)
-    devices_by_tensor = {} if wanted is None else wanted.tensors()
-    weights_bytes = sum(n for name, *_, n in info.tensors if devices_by_tensor.get(name, CPU) == CPU)
+    weights_bytes = _weights_in_ram_bytes(info, wanted)
     if kv_bytes + weights_bytes <= available:
         return settings
     if settings.repack == "auto" and settings.is_mapped:
@@ -296,6 +365,11 @@ def check_ram_for_caches(
     if available is not None and needed > available:
         what = f"KV caches for {n_prompts} prompts of {n_ctx} tokens"
         raise _too_little_ram(available, needed, what, "fewer in parallel, or max_tokens")
+
+
+def _weights_in_ram_bytes(info: ModelInfo, placement: Placement | None) -> int:
+    devices_by_tensor = {} if placement is None else placement.tensors()
+    return sum(n for name, *_, n in info.tensors if devices_by_tensor.get(name, CPU) == CPU)
 
 
 def _kv_in_ram_bytes(info: ModelInfo, settings: LoadSettings, placement: Placement | None, n_ctx: int) -> int:

@@ -6,7 +6,6 @@ import atexit
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +42,7 @@ from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server
 from overspill.placement.placement import Placement
 from overspill.planning.offload import Offload, tuned_beside
+from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
 from overspill.sampling.sampler import Sampler
 
@@ -88,11 +88,12 @@ class Model:
         Tokens of prompt and reply together, at least 1. Default: the length that the model was trained for, at
         most 8192. The KV cache's memory grows with it.
     n_batch
-        Tokens of a prompt in one batch, 1 to 65536. 512 is llama.cpp's default for a physical batch. On a GPU, a
-        prompt is cancelled between batches.
+        Tokens of a prompt in one batch, 1 to 65536; other streams have their turn between batches. Default:
+        ``n_ubatch``, and 512 if neither is given nor planned.
     n_ubatch
-        Tokens of a batch that are computed at once, 1 to ``n_batch``. Default: ``n_batch``. Compute buffers grow
-        with it.
+        Tokens of a batch that are computed at once, 1 to ``n_batch``. A GPU copies weights in RAM once for each of
+        these, and compute buffers grow with it. Default: ``n_batch`` if that is given, otherwise what
+        ``offload="auto"`` plans, otherwise 512.
     n_threads
         CPU threads, 1 to 512. Default: the physical cores, since decoding waits for memory.
     type_k, type_v
@@ -109,6 +110,17 @@ class Model:
         ``"mmap"`` maps the file, ``"read"`` reads it into memory (which lets a GPU pin it),
         ``"mlock"`` and ``"mmap+mlock"`` keep it from being swapped out, ``"direct-io"`` reads
         past the page cache.
+    pin_weights
+        Whether weights that stay in RAM, mapped, are registered with the driver of the GPU that computes large batches
+        with them: it copies them several times as fast then, and RAM cannot take their pages back while the model is
+        open. It is done in the background, and undone by :meth:`close`. ``"auto"`` (where the driver can, and an
+        eighth of the free RAM is left), ``"on"`` or ``"off"``.
+    offload_min_batch
+        The number of tokens, 1 to 65536, from which on a GPU computes with weights in RAM, which it copies for that;
+        smaller batches are left to the CPU. Default: where ``offload="auto"`` expects that to be faster, otherwise
+        llama.cpp's 32.
+    prompt_tokens, reply_tokens
+        The exchange, at least 1 token each, that ``offload="auto"`` makes as short as possible.
     memory
         The memory of each device that ``offload="auto"`` may use, as in ``{"CUDA0": "20GiB", "cpu": "100GiB"}``;
         ``"gpu"`` is the first GPU. Default: the free memory.
@@ -139,7 +151,7 @@ class Model:
         offload: Offload = "auto",
         rpc: Sequence[str] = (),
         n_ctx: int | None = None,
-        n_batch: int = 512,
+        n_batch: int | None = None,
         n_ubatch: int | None = None,
         n_threads: int | None = None,
         type_k: CacheType = DEFAULT_CACHE_TYPE,
@@ -147,6 +159,10 @@ class Model:
         flash_attention: Switch = DEFAULT_SWITCH,
         repack: Switch = DEFAULT_SWITCH,
         load_mode: LoadMode = DEFAULT_LOAD_MODE,
+        pin_weights: Switch = DEFAULT_SWITCH,
+        offload_min_batch: int | None = None,
+        prompt_tokens: int = PROMPT_TOKENS,
+        reply_tokens: int = REPLY_TOKENS,
         memory: Mapping[str, int | str] | None = None,
         vocab_only: bool = False,
         check_tensors: bool = False,
@@ -167,8 +183,12 @@ class Model:
             "flash_attention": flash_attention,
             "repack": repack,
             "load_mode": load_mode,
+            "pin_weights": pin_weights,
+            "offload_min_batch": offload_min_batch,
         }
-        settings = checked_settings(**given, vocab_only=bool(vocab_only), check_tensors=bool(check_tensors))
+        exchange: dict[str, Any] = {"prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens}
+        switches: dict[str, Any] = {"vocab_only": bool(vocab_only), "check_tensors": bool(check_tensors)}
+        settings = checked_settings(**given, **exchange, **switches)
         self._path = resolve(path)
         if isinstance(path, ModelInfo):
             self.info = path
@@ -176,7 +196,7 @@ class Model:
             add_rpc_server(endpoint)
         if offload == "tuned":
             offload, tuned = tuned_beside(self.info, given)
-            settings = replace(settings, **tuned)
+            settings = checked_settings(**{**given, **tuned}, **exchange, **switches)
         loaded = load(self._path, None if vocab_only else self.info, offload, settings, memory or {}, progress)
         self._core, self._settings, self._wanted = loaded.native, loaded.settings, loaded.placement
         self._evaluation: Evaluation | None = None
@@ -194,13 +214,15 @@ class Model:
             [(cache.device, cache.n_bytes) for cache in sorted(memory.kv, key=lambda cache: cache.layer)],
         )
 
-    @cached_property
+    @property
     def memory(self) -> dict[str, MemoryUse]:
         """The bytes on each device for weights, KV cache and computation, as llama.cpp has allocated them.
 
         If the file is mapped, the weights on the CPU count as the part of the file from the first to the last of them.
+        ``pinned_bytes`` of the CPU grows while mapped weights are registered in the background; ``pinning`` says in
+        words how far that is, or why it was given up.
         """
-        return memory_by_device(self._core.memory())
+        return memory_by_device(self._core.memory(), self._core.pinned())
 
     @property
     def path(self) -> Path:

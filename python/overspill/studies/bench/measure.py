@@ -76,7 +76,7 @@ def bench(
     repetitions: int = 5,
     offload: Offload = "auto",
     rpc: Sequence[str] = (),
-    n_batch: int = 512,
+    n_batch: int | None = None,
     n_threads: int | None = None,
     type_k: CacheType = DEFAULT_CACHE_TYPE,
     type_v: CacheType = DEFAULT_CACHE_TYPE,

@@ -40,7 +40,7 @@ def compare(
     offload: Offload | Sequence[Offload] = "auto",
     rpc: Sequence[str] = (),
     n_ctx: int | None = None,
-    n_batch: int = 512,
+    n_batch: int | None = None,
     n_threads: int | None = None,
     load_mode: LoadMode = DEFAULT_LOAD_MODE,
     memory: Mapping[str, int | str] | None = None,
