@@ -8,10 +8,10 @@ all that it took, a failed assertion of llama.cpp ends nothing else, and an RPC 
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -54,6 +54,8 @@ class Run:
     device_bytes: int
     ram_bytes: int
     n_splits: int
+    seconds_by_device: dict[str, float]
+    """Of a token, measured apart, with a wait after each piece of the graph; "moving" is the time between."""
 
 
 @dataclass
@@ -90,10 +92,39 @@ class Row:
             "device_bytes": last and last.device_bytes,
             "ram_bytes": last and last.ram_bytes,
             "n_splits": last and last.n_splits,
+            "seconds_by_device": last and last.seconds_by_device,
             "tokens": last and last.tokens,
             "forecast": self.outlook and self.outlook.to_dict(),
             "placement": self.placement and self.placement.to_dict(),
             "fit": self.fit and asdict(self.fit),
+        }
+
+
+@dataclass
+class PromptRow:
+    """A way to read a long prompt with the planner's placement, and what came of it."""
+
+    n_ubatch: int
+    holding: str
+    """``mapped``, ``registered`` or ``pinned copy``."""
+    outlook: Forecast
+    problem: str | None = None
+    first_token_s: float | None = None
+    load_s: float | None = None
+    pinning: str = ""
+    tokens_per_s: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return {
+            "n_ubatch": self.n_ubatch,
+            "holding": self.holding,
+            "problem": self.problem,
+            "first_token_s": self.first_token_s,
+            "load_s": self.load_s,
+            "pinning": self.pinning,
+            "tokens_per_s": self.tokens_per_s,
+            "forecast": self.outlook.to_dict(),
         }
 
 
@@ -145,7 +176,57 @@ def measure(path: Path, placement: Placement, options: Options) -> Run:
             device.total_bytes if device else 0,
             ram_bytes,
             stats.breakdown.graph_splits,
+            seconds_by_device(model, prompt, [token.id for token in completion.tokens]),
         )
+
+
+def seconds_by_device(model: Model, prompt: list[int], tokens: list[int]) -> dict[str, float]:
+    """Return the seconds of a token by device, to be held against the forecast's terms."""
+    times = model._core.time_devices([*prompt, *tokens[:-1]], len(tokens) - 1)
+    return {"moving": times.moving_s, **{device: part.seconds for device, part in times.devices.items()}}
+
+
+HOLDINGS: dict[str, dict[str, Any]] = {
+    "mapped": {"pin_weights": "off"},
+    "registered": {"pin_weights": "on"},
+    "pinned copy": {"load_mode": "read"},
+}
+
+
+def read_prompt(path: Path, placement: Placement, options: Options, row: PromptRow) -> PromptRow:
+    """Load a model, wait until its weights are pinned, and time the first token after a long prompt."""
+    if options.rpc:
+        overspill.add_rpc_server(options.rpc)
+    settings: dict[str, Any] = {"n_ctx": options.n_ctx, "n_threads": options.threads, "repack": "off"}
+    start = time.perf_counter()
+    with Model(path, offload=placement, n_ubatch=row.n_ubatch, **settings, **HOLDINGS[row.holding]) as model:
+        load_s = time.perf_counter() - start
+        while model.memory[CPU].pinning.endswith("going on"):
+            time.sleep(0.1)
+        draw = random.Random(0)
+        prompt = [draw.randrange(model.n_vocab) for _ in range(row.outlook.settings.prompt_tokens)]
+        model.generate(prompt[:64], temperature=0.0, max_tokens=2)
+        stats = model.generate(prompt, temperature=0.0, max_tokens=options.tokens).stats
+        return replace(
+            row,
+            first_token_s=stats.time_to_first_token_s,
+            load_s=load_s,
+            pinning=model.memory[CPU].pinning,
+            tokens_per_s=stats.tokens_per_second,
+        )
+
+
+def prompt_rows(path: Path, placement: Placement, hardware: Hardware, options: Options) -> list[PromptRow]:
+    """Return the ways to read a prompt that are compared, with forecasts."""
+    info = ModelInfo.from_file(path)
+    rows = []
+    for holding, sizes in (("mapped", (512, 2048, 4096)), ("registered", (2048, 4096)), ("pinned copy", (4096,))):
+        for n_ubatch in sizes:
+            more = {"load_mode": "read"} if holding == "pinned copy" else {"pin_weights": holding == "registered"}
+            settings: dict[str, Any] = {"n_ubatch": n_ubatch, "prompt_tokens": options.long_prompt_tokens, **more}
+            outlook = forecast(info, placement, hardware, n_ctx=options.n_ctx, depth=options.depth, **settings)
+            rows.append(PromptRow(n_ubatch, holding, outlook))
+    return rows
 
 
 @contextmanager
@@ -189,7 +270,7 @@ def rows_of(path: Path, hardware: Hardware, options: Options) -> list[Row]:
     choices: dict[str, Callable[[Row], Placement]] = {
         "whole layers": lambda row: whole_layers(info, hardware, options),
         "experts on CPU": lambda row: Placement.from_mapping(info, [device], {"default": device, "experts": CPU}),
-        "planner": lambda row: plan(info, hardware=hardware, n_ctx=options.n_ctx),
+        "planner": lambda row: plan(info, hardware=hardware, n_ctx=options.n_ctx, n_ubatch=512),
         "llama.cpp's fit": lambda row: fitted(path, info, hardware, options, row),
     }
     rows = [Row(name) for name in choices]
@@ -216,8 +297,11 @@ def fitted(path: Path, info: ModelInfo, hardware: Hardware, options: Options, ro
     return placement_of_fit(info, hardware, fit)
 
 
-def compare(name: str, options: Options, errors: Console) -> tuple[Hardware, list[Row]]:
-    """Measure all placements of a model, round after round, so that what slows the machine down slows all of them."""
+def compare(name: str, options: Options, errors: Console) -> tuple[Hardware, list[Row], list[PromptRow]]:
+    """Measure all placements of a model, round after round, so that what slows the machine down slows all of them.
+
+    Then the planner's placement reads a long prompt in several ways.
+    """
     with model_in_memory(name, options, errors) as path, errors.status("") as status:
         # A terminal has one line that changes, a log has many.
         say = status.update if errors.is_terminal else errors.print
@@ -238,7 +322,31 @@ def compare(name: str, options: Options, errors: Console) -> tuple[Hardware, lis
             if row.runs:  # less than was planned perhaps, where the device refused memory
                 row.placement = row.runs[-1].placement
                 row.outlook = forecast(info, row.placement, hardware, n_ctx=options.n_ctx, depth=options.depth)
-    return hardware, rows
+        planner = next(row for row in rows if row.name == "planner")
+        prompts: list[PromptRow] = []
+        if options.long_prompt_tokens and planner.runs and planner.placement is not None:
+            for one in prompt_rows(path, planner.placement, hardware, options):
+                say(f"{name}, a prompt of {options.long_prompt_tokens}: {one.n_ubatch}, {one.holding}")
+                try:
+                    prompts.append(in_own_process(read_prompt, path, planner.placement, options, one))
+                except FAILURES as error:
+                    prompts.append(replace(one, problem=str(error)))
+    return hardware, rows, prompts
+
+
+def table_of_prompts(rows: list[PromptRow], options: Options) -> Table:
+    """Return the table of the ways to read a prompt."""
+    heads = ("prompt tok/s\npredicted", "prompt tok/s\nmeasured", "first\ntoken, s", "loading,\ns", "reply\ntok/s")
+    shown = plain_table("n_ubatch", "weights in RAM", *heads, left=("weights in RAM",))
+    shown.title = f"the planner's placement, a prompt of {options.long_prompt_tokens} tokens"
+    shown.title_justify = "left"
+    for row in rows:
+        cells = [f"{row.outlook.prompt_tokens_per_s:.0f}"]
+        if row.first_token_s is not None and row.load_s is not None:
+            numbers = (row.first_token_s, row.load_s, row.tokens_per_s or 0.0)
+            cells += [f"{options.long_prompt_tokens / row.first_token_s:.0f}", *(f"{one:.1f}" for one in numbers)]
+        shown.add_row(str(row.n_ubatch), row.holding, *cells, *["–"] * (5 - len(cells)))
+    return shown
 
 
 def agreement(rows: list[Row]) -> str:
@@ -275,16 +383,6 @@ def table_of(name: str, hardware: Hardware, rows: list[Row], options: Options) -
     return shown
 
 
-def hardware_dict(hardware: Hardware) -> dict[str, Any]:
-    """Return it as JSON can hold it, which knows no infinity."""
-    devices = [asdict(device) for device in hardware.devices]
-    return {
-        "source": hardware.source,
-        "n_threads": hardware.n_threads,
-        "devices": [{key: None if value == math.inf else value for key, value in one.items()} for one in devices],
-    }
-
-
 def main() -> int:
     """Compare; return the exit status, 1 if there is a model that could not be compared at all."""
     options = parse()
@@ -301,19 +399,25 @@ def main() -> int:
     }
     status = 0
     for name in options.shapes:
-        outcome: dict[str, Any] = {"name": name, "problem": None, "hardware": None, "rows": []}
+        outcome: dict[str, Any] = {"name": name, "problem": None, "hardware": None, "rows": [], "prompts": []}
         try:
-            hardware, rows = compare(name, options, errors)
+            hardware, rows, prompts = compare(name, options, errors)
         except FAILURES as error:
             errors.print(f"error: {error}", markup=False, soft_wrap=True)
             outcome["problem"], status = str(error), 1
         else:
-            outcome["hardware"], outcome["rows"] = hardware_dict(hardware), [row.to_dict() for row in rows]
+            outcome["hardware"], outcome["rows"] = hardware.to_dict(), [row.to_dict() for row in rows]
+            outcome["prompts"] = [row.to_dict() for row in prompts]
             console.print(table_of(name, hardware, rows, options))
             for row in rows:
                 if row.problem is not None:
                     console.print(f"{row.name}: {row.problem}", markup=False, soft_wrap=True)
             console.print(agreement(rows), markup=False, soft_wrap=True)
+            if prompts:
+                console.print(table_of_prompts(prompts, options))
+                for one in prompts:
+                    for text in filter(None, (one.problem, one.pinning)):
+                        console.print(f"{one.n_ubatch}, {one.holding}: {text}", markup=False, soft_wrap=True)
             if hardware.source == "assumed":
                 console.print("Not everything could be measured of the hardware: predictions rest on assumptions, too.")
         result["models"].append(outcome)

@@ -21,6 +21,7 @@ class Options:
     vram: str
     n_ctx: int
     prompt_tokens: int
+    long_prompt_tokens: int
     tokens: int
     rounds: int
     threads: int | None
@@ -36,6 +37,12 @@ def _size(text: str) -> str:
     if not re.fullmatch(r"\d+(\.\d+)? *[KMGT]i?B", text, re.IGNORECASE):
         raise ArgumentTypeError(f'must be a size with its unit, such as "24GB" or "24GiB", not "{text}"')
     return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"must be an integer from 0, not {text}")
+    return int(text)
 
 
 def _positive(text: str) -> int:
@@ -60,6 +67,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     add("--rpc", metavar="HOST:PORT", help="a server (overspill serve-device) whose device stands for the GPU")
     add("--n-ctx", type=_positive, default=8192, metavar="N", help="tokens of context; default: %(default)s")
     add("--prompt-tokens", type=_positive, default=512, metavar="N", help="default: %(default)s")
+    add("--long-prompt-tokens", type=_count, default=4096, metavar="N", help="0 for none; default: %(default)s")
     add("--tokens", type=_positive, default=64, metavar="N", help="that are decoded, from 2; default: %(default)s")
     add("--rounds", type=_positive, default=3, metavar="N", help="of which the best counts; default: %(default)s")
     add("--threads", type=_positive, metavar="N", help="of the CPU; default: its physical cores")
@@ -69,6 +77,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         parser.error("--tokens must be at least 2: a speed is that of the tokens after the first")
     if given.prompt_tokens + given.tokens > given.n_ctx:
         parser.error("--n-ctx has no room for --prompt-tokens and --tokens together")
+    if given.long_prompt_tokens + given.tokens > given.n_ctx:
+        parser.error("--n-ctx has no room for --long-prompt-tokens and --tokens together")
     return Options(
         given.shape or list(SHAPES[:2]),
         given.device or ("RPC0" if given.rpc else "CUDA0"),
@@ -76,6 +86,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         given.vram,
         given.n_ctx,
         given.prompt_tokens,
+        given.long_prompt_tokens,
         given.tokens,
         given.rounds,
         given.threads,

@@ -20,7 +20,7 @@ from rpc_server import running_server
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "cuda"
 NAMES = ["whole layers", "experts on CPU", "planner", "llama.cpp's fit"]
 MARGIN_BYTES = 1 << 30
-N_TOKENS = 8
+N_TOKENS, N_LONG = 8, 100
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="keeps the model in a file of memory")
 
@@ -30,6 +30,7 @@ def compare(folder: Path, endpoint: str, vram: str) -> tuple[str, list[dict[str,
     file = folder / "result.json"
     command = [sys.executable, str(FOLDER / "compare_placements.py"), "--shape", "gpt-oss-2-layers", "--rpc", endpoint]
     command += ["--vram", vram, "--n-ctx", "256", "--prompt-tokens", "16", "--tokens", str(N_TOKENS)]
+    command += ["--long-prompt-tokens", str(N_LONG)]
     command += ["--rounds", "1", "--threads", "1", "--json", str(file)]
     environment = python_environment(FOLDER.parent, XDG_CACHE_HOME=str(folder))
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
