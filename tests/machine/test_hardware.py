@@ -471,6 +471,14 @@ def link_rates(tools: Path, *options: dict[str, float]) -> list[list[float]]:
 
 def test_a_link_is_measured_in_both_directions(upstream_tools: Path) -> None:
     """Never above what it can do; a slow one as well, by blocks that are smaller than was asked for."""
-    fast = link_rates(upstream_tools, {}, {"link_bytes_per_s": 1e8}, {"link_bytes_per_s": 1e6})
-    for rates, limit in zip(fast, [math.inf] * 2 + [1e8] * 2 + [1e6] * 2, strict=True):
+    fast, slow, slower = ({}, {"link_bytes_per_s": 1e8}, {"link_bytes_per_s": 1e6})
+    limits = [math.inf, math.inf, 1e8, 1e8, 1e6, 1e6]
+    for rates, limit in zip(link_rates(upstream_tools, fast, slow, slower), limits, strict=True):
         assert all(0 < rate < limit for rate in rates)
+
+
+def test_pinned_memory_has_a_rate_of_its_own(upstream_tools: Path) -> None:
+    """The link's for what its driver gives out, and the same as any memory's where there is no such link."""
+    slow, pinned = link_rates(upstream_tools, {"link_bytes_per_s": 1e7, "pinned_bytes_per_s": 1e8})
+    assert all(rate < 1e7 for rate in slow)
+    assert all(1e7 < rate < 1e8 for rate in pinned)

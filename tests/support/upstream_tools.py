@@ -323,7 +323,37 @@ class _StandInOptions(ctypes.Structure):
         ("latency_s", ctypes.c_double),
         ("n_threads", ctypes.c_int32),
         ("offload_min_batch", ctypes.c_int32),
+        ("pinned_bytes_per_s", ctypes.c_double),
+        ("register_limit_bytes", ctypes.c_uint64),
+        ("register_bytes_per_s", ctypes.c_double),
     )
+
+
+class StandInCounts(ctypes.Structure):
+    """What was done to all stand-in GPUs of this process."""
+
+    to_device_bytes: int
+    n_copies: int
+    n_partly_copies: int
+    registered_bytes: int
+    _fields_ = [
+        ("to_device_bytes", ctypes.c_uint64),
+        ("n_copies", ctypes.c_uint64),
+        ("n_partly_copies", ctypes.c_uint64),
+        ("registered_bytes", ctypes.c_uint64),
+    ]
+
+
+def stand_in_counts(tools: Path) -> StandInCounts:
+    """Return the counts of this process.
+
+    Partly copies are those whose host side was registered with the driver in part: CUDA refuses these.
+    """
+    (library,) = tools.glob("*stand_in_gpu.*")
+    ask = ctypes.CDLL(str(library)).stand_in_counts
+    ask.restype = StandInCounts
+    counts: StandInCounts = ask()
+    return counts
 
 
 def stand_in_gpu(
@@ -336,12 +366,28 @@ def stand_in_gpu(
     latency_s: float = 0,
     n_threads: int = 1,
     offload_min_batch: int = 32,
+    pinned_bytes_per_s: float = 0,
+    register_limit_bytes: int = 0,
+    register_bytes_per_s: float = 0,
 ) -> None:
     """Give this process a GPU that computes on the CPU, for good; called again, it changes.
 
     It gives out ``refuse_bytes``, where that is not 0, instead of the memory that it claims to have. Each transfer
-    takes ``latency_s`` and the time on its link, each piece of a graph ``latency_s``.
+    takes ``latency_s`` and the time on its link, each piece of a graph ``latency_s``. Copies from and to host memory
+    that it knows, as CUDA does pinned and registered memory, go at ``pinned_bytes_per_s`` if that is not 0. Of the
+    memory that it is given to register, it takes ``register_limit_bytes`` at most (0: any), at ``register_bytes_per_s``
+    (0: at once), and nothing at all without ``GGML_CUDA_REGISTER_HOST`` in the environment.
     """
     (library,) = tools.glob("*stand_in_gpu.*")
-    options = _StandInOptions(memory_bytes, refuse_bytes, link_bytes_per_s, latency_s, n_threads, offload_min_batch)
+    options = _StandInOptions(
+        memory_bytes,
+        refuse_bytes,
+        link_bytes_per_s,
+        latency_s,
+        n_threads,
+        offload_min_batch,
+        pinned_bytes_per_s,
+        register_limit_bytes,
+        register_bytes_per_s,
+    )
     ctypes.CDLL(str(library)).stand_in_gpu(name.encode(), ctypes.byref(options))

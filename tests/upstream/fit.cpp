@@ -52,7 +52,7 @@ std::vector<ggml_backend_dev_t> stand_ins(const Json & devices) {
     std::vector<ggml_backend_dev_t> result;
     for (const auto & device : devices) {
         const std::string name = device.at("name");
-        const StandInOptions options = {device.at("memory_bytes"), 0, 0, 0, 1, 32};
+        const StandInOptions options = {device.at("memory_bytes"), 0, 0, 0, 1, 32, 0, 0, 0};
         stand_in_gpu(name.c_str(), &options);
         result.push_back(ggml_backend_dev_by_name(name.c_str()));
     }

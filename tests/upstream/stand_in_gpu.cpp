@@ -1,11 +1,12 @@
 // A device of type GPU that is none: its memory is this machine's RAM, of a size that can be chosen, it
 // computes with the CPU backend, and what goes over its link takes as long as one wishes. It behaves as CUDA
 // does where that decides the placement: memory of its own that the host cannot read, pinned memory for
-// what stays on the host, and large batches that are taken over from the CPU. It does without CUDA's
-// asynchronous copies, hence without pipeline parallelism on several devices.
+// what stays on the host or registered with its driver, and large batches that are taken over from the CPU.
+// It does without CUDA's asynchronous copies, hence without pipeline parallelism on several devices.
 #include "stand_in_gpu.h"
 
 #include "ggml-backend-impl.h"
+#include "ggml-impl.h"
 
 #include <ggml-backend.h>
 
@@ -14,7 +15,9 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -33,15 +36,21 @@ struct Device {
     ggml_backend_buffer_type host_type;
     ggml_backend_device device;
 
-    void wait(Clock::time_point start, size_t n_bytes) const {
-        double due_s = options.latency_s;
-        if (options.link_bytes_per_s > 0) {
-            due_s += static_cast<double>(n_bytes) / options.link_bytes_per_s;
-        }
+    void wait(Clock::time_point start, size_t n_bytes, bool pinned) const {
+        const bool faster = pinned && options.pinned_bytes_per_s > 0;
+        overspend(start, n_bytes, faster ? options.pinned_bytes_per_s : options.link_bytes_per_s, options.latency_s);
+    }
+    static void overspend(Clock::time_point start, size_t n_bytes, double bytes_per_s, double latency_s) {
+        const double due_s = latency_s + (bytes_per_s > 0 ? static_cast<double>(n_bytes) / bytes_per_s : 0);
         while (std::chrono::duration<double>(Clock::now() - start).count() < due_s) {  // sleeping is too coarse
         }
     }
 };
+
+std::vector<std::unique_ptr<Device>> & devices() {
+    static std::vector<std::unique_ptr<Device>> all;
+    return all;
+}
 
 Device & of(ggml_backend_dev_t device) {
     return *static_cast<Device *>(device->context);
@@ -49,6 +58,89 @@ Device & of(ggml_backend_dev_t device) {
 
 ggml_backend_dev_t cpu() {
     return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+}
+
+// --- Host memory that the driver knows -----------------------------------------
+
+struct HostMemory {
+    enum class Known { not_at_all, in_part, all };
+
+    std::mutex mutex;
+    std::map<uintptr_t, size_t> pinned;      // of the host buffer type
+    std::map<uintptr_t, size_t> registered;  // by whoever has it
+    uint64_t registered_bytes = 0;
+
+    static Known covered_by(const std::map<uintptr_t, size_t> & ranges, uintptr_t from, size_t n_bytes) {
+        auto next = ranges.upper_bound(from);
+        if (next != ranges.begin()) {
+            const auto & [start, size] = *std::prev(next);
+            if (from + n_bytes <= start + size) {
+                return Known::all;
+            }
+            if (from < start + size) {
+                return Known::in_part;
+            }
+        }
+        return next != ranges.end() && next->first < from + n_bytes ? Known::in_part : Known::not_at_all;
+    }
+};
+
+HostMemory & host_memory() {
+    static HostMemory all;
+    return all;
+}
+
+std::atomic<uint64_t> to_device_bytes{0};
+std::atomic<uint64_t> n_copies{0};
+std::atomic<uint64_t> n_partly_copies{0};
+
+bool is_pinned(const void * data, size_t n_bytes) {
+    HostMemory & host = host_memory();
+    const std::lock_guard lock(host.mutex);
+    const auto from = reinterpret_cast<uintptr_t>(data);
+    const auto known = HostMemory::covered_by(host.registered, from, n_bytes);
+    n_partly_copies += known == HostMemory::Known::in_part ? 1 : 0;
+    return known == HostMemory::Known::all ||
+           HostMemory::covered_by(host.pinned, from, n_bytes) == HostMemory::Known::all;
+}
+
+// As ggml-cuda's, which look at the environment each time.
+bool register_host_buffer(void * buffer, size_t n_bytes) {
+    if (std::getenv("GGML_CUDA_REGISTER_HOST") == nullptr || devices().empty()) {
+        return false;
+    }
+    const StandInOptions & options = devices().front()->options;
+    Device::overspend(Clock::now(), n_bytes, options.register_bytes_per_s, 0);
+    HostMemory & host = host_memory();
+    const std::lock_guard lock(host.mutex);
+    const auto from = reinterpret_cast<uintptr_t>(buffer);
+    const char * refused = nullptr;
+    if (HostMemory::covered_by(host.registered, from, n_bytes) != HostMemory::Known::not_at_all) {
+        refused = "part or all of the requested memory range is already mapped";
+    } else if (options.register_limit_bytes > 0 && host.registered_bytes + n_bytes > options.register_limit_bytes) {
+        refused = "out of memory";
+    }
+    if (refused != nullptr) {
+        GGML_LOG_DEBUG("%s: failed to register %.2f MiB of pinned memory: %s\n", __func__,
+                       static_cast<double>(n_bytes) / 1024.0 / 1024.0, refused);
+        return false;
+    }
+    host.registered[from] = n_bytes;
+    host.registered_bytes += n_bytes;
+    return true;
+}
+
+void unregister_host_buffer(void * buffer) {
+    if (std::getenv("GGML_CUDA_REGISTER_HOST") == nullptr) {
+        return;
+    }
+    HostMemory & host = host_memory();
+    const std::lock_guard lock(host.mutex);
+    const auto found = host.registered.find(reinterpret_cast<uintptr_t>(buffer));
+    if (found != host.registered.end()) {
+        host.registered_bytes -= found->second;
+        host.registered.erase(found);
+    }
 }
 
 // --- Memory ------------------------------------------------------------------
@@ -72,10 +164,13 @@ Buffer & of(ggml_backend_buffer_t buffer) {
     return *static_cast<Buffer *>(buffer->context);
 }
 
-void copy(Device & device, void * to, const void * from, size_t n_bytes) {
+void copy(Device & device, void * to, const void * from, size_t n_bytes, bool to_device) {
     const auto start = Clock::now();
+    ++n_copies;
+    to_device_bytes += to_device ? n_bytes : 0;
+    const bool pinned = is_pinned(to_device ? from : to, n_bytes);
     std::memcpy(to, from, n_bytes);
-    device.wait(start, n_bytes);
+    device.wait(start, n_bytes, pinned);
 }
 
 constexpr ggml_backend_buffer_i buffer_functions = {
@@ -88,11 +183,11 @@ constexpr ggml_backend_buffer_i buffer_functions = {
     },
     /*.set_tensor    =*/
     [](ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t n_bytes) {
-        copy(of(buffer).device, static_cast<char *>(tensor->data) + offset, data, n_bytes);
+        copy(of(buffer).device, static_cast<char *>(tensor->data) + offset, data, n_bytes, true);
     },
     /*.get_tensor    =*/
     [](ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t n_bytes) {
-        copy(of(buffer).device, data, static_cast<const char *>(tensor->data) + offset, n_bytes);
+        copy(of(buffer).device, data, static_cast<const char *>(tensor->data) + offset, n_bytes, false);
     },
     /*.set_tensor_2d =*/nullptr,
     /*.get_tensor_2d =*/nullptr,
@@ -149,7 +244,7 @@ constexpr ggml_backend_i backend_functions = {
     /*.graph_compute       =*/
     [](ggml_backend_t backend, ggml_cgraph * graph) {
         Computer & computer = *static_cast<Computer *>(backend->context);
-        computer.device.wait(Clock::now(), 0);
+        computer.device.wait(Clock::now(), 0, false);
         return ggml_backend_graph_compute(computer.cpu.get(), graph);
     },
     /*.event_record        =*/nullptr,
@@ -229,21 +324,48 @@ constexpr ggml_backend_device_i device_functions = {
     /*.event_synchronize    =*/nullptr,
 };
 
-std::vector<std::unique_ptr<Device>> & devices() {
-    static std::vector<std::unique_ptr<Device>> all;
-    return all;
-}
-
 ggml_backend_reg backend_type = {
     GGML_BACKEND_API_VERSION,
     {
         /*.get_name         =*/[](ggml_backend_reg_t) { return "StandIn"; },
         /*.get_device_count =*/[](ggml_backend_reg_t) { return devices().size(); },
         /*.get_device       =*/[](ggml_backend_reg_t, size_t index) { return &devices().at(index)->device; },
-        /*.get_proc_address =*/nullptr,
+        /*.get_proc_address =*/
+        [](ggml_backend_reg_t, const char * name) -> void * {
+            if (std::strcmp(name, "ggml_backend_register_host_buffer") == 0) {
+                return reinterpret_cast<void *>(&register_host_buffer);
+            }
+            if (std::strcmp(name, "ggml_backend_unregister_host_buffer") == 0) {
+                return reinterpret_cast<void *>(&unregister_host_buffer);
+            }
+            return nullptr;
+        },
     },
     nullptr,
 };
+
+// The CPU's buffer, which the driver knows as long as it is there.
+ggml_backend_buffer_t allocate_pinned(ggml_backend_buffer_type_t type, size_t n_bytes) {
+    static void (*free_buffer)(ggml_backend_buffer_t) = nullptr;
+    const ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_bytes);
+    if (buffer == nullptr || buffer->context == nullptr) {
+        return buffer;
+    }
+    HostMemory & host = host_memory();
+    const std::lock_guard lock(host.mutex);
+    free_buffer = buffer->iface.free_buffer;
+    buffer->buft = type;
+    buffer->iface.free_buffer = [](ggml_backend_buffer_t freed) {
+        HostMemory & memory = host_memory();
+        {
+            const std::lock_guard freeing(memory.mutex);
+            memory.pinned.erase(reinterpret_cast<uintptr_t>(freed->context));
+        }
+        free_buffer(freed);
+    };
+    host.pinned[reinterpret_cast<uintptr_t>(buffer->context)] = n_bytes;
+    return buffer;
+}
 
 }  // namespace
 
@@ -279,13 +401,13 @@ void stand_in_gpu(const char * name, const StandInOptions * options) {
     device->host_type.iface.get_name = [](ggml_backend_buffer_type_t type) {
         return of(type->device).host_name.c_str();
     };
-    device->host_type.iface.alloc_buffer = [](ggml_backend_buffer_type_t type, size_t n_bytes) {
-        const ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_bytes);
-        if (buffer != nullptr) {
-            buffer->buft = type;
-        }
-        return buffer;
-    };
+    device->host_type.iface.alloc_buffer = allocate_pinned;
     devices().push_back(std::move(device));
     ggml_backend_device_register(&devices().back()->device);
+}
+
+StandInCounts stand_in_counts() {
+    HostMemory & host = host_memory();
+    const std::lock_guard lock(host.mutex);
+    return {to_device_bytes, n_copies, n_partly_copies, host.registered_bytes};
 }
