@@ -40,7 +40,9 @@ def gpt2_vocabulary() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return strings("tokenizer.ggml.tokens", VOCABULARY - 1), strings("tokenizer.ggml.merges", VOCABULARY - 1 - 256)
 
 
-def gpt_oss_tensors(seed: int = 1, n_layers: int = LAYERS, n_vocab: int = VOCABULARY) -> Tensors:
+def gpt_oss_tensors(
+    seed: int = 1, n_layers: int = LAYERS, n_vocab: int = VOCABULARY, n_heads: int = HEADS, n_heads_kv: int = HEADS_KV
+) -> Tensors:
     """Return random weights in gpt-oss's shapes: MXFP4 experts, Q8_0 matrices, F32 for the rest."""
     random = np.random.default_rng(seed)
 
@@ -60,15 +62,15 @@ def gpt_oss_tensors(seed: int = 1, n_layers: int = LAYERS, n_vocab: int = VOCABU
         block = {
             "attn_norm.weight": (np.ones(WIDTH, np.float32), None),
             "post_attention_norm.weight": (np.ones(WIDTH, np.float32), None),
-            "attn_q.weight": (matrix(HEADS * HEAD_WIDTH, WIDTH), Type.Q8_0),
-            "attn_q.bias": (vector(HEADS * HEAD_WIDTH), None),
-            "attn_k.weight": (matrix(HEADS_KV * HEAD_WIDTH, WIDTH), Type.Q8_0),
-            "attn_k.bias": (vector(HEADS_KV * HEAD_WIDTH), None),
-            "attn_v.weight": (matrix(HEADS_KV * HEAD_WIDTH, WIDTH), Type.Q8_0),
-            "attn_v.bias": (vector(HEADS_KV * HEAD_WIDTH), None),
-            "attn_output.weight": (matrix(WIDTH, HEADS * HEAD_WIDTH), Type.Q8_0),
+            "attn_q.weight": (matrix(n_heads * HEAD_WIDTH, WIDTH), Type.Q8_0),
+            "attn_q.bias": (vector(n_heads * HEAD_WIDTH), None),
+            "attn_k.weight": (matrix(n_heads_kv * HEAD_WIDTH, WIDTH), Type.Q8_0),
+            "attn_k.bias": (vector(n_heads_kv * HEAD_WIDTH), None),
+            "attn_v.weight": (matrix(n_heads_kv * HEAD_WIDTH, WIDTH), Type.Q8_0),
+            "attn_v.bias": (vector(n_heads_kv * HEAD_WIDTH), None),
+            "attn_output.weight": (matrix(WIDTH, n_heads * HEAD_WIDTH), Type.Q8_0),
             "attn_output.bias": (vector(WIDTH), None),
-            "attn_sinks.weight": (vector(HEADS, scale=1.0), None),
+            "attn_sinks.weight": (vector(n_heads, scale=1.0), None),
             "ffn_gate_inp.weight": (matrix(EXPERTS, WIDTH), None),
             "ffn_gate_inp.bias": (vector(EXPERTS), None),
             "ffn_gate_exps.weight": (matrix(EXPERTS, EXPERT_WIDTH, WIDTH), Type.MXFP4),
@@ -82,7 +84,9 @@ def gpt_oss_tensors(seed: int = 1, n_layers: int = LAYERS, n_vocab: int = VOCABU
     return tensors
 
 
-def add_gpt_oss_keys(writer: gguf.GGUFWriter, n_layers: int = LAYERS) -> None:
+def add_gpt_oss_keys(
+    writer: gguf.GGUFWriter, n_layers: int = LAYERS, n_heads: int = HEADS, n_heads_kv: int = HEADS_KV
+) -> None:
     """Write gpt-oss's hyperparameters, at the tiny model's size."""
     writer.add_name("tiny gpt-oss with random weights")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_MXFP4_MOE)
@@ -93,8 +97,8 @@ def add_gpt_oss_keys(writer: gguf.GGUFWriter, n_layers: int = LAYERS) -> None:
     writer.add_expert_feed_forward_length(EXPERT_WIDTH)
     writer.add_expert_count(EXPERTS)
     writer.add_expert_used_count(EXPERTS_USED)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS_KV)
+    writer.add_head_count(n_heads)
+    writer.add_head_count_kv(n_heads_kv)
     writer.add_key_length(HEAD_WIDTH)
     writer.add_value_length(HEAD_WIDTH)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -128,13 +132,15 @@ def write_tiny_gpt_oss(
     sampling: Mapping[str, float] | None = None,
     n_layers: int = LAYERS,
     n_vocab: int = VOCABULARY,
+    n_heads: int = HEADS,
+    n_heads_kv: int = HEADS_KV,
 ) -> Path:
     """Write a gpt-oss of 8 experts and a width of 256; return the (first) file.
 
     ``without`` leaves out the tensors or keys that contain it, for a damaged model; ``sampling`` is what
     the file recommends, by llama.cpp's names.
     """
-    tensors = gpt_oss_tensors(n_layers=n_layers, n_vocab=n_vocab)
+    tensors = gpt_oss_tensors(n_layers=n_layers, n_vocab=n_vocab, n_heads=n_heads, n_heads_kv=n_heads_kv)
     tensors = {name: value for name, value in tensors.items() if not (without and without in name)}
     parts = np.array_split(np.array(list(tensors)), n_files)
     files = [path]
@@ -143,7 +149,7 @@ def write_tiny_gpt_oss(
     for number, (file, names) in enumerate(zip(files, parts, strict=True)):
         writer = gguf.GGUFWriter(file, architecture)
         if number == 0:
-            add_gpt_oss_keys(writer, n_layers)
+            add_gpt_oss_keys(writer, n_layers, n_heads, n_heads_kv)
             add_vocabulary(writer, n_vocab)
             for name, value in (sampling or {}).items():
                 if isinstance(value, int):

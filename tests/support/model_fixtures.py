@@ -10,6 +10,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,13 @@ def skip_without_holes() -> None:
 def tiny_gpt_oss_path() -> Path:
     """Return a gpt-oss of 4 layers and 8 experts with random weights."""
     return written_once("tiny-gpt-oss", write_tiny_gpt_oss, "model_files.py")
+
+
+@pytest.fixture(scope="session")
+def gpt_oss_of_two_heads_path() -> Path:
+    """Return the same with two heads of attention, for long prompts."""
+    write = partial(write_tiny_gpt_oss, n_heads=2, n_heads_kv=1)
+    return written_once("gpt-oss-of-two-heads", write, "model_files.py")
 
 
 @pytest.fixture(scope="session")
