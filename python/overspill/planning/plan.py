@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group
 from rich.text import Text
@@ -213,9 +213,8 @@ def plan_for(
     if work.used(best):
         work, best = _for_exchanges(work, best, fixed, pinned, chosen)
     if "offload_min_batch" in chosen:
-        work = Workload(
-            info, hardware, replace(work.settings, offload_min_batch=Prompts(work).least_batch(best)), pinned
-        )
+        least = Prompts(work).least_batch(best)
+        work = Workload(info, hardware, replace(work.settings, offload_min_batch=least), pinned)
     result = Plan(info, hardware, work.settings)
     _apply(result, work, best)
     result.pins, result.chosen, result.kv_bytes_by_layer = pins, chosen, work.kv_bytes
@@ -232,31 +231,46 @@ def _for_exchanges(
     use = work.evaluate(fastest)
     taker = work.takes_over(fastest)
     if "pin_weights" in chosen:
-        can = taker is not None and work.devices[taker].registers_host_memory and settings.load_mode.startswith("mmap")
-        can = can and taker is not None and Prompts(work).copies(fastest, taker)
+        can = taker is not None and work.devices[taker].registers_host_memory and Prompts(work).copies(fastest, taker)
         needed = use.weights_bytes[work.cpu] + use.kv_bytes[work.cpu]
         room = pinning_room_bytes(work.devices[work.cpu].memory_bytes, needed)
-        settings = replace(settings, pin_weights=can and room >= 0)
+        settings = replace(settings, pin_weights=can and room >= 0 and settings.load_mode.startswith("mmap"))
     sizes = _ubatches(settings) if "n_ubatch" in chosen else [settings.n_ubatch]
     found = []
     for n_ubatch in sizes:
         one = Workload(work.info, work.hardware, replace(settings, n_ubatch=n_ubatch), pinned)
         prompts = Prompts(one)
-        arranged = Search(one, fixed, prompts).best()
-        token = one.evaluate(arranged)
-        fits = excess_bytes(one, arranged, token) <= 0
+        found.append(_Candidate.of(one, Search(one, fixed, prompts).best(), prompts))
+        if n_ubatch == settings.n_ubatch:
+            found.append(_Candidate.of(one, fastest, prompts))
+    if any(one.fits for one in found):
+        found = [one for one in found if one.fits]
+    else:
+        found = [one for one in found if one.work.settings.n_ubatch == settings.n_ubatch]
+    slowest_s = _SLOWER_DECODING * min(one.token_s for one in found)
+    found = [one for one in found if one.token_s <= slowest_s]
+    quick = [one for one in found if one.longest_piece_s <= _LONGEST_PIECE_S]
+    best = min(quick, key=lambda one: one.exchange_s) if quick else min(found, key=lambda one: one.longest_piece_s)
+    return best.work, best.arranged
+
+
+class _Candidate(NamedTuple):
+    """An arrangement for one size of batches."""
+
+    work: Workload
+    arranged: Arrangement
+    fits: bool
+    token_s: float
+    exchange_s: float
+    longest_piece_s: float
+
+    @classmethod
+    def of(cls, work: Workload, arranged: Arrangement, prompts: Prompts) -> _Candidate:
+        token = work.evaluate(arranged)
         prompt = prompts.use(arranged, token)
-        exchange_s = prompt.seconds + settings.reply_tokens * token.seconds
-        found.append((fits, token.seconds, prompt.longest_piece_s, exchange_s, one, arranged))
-    if any(one[0] for one in found):
-        found = [one for one in found if one[0]]
-    elif "n_ubatch" in chosen:
-        found = [one for one in found if one[4].settings.n_ubatch == DEFAULT_UBATCH] or found
-    slowest_s = _SLOWER_DECODING * min(use.seconds, *(one[1] for one in found))
-    kept = [one for one in found if one[1] <= slowest_s] or [min(found, key=lambda one: one[1])]
-    quick = [one for one in kept if one[2] <= _LONGEST_PIECE_S] or [min(kept, key=lambda one: one[2])]
-    *_, best, arranged = min(quick, key=lambda one: one[3])
-    return best, arranged
+        exchange_s = prompt.seconds + work.settings.reply_tokens * token.seconds
+        fits = excess_bytes(work, arranged, token) <= 0
+        return cls(work, arranged, fits, token.seconds, exchange_s, prompt.longest_piece_s)
 
 
 def _ubatches(settings: Settings) -> list[int]:
