@@ -10,14 +10,14 @@ thread_local ErrorCapture * capture = nullptr;
 
 }  // namespace
 
-ErrorCapture::ErrorCapture() : outer_(std::exchange(capture, this)) {}
+ErrorCapture::ErrorCapture(bool every_level) : every_level_(every_level), outer_(std::exchange(capture, this)) {}
 
 ErrorCapture::~ErrorCapture() {
     capture = outer_;
 }
 
-void ErrorCapture::keep(const std::string & line) {
-    if (capture != nullptr) {
+void ErrorCapture::keep(const std::string & line, bool is_error) {
+    if (capture != nullptr && (is_error || capture->every_level_)) {
         capture->lines_.push_back(line);
     }
 }

@@ -6,10 +6,10 @@
 
 namespace overspill {
 
-// Collects the errors that llama.cpp logs on this thread while it exists.
+// Collects the errors that llama.cpp logs on this thread while it exists, or the lines of every level.
 class ErrorCapture {
   public:
-    ErrorCapture();
+    explicit ErrorCapture(bool every_level = false);
     ~ErrorCapture();
     ErrorCapture(const ErrorCapture &) = delete;
     ErrorCapture & operator=(const ErrorCapture &) = delete;
@@ -18,10 +18,11 @@ class ErrorCapture {
     std::string reason(const std::string & otherwise) const;
     const std::vector<std::string> & lines() const { return lines_; }
 
-    // For the log itself: hands an error to the innermost capture of this thread, if there is one.
-    static void keep(const std::string & line);
+    // For the log itself: hands a line to the innermost capture of this thread, if there is one.
+    static void keep(const std::string & line, bool is_error);
 
   private:
+    bool every_level_;
     std::vector<std::string> lines_;
     ErrorCapture * outer_;
 };

@@ -84,9 +84,7 @@ void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
             if (line.text.empty() || repeats_rpc_failure(line)) {
                 continue;
             }
-            if (line.level == LogLevel::error) {
-                ErrorCapture::keep(line.text);
-            }
+            ErrorCapture::keep(line.text, line.level == LogLevel::error);
             note_graph_splits(line.text);
             Queue & waiting = queue();
             const std::lock_guard lock(waiting.mutex);

@@ -28,7 +28,8 @@ void bind_devices(py::module_ & m) {
         .def_readonly("kind", &DeviceDescription::kind)
         .def_readonly("backend", &DeviceDescription::backend)
         .def_property_readonly("free_bytes", [](const DeviceDescription & one) { return one.memory.free_bytes; })
-        .def_property_readonly("total_bytes", [](const DeviceDescription & one) { return one.memory.total_bytes; });
+        .def_property_readonly("total_bytes", [](const DeviceDescription & one) { return one.memory.total_bytes; })
+        .def_readonly("registers_host_memory", &DeviceDescription::registers_host_memory);
     m.def("devices", [] { return without_gil(list_devices); });
     m.def("cpu_features", &cpu_features);
     m.def(

@@ -1,5 +1,6 @@
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
+#include "device/pinned_weights.h"
 #include "model/memory_report.h"
 
 #include <pybind11/stl.h>
@@ -22,6 +23,11 @@ void bind_memory(py::module_ & m) {
         .def_readonly("layer", &MemoryReport::LayerCache::layer)
         .def_readonly("device", &MemoryReport::LayerCache::device)
         .def_readonly("n_bytes", &MemoryReport::LayerCache::n_bytes);
+    py::class_<PinnedMemory>(m, "PinnedMemory", py::is_final())
+        .def_readonly("registered_bytes", &PinnedMemory::registered_bytes)
+        .def_readonly("wanted_bytes", &PinnedMemory::wanted_bytes)
+        .def_readonly("finished", &PinnedMemory::finished)
+        .def_property_readonly("reason", lenient(&PinnedMemory::reason));
     py::class_<MemoryReport>(m, "MemoryReport", py::is_final())
         .def_readonly("devices", &MemoryReport::devices)
         .def_readonly("tensors", &MemoryReport::tensors)

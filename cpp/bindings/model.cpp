@@ -100,6 +100,7 @@ void bind_model(py::module_ & m) {
     py::class_<Model, std::shared_ptr<Model>>(m, "Model", py::is_final(), py::release_gil_before_calling_cpp_dtor())
         .def(py::init(&load_model), "path"_a, "options"_a, "progress"_a)
         .def("memory", &Model::memory, py::return_value_policy::copy)
+        .def("pinned", &Model::pinned)
         .def("open_stream", &open_stream, "prompt"_a, "options"_a)
         .def("open_batch", &open_batch, "prompts"_a, "samplers"_a, "options"_a, py::kw_only(), "n_parallel"_a,
              "n_ctx"_a)

@@ -1,6 +1,7 @@
 #include "device/devices.h"
 
 #include "base/error.h"
+#include "device/pinned_weights.h"
 
 #include <exception>
 #include <stdexcept>
@@ -35,7 +36,8 @@ std::vector<DeviceDescription> list_devices() {
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         ggml_backend_dev_t device = ggml_backend_dev_get(i);
         devices.push_back({ggml_backend_dev_name(device), ggml_backend_dev_description(device), kind_of(device),
-                           ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)), device_memory(device)});
+                           ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)), device_memory(device),
+                           registers_host_memory(ggml_backend_dev_backend_reg(device))});
     }
     return devices;
 }
@@ -58,6 +60,7 @@ std::string device_of(ggml_backend_buffer_type_t type) {
 }
 
 void load_backends([[maybe_unused]] const std::string & folder) {
+    allow_registering_host_memory();
 #ifdef OVERSPILL_BACKENDS_ARE_PLUGINS
     ggml_backend_load_all_from_path(folder.c_str());
 #endif

@@ -26,6 +26,7 @@ struct DeviceDescription {
     std::string kind;     // cpu, gpu, integrated_gpu, accelerator
     std::string backend;  // as llama.cpp names it, such as "CUDA"
     DeviceMemory memory;
+    bool registers_host_memory;  // copies from memory that others own can be as fast as from its own pinned memory
 };
 
 // All that llama.cpp knows now.
@@ -37,7 +38,8 @@ ggml_backend_dev_t device_named(const std::string & name);
 // Whose memory that is: what the CPU reads counts as the CPU's, whoever pinned it.
 std::string device_of(ggml_backend_buffer_type_t type);
 
-// Makes the backends in the folder known, in builds that have them as plugins.
+// Makes the backends in the folder known, in builds that have them as plugins, and has their drivers take memory that
+// others own. Call before other threads run: it changes the environment.
 void load_backends(const std::string & folder);
 
 // Throws Error if the installation has none.

@@ -76,6 +76,11 @@ MemoryReport Context::memory() const {
     return report;
 }
 
+std::vector<MappedTensor> Context::mapped_weights() const {
+    const Activity activity("looking for mapped weights");
+    return overspill::mapped_weights(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_);
+}
+
 bool Context::can_continue_text() const {
     return llama_get_memory(context_.get()) != nullptr;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/interrupt.h"
+#include "device/pinned_weights.h"
 #include "device/rpc.h"
 #include "model/breakdown.h"
 #include "model/memory_report.h"
@@ -82,6 +83,8 @@ class Context {
     uint64_t n_decodes() const { return n_decodes_.load(std::memory_order_relaxed); }
 
     MemoryReport memory() const;
+    // Weights that are mapped from the file and multiplied from there, or copied to where they are.
+    std::vector<MappedTensor> mapped_weights() const;
     // Pieces of the graph of one token, each on one device.
     int32_t n_graph_splits() const { return n_splits_; }
 

@@ -1,6 +1,8 @@
 // How much memory a model and one context of it take, and where their tensors are.
 #pragma once
 
+#include "device/pinned_weights.h"
+
 #include <llama.h>
 
 #include <cstddef>
@@ -38,5 +40,9 @@ struct MemoryReport {
 
 // `n_tokens` and `n_outputs` are those of its largest ubatch. The context must be at rest.
 MemoryReport report_memory(llama_context & context, uint32_t n_tokens, uint32_t n_outputs, bool dry_run);
+
+// Weights that are mapped from files and that operations read as a whole; what is only looked up row by row is none of
+// them. The same.
+std::vector<MappedTensor> mapped_weights(llama_context & context, uint32_t n_tokens, uint32_t n_outputs);
 
 }  // namespace overspill

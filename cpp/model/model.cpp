@@ -15,7 +15,8 @@
 
 namespace overspill {
 
-Model::Model(const std::string & path, ModelOptions options) : name_(path), options_(std::move(options)) {
+Model::Model(const std::string & path, ModelOptions options)
+    : name_(path), options_(std::move(options)), pinned_(std::make_shared<PinnedWeights>()) {
     check(options_);
     PlacementParams placement = [&] {
         const GgufHeader header(path);  // not for longer: vocabularies are large
@@ -45,9 +46,12 @@ Model::Model(const std::string & path, ModelOptions options) : name_(path), opti
     const Activity activity("loading a model");
     const ErrorCapture errors;
     servers_ = std::make_shared<const RpcServers>(params.devices);
-    // They outlive the model, whose destructor talks to them.
+    // Servers outlive the model, whose destructor talks to them; memory that is freed must not be registered.
     model_.reset(llama_model_load_from_file(path.c_str(), params),
-                 [servers = servers_](llama_model * model) { llama_model_free(model); });
+                 [servers = servers_, pinned = pinned_](llama_model * model) {
+                     pinned->undo();
+                     llama_model_free(model);
+                 });
     options_.progress = {};
     if (!progress.cancelled) {
         servers_->check("loading " + path);
@@ -61,6 +65,17 @@ Model::Model(const std::string & path, ModelOptions options) : name_(path), opti
     }
     n_vocab_ = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
     prepare_to_generate();
+    if (options_.pin_weights && idle_) {
+        pin_weights();
+    }
+}
+
+void Model::pin_weights() {
+    std::vector<ggml_backend_dev_t> devices;
+    for (const std::string & name : options_.placement.devices) {
+        devices.push_back(device_named(name));
+    }
+    pinned_->start(devices, idle_->mapped_weights());
 }
 
 void Model::prepare_to_generate() {

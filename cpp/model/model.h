@@ -1,6 +1,7 @@
 // A loaded model, and the contexts that are decoded with.
 #pragma once
 
+#include "device/pinned_weights.h"
 #include "device/rpc.h"
 #include "model/context.h"
 #include "model/memory_report.h"
@@ -33,8 +34,8 @@ class Model {
     Model(const Model &) = delete;
     Model & operator=(const Model &) = delete;
 
-    // Ends the open streams and frees the memory. Afterwards everything but close() and
-    // closed() throws ClosedError.
+    // Ends the open streams and frees the memory. Afterwards everything but close(), closed() and
+    // pinned() throws ClosedError.
     void close();
     bool closed() const;
 
@@ -49,6 +50,9 @@ class Model {
     int32_t n_threads() const { return options_.n_threads; }
     // Of the context that is kept for streams; empty if it cannot generate.
     const MemoryReport & memory() const { return memory_; }
+
+    // What of the weights in RAM is registered with a GPU's driver by now. From any thread.
+    PinnedMemory pinned() const { return pinned_->state(); }
 
     // Throws std::invalid_argument, naming `argument`.
     void check_token(const std::string & argument, int32_t token) const;
@@ -72,6 +76,7 @@ class Model {
 
   private:
     void prepare_to_generate();
+    void pin_weights();
     ContextOptions context_options(uint32_t n_outputs, std::shared_ptr<const RpcServers> servers) const;
     std::shared_ptr<Context> make_context(const ContextOptions & options);
 
@@ -80,6 +85,7 @@ class Model {
     int32_t n_vocab_ = 0;
     std::string cannot_generate_;  // why not; empty if it can
     MemoryReport memory_;
+    const std::shared_ptr<PinnedWeights> pinned_;  // undone by the model's deleter
 
     mutable std::mutex mutex_;                   // guards what follows; not held during native work
     std::shared_ptr<const RpcServers> servers_;  // held by the model's deleter, too

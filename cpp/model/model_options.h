@@ -28,6 +28,8 @@ struct ModelOptions {
     // Weights on the CPU in the order that its matrix products like best; automatic: not beside a GPU, which reads them
     // for large batches.
     Switch repack = Switch::automatic;
+    // Mapped weights in RAM are registered with the driver of a GPU of the placement, in the background.
+    bool pin_weights = false;
     bool vocab_only = false;
     bool check_tensors = false;
     // Only find out how much memory it would take: nothing is loaded, and it cannot generate.

@@ -187,6 +187,7 @@ class ModelOptions(_Native):
     flash_attention: Switch
     load_mode: LoadMode
     repack: Switch
+    pin_weights: bool
     vocab_only: bool
     check_tensors: bool
     dry_run: bool
@@ -241,6 +242,20 @@ class MemoryReport(_Native):
     def n_splits(self) -> int: ...
 
 @final
+class PinnedMemory(_Native):
+    """What of the weights in RAM is registered with a GPU's driver, so that copies of it are fast."""
+
+    @property
+    def registered_bytes(self) -> int: ...
+    @property
+    def wanted_bytes(self) -> int: ...
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def reason(self) -> str:
+        """Why less is registered than was wanted; empty if nothing was refused."""
+
+@final
 class GenerationOptions(_Native):
     """What a reply is to be like, and how it is come by."""
 
@@ -261,6 +276,7 @@ class GenerationOptions(_Native):
 class Model(_Native):
     def __init__(self, path: bytes, options: ModelOptions, progress: Callable[[float], bool | None] | None) -> None: ...
     def memory(self) -> MemoryReport: ...
+    def pinned(self) -> PinnedMemory: ...
     def open_stream(self, prompt: Sequence[int], options: GenerationOptions) -> Generation: ...
     def open_batch(
         self,
@@ -563,6 +579,8 @@ class DeviceDescription(_Native):
     def free_bytes(self) -> int: ...
     @property
     def total_bytes(self) -> int: ...
+    @property
+    def registers_host_memory(self) -> bool: ...
 
 def simd() -> str: ...
 def grammar_of_json_schema(schema: str) -> str: ...

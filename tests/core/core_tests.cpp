@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/utf8_buffer.h"
 #include "device/device_meter.h"
+#include "device/pinned_weights.h"
 #include "generate/batch.h"
 #include "generate/evaluation.h"
 #include "generate/generation.h"
@@ -465,6 +466,35 @@ void test_measurement() {
     check_throws<std::invalid_argument>([&] { DeviceMeter("CUDA7", options); }, "CPU", "a device that is not there");
 }
 
+void test_pieces_of_mapped_weights() {
+    constexpr size_t page = 4096;
+    constexpr size_t mebibyte = 1 << 20;
+    const int files[2] = {};
+    const auto pieces = [&](std::vector<MappedTensor> tensors) {
+        std::vector<std::pair<uintptr_t, size_t>> found;
+        for (const PinnedPiece & piece : pieces_of(std::move(tensors), page)) {
+            found.emplace_back(piece.start, piece.n_bytes);
+        }
+        return found;
+    };
+    using Pieces = std::vector<std::pair<uintptr_t, size_t>>;
+    const MappedTensor first{10 * page + 32, 100, &files[0]};
+    check(pieces({}).empty(), "no tensors are no pieces");
+    check(pieces({first}) == Pieces{{10 * page, page}}, "a piece is whole pages");
+    check(pieces({{10 * page, page, &files[0]}}) == Pieces{{10 * page, page}}, "and no page more");
+    check(pieces({{10 * page + mebibyte, 5, &files[0]}, first}) == Pieces{{10 * page, mebibyte + page}},
+          "tensors less than a mebibyte apart are in one piece, whatever their order");
+    check(pieces({first, {11 * page + mebibyte, 5, &files[0]}}) ==
+              Pieces{{10 * page, page}, {11 * page + mebibyte, page}},
+          "others are not");
+    check(pieces({first, {12 * page, 5, &files[1]}}) == Pieces{{10 * page, page}, {12 * page, page}},
+          "nor are those of two files");
+    check(pieces({first, {10 * page + 200, page, &files[1]}}) == Pieces{{10 * page, 2 * page}},
+          "what shares a page is in one piece");
+    check(pieces({{10 * page, 9 * page, &files[0]}, {11 * page, page, &files[0]}}) == Pieces{{10 * page, 9 * page}},
+          "what is within another is in its piece");
+}
+
 void test_damaged_files(const std::string & path, const std::filesystem::path & folder) {
     std::ifstream source(path, std::ios::binary);
     const std::string bytes{std::istreambuf_iterator<char>(source), {}};
@@ -510,6 +540,7 @@ int main(int argc, char ** argv) {
     test_model(argv[1]);
     test_views(argv[1]);
     test_measurement();
+    test_pieces_of_mapped_weights();
     test_damaged_files(argv[1], argv[2]);
     check(log_pending() && !drain_log().empty() && !log_pending(), "llama.cpp's log was kept");
     std::printf("%d passed, %d failed\n", n_checks - n_failures, n_failures);

@@ -6,9 +6,6 @@ Each model is loaded in a process of its own, since a device cannot be taken awa
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from typing import Any
 import pytest
 
 from overspill import Error, Model, ModelInfo, Placement
-from programs import python_environment
+from programs import in_process
 from rpc_server import running_server
 from sweeps import sweep
 
@@ -26,16 +23,6 @@ def endpoints() -> Iterator[list[str]]:
     """Return two servers."""
     with running_server() as one, running_server() as other:
         yield [one, other]
-
-
-def in_process(script: str, *arguments: str) -> Any:
-    """Run Python code, and return the JSON that it prints. What it measures is not kept for others."""
-    command = [sys.executable, "-c", script, *arguments]
-    with tempfile.TemporaryDirectory() as cache:
-        environment = python_environment(Path(__file__).parent, XDG_CACHE_HOME=cache)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
 
 
 def placements(info: ModelInfo) -> dict[str, dict[str, Any]]:
@@ -107,7 +94,7 @@ os._exit(0)
 def test_same_answers_wherever_it_lies(request: pytest.FixtureRequest, endpoints: list[str], name: str) -> None:
     """Greedy tokens are the same, logits within 1e-3, and llama.cpp says that all is where it should be."""
     path: Path = request.getfixturevalue(f"{name}_path")
-    results = in_process(SAME, str(path), *endpoints)
+    results = in_process(SAME, str(path), *endpoints, folders=[Path(__file__).parent])
     assert len(results) >= 12
     for case, result in results.items():
         assert result["same_text"], case

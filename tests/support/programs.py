@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 SUPPORT = Path(__file__).parent
 
@@ -14,3 +20,13 @@ def python_environment(*folders: Path, **changes: str) -> dict[str, str]:
     if "PYTHONPATH" in os.environ:
         paths.append(os.environ["PYTHONPATH"])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **changes}
+
+
+def in_process(script: str, *arguments: str, folders: Sequence[Path] = ()) -> Any:
+    """Run Python code, and return the JSON that it prints. What it measures is not kept for others."""
+    command = [sys.executable, "-c", script, *arguments]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = python_environment(*folders, XDG_CACHE_HOME=cache)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)

@@ -226,6 +226,8 @@ class Device:
     free_bytes: int
     """Free memory now; host RAM for a CPU. 0 where the backend does not tell."""
     total_bytes: int
+    registers_host_memory: bool = False
+    """Whether its driver can be told of weights in RAM, which it then copies as fast as pinned memory."""
 
     @property
     def is_gpu(self) -> bool:

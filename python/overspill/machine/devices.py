@@ -29,7 +29,15 @@ def devices() -> list[Device]:
     logs a warning once, to ``overspill``.
     """
     found = [
-        Device(one.name, one.description, one.kind, one.backend, one.free_bytes, one.total_bytes)
+        Device(
+            one.name,
+            one.description,
+            one.kind,
+            one.backend,
+            one.free_bytes,
+            one.total_bytes,
+            one.registers_host_memory,
+        )
         for one in native_devices()
     ]
     _warn_without_gpu(tuple(device.backend for device in found))
