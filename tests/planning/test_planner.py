@@ -224,14 +224,21 @@ def test_any_placement(seed: int, header_path: HeaderPath, upstream_tools: Path)
 
 @pytest.mark.parametrize("case", sweep(CASES, always=(0, 4, 12, 18, 25)), ids=str)
 def test_never_slower_than_llama_cpps_fit(case: Case, header_path: HeaderPath, upstream_tools: Path) -> None:
-    """At the same memory, by the same forecast, with and without the fixed costs of a GPU; and it does fit."""
+    """At the same memory, by the same forecast, with and without the fixed costs of a GPU; and it does fit.
+
+    Decoding is slower by 2 % at most, which prompts gain. Exchanges with the fit's choice may be a little faster only
+    where its batches cannot be interrupted.
+    """
     path = header_path(case.model)
     info = ModelInfo.from_file(path)
     fit = case.fit(upstream_tools, path)
     for roofline in (True, False):
         ours, outlook, theirs = case.compare(info, fit, roofline=roofline)
-        assert outlook.tokens_per_s >= theirs.tokens_per_s * (1 - 1e-9)
-    found, _ = compare(upstream_tools, path, ours, DryRunSettings(n_ctx=case.n_ctx, flash_attention="on"))
+        assert outlook.tokens_per_s >= theirs.tokens_per_s * 0.98 * (1 - 1e-9)
+        assert outlook.exchange_s <= theirs.exchange_s * (1.02 if theirs.uninterrupted_s > 0.7 else 1)
+    size = ours.settings.n_ubatch
+    settings = DryRunSettings(n_ctx=case.n_ctx, flash_attention="on", n_batch=size, n_ubatch=size)
+    found, _ = compare(upstream_tools, path, ours, settings)
     for number, size in enumerate(case.vram_gib):
         assert found.memory[f"GPU{number}"].total_bytes <= (size - 1) * GIB
 

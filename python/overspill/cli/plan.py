@@ -149,7 +149,8 @@ def _server_flags(planned: overspill.Plan) -> list[str]:
     used = planned.forecast().settings
     # llama-server's batches have 2048 tokens at most unless it is told otherwise.
     batches = {"n_batch": used.n_ubatch, "n_ubatch": used.n_ubatch}
-    return planned.server_flags(n_ctx=used.n_ctx, **batches, type_k=used.type_k, type_v=used.type_v)
+    more: dict[str, Any] = {"n_ctx": used.n_ctx, **batches, "type_k": used.type_k, "type_v": used.type_v}
+    return planned.server_flags(**more)
 
 
 def _print_plan(planned: overspill.Plan) -> None:

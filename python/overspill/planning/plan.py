@@ -247,7 +247,8 @@ def _for_exchanges(
         found = [one for one in found if one.fits]
     else:
         found = [one for one in found if one.work.settings.n_ubatch == settings.n_ubatch]
-    slowest_s = _SLOWER_DECODING * min(one.token_s for one in found)
+    as_today = [one.token_s for one in found if one.arranged is fastest]
+    slowest_s = _SLOWER_DECODING * min(as_today or [one.token_s for one in found])
     found = [one for one in found if one.token_s <= slowest_s]
     quick = [one for one in found if one.longest_piece_s <= _LONGEST_PIECE_S]
     best = min(quick, key=lambda one: one.exchange_s) if quick else min(found, key=lambda one: one.longest_piece_s)
