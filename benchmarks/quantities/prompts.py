@@ -15,11 +15,11 @@ from typing import Any
 import overspill
 from upstream_tools import stand_in_gpu
 
-UNPINNED_BYTES_PER_S, PINNED_BYTES_PER_S = 8e6, 32e6
+UNPINNED_BYTES_PER_S, PINNED_BYTES_PER_S = 4e6, 16e6
 UBATCHES = (512, 1024, 2048, 4096, 8192)
 REPLY_TOKENS = 100
-PINS: Mapping[str, str] = {"experts": "cpu"}
-"""Of so small a model everything would fit."""
+PINS: Mapping[str, str] = {"attention": "gpu", "dense": "gpu", "kv": "gpu", "output": "gpu", "experts": "cpu"}
+"""Of so small a model everything would fit, and beside so slow a link everything would be left to the CPU."""
 Choice = tuple[int, bool]
 """The size of batches, and whether weights in RAM are registered with the driver."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import inf, prod
 from typing import TypeAlias
 
+from overspill.header.kv_cache import padded_context
 from overspill.planning.graph.nodes import Node
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 from overspill.planning.layer_kinds import LayerKind
@@ -51,6 +52,8 @@ class _LayerCost:
     """Device, seconds of the longest, and whether weights are copied for it."""
     read_bytes: int
     """Of weights in RAM, read or copied."""
+    mask: tuple[int, int | None] | None
+    """The GPU that attends, and its window: it gets a mask, which layers alike share."""
 
 
 class Prompts:
@@ -65,6 +68,7 @@ class Prompts:
         """Of the prompt."""
         self._batches = _batches(self.n_tokens, self.settings.n_ubatch)
         self._sizes = Counter(n for _, n in self._batches)
+        self._masks_bytes: dict[int, dict[tuple[int, int | None], int]] = {}
 
     def seconds(self, arranged: Arrangement, use: Use) -> float:
         """Return the seconds of the prompt of the settings; ``use`` is what a token does."""
@@ -72,7 +76,8 @@ class Prompts:
         read_bytes = 0
         for n, count in self._sizes.items():
             costs, hops = self._batch(arranged, n)
-            total += sum(cost.all_s for cost in costs) + count * sum(hops.values())
+            total += sum([cost.all_s for cost in costs]) + count * sum(hops.values())
+            total += sum(self._masks_s(costs, n).values())
             read_bytes += count * sum(cost.read_bytes for cost in costs)
         return total + self._fault_s(use, read_bytes)
 
@@ -90,9 +95,22 @@ class Prompts:
                 total[self.work.cpu, "page faults"] += self._fault_s(use, count * cost.read_bytes)
             for key, seconds in hops.items():
                 total[key] += count * seconds
+            for device, seconds in self._masks_s(costs, n).items():
+                total[device, "hops"] += seconds
             longest = max(longest, self._longest(costs))
         terms = {key: seconds for key, seconds in total.items() if seconds}
         return PromptUse(sum(terms.values()), terms, longest)
+
+    def _masks_s(self, costs: Sequence[_LayerCost], n: int) -> dict[int, float]:
+        """Return the seconds for the masks of all batches of ``n`` tokens on their way to each GPU."""
+        found: defaultdict[int, float] = defaultdict(float)
+        for device, window in {cost.mask for cost in costs if cost.mask is not None}:
+            if (device, window) not in self._masks_bytes.setdefault(n, {}):
+                # In F16, for each token of the batch and each cell that may be looked at.
+                cells = [padded_context(min(start, window or start) + n) for start, size in self._batches if size == n]
+                self._masks_bytes[n][device, window] = 2 * n * sum(cells)
+            found[device] += self._masks_bytes[n][device, window] / self.work.devices[device].link_bytes_per_s
+        return found
 
     def _fault_s(self, use: Use, n_bytes: int) -> float:
         return n_bytes * self.work.missing_share(use.weights_bytes, use.kv_bytes) / PAGE_FAULT_BYTES_PER_S
@@ -171,6 +189,7 @@ class Prompts:
         once: defaultdict[tuple[int, str], float] = defaultdict(float)
         listed: list[tuple[int, float, bool]] = []
         read_bytes = 0
+        mask: tuple[int, int | None] | None = None
         # A size that the prompt has no batch of is looked at for the least batch.
         count, is_last = self._sizes.get(n, 1), n == self._batches[-1][1]
         for number, piece in enumerate(found):
@@ -192,6 +211,7 @@ class Prompts:
                     each = self._attention_s(kind, node, piece.device, n)
                     once[piece.device, "attention"] += sum(each)
                     longest = max(each, default=0.0)
+                    mask = (piece.device, kind.cache.window) if piece.device != work.cpu else None
                 if n == 1 or node.shape[-1] != 1:
                     self._compute(kind, node, piece.device, n, own)
                 elif is_last:
@@ -203,7 +223,7 @@ class Prompts:
             listed.append((piece.device, sum(own.values()) + longest, copies))
         each_s = sum(terms.values())
         all_s = count * each_s + sum(once.values())
-        return _LayerCost(tuple(terms.items()), tuple(once.items()), each_s, all_s, tuple(listed), read_bytes)
+        return _LayerCost(tuple(terms.items()), tuple(once.items()), each_s, all_s, tuple(listed), read_bytes, mask)
 
     def _attention_s(self, kind: LayerKind, node: Node, device: int, n: int) -> list[float]:
         """Return the seconds of attention of each batch of ``n`` tokens in a layer."""
