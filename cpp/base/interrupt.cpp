@@ -5,13 +5,15 @@ namespace overspill {
 bool Interrupt::should_stop(const Poll & poll) {
     // Reading the clock before each of a small model's operations would cost a percent.
     constexpr unsigned asks_per_reading = 8;
+    return cancelled() || (poll && ++n_asked_ % asks_per_reading == 0 && poll_now(poll));
+}
+
+bool Interrupt::should_stop_piece(const Poll & poll) {
+    return cancelled() || (poll && poll_now(poll));
+}
+
+bool Interrupt::poll_now(const Poll & poll) {
     constexpr auto interval = std::chrono::milliseconds(50);
-    if (cancelled()) {
-        return true;
-    }
-    if (!poll || ++n_asked_ % asks_per_reading != 0) {
-        return false;
-    }
     const auto now = std::chrono::steady_clock::now();
     if (now - asked_at_ < interval) {
         return false;

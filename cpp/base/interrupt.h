@@ -20,8 +20,12 @@ class Interrupt {
 
     // llama.cpp asks this before every operation of a graph on the CPU.
     bool should_stop(const Poll & poll);
+    // The same before a piece of a graph on another device, which may take a second.
+    bool should_stop_piece(const Poll & poll);
 
   private:
+    bool poll_now(const Poll & poll);
+
     std::atomic<bool> cancelled_{false};
     unsigned n_asked_ = 0;
     std::chrono::steady_clock::time_point asked_at_{};

@@ -52,6 +52,7 @@ void bind_model_options(py::module_ & m) {
         .def_readwrite("flash_attention", &ModelOptions::flash_attention)
         .def_readwrite("load_mode", &ModelOptions::load_mode)
         .def_readwrite("repack", &ModelOptions::repack)
+        .def_readwrite("offload_min_batch", &ModelOptions::offload_min_batch)
         .def_readwrite("pin_weights", &ModelOptions::pin_weights)
         .def_readwrite("vocab_only", &ModelOptions::vocab_only)
         .def_readwrite("check_tensors", &ModelOptions::check_tensors)

@@ -82,7 +82,7 @@ float * Generation::prefill(const Interrupt::Poll & poll, size_t & n_cached) {
         const uint32_t n = std::min(context_->n_batch(), (done < to_remember ? to_remember : n_prompt) - done);
         // Between two batches other streams have their turn, and close() its chance.
         const Turn turn(model_->turns(), interrupt_);
-        // A GPU does not ask during a batch.
+        // A batch asks between the pieces of its graph; where a GPU holds everything, there is only one.
         if (interrupt_.cancelled() || (poll && poll())) {
             throw CancelledError("interrupted");
         }

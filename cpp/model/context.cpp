@@ -5,6 +5,7 @@
 #include "base/error_capture.h"
 #include "base/log.h"
 #include "base/stopwatch.h"
+#include "device/compute_hooks.h"
 #include "device/out_of_memory.h"
 
 #include <algorithm>
@@ -23,6 +24,7 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
       n_outputs_(std::min(options.n_outputs, n_batch_)),
       n_ubatch_(std::min(options.n_ubatch, n_batch_)),
       dry_run_(options.dry_run),
+      offload_min_batch_(options.offload_min_batch),
       partial_memory_(llama_model_n_swa(model_.get()) > 0 || llama_model_is_recurrent(model_.get()) ||
                       llama_model_is_hybrid(model_.get())) {
     const Activity activity("creating a context");
@@ -53,6 +55,8 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
         const auto * self = static_cast<const Context *>(data);
         return self->interrupt_ != nullptr && self->interrupt_->should_stop(*self->poll_);
     };
+    hook_devices();
+    const ComputeScope scope(offload_min_batch_);
     const ErrorCapture errors;
     context_.reset(llama_init_from_model(model_.get(), params));
     if (servers_) {
@@ -71,6 +75,7 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
 
 MemoryReport Context::memory() const {
     const Activity activity("reading a model's placement back");
+    const ComputeScope scope(offload_min_batch_);
     MemoryReport report = report_memory(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_, dry_run_);
     report.n_splits = n_splits_;
     return report;
@@ -78,6 +83,7 @@ MemoryReport Context::memory() const {
 
 std::vector<MappedTensor> Context::mapped_weights() const {
     const Activity activity("looking for mapped weights");
+    const ComputeScope scope(offload_min_batch_);
     return overspill::mapped_weights(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_);
 }
 
@@ -169,14 +175,15 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
     interrupt_ = &interrupt;
     poll_ = &poll;
     const Activity activity("decoding");
+    const ComputeScope scope(offload_min_batch_, interrupt, poll);
     const ErrorCapture errors;
     n_decodes_.fetch_add(1, std::memory_order_relaxed);
     const int32_t n_reused = llama_perf_context(context_.get()).n_reused;
     Stopwatch watch;
     const int32_t status = decode();
     const double decode_s = watch.lap();
-    if (status == 0) {
-        // A GPU may still be working: the step ends here and not in the sampler.
+    if (status == 0 || status == 2) {
+        // A GPU may still be working: the step ends here and not in the sampler, or where what it reads is freed.
         llama_synchronize(context_.get());
     }
     if (times != nullptr) {

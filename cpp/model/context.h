@@ -28,6 +28,7 @@ struct ContextOptions {
     uint32_t n_sequences = 1;
     bool dry_run = false;                            // of a model that was not loaded: can only report its memory
     std::shared_ptr<const RpcServers> servers = {};  // those of the model
+    int32_t offload_min_batch = 0;                   // as in ModelOptions
     // Asked before and after nodes of the graph: a synchronisation per piece of it, for diagnosis alone.
     ggml_backend_sched_eval_callback on_node = nullptr;
     void * on_node_data = nullptr;
@@ -111,6 +112,7 @@ class Context {
     uint32_t n_outputs_;
     uint32_t n_ubatch_;
     bool dry_run_;
+    int32_t offload_min_batch_;
     int32_t n_splits_ = 0;
     bool partial_memory_;
     bool incomplete_ = false;          // a decode failed, and may have left something behind

@@ -118,7 +118,8 @@ ContextOptions Model::context_options(uint32_t n_outputs, std::shared_ptr<const 
             n_outputs,
             /*n_sequences =*/1,
             options_.dry_run,
-            std::move(servers)};
+            std::move(servers),
+            options_.offload_min_batch};
 }
 
 Model::~Model() {

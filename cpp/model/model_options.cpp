@@ -46,6 +46,7 @@ void check(ModelOptions & options) {
     check_range("n_gpu_layers", options.placement.n_gpu_layers, int32_t{-1}, std::numeric_limits<int32_t>::max());
     options.n_ubatch = options.n_ubatch == 0 ? options.n_batch : options.n_ubatch;
     check_range("n_ubatch", options.n_ubatch, uint32_t{1}, options.n_batch);
+    check_range("offload_min_batch", options.offload_min_batch, int32_t{0}, int32_t{65536});
     const ggml_type type_v = ggml_type_of(options.type_v);
     if (ggml_is_quantized(type_v) && options.flash_attention == Switch::off) {
         throw std::invalid_argument("type_v: " + std::string(ggml_type_name(type_v)) +

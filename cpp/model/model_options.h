@@ -28,6 +28,9 @@ struct ModelOptions {
     // Weights on the CPU in the order that its matrix products like best; automatic: not beside a GPU, which reads them
     // for large batches.
     Switch repack = Switch::automatic;
+    // From how many tokens on a GPU takes over what weights in RAM are multiplied with, 1 to 65536; 0: as its backend
+    // has it.
+    int32_t offload_min_batch = 0;
     // Mapped weights in RAM are registered with the driver of a GPU of the placement, in the background.
     bool pin_weights = false;
     bool vocab_only = false;

@@ -187,6 +187,7 @@ class ModelOptions(_Native):
     flash_attention: Switch
     load_mode: LoadMode
     repack: Switch
+    offload_min_batch: int
     pin_weights: bool
     vocab_only: bool
     check_tensors: bool
