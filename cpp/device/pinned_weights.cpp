@@ -8,6 +8,7 @@
 #include <utility>
 
 #ifdef _WIN32
+#define NOMINMAX  // its macros
 #include <windows.h>
 #else
 #include <sys/resource.h>
@@ -40,9 +41,9 @@ std::string mebibytes(uint64_t n_bytes) {
 }
 
 // What the system says about locking so much memory, to be appended to a reason; empty if it does not mind.
-std::string limit_of(uint64_t wanted_bytes) {
+std::string limit_of([[maybe_unused]] uint64_t wanted_bytes) {
 #ifdef _WIN32
-    return wanted_bytes == 0 ? "" : "";
+    return {};
 #else
     rlimit limit{};
     if (getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur >= wanted_bytes) {
