@@ -3,6 +3,7 @@
 // A backend's functions are members of structs that only this header defines; no function of llama.cpp's replaces them.
 #include <ggml-backend-impl.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
@@ -71,21 +72,22 @@ ggml_backend_t make_backend(ggml_backend_dev_t device, const char * params) {
     return backend;
 }
 
-// ggml-cuda.cu: get_op_batch_size, which other backends have copied.
-int64_t batch_size_of(const ggml_tensor & operation) {
+// Whether an operation with weights in RAM is of a batch of so many tokens. ggml-cuda.cu's get_op_batch_size() counts
+// rows for all but the first three: with experts there are several for each token, with heads dozens.
+bool has_tokens(const ggml_tensor & operation, int32_t least) {
+    constexpr int32_t llama_cpps_least = 32;
     switch (operation.op) {
-        case GGML_OP_GET_ROWS: return 0;
-        case GGML_OP_MUL_MAT: return operation.ne[1];
+        case GGML_OP_GET_ROWS: return false;
+        case GGML_OP_MUL_MAT: return operation.ne[1] >= least;
         case GGML_OP_MUL_MAT_ID:
-        case GGML_OP_ROPE:
-        case GGML_OP_ROPE_BACK: return operation.ne[2];
-        default: return ggml_nrows(&operation);
+        case GGML_OP_ADD_ID: return operation.ne[2] >= least;
+        default: return ggml_nrows(&operation) >= std::max(least, llama_cpps_least);
     }
 }
 
 bool wants_operation(ggml_backend_dev_t device, const ggml_tensor * operation) {
     if (scope != nullptr && scope->offload_min_batch() > 0) {
-        return batch_size_of(*operation) >= scope->offload_min_batch();
+        return has_tokens(*operation, scope->offload_min_batch());
     }
     return originals().find(device)->offload_op(device, operation);
 }
