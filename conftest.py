@@ -1,3 +1,7 @@
 """Tests and benchmarks share their models and tools: ``tests/support``."""
 
-pytest_plugins = ["interrupts", "model_fixtures"]
+import gpu_visibility
+
+gpu_visibility.enter_world()
+
+pytest_plugins = ["gpu_worlds", "interrupts", "model_fixtures"]

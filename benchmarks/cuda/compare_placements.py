@@ -34,13 +34,13 @@ from overspill.base.units import parse_bytes
 from overspill.placement.device_names import CPU
 from plan_cases import placement_of_fit
 from quantities.measuring import in_own_process
-from upstream_tools import DryRunPlacement, DryRunSettings, build_upstream_tools, upstream_fit
+from upstream_tools import DryRunPlacement, DryRunSettings, NoUpstreamToolsError, build_upstream_tools, upstream_fit
 
 ROOT = Path(__file__).parent.parent.parent
 MODELS: dict[str, Callable[[], Header]] = HEADERS | {"gpt-oss-2-layers": partial(gpt_oss, 2, 8, VOCABULARY)}
 # A lot of experts and the embedding while they are made; later on KV cache, buffers, Python and CUDA.
 BESIDE_WEIGHTS_BYTES = 3 << 30
-FAILURES = (overspill.Error, ValueError, OSError, RuntimeError, AssertionError)
+FAILURES = (overspill.Error, ValueError, OSError, RuntimeError, AssertionError, NoUpstreamToolsError)
 
 
 @dataclass(frozen=True)

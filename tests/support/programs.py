@@ -12,6 +12,15 @@ from pathlib import Path
 from typing import Any
 
 SUPPORT = Path(__file__).parent
+# What hides GPUs from a program: CUDA and ROCm stop at the first index that is none, Vulkan takes only what is named;
+# the last one is the stand-in of ``gpu_worlds``.
+WITHOUT_GPU = {
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "HIP_VISIBLE_DEVICES": "-1",
+    "ROCR_VISIBLE_DEVICES": "-1",
+    "GGML_VK_VISIBLE_DEVICES": "",
+    "OVERSPILL_TEST_STAND_IN": "",
+}
 
 
 def python_environment(*folders: Path, **changes: str) -> dict[str, str]:

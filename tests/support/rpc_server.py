@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import threading
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from overspill.machine.rpc_server import PROGRAM
+from programs import WITHOUT_GPU
 
 
 def free_port() -> int:
@@ -37,7 +39,9 @@ def address_space_bytes(pid: int) -> int:
 def start_server(port: int, *, room_bytes: int | None = None) -> subprocess.Popen[bytes]:
     """Start one with a single thread, and wait until it listens; on Linux its room for more may be limited."""
     command = [str(PROGRAM), "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    # On its CPU, whose results are those of ours to the bit.
+    environment = {**os.environ, **WITHOUT_GPU}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
     deadline = time.monotonic() + 30
     while not listens(port):
         assert time.monotonic() < deadline, "the server does not listen"

@@ -16,18 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from model_files import llama_cpp_folder
 from overspill import SamplingOptions, _core
 
 
+class NoUpstreamToolsError(Exception):
+    """They cannot be linked to the libraries of this build."""
+
+
 def build_upstream_tools(cache: Path) -> Path:
-    """Return a folder with llama.cpp's tools, samplers and fit, built once per version of the libraries."""
+    """Return a folder with llama.cpp's tools, samplers and fit, built once per version of the libraries.
+
+    ``OVERSPILL_TEST_TOOLS`` is one that has been built elsewhere.
+    """
+    if given := os.environ.get("OVERSPILL_TEST_TOOLS"):
+        return Path(given)
     libraries = Path(_core.__file__).parent / "lib"
     if sys.platform == "win32" or not list(libraries.glob("*ggml-cpu.*")):
-        pytest.skip("upstream's tools are linked to libggml-cpu, which plugin builds and Windows do not allow")
+        raise NoUpstreamToolsError(
+            "upstream's tools are linked to libggml-cpu, which plugin builds and Windows do not allow"
+        )
     project = Path(__file__).parent.parent / "upstream"
     version = hashlib.sha256(str(libraries).encode())
     for file in (*sorted(project.iterdir()), *sorted(libraries.iterdir())):
