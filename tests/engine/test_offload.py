@@ -25,40 +25,11 @@ def endpoints() -> Iterator[list[str]]:
         yield [one, other]
 
 
-def placements(info: ModelInfo) -> dict[str, dict[str, Any]]:
-    """Return mappings for ``offload``, by what they are about."""
-    experts = info.n_experts > 0
-    weights = ("attention", "dense", "experts") if experts else ("attention", "dense")
-    half = info.n_layers // 2
-    cases: dict[str, dict[str, Any]] = {
-        "all on the CPU": {},
-        "all on a device": {"default": "RPC0"},
-        "on two devices": {"default": "gpu"},
-        "the last half on a device": {f"layers {half}-{info.n_layers - 1}": "RPC0"},
-        "attention on the CPU": {"default": "RPC0", "attention": "cpu", "kv": "cpu"},
-        "every other layer's weights on the CPU": {
-            "default": "RPC0",
-            **{f"layers {layer}": dict.fromkeys(weights, "cpu") for layer in range(0, info.n_layers, 2)},
-        },
-        "two devices by part": {"default": "RPC0", **dict.fromkeys(weights[1:], "RPC1")},
-        "the output alone": {"output": "RPC0"},
-        "the KV cache alone": {"kv": "RPC0"},
-        "all but the KV cache": {"default": "RPC0", "kv": "cpu"},
-        "half of each FFN": {"default": "RPC0", "/ffn_down/": "cpu"},
-        "the embedding too": {"default": "RPC0", "embedding": "RPC0"},
-        "the output on the other": {"default": "RPC0", "output": "RPC1"},
-    }
-    if experts:
-        cases["experts on the CPU"] = {"default": "RPC0", "experts": "cpu"}
-        cases["only experts on a device"] = {"experts": "RPC0"}
-    return cases
-
-
 SAME = """
 import json, os, sys
 import numpy as np
 import overspill
-from test_offload import placements
+from placement_cases import placements
 
 path, *endpoints = sys.argv[1:]
 for endpoint in endpoints:
@@ -69,7 +40,8 @@ info = overspill.ModelInfo.from_file(path)
 gpus = [device for device in overspill.devices() if device.kind == "gpu"]
 results = {}
 expected = None
-for name, mapping in placements(info).items():
+cases = placements("RPC0", "RPC1", n_layers=info.n_layers, experts=info.n_experts > 0)
+for name, mapping in cases.items():
     wanted = overspill.Placement.from_mapping(info, gpus, mapping)
     with overspill.Model(path, offload=wanted, **options) as model:
         tokens = model.tokenize("The capital of France is Paris, and")

@@ -35,7 +35,7 @@ def in_process(script: str, *arguments: str, folders: Sequence[Path] = ()) -> An
     """Run Python code, and return the JSON that it prints. What it measures is not kept for others."""
     command = [sys.executable, "-c", script, *arguments]
     with tempfile.TemporaryDirectory() as cache:
-        environment = python_environment(*folders, XDG_CACHE_HOME=cache)
+        environment = python_environment(*folders, XDG_CACHE_HOME=cache, **WITHOUT_GPU)
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

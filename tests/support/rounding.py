@@ -23,13 +23,13 @@ class Chosen(Protocol):
 NATS = 1.0
 
 
-def is_same(one: Sequence[Chosen], other: Sequence[Chosen]) -> bool:
+def is_same(one: Sequence[Chosen], other: Sequence[Chosen], nats: float = NATS) -> bool:
     """Return whether all tokens are the same; assert that where they part, both were about as likely."""
     for mine, yours in zip(one, other, strict=False):
         if mine.id != yours.id:
             for odds in (dict(mine.top_logprobs), dict(yours.top_logprobs)):
                 assert mine.id in odds and yours.id in odds, "one of them was not even likely"  # noqa: PT018
-                assert abs(odds[mine.id] - odds[yours.id]) < NATS
+                assert abs(odds[mine.id] - odds[yours.id]) < nats
             return False
     assert len(one) == len(other)
     return True
