@@ -20,6 +20,9 @@ from overspill.cascade.budget import fit_together
 from overspill.cascade.signals import Escalation
 from overspill.header.info import ModelInfo
 
+# A step that is to be ended takes long on a CPU, and not on a GPU.
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
 PROMPT = "Once upon a time"
 QUESTION = "Name a colour."
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}

@@ -17,8 +17,8 @@ from terminal_screen import Terminal
 
 STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · (\d+\.\d\d s to|no) first token"
 Start: TypeAlias = Callable[..., Terminal]
-# A person talks in the foreground.
-pytestmark = pytest.mark.usefixtures("heeds_interrupts")
+# A person talks in the foreground; a prompt that is to be stopped takes long on a CPU, and not on a GPU.
+pytestmark = pytest.mark.usefixtures("heeds_interrupts", "no_gpu")
 
 
 @pytest.fixture

@@ -92,6 +92,7 @@ def test_a_closed_pipe_ends_quietly(gemma_path: Path) -> None:
         (["frobnicate"], 2, "No such command"),
     ],
 )
+@pytest.mark.usefixtures("no_gpu")
 def test_mistakes_get_one_line_and_an_exit_code(
     tiny_gpt_oss_path: Path, vocab_path: Path, arguments: list[str], code: int, text: str
 ) -> None:

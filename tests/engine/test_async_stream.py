@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 import overspill
 from overspill import AsyncStream, Model, StopReason
 
+# A step that is to be ended takes long on a CPU, and not on a GPU.
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
 PROMPT = "Once upon a time"
 LONG_PROMPT = "word " * 4000
 

@@ -389,10 +389,9 @@ def test_arguments(tiny_gpt_oss_path: Path) -> None:
         Model(tiny_gpt_oss_path, progress=1)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_without_a_gpu(tiny_gpt_oss_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Asking for one is an error or a warning, never silence."""
-    if any(device.kind != "cpu" for device in overspill.devices()):
-        pytest.skip("there is a GPU here")
     with pytest.raises(overspill.Error, match="there is no GPU here"):
         Model(tiny_gpt_oss_path, offload="gpu")
     Model(tiny_gpt_oss_path, n_ctx=64, offload=3).close()

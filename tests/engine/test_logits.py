@@ -16,6 +16,9 @@ import pytest
 
 from overspill import ClosedError, ContextFullError, Error, Model
 
+# A step that is to be ended takes long on a CPU, and not on a GPU.
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
 
 @pytest.fixture
 def model(tiny_gpt_oss_path: Path) -> Iterator[Model]:

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from overspill import Model, Sampler, SamplingOptions, StopReason, Stream, Token
 
+# A step that is to be ended takes long on a CPU, and not on a GPU.
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
 Logits = NDArray[np.float32]
 Tokens = NDArray[np.int32]
 

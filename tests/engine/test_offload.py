@@ -17,6 +17,9 @@ from programs import in_process
 from rpc_server import running_server
 from sweeps import sweep
 
+# The devices are those that the tests add.
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
 
 @pytest.fixture(scope="module")
 def endpoints() -> Iterator[list[str]]:

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or platform.libc_ver()[0] != "glibc",
-    reason="reads /proc/self/status, and trims glibc's heap",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        sys.platform != "linux" or platform.libc_ver()[0] != "glibc",
+        reason="reads /proc/self/status, and trims glibc's heap",
+    ),
+    # A GPU's driver has threads and memory of its own; tests/gpu looks at what a model leaves there.
+    pytest.mark.usefixtures("no_gpu"),
+]
 
 # Runs alone, for a clean reading of the process's memory and threads.
 READINGS = """

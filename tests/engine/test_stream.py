@@ -18,6 +18,9 @@ import overspill
 from overspill import Model, StopReason
 from sweeps import sweep
 
+# A step that is to be ended takes long on a CPU, and not on a GPU.
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
 PROMPT = "Once upon a time"
 
 

@@ -13,6 +13,9 @@ import pytest
 import overspill
 from overspill import Model, StopReason
 
+# A step that is to be ended takes long on a CPU, and not on a GPU.
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
 PROMPTS = ["Once upon a time", "The capital of France is", "def main():", "1, 2, 3,"]
 
 

@@ -22,6 +22,9 @@ from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.machine.measure import weight_shapes
 from programs import python_environment
 
+# They count what is measured, on this machine's CPU.
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
 GIB = 2**30
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,9 @@ import overspill
 from programs import python_environment
 from rpc_server import free_port, listens
 from sweeps import sweep
+
+# The server's device is the only one beside the CPU.
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 # In a process of its own, since a device cannot be taken away again.
 TRIAL = """
@@ -278,7 +282,11 @@ def test_serve_device_warns_off_loopback() -> None:
     [
         (["--port", "{taken}"], "error: cannot listen at 127.0.0.1:{taken}: Address already in use"),
         (["--host", "host.invalid"], "error: cannot listen at host.invalid:50052: "),
-        (["--port", "{free}", "--device", "GPU7"], "error: the server did not start: unknown device: GPU7, available"),
+        (
+            ["--port", "{free}", "--device", "GPU7"],
+            # A backend may say before it which devices it has found.
+            r"error: the server did not start: (.*, )?unknown device: GPU7, available",
+        ),
     ],
 )
 def test_serve_device_cannot(options: list[str], text: str) -> None:
@@ -288,7 +296,7 @@ def test_serve_device_cannot(options: list[str], text: str) -> None:
         process, said = serve_device(*(option.format(**ports) for option in options))
         process.communicate(timeout=30)
         (line,) = said
-        assert line.startswith(text.format(**ports))
+        assert re.match(text.format(**ports), line), line
         assert process.returncode == 1
 
 

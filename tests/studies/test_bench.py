@@ -21,6 +21,9 @@ from overspill.planning.tuned import save_tuned
 from overspill.studies.bench.measure import read_bytes_by_device
 from rpc_server import running_server
 
+# What is read, and in how many pieces, is counted for the CPU.
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
 PARTS = ("wait_s", "decode_s", "sync_s", "logits_s", "sample_s", "python_s", "text_s")
 
 

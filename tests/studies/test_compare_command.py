@@ -18,6 +18,9 @@ from commands import overspill
 from comparisons import OPTIONS, Page, places
 from overspill import compare
 
+# Sections say what is so without a GPU.
+pytestmark = pytest.mark.usefixtures("no_gpu")
+
 COMMAND = [sys.executable, "-m", "overspill", "compare"]
 SHORT = ["--threads", "1", "--ctx", "256", "-n", "8", "--seed", "3"]
 STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · \d+\.\d\d s to first token · stop: \w+"

@@ -298,6 +298,7 @@ def test_a_question_that_is_too_long(tiny_gpt_oss_path: Path) -> None:
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("no_gpu")
 def test_bad_arguments(tiny_gpt_oss_path: Path, options: dict[str, Any], error: type[Exception], text: str) -> None:
     """Each is refused, and what the arguments are called is in it."""
     arguments: dict[str, Any] = {"models": ["TINY", "TINY"], "questions": "x", **OPTIONS, **options}

@@ -316,6 +316,7 @@ def test_speed_of_ram(read: Callable[..., Machine]) -> None:
     assert "RAM counts with 47.0 GB/s" in found(examine(machine=read(), hardware=assumed), "The speed of").reading
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_ram_is_the_machines(read: Callable[..., Machine], gpt_oss_120b_header: Path) -> None:
     """Without other hardware it is what the machine has available now."""
     findings = examine(ModelInfo.from_file(gpt_oss_120b_header), machine=read())

@@ -170,6 +170,7 @@ def test_out_of_time(tiny_gpt_oss_path: Path) -> None:
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("no_gpu")
 def test_bad_arguments(tiny_gpt_oss_path: Path, options: dict[str, Any], text: str) -> None:
     """Each is refused before anything is loaded."""
     with pytest.raises(ValueError, match=text):

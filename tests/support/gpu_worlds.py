@@ -154,6 +154,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Reporter(config, Path(os.environ.pop(REPORTS))))
 
 
+def pytest_sessionstart() -> None:
+    """Look for GPUs: a build for them that finds none logs so once, and in no test."""
+    gpus_here()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let ``-m gpu`` select what runs on a GPU."""
