@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
 # Build the wheel with the CUDA backend, install it in a fresh venv, and let a model speak with it.
 #
-#   scripts/build_cuda.sh [ARCHITECTURE]
+#   scripts/build_cuda.sh [ARCHITECTURE] [OPTION=VALUE ...]
 #
-# ARCHITECTURE is a CMAKE_CUDA_ARCHITECTURES value; 86-real, the default, is an RTX 30 card.
+# ARCHITECTURE is a CMAKE_CUDA_ARCHITECTURES value; 86-real, the default, is an RTX 30 card. Options are CMake's, such as
+# GGML_NATIVE=OFF GGML_AVX512=ON for a wheel that goes to another CPU.
 # Needs nvcc, but no GPU: without one, the model must run on the CPU and say so once.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 arch=${1:-86-real}
+defines=()
+for option in "${@:2}"; do
+  defines+=(-C "cmake.define.$option")
+done
 build=$PWD/build/cuda
 venv=$build/venv
 # So that ccache finds the objects of another checkout.
@@ -31,12 +36,13 @@ rm -rf "$build/dist"
   -C cmake.define.CMAKE_CUDA_ARCHITECTURES="$arch" \
   -C cmake.define.CMAKE_CUDA_FLAGS="-isystem $nvidia/include" \
   -C cmake.define.CUDA_cublas_LIBRARY="$nvidia/lib/libcublas.so.13" \
-  -C cmake.define.CUDA_cublasLt_LIBRARY="$nvidia/lib/libcublasLt.so.13"
+  -C cmake.define.CUDA_cublasLt_LIBRARY="$nvidia/lib/libcublasLt.so.13" \
+  "${defines[@]}"
 wheel=$(echo "$build"/dist/overspill-*.whl)
 echo "built for $arch in $SECONDS s: $(basename "$wheel"), $(du -h "$wheel" | cut -f1)"
 "$venv/bin/python" scripts/check_wheel.py "$wheel"
 
-"$venv/bin/pip" install --quiet "$wheel[demo]"
+"$venv/bin/pip" install --quiet "${wheel}[demo]"
 cd "$build" # so that the installed package is imported, not the one in the checkout
 "$venv/bin/python" - 2>log <<'PYTHON'
 import logging
