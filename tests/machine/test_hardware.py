@@ -58,8 +58,19 @@ def test_given() -> None:
     full = {"gpu_bandwidth": "1008GB/s", "ram_bandwidth": "89.6GB/s", "link": "25GB/s", "hop_s": 2e-5, "op_s": 1e-6}
     hardware = Hardware.given(vram="24GiB", ram="128GiB", n_threads=8, **full)  # type: ignore[arg-type]
     assert (hardware.source, hardware.n_threads, len(hardware.gpus)) == ("given", 8, 1)
-    assert hardware.gpus[0] == DeviceSpec("GPU0", "gpu", 24 * GIB, 1008e9, {}, 1e-6, 2e-5, 25e9, "", True)
-    assert hardware.cpu == DeviceSpec("CPU", "cpu", 128 * GIB, 89.6e9, {}, 1e-6)
+    gpu = DeviceSpec("GPU0", "gpu", 24 * GIB, 1008e9, {}, 1e-6, 2e-5, 25e9, "", True, True)
+    assert hardware.gpus[0] == replace(gpu, unpinned_link_bytes_per_s=8.3e9, flops_per_s=30e12)
+    assert hardware.cpu == DeviceSpec("CPU", "cpu", 128 * GIB, 89.6e9, {}, 1e-6, flops_per_s=0.3e12)
+    more = {"unpinned_link": "6GB/s", "gpu_flops": 1e12, "cpu_flops": 2e11}
+    (gpu,), cpu = (hardware := Hardware.given(vram="24GiB", ram="128GiB", **more)).gpus, hardware.cpu  # type: ignore[arg-type]
+    assert (gpu.copy_bytes_per_s(pinned=True), gpu.copy_bytes_per_s(pinned=False)) == (25e9, 6e9)
+    assert (gpu.batch_flops("q8_0"), cpu.batch_flops("mxfp4:experts")) == (1e12, 2e11)
+    slow = Hardware.given(vram="24GiB", ram="128GiB", link="3GB/s").gpus[0]
+    assert slow.copy_bytes_per_s(pinned=False) == 3e9  # never faster than what is pinned
+    known = replace(gpu, flops={"q8_0": 3e12, "mxfp4:experts": 2e12})
+    assert [known.batch_flops(key) for key in ("q8_0", "q8_0:experts", "mxfp4:experts", "mxfp4")] == [
+        *(3e12, 3e12, 2e12, 1e12),
+    ]
     assert Hardware.given(vram="24GiB", ram="128GiB").source == "assumed"
     assert Hardware.given(ram="8GiB", ram_bandwidth=40e9, op_s=0).source == "given"
 
@@ -194,20 +205,23 @@ def test_measuring_and_keeping(info: ModelInfo, cache_file: Path, caplog: pytest
         caplog.clear()
         return len(found)
 
-    assert n_measured() == len(texts) == 6
+    n_figures = 3 * 2 + 2 + 2  # of three types of weights and the KV cache; F16 weights and operations
+    assert n_measured() == len(texts) == n_figures
+    assert first.cpu.flops.keys() == first.cpu.rates.keys()
+    assert all(flops > 0 for flops in first.cpu.flops.values())
     written = cache_file.read_bytes()
     again = Hardware.here(info, n_threads=1, progress=progress)
     assert n_measured() == 0
-    assert len(texts) == 6
+    assert len(texts) == n_figures
     assert (again.cpu.rates, again.cpu.op_s) == (first.cpu.rates, first.cpu.op_s)
     assert cache_file.read_bytes() == written
     assert Hardware.here(info, n_threads=1, measure=False).source == "measured"
     assert Hardware.here(info, n_threads=1, kv_type="q8_0").cpu.rates.keys() == {*first.cpu.rates, "q8_0:kv"} - {
         "f16:kv"
     }
-    assert n_measured() == 1
+    assert n_measured() == 2
     Hardware.here(info, n_threads=1, refresh=True)
-    assert n_measured() == 6
+    assert n_measured() == n_figures
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count how often a thread was interrupted")

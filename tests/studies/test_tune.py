@@ -29,6 +29,7 @@ SETTINGS = {
     "flash_attention": "auto",
     "repack": "auto",
     "load_mode": "read",
+    "offload_min_batch": None,
 }
 
 
