@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import overspill
 from upstream_tools import stand_in_gpu
 
 UNPINNED_BYTES_PER_S, PINNED_BYTES_PER_S = 4e6, 16e6
-UBATCHES = (512, 1024, 2048, 4096, 8192)
+UBATCHES, UBATCHES_OF_LONG_PROMPTS = (512, 1024, 2048, 4096, 8192), (512, 2048, 8192)
 REPLY_TOKENS = 100
 PINS: Mapping[str, str] = {"attention": "gpu", "dense": "gpu", "kv": "gpu", "output": "gpu", "experts": "cpu"}
 """Of so small a model everything would fit, and beside so slow a link everything would be left to the CPU."""
@@ -85,9 +85,10 @@ def exchanges(tools: Path, path: Path, prompt_tokens: int) -> Exchanges:
     plain = overspill.plan(info, prompt_tokens=1, n_ubatch=512, pin_weights=False, offload_min_batch=32, **options)
     today = exchange(path, plain, prompt[: min(prompt_tokens, 2000)])
     cells = {}
-    for choice in dict.fromkeys([chosen, *((size, pins) for size in UBATCHES for pins in (True, False))]):
+    sizes = UBATCHES if prompt_tokens < 10000 else UBATCHES_OF_LONG_PROMPTS  # each takes a minute of these
+    for choice in dict.fromkeys([chosen, *((size, pins) for size in sizes for pins in (True, False))]):
         size, pins = choice
         given = overspill.plan(info, prompt_tokens=prompt_tokens, n_ubatch=size, pin_weights=pins, **options)
         if size <= max(512, 2 * prompt_tokens):
             cells[choice] = exchange(path, given, prompt)
-    return Exchanges(chosen, replace(today), cells)
+    return Exchanges(chosen, today, cells)

@@ -86,14 +86,7 @@ void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
             }
             ErrorCapture::keep(line.text, line.level == LogLevel::error);
             note_graph_splits(line.text);
-            Queue & waiting = queue();
-            const std::lock_guard lock(waiting.mutex);
-            if (waiting.lines.size() < max_waiting_lines) {
-                waiting.lines.push_back(std::move(line));
-            } else {
-                ++waiting.n_dropped;
-            }
-            waiting.pending.store(true, std::memory_order_release);
+            add_to_log(line.level, std::move(line.text));
         }
     } catch (...) {
     }
@@ -111,6 +104,17 @@ void capture_log(void (*on_abort)(const char *, const char *)) {
     abort_hook = on_abort;
     llama_log_set(on_log, nullptr);
     ggml_set_abort_callback(on_abort_message);
+}
+
+void add_to_log(LogLevel level, std::string text) {
+    Queue & waiting = queue();
+    const std::lock_guard lock(waiting.mutex);
+    if (waiting.lines.size() < max_waiting_lines) {
+        waiting.lines.push_back({level, std::move(text)});
+    } else {
+        ++waiting.n_dropped;
+    }
+    waiting.pending.store(true, std::memory_order_release);
 }
 
 bool log_pending() noexcept {

@@ -21,6 +21,9 @@ void capture_log(void (*on_abort)(const char * message, const char * activity));
 // Whether lines wait; cheap enough to ask after every step.
 bool log_pending() noexcept;
 
+// Puts a line of our own into it, from a thread that must not call into Python.
+void add_to_log(LogLevel level, std::string text);
+
 // Takes the waiting lines. At most 4096 wait; later ones are counted, and the count is the last line.
 std::vector<LogLine> drain_log();
 

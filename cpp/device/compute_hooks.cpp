@@ -81,7 +81,10 @@ bool has_tokens(const ggml_tensor & operation, int32_t least) {
         case GGML_OP_MUL_MAT: return operation.ne[1] >= least;
         case GGML_OP_MUL_MAT_ID:
         case GGML_OP_ADD_ID: return operation.ne[2] >= least;
-        default: return ggml_nrows(&operation) >= std::max(least, llama_cpps_least);
+        default: {
+            const int64_t n_rows = operation.ne[2] > 1 ? operation.ne[2] * operation.ne[3] : operation.ne[1];
+            return n_rows >= std::max(least, llama_cpps_least);
+        }
     }
 }
 

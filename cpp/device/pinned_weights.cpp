@@ -1,9 +1,11 @@
 #include "device/pinned_weights.h"
 
 #include "base/error_capture.h"
+#include "base/log.h"
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <utility>
 
@@ -57,7 +59,7 @@ std::string limit_of([[maybe_unused]] uint64_t wanted_bytes) {
 }  // namespace
 
 std::vector<PinnedPiece> pieces_of(std::vector<MappedTensor> tensors, size_t page_bytes) {
-    // Less than a driver needs per piece: registering a piece takes longer than registering a few pages more.
+    // Registering a piece costs more than registering so many bytes along with it.
     constexpr uintptr_t close = uintptr_t{1} << 20;
     std::sort(tensors.begin(), tensors.end(), [](const auto & a, const auto & b) { return a.start < b.start; });
     std::vector<PinnedPiece> pieces;
@@ -146,7 +148,12 @@ void PinnedWeights::work() noexcept {
             ++n_registered_;
             state_.registered_bytes += piece.n_bytes;
         }
-    } catch (...) {  // for want of memory: what is registered is known all the same
+        const PinnedMemory now = state();
+        add_to_log(LogLevel::info, "registered " + mebibytes(now.registered_bytes) + " of " +
+                                       mebibytes(now.wanted_bytes) + " of weights in RAM with the GPU's driver" +
+                                       (refused.empty() ? "" : "; " + refused));
+    } catch (const std::exception & error) {  // for want of memory: what is registered is known all the same
+        refused.assign(error.what(), std::min<size_t>(std::strlen(error.what()), 15));  // needs no memory itself
     }
     const std::lock_guard lock(mutex_);
     state_.reason.swap(refused);

@@ -56,10 +56,11 @@ def meter(device: str = "CPU", *, working_set_bytes: int = 16 << 20) -> _core.De
 def test_given() -> None:
     """What is said is what is there; what is not said is assumed, and called so."""
     full = {"gpu_bandwidth": "1008GB/s", "ram_bandwidth": "89.6GB/s", "link": "25GB/s", "hop_s": 2e-5, "op_s": 1e-6}
+    full |= {"unpinned_link": "8GB/s", "gpu_flops": 30e12, "cpu_flops": 0.3e12}
     hardware = Hardware.given(vram="24GiB", ram="128GiB", n_threads=8, **full)  # type: ignore[arg-type]
     assert (hardware.source, hardware.n_threads, len(hardware.gpus)) == ("given", 8, 1)
     gpu = DeviceSpec("GPU0", "gpu", 24 * GIB, 1008e9, {}, 1e-6, 2e-5, 25e9, "", True, True)
-    assert hardware.gpus[0] == replace(gpu, unpinned_link_bytes_per_s=8.3e9, flops_per_s=30e12)
+    assert hardware.gpus[0] == replace(gpu, unpinned_link_bytes_per_s=8e9, flops_per_s=30e12)
     assert hardware.cpu == DeviceSpec("CPU", "cpu", 128 * GIB, 89.6e9, {}, 1e-6, flops_per_s=0.3e12)
     more = {"unpinned_link": "6GB/s", "gpu_flops": 1e12, "cpu_flops": 2e11}
     (gpu,), cpu = (hardware := Hardware.given(vram="24GiB", ram="128GiB", **more)).gpus, hardware.cpu  # type: ignore[arg-type]
@@ -72,7 +73,11 @@ def test_given() -> None:
         *(3e12, 3e12, 2e12, 1e12),
     ]
     assert Hardware.given(vram="24GiB", ram="128GiB").source == "assumed"
-    assert Hardware.given(ram="8GiB", ram_bandwidth=40e9, op_s=0).source == "given"
+    assert Hardware.given(ram="8GiB", ram_bandwidth=40e9, op_s=0, cpu_flops=1e12).source == "given"
+    assert Hardware.given(ram="8GiB", ram_bandwidth=40e9, roofline=True, op_s=0).source == "given"
+    assert {Hardware.given(**{**full, left_out: None}, vram="24GiB", ram="8GiB").source for left_out in full} == {  # type: ignore[arg-type]
+        "assumed"
+    }
 
 
 def test_several_gpus() -> None:

@@ -537,11 +537,11 @@ def test_a_plan_that_was_read_back_is_forecast_anew(header: Callable[[str], Mode
 def test_ubatch_trade(header: Callable[[str], ModelInfo]) -> None:
     """Larger batches take memory that experts could have, and let a prompt be read faster."""
     info, devices = header("gpt-oss-120b"), hardware(24, **REAL)
-    trades = ubatch_trade(info, hardware=devices, prompt_tokens=4096)
-    assert [trade.n_ubatch for trade in trades] == [256, 512, 1024, 2048, 4096]
-    middle = plan(info, hardware=devices, n_ubatch=512, prompt_tokens=4096).forecast()
+    trades = ubatch_trade(info, hardware=devices, prompt_tokens=8192)
+    assert [trade.n_ubatch for trade in trades] == [256, 512, 1024, 2048, 4096, 8192]
+    middle = plan(info, hardware=devices, n_ubatch=512, prompt_tokens=8192).forecast()
     assert trades[1].tokens_per_s == middle.tokens_per_s
-    assert trades[1].prompt_tokens_per_s == pytest.approx(4096 / middle.time_to_first_token_s)
+    assert trades[1].prompt_tokens_per_s == pytest.approx(8192 / middle.time_to_first_token_s)
     for smaller, larger in pairwise(trades):
         assert smaller.compute_bytes < larger.compute_bytes
         assert smaller.expert_layers >= larger.expert_layers

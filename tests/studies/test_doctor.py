@@ -315,7 +315,7 @@ def test_a_gpu_that_is_too_small(read: Callable[..., Machine], gpt_oss_120b_head
 
 def test_speed_of_ram(read: Callable[..., Machine]) -> None:
     """It is told whether it is known."""
-    known = Hardware.given(ram="32GiB", ram_bandwidth="51.2GB/s", op_s=2e-6, n_threads=8)
+    known = Hardware.given(ram="32GiB", ram_bandwidth="51.2GB/s", op_s=2e-6, cpu_flops=1e12, n_threads=8)
     finding = found(examine(machine=read(), hardware=known), "The speed of RAM is given")
     assert finding.reading.startswith("51.2 GB/s of weights with 8 threads")
     assumed = Hardware.given(ram="32GiB")

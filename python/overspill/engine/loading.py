@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +26,21 @@ from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
 from overspill.planning.advice import pinning_room_bytes
+from overspill.planning.forecast import Estimate, Forecast
+from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 from overspill.planning.offload import Offload, placement_for
 from overspill.planning.plan import Plan
 from overspill.planning.settings import DEFAULT_UBATCH
 
-__all__ = ["LoadSettings", "Loaded", "check_ram_for_caches", "checked_settings", "load", "memory_by_device"]
+__all__ = [
+    "LoadSettings",
+    "Loaded",
+    "check_ram_for_caches",
+    "checked_settings",
+    "load",
+    "memory_by_device",
+    "wait_for_pinning",
+]
 
 logger = logging.getLogger("overspill")
 
@@ -102,7 +113,7 @@ def checked_settings(
     chosen |= {"offload_min_batch"} if offload_min_batch is None else set()
     return LoadSettings(
         n_ctx=0 if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1),
-        n_batch=n_batch or max(n_ubatch or 0, DEFAULT_UBATCH),
+        n_batch=n_batch or n_ubatch or DEFAULT_UBATCH,
         n_ubatch=n_ubatch or n_batch or DEFAULT_UBATCH,
         n_threads=physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
         type_k=type_k,
@@ -149,7 +160,7 @@ def load(
         return Loaded(Model(os.fsencode(path), _options(settings, None), progress), settings, None)
     wanted = _placement(info, offload, settings, memory)
     if isinstance(wanted, Plan):
-        wanted = _fitted(path, settings, wanted)
+        wanted = _fitted(path, info, settings, wanted)
     asked = settings
     refusals: list[str] = []
     while True:
@@ -165,7 +176,7 @@ def load(
             wanted = smaller
     level = logging.WARNING if refusals else logging.INFO
     if isinstance(wanted, Plan) and logger.isEnabledFor(level):
-        forecast = wanted.forecast()
+        forecast = _forecast(wanted, settings)
         retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
         logger.log(
             level,
@@ -222,14 +233,30 @@ def _completed(info: ModelInfo, settings: LoadSettings, wanted: Placement | None
     """Return the settings with what the plan says of those that the caller has left to it."""
     if wanted is None or wanted.devices_used == (CPU,):
         return settings
-    planned: dict[str, Any] = {}
+    planned: dict[str, Any] = {"pin_weights": settings.is_mapped and _can_pin(info, settings, wanted)}
     if isinstance(wanted, Plan):
         used = wanted.settings
-        planned = {"n_batch": used.n_ubatch, "n_ubatch": used.n_ubatch, "pin_weights": used.pin_weights}
-        planned["offload_min_batch"] = used.offload_min_batch
-    elif settings.is_mapped:
-        planned["pin_weights"] = _can_pin(info, settings, wanted)
+        planned |= {"n_batch": used.n_ubatch, "n_ubatch": used.n_ubatch}
+        if "pin_weights" not in wanted.chosen:
+            planned["pin_weights"] = used.pin_weights
+        if "n_ubatch" in settings.chosen or settings.n_ubatch == used.n_ubatch:
+            # Found for these batches; of larger ones it may say too little.
+            planned["offload_min_batch"] = used.offload_min_batch
     return replace(settings, **{name: value for name, value in planned.items() if name in settings.chosen})
+
+
+def _forecast(wanted: Plan, settings: LoadSettings) -> Forecast:
+    """Return what is expected of a plan that is loaded with these settings."""
+    loaded = replace(
+        wanted.settings,
+        n_ubatch=settings.n_ubatch,
+        load_mode=settings.load_mode,
+        pin_weights=settings.pin_weights,
+        offload_min_batch=settings.offload_min_batch or OFFLOAD_TOKENS,
+    )
+    if loaded == wanted.settings:
+        return wanted.forecast()
+    return Estimate.of(wanted.info, wanted, wanted.hardware, loaded).forecast
 
 
 def _can_pin(info: ModelInfo, settings: LoadSettings, wanted: Placement) -> bool:
@@ -281,7 +308,7 @@ def memory_by_device(report: MemoryReport, pinned: PinnedMemory | None = None) -
     uses = {
         device: MemoryUse(use.weights_bytes, use.kv_bytes, use.compute_bytes) for device, use in report.devices.items()
     }
-    if pinned is not None and pinned.wanted_bytes:
+    if pinned is not None and (pinned.wanted_bytes or pinned.reason):
         size = f"{format_bytes(pinned.registered_bytes)} of {format_bytes(pinned.wanted_bytes)} are registered"
         state = f"given up: {pinned.reason}" if pinned.reason else "done" if pinned.finished else "going on"
         pinning = f"{size} with the GPU's driver; {state}"
@@ -289,12 +316,18 @@ def memory_by_device(report: MemoryReport, pinned: PinnedMemory | None = None) -
     return uses
 
 
-def _fitted(path: Path, settings: LoadSettings, wanted: Plan) -> Plan:
+def wait_for_pinning(native: Model) -> None:
+    """Wait until the weights in RAM are registered, or given up: what is measured meanwhile is neither way."""
+    while not native.pinned().finished:
+        time.sleep(0.02)
+
+
+def _fitted(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Plan) -> Plan:
     """Return the plan, or one with less on a GPU if llama.cpp would ask more memory of it than it has."""
     if wanted.devices_used == (CPU,):
         return wanted
     for _ in range(2):
-        needed = _dry_run(path, settings, wanted)
+        needed = _dry_run(path, _completed(info, settings, wanted), wanted)
         over = {
             gpu.name: needed[gpu.name].total_bytes - gpu.memory_bytes
             for gpu in wanted.hardware.gpus

@@ -29,7 +29,7 @@ _UNLIMITED = ("link_bytes_per_s", "flops_per_s")
 _UNPINNED_BYTES_PER_S = 8.3e9
 # Of an RTX 3090 and of ten cores with AVX2, roughly what llama.cpp reaches in quantized products of large batches.
 _GPU_FLOPS, _CPU_FLOPS = 30e12, 0.3e12
-_ASSUMED_CPU = {"bandwidth": 40e9, "op_s": 2e-6, "hop_s": 0.0, "flops": _CPU_FLOPS, **dict.fromkeys(_LINKS, math.inf)}
+_ASSUMED_CPU = {"bandwidth": 40e9, "op_s": 2e-6, "hop_s": 0.0, "flops": _CPU_FLOPS, "link_bytes_per_s": math.inf}
 _ASSUMED_GPU = {
     "bandwidth": 400e9,
     "op_s": 3e-6,
@@ -314,8 +314,11 @@ class Hardware:
         unpinned_links = _for_each("unpinned_link", unpinned_link, _UNPINNED_BYTES_PER_S, len(sizes))
         if unpinned_link is None:
             unpinned_links = [min(pair) for pair in zip(unpinned_links, links, strict=True)]
-        assumed = ram_bandwidth is None or (sizes and (gpu_bandwidth is None or link is None or hop_s is None))
-        assumed = assumed or op_s is None
+        figures: list[Any] = [ram_bandwidth, op_s]
+        figures += [] if roofline else [cpu_flops]
+        if sizes:
+            figures += [gpu_bandwidth, link, hop_s, *([] if roofline else [gpu_flops, unpinned_link])]
+        assumed = any(figure is None for figure in figures)
         if roofline:
             hop_s, op_s = hop_s or 0.0, op_s or 0.0
             gpu_flops, cpu_flops = gpu_flops or math.inf, cpu_flops or math.inf
@@ -434,5 +437,5 @@ def _spec(device: Device, memory_bytes: int, figures: Mapping[str, float]) -> De
         registers_host_memory=device.registers_host_memory,
         flops={name.removeprefix(FLOPS_OF): rate for name, rate in figures.items() if name.startswith(FLOPS_OF)},
         flops_per_s=fixed["flops"],
-        **{name: fixed[name] for name in _LINKS},
+        **{name: fixed[name] for name in _LINKS if name in fixed},
     )

@@ -108,7 +108,7 @@ def weights_in_ram(work: Workload, arranged: Arrangement, use: Use) -> str:
     what = f"{format_bytes(here)} of weights in RAM"
     if not settings.load_mode.startswith("mmap"):
         return f"{what} are a copy that {gpu.name} reads at {fast}."
-    if settings.pin_weights:
+    if settings.pin_weights and gpu.registers_host_memory:
         return (
             f"{what} stay mapped and are registered with the driver of {gpu.name}, which copies them at {fast}, "
             f"not {slow}."
@@ -116,7 +116,8 @@ def weights_in_ram(work: Workload, arranged: Arrangement, use: Use) -> str:
     if gpu.copy_bytes_per_s(pinned=True) == gpu.copy_bytes_per_s(pinned=False):
         return f"{what} stay mapped, and {gpu.name} copies them at {slow}."
     if gpu.registers_host_memory:
-        room = pinning_room_bytes(work.devices[work.cpu].memory_bytes, here + use.kv_bytes[work.cpu])
+        needed = use.weights_bytes[work.cpu] + use.kv_bytes[work.cpu]
+        room = pinning_room_bytes(work.devices[work.cpu].memory_bytes, needed)
         why = "RAM has no room to pin them" if room < 0 else "pinning them is off"
     else:
         why = 'its driver cannot pin a mapped file; load_mode="read" would make a copy that is pinned'

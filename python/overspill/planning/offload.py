@@ -12,7 +12,7 @@ from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.advice import pinning_room_bytes
 from overspill.planning.forecast import Forecast, forecast
-from overspill.planning.plan import plan
+from overspill.planning.plan import Plan, plan
 from overspill.planning.tuned import tuned_options
 
 __all__ = ["Offload", "place_and_forecast", "placement_for", "tuned_beside"]
@@ -125,6 +125,12 @@ def place_and_forecast(info: ModelInfo, hardware: Hardware, options: Mapping[str
         planned = plan(info, hardware=hardware, pin_weights=None if switch == "auto" else switch == "on", **settings)
         return planned, planned.forecast()
     placement = placement_for(info, offload, hardware.gpus, lambda: hardware, **settings) or Placement.cpu(info)
+    if isinstance(placement, Plan):
+        # As a load completes its settings.
+        if settings.setdefault("n_ubatch", placement.settings.n_ubatch) == placement.settings.n_ubatch:
+            settings.setdefault("offload_min_batch", placement.settings.offload_min_batch)
+        if switch == "auto" and "pin_weights" not in placement.chosen:
+            switch = "on" if placement.settings.pin_weights else "off"
     found = forecast(info, placement, hardware, **settings)
     can = found.weights_in_ram and any(gpu.registers_host_memory for gpu in hardware.gpus)
     if switch == "off" or not can or not found.settings.load_mode.startswith("mmap"):

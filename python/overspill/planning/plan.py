@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from rich.console import Group
 from rich.text import Text
 
+from overspill.base.checks import as_integer
 from overspill.base.units import format_bytes
 from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
@@ -35,9 +36,9 @@ from overspill.planning.search import Pins, Search, excess_bytes, whole_layers
 from overspill.planning.settings import DEFAULT_UBATCH, PROMPT_TOKENS, REPLY_TOKENS, Settings, checked_settings
 from overspill.planning.workload import Arrangement, Workload
 
-__all__ = ["Plan", "plan", "plan_for", "prompt_line"]
+__all__ = ["UBATCHES", "Plan", "plan", "plan_for", "prompt_line"]
 
-_UBATCHES = (256, 512, 1024, 2048, 4096, 8192)
+UBATCHES = (256, 512, 1024, 2048, 4096, 8192)
 _SLOWER_DECODING = 1.02  # so much may be given up for prompts
 _LONGEST_PIECE_S = 0.7  # of a GPU's work, which cannot be interrupted: Ctrl-C is to be answered within a second
 
@@ -147,7 +148,8 @@ def plan(
 ) -> Plan:
     """Return the placement with which an exchange is shortest and that fits, planned from the header of a file alone.
 
-    Decoding is at most 2 % slower than with the placement that decodes fastest with batches of 512 tokens.
+    Decoding is at most 2 % slower than with the placement that decodes fastest with batches of ``n_ubatch`` tokens, by
+    default 512.
 
     Parameters
     ----------
@@ -183,6 +185,8 @@ def plan(
     """
     info = model if isinstance(model, ModelInfo) else ModelInfo.from_file(model)
     hardware = Hardware.here(info) if hardware is None else hardware
+    if offload_min_batch is not None:
+        offload_min_batch = as_integer("offload_min_batch", offload_min_batch, 1, 65536)
     optional = {"n_ubatch": n_ubatch, "pin_weights": pin_weights, "offload_min_batch": offload_min_batch}
     settings = checked_settings(
         info,
@@ -205,12 +209,13 @@ def plan_for(
 ) -> Plan:
     """Return the best plan; ``chosen`` has the names of settings that are to be chosen. See :func:`plan`."""
     pinned, fixed = _pins(info, hardware, pins)
-    if "offload_min_batch" in chosen:
-        settings = replace(settings, offload_min_batch=0)
+    # Whatever an earlier plan may have chosen.
+    anew: dict[str, Any] = {"n_ubatch": DEFAULT_UBATCH, "pin_weights": False, "offload_min_batch": 0}
+    settings = replace(settings, **{name: value for name, value in anew.items() if name in chosen})
     work = Workload(info, hardware, settings, pinned)
     best = Search(work, fixed).best()
     whole = work
-    if work.used(best):
+    if hardware.gpus:
         work, best = _for_exchanges(work, best, fixed, pinned, chosen)
     if "offload_min_batch" in chosen:
         least = Prompts(work).least_batch(best)
@@ -228,21 +233,18 @@ def _for_exchanges(
 ) -> tuple[Workload, Arrangement]:
     """Return the best arrangement for exchanges, with its workload, beside the one that decodes fastest."""
     settings = work.settings
-    use = work.evaluate(fastest)
-    taker = work.takes_over(fastest)
-    if "pin_weights" in chosen:
-        can = taker is not None and work.devices[taker].registers_host_memory and Prompts(work).copies(fastest, taker)
-        needed = use.weights_bytes[work.cpu] + use.kv_bytes[work.cpu]
-        room = pinning_room_bytes(work.devices[work.cpu].memory_bytes, needed)
-        settings = replace(settings, pin_weights=can and room >= 0 and settings.load_mode.startswith("mmap"))
-    sizes = _ubatches(settings) if "n_ubatch" in chosen else [settings.n_ubatch]
-    found = []
-    for n_ubatch in sizes:
-        one = Workload(work.info, work.hardware, replace(settings, n_ubatch=n_ubatch), pinned)
-        prompts = Prompts(one)
-        found.append(_Candidate.of(one, Search(one, fixed, prompts).best(), prompts))
-        if n_ubatch == settings.n_ubatch:
-            found.append(_Candidate.of(one, fastest, prompts))
+    is_open = "pin_weights" in chosen and settings.load_mode.startswith("mmap")
+    may_pin = is_open and any(gpu.registers_host_memory for gpu in work.hardware.gpus)
+    found: list[_Candidate] = []
+    for n_ubatch in _ubatches(settings) if "n_ubatch" in chosen else [settings.n_ubatch]:
+        for pins in (True, False) if may_pin else (settings.pin_weights,):
+            one = Workload(work.info, work.hardware, replace(settings, n_ubatch=n_ubatch, pin_weights=pins), pinned)
+            prompts = Prompts(one)
+            arranged = [Search(one, fixed, prompts).best(), *([fastest] if n_ubatch == settings.n_ubatch else [])]
+            possible = [trial for trial in arranged if not (may_pin and pins) or _can_pin(one, prompts, trial)]
+            found += [_Candidate.of(one, trial, prompts) for trial in possible]
+            if possible:
+                break
     if any(one.fits for one in found):
         found = [one for one in found if one.fits]
     else:
@@ -253,6 +255,16 @@ def _for_exchanges(
     quick = [one for one in found if one.longest_piece_s <= _LONGEST_PIECE_S]
     best = min(quick, key=lambda one: one.exchange_s) if quick else min(found, key=lambda one: one.longest_piece_s)
     return best.work, best.arranged
+
+
+def _can_pin(work: Workload, prompts: Prompts, arranged: Arrangement) -> bool:
+    """Return whether the GPU that copies weights from RAM can register them, and RAM has room for that."""
+    taker = work.takes_over(arranged)
+    if taker is None or not work.devices[taker].registers_host_memory or not prompts.copies(arranged, taker):
+        return False
+    use = work.evaluate(arranged)
+    needed = use.weights_bytes[work.cpu] + use.kv_bytes[work.cpu]
+    return pinning_room_bytes(work.devices[work.cpu].memory_bytes, needed) >= 0
 
 
 class _Candidate(NamedTuple):
@@ -277,7 +289,7 @@ class _Candidate(NamedTuple):
 def _ubatches(settings: Settings) -> list[int]:
     """Return the sizes of batches to look at: none is twice as large as the prompt, or larger."""
     longest = min(settings.prompt_tokens, settings.n_ctx)
-    return [n for n in _UBATCHES if n <= DEFAULT_UBATCH or n < 2 * longest]
+    return [n for n in UBATCHES if n <= DEFAULT_UBATCH or n < 2 * longest]
 
 
 def _pins(info: ModelInfo, hardware: Hardware, mapping: Mapping[str, Any]) -> tuple[dict[str, int], Pins]:

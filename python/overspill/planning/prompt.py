@@ -63,7 +63,6 @@ class Prompts:
         """Prepare."""
         self.work, self.settings = work, work.settings
         self._costs: dict[tuple[object, ...], _LayerCost] = {}
-        self._pinned = self.settings.pin_weights or not self.settings.load_mode.startswith("mmap")
         self.n_tokens = min(self.settings.prompt_tokens, self.settings.n_ctx)
         """Of the prompt."""
         self._batches = _batches(self.n_tokens, self.settings.n_ubatch)
@@ -120,9 +119,8 @@ class Prompts:
         taker = self.work.takes_over(arranged)
         if taker is None or not self.copies(arranged, taker):
             return OFFLOAD_TOKENS
-        for n in _THRESHOLDS:
-            if n > self.settings.n_ubatch:
-                break
+        whole = self.settings.n_ubatch
+        for n in (*(n for n in _THRESHOLDS if n < whole), whole):
             if _batch_s(self._layers(arranged, n, taker)) < _batch_s(self._layers(arranged, n, None)):
                 return n
         return _NEVER
@@ -198,7 +196,11 @@ class Prompts:
             for source in piece.copied:
                 if source.op == "weight":
                     n_bytes = self._used_bytes(kind, source, n)
-                    rate = work.devices[piece.device].copy_bytes_per_s(pinned=self._pinned)
+                    spec = work.devices[piece.device]
+                    pinned = not self.settings.load_mode.startswith("mmap") or (
+                        self.settings.pin_weights and spec.registers_host_memory
+                    )
+                    rate = spec.copy_bytes_per_s(pinned=pinned)
                     own[piece.device, "copies"] += n_bytes / rate
                     read_bytes += n_bytes
                     copies = True

@@ -59,7 +59,7 @@ def checked_settings(info: ModelInfo, **given: Any) -> Settings:
     return Settings(
         n_ctx,
         depth,
-        as_integer("n_ubatch", given.get("n_ubatch") or DEFAULT_UBATCH, 1, 65536),
+        as_integer("n_ubatch", DEFAULT_UBATCH if given.get("n_ubatch") is None else given["n_ubatch"], 1, 65536),
         given["type_k"],
         given["type_v"],
         as_integer("margin_bytes", given["margin_bytes"], 0, 2**62),

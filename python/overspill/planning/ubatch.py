@@ -10,14 +10,10 @@ from typing import Any
 from overspill.base.checks import as_integer
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
-from overspill.planning.graph.schedule import OFFLOAD_TOKENS
-from overspill.planning.plan import Plan, plan, plan_for
+from overspill.planning.plan import UBATCHES, Plan, plan, plan_for
 from overspill.planning.workload import matrix_layers
 
 __all__ = ["UbatchTrade", "trade_around", "ubatch_trade"]
-
-
-_UBATCHES = (256, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,7 @@ def ubatch_trade(
     model: str | os.PathLike[str] | ModelInfo,
     *,
     hardware: Hardware | None = None,
-    ubatches: Sequence[int] = _UBATCHES,
+    ubatches: Sequence[int] = UBATCHES,
     pins: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> list[UbatchTrade]:
@@ -54,7 +50,7 @@ def ubatch_trade(
     return trade_around(first, ubatches)
 
 
-def trade_around(planned: Plan, ubatches: Sequence[int] = _UBATCHES) -> list[UbatchTrade]:
+def trade_around(planned: Plan, ubatches: Sequence[int] = UBATCHES) -> list[UbatchTrade]:
     """Return the trade for each batch size, all else as for a plan, which must not have been edited."""
     found = []
     for n_ubatch in ubatches:
@@ -67,8 +63,8 @@ def trade_around(planned: Plan, ubatches: Sequence[int] = _UBATCHES) -> list[Uba
         taker = work.takes_over(arranged)
         in_ram = use.weights_bytes[work.cpu] - work.fixed_bytes["embedding"] * (arranged.embedding == work.cpu)
         ceiling = float("inf")
-        if taker is not None and in_ram > 0 and n_ubatch >= OFFLOAD_TOKENS:
-            pinned = settings.pin_weights or not settings.load_mode.startswith("mmap")
+        if taker is not None and in_ram > 0 and n_ubatch >= one.settings.offload_min_batch:
+            pinned = one.settings.pin_weights or not one.settings.load_mode.startswith("mmap")
             ceiling = n_ubatch * work.devices[taker].copy_bytes_per_s(pinned=pinned) / in_ram
         n_layers, outlook = matrix_layers(work, arranged)[1], one.forecast()
         first_s, prompt_rate = outlook.time_to_first_token_s, outlook.prompt_tokens_per_s

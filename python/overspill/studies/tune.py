@@ -16,6 +16,7 @@ from overspill.base.checks import as_integer, as_real
 from overspill.base.host import logical_cpus, physical_cores
 from overspill.base.units import format_count
 from overspill.base.values import CacheType
+from overspill.engine.loading import wait_for_pinning
 from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
@@ -32,7 +33,7 @@ __all__ = ["Trial", "Tuned", "tune"]
 logger = logging.getLogger("overspill")
 
 _PROMPT_TOKENS, _TOKENS, _ROUNDS = 8, 32, 2
-_LEAST_BATCHES = (4, 8, 16, 32, 64, 128, 256, 512)
+_LEAST_BATCHES = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _NOISE = 0.02
 _MARGIN_BYTES, _SMALLEST_MARGIN_BYTES = 1 << 30, 256 << 20  # that a plan leaves on a GPU, and that a trial may
 
@@ -186,7 +187,9 @@ def _keep(search: _Search, *, complete: bool) -> Path | None:
 
 def _load(info: ModelInfo, **options: Any) -> Model:
     # Python has a look at Ctrl-C each time that it is told of progress.
-    return Model(info, progress=lambda share: None, **options)
+    model = Model(info, progress=lambda share: None, **options)
+    wait_for_pinning(model._core)
+    return model
 
 
 def _best_s(model: Model, n_before: int, n_tokens: int, *, at_once: bool, rounds: int = _ROUNDS) -> float:
@@ -277,7 +280,8 @@ class _Search:
             raise _TimeIsUpError
         trial = Trial("offload_min_batch", "", "measuring")
         self.report(trial)
-        sizes = [n for n in _LEAST_BATCHES if n <= min(best.settings["n_ubatch"], self.best.settings["n_ctx"] // 2)]
+        largest = min(best.settings["n_ubatch"], best.settings["n_ctx"] // 2)
+        sizes = [*(n for n in _LEAST_BATCHES if n < largest), largest]
         times: list[list[float]] = []
         try:
             for least in (2, 65536):
@@ -287,8 +291,12 @@ class _Search:
         except (Error, ValueError) as error:
             self._done(replace(trial, state="failed", problem=str(error)))
             return
-        faster = [n for n, on_gpu, on_cpu in zip(sizes, *times, strict=True) if on_gpu < on_cpu]
-        least = min(faster, default=65536)
+        # The smallest from which on the GPU is always faster: a short batch may win by chance.
+        least = 65536
+        for n, on_gpu, on_cpu in reversed(list(zip(sizes, *times, strict=True))):
+            if on_gpu * (1 + _NOISE) >= on_cpu:
+                break
+            least = n
         self.changed = replace(best, settings={**best.settings, "offload_min_batch": least})
         self._done(replace(trial, value=str(least), state="kept"))
 
@@ -358,10 +366,10 @@ class _Search:
         yield from dict.fromkeys(n for n in counts if n > 0 and n != cores)
 
     def _try_planned(self, **changed: Any) -> None:
-        """Try a setting that changes the room on the GPUs, if that changes the plan."""
-        if self.gpus and (placement := self._plan(**changed)) != self._plan():
+        """Try a setting that changes the room on the GPUs, with the plan for it."""
+        if self.gpus:
             ((name, value),) = changed.items()
-            self._try(name, value, placement, **changed)
+            self._try(name, value, self._plan(**changed), **changed)
 
     def _try_kv_type(self, kind: str) -> None:
         changed = {"type_k": kind, "type_v": kind}

@@ -15,6 +15,7 @@ from overspill._core import DeviceMeter
 from overspill.base.checks import as_integer
 from overspill.base.host import logical_cpus
 from overspill.base.values import DEFAULT_CACHE_TYPE, DEFAULT_LOAD_MODE, Breakdown, CacheType, LoadMode
+from overspill.engine.loading import wait_for_pinning
 from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
@@ -128,6 +129,7 @@ def bench(
     step("loading")
     options: dict[str, Any] = {"n_batch": n_batch, "n_threads": n_threads, "type_k": type_k, "type_v": type_v}
     with Model(path, offload=offload, rpc=rpc, n_ctx=n_ctx, load_mode=load_mode, memory=memory, **options) as model:
+        wait_for_pinning(model._core)
         random_ids = random.Random(0)
         prompt = [random_ids.randrange(model.n_vocab) for _ in range(max(n_prompt, n_depth, 1))]
         ends = {token: -math.inf for token in range(model.n_vocab) if model.is_end_of_generation(token)}

@@ -287,8 +287,8 @@ def _model(
     yield from _memory(outlook, cpu, what, experts or sum(sizes.values()), load_mode)
 
     gpus = [gpu for gpu in hardware.gpus if gpu.name in placement.devices_used and gpu.copies_host_weights]
-    is_slow = gpus and gpus[0].copy_bytes_per_s(pinned=True) > gpus[0].copy_bytes_per_s(pinned=False)
-    has_room = not outlook.memory[cpu].missing_bytes
+    is_slow = gpus and gpus[0].copy_bytes_per_s(pinned=True) > 1.2 * gpus[0].copy_bytes_per_s(pinned=False)
+    has_room = not outlook.memory[cpu].missing_bytes and not (gpus and gpus[0].registers_host_memory)
     if is_slow and read and load_mode in ("mmap", "mmap+mlock") and not outlook.settings.pin_weights and has_room:
         yield Finding(
             "warning",
