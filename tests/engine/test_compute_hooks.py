@@ -83,6 +83,7 @@ end([
 """
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_a_prompt_is_ended_in_the_middle_of_a_batch(tiny_gpt_oss_path: Path, upstream_tools: Path) -> None:
     """By close() and by a signal, long before the weights of all layers were copied; then the model works as before."""
     weights, closed, interrupted = in_process(BEGINNING + INTERRUPTED, str(tiny_gpt_oss_path), str(upstream_tools))

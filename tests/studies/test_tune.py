@@ -16,7 +16,7 @@ from commands import overspill
 from overspill import Error, Model, ModelInfo, Placement
 from overspill.planning.tuned import load_tuned, save_tuned, tuned_options
 from overspill.studies.tune import Trial, tune
-from programs import python_environment
+from programs import in_process, python_environment
 from rpc_server import running_server
 from sweeps import sweep
 
@@ -278,3 +278,40 @@ def test_a_terminal_shows_a_table(tiny_gpt_oss_path: Path) -> None:
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
+
+
+LEAST_BATCH = """
+import json, os, sys
+from pathlib import Path
+from overspill import ModelInfo, Placement
+from overspill.studies.tune import _load, _Search
+from upstream_tools import stand_in_gpu
+
+path, tools = sys.argv[1], Path(sys.argv[2])
+stand_in_gpu(tools, "GPU0", 4 << 30, link_bytes_per_s=2e7)
+info = ModelInfo.from_file(path)
+trials = []
+search = _Search(info, 256, {}, (64, 16), float("inf"), trials.append)
+settings = {"n_ctx": 256, "n_ubatch": 64, "n_threads": 1, "repack": "off", "offload_min_batch": None}
+found = []
+for experts in ("cpu", "gpu"):
+    placement = Placement.from_mapping(info, search.gpus, {"default": "gpu", "experts": experts})
+    search.changed = None
+    with _load(info, offload=placement, **settings) as model:
+        search.planned = search._measured(model, placement, settings)
+    search._try_least_batch()
+    found.append((search.best.settings["offload_min_batch"], search.best.prompt_tokens_per_s))
+print(json.dumps([found, [(trial.setting, trial.value, trial.state) for trial in trials]]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_the_batch_that_a_gpu_takes_over(tiny_gpt_oss_path: Path, upstream_tools: Path) -> None:
+    """Measured both ways: over so slow a link, a GPU takes over no batch; without weights in RAM nothing is tried."""
+    found, trials = in_process(LEAST_BATCH, str(tiny_gpt_oss_path), str(upstream_tools))
+    (in_ram, rate), (on_gpu, _) = found
+    assert in_ram == 65536
+    assert on_gpu is None
+    assert rate > 0
+    assert trials == [["offload_min_batch", "", "measuring"], ["offload_min_batch", "65536", "kept"]]

@@ -20,6 +20,7 @@ from overspill.engine.loading import wait_for_pinning
 from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
+from overspill.header.tensor_names import part_of
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import Hardware
@@ -274,7 +275,9 @@ class _Search:
         """Find the batch from which on it is faster if a GPU computes with weights in RAM: measure both ways."""
         best = self.best
         used = [gpu for gpu in self.hardware.gpus if gpu.name in best.placement.devices_used]
-        if not any(gpu.copies_host_weights for gpu in used):
+        names = {name for name, device in best.placement.tensors().items() if device == self.hardware.cpu.name}
+        in_ram = [name for name in names if part_of(name) != "embedding"]  # of which batches look up rows
+        if not in_ram or not any(gpu.copies_host_weights for gpu in used):
             return
         if time.monotonic() >= self.deadline:
             raise _TimeIsUpError
