@@ -61,7 +61,8 @@ def _import_time(modules: str) -> Timed:
 def planning(header: Path, tools: Path | None = None, *, vram_gib: int) -> Iterator[Round]:
     """Yield rounds of a plan, from the file's header on; the rival is llama.cpp's fit.
 
-    The answers are the tokens per second that are forecast of both placements: ours are as many or more.
+    The answers are the tokens per second that are forecast of both placements: ours are fewer by 2 % at most, which a
+    plan may give up for prompts.
     """
     hardware = overspill.Hardware.given(ram=128 * GIB, vram=vram_gib * GIB)
 
@@ -81,6 +82,6 @@ def planning(header: Path, tools: Path | None = None, *, vram_gib: int) -> Itera
         return Timed([found.seconds], outlook.tokens_per_s)
 
     def check(ours: float, fits: float) -> None:
-        assert ours >= fits - 1e-6, f"a plan of {ours:.2f} tokens/s, llama.cpp's fit of {fits:.2f}"
+        assert ours >= 0.98 * fits, f"a plan of {ours:.2f} tokens/s, llama.cpp's fit of {fits:.2f}"
 
     yield in_turn(ours, None if tools is None else lambda: fit(tools), check)
