@@ -21,6 +21,7 @@ COMMAND = [sys.executable, "-m", "overspill"]
 STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · (\d+\.\d\d s to|no) first token · stop: \w+"
 
 
+@pytest.mark.usefixtures("no_gpu")  # whose measurement may be disturbed, and says so
 def test_pipes_carry_text_only(tiny_gpt_oss_path: Path) -> None:
     """Text on standard output, one line of stats on standard error, no colours and no progress bar."""
     done = overspill("run", str(tiny_gpt_oss_path), "Hello", "-n", "5", "--seed", "1")

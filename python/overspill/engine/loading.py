@@ -198,6 +198,8 @@ def _placement(
     info: ModelInfo, offload: Offload, settings: LoadSettings, memory: Mapping[str, int | str]
 ) -> Placement | None:
     """Return the placement that ``offload`` stands for here; None for the CPU alone."""
+    if offload == "auto" and not 0 < info.n_layers <= len(info.tensors):
+        return None  # a damaged header, or a vocabulary alone: llama.cpp's error says how
     gpus = [] if offload == "cpu" else [device for device in devices() if device.is_gpu]
 
     def hardware() -> Hardware:

@@ -200,7 +200,9 @@ def _heads(info: ModelInfo) -> tuple[int, int, int] | None:
     key = f"{info.architecture}.attention."
     n_heads = info.metadata.get(f"{key}head_count")
     n_heads_kv = info.metadata.get(f"{key}head_count_kv", n_heads)
-    if not isinstance(n_heads, int) or not isinstance(n_heads_kv, int) or not n_heads_kv or n_heads % n_heads_kv:
+    if not (isinstance(n_heads, int) and isinstance(n_heads_kv, int) and n_heads > 0 and n_heads_kv > 0):
+        return None
+    if n_heads % n_heads_kv:
         return None
     width = info.metadata.get(f"{key}key_length", info.n_embd // n_heads)
     return (n_heads, n_heads_kv, width) if isinstance(width, int) and width else None
