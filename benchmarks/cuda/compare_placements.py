@@ -31,6 +31,7 @@ from overspill import Forecast, Hardware, Model, ModelInfo, Placement, forecast,
 from overspill.base.host import available_ram_bytes
 from overspill.base.tables import plain_table
 from overspill.base.units import parse_bytes
+from overspill.engine.loading import wait_for_pinning
 from overspill.placement.device_names import CPU
 from plan_cases import placement_of_fit
 from quantities.measuring import in_own_process
@@ -201,8 +202,7 @@ def read_prompt(path: Path, placement: Placement, options: Options, row: PromptR
     start = time.perf_counter()
     with Model(path, offload=placement, n_ubatch=row.n_ubatch, **settings, **HOLDINGS[row.holding]) as model:
         load_s = time.perf_counter() - start
-        while model.memory[CPU].pinning.endswith("going on"):
-            time.sleep(0.1)
+        wait_for_pinning(model._core)
         draw = random.Random(0)
         prompt = [draw.randrange(model.n_vocab) for _ in range(row.outlook.settings.prompt_tokens)]
         model.generate(prompt[:64], temperature=0.0, max_tokens=2)

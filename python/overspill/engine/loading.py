@@ -25,12 +25,12 @@ from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
-from overspill.planning.advice import pinning_room_bytes
 from overspill.planning.forecast import Estimate, Forecast
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 from overspill.planning.offload import Offload, placement_for
 from overspill.planning.plan import Plan
-from overspill.planning.settings import DEFAULT_UBATCH
+from overspill.planning.settings import DEFAULT_UBATCH, prompt_length
+from overspill.planning.workload import pinning_room_bytes
 
 __all__ = [
     "LoadSettings",
@@ -189,7 +189,7 @@ def load(
             forecast.tokens_per_s,
             forecast.prompt_tokens_per_s,
             forecast.time_to_first_token_s,
-            min(forecast.settings.prompt_tokens, forecast.settings.n_ctx),
+            prompt_length(forecast.settings),
         )
     return Loaded(native, settings, wanted)
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from overspill.base.units import format_bytes, format_count, format_rate
 from overspill.placement.device_names import memory_name
+from overspill.planning.settings import is_mapped
 from overspill.planning.verdict import MemoryForecast, Verdict
 from overspill.planning.workload import Arrangement, Use, Workload, matrix_layers
 
-__all__ = ["pinning_room_bytes", "reason_for", "remedies_for", "weights_in_ram"]
+__all__ = ["reason_for", "remedies_for", "weights_in_ram"]
 
 
 _SMALLEST_CONTEXT = 1024  # that is worth recommending
@@ -89,24 +90,16 @@ def reason_for(
     return text
 
 
-def pinning_room_bytes(ram_bytes: int, needed_bytes: int) -> int:
-    """Return the bytes of RAM that are left when all that a model keeps there is pinned; less than 0 if too few.
-
-    An eighth of it stays for other programs, since what is pinned cannot give way to them.
-    """
-    return ram_bytes * 7 // 8 - needed_bytes
-
-
 def weights_in_ram(work: Workload, arranged: Arrangement, use: Use) -> str:
     """Return in a sentence how weights in RAM are held for the GPU that copies them; empty if none does."""
     taker = work.takes_over(arranged)
-    here = use.weights_bytes[work.cpu] - work.fixed_bytes["embedding"] * (arranged.embedding == work.cpu)
+    here = work.copied_bytes(arranged, use)
     if taker is None or here <= 0:
         return ""
     gpu, settings = work.devices[taker], work.settings
     fast, slow = (format_rate(gpu.copy_bytes_per_s(pinned=pinned)) for pinned in (True, False))
     what = f"{format_bytes(here)} of weights in RAM"
-    if not settings.load_mode.startswith("mmap"):
+    if not is_mapped(settings):
         return f"{what} are a copy that {gpu.name} reads at {fast}."
     if settings.pin_weights and gpu.registers_host_memory:
         return (
@@ -116,9 +109,7 @@ def weights_in_ram(work: Workload, arranged: Arrangement, use: Use) -> str:
     if gpu.copy_bytes_per_s(pinned=True) == gpu.copy_bytes_per_s(pinned=False):
         return f"{what} stay mapped, and {gpu.name} copies them at {slow}."
     if gpu.registers_host_memory:
-        needed = use.weights_bytes[work.cpu] + use.kv_bytes[work.cpu]
-        room = pinning_room_bytes(work.devices[work.cpu].memory_bytes, needed)
-        why = "RAM has no room to pin them" if room < 0 else "pinning them is off"
+        why = "RAM has no room to pin them" if work.pinning_room_bytes(use) < 0 else "pinning them is off"
     else:
         why = 'its driver cannot pin a mapped file; load_mode="read" would make a copy that is pinned'
     return f"{what} stay mapped, and {gpu.name} copies them at {slow}, not {fast}: {why}."

@@ -12,7 +12,14 @@ from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.advice import reason_for, remedies_for, weights_in_ram
 from overspill.planning.prompt import Prompts
-from overspill.planning.settings import DEFAULT_UBATCH, PROMPT_TOKENS, REPLY_TOKENS, Settings, checked_settings
+from overspill.planning.settings import (
+    DEFAULT_UBATCH,
+    PROMPT_TOKENS,
+    REPLY_TOKENS,
+    Settings,
+    checked_settings,
+    prompt_length,
+)
 from overspill.planning.verdict import MemoryForecast, Verdict, memory_by_device, verdict_of
 from overspill.planning.workload import Arrangement, Workload
 
@@ -112,8 +119,7 @@ class Estimate:
         """The forecast for the placement."""
         work, arranged = self.work, self.arranged
         use = work.evaluate(arranged)
-        prompts = Prompts(work)
-        prompt = prompts.use(arranged, use)
+        prompt = Prompts(work).use(arranged, use)
         by_term: dict[str, dict[str, float]] = {}
         for (device, part), seconds in prompt.terms.items():
             by_term.setdefault(work.devices[device].name, {})[part] = seconds
@@ -123,7 +129,7 @@ class Estimate:
             1 / use.seconds if use.seconds else float("inf"),
             work.terms(arranged),
             use.n_splits,
-            prompts.n_tokens / prompt.seconds if prompt.seconds else float("inf"),
+            prompt_length(work.settings) / prompt.seconds if prompt.seconds else float("inf"),
             prompt.seconds,
             by_term,
             prompt.longest_piece_s,

@@ -10,10 +10,11 @@ from overspill.base.values import Device, is_given
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.placement import Placement
-from overspill.planning.advice import pinning_room_bytes
 from overspill.planning.forecast import Forecast, forecast
 from overspill.planning.plan import Plan, plan
+from overspill.planning.settings import is_mapped
 from overspill.planning.tuned import tuned_options
+from overspill.planning.workload import pinning_room_bytes
 
 __all__ = ["Offload", "place_and_forecast", "placement_for", "tuned_beside"]
 
@@ -133,7 +134,7 @@ def place_and_forecast(info: ModelInfo, hardware: Hardware, options: Mapping[str
             switch = "on" if placement.settings.pin_weights else "off"
     found = forecast(info, placement, hardware, **settings)
     can = found.weights_in_ram and any(gpu.registers_host_memory for gpu in hardware.gpus)
-    if switch == "off" or not can or not found.settings.load_mode.startswith("mmap"):
+    if switch == "off" or not can or not is_mapped(found.settings):
         return placement, found
     cpu = found.memory[hardware.cpu.name]
     pins = switch == "on" or pinning_room_bytes(cpu.free_bytes, cpu.weights_bytes + cpu.kv_bytes) >= 0

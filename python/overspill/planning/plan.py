@@ -29,11 +29,18 @@ from overspill.machine.hardware import Hardware
 from overspill.placement.assignment import Assignment
 from overspill.placement.placement import Placement
 from overspill.placement.rules import mapping_rules
-from overspill.planning.advice import pinning_room_bytes
 from overspill.planning.forecast import Estimate, Forecast, device_number
 from overspill.planning.prompt import Prompts
 from overspill.planning.search import Pins, Search, excess_bytes, whole_layers
-from overspill.planning.settings import DEFAULT_UBATCH, PROMPT_TOKENS, REPLY_TOKENS, Settings, checked_settings
+from overspill.planning.settings import (
+    DEFAULT_UBATCH,
+    PROMPT_TOKENS,
+    REPLY_TOKENS,
+    Settings,
+    checked_settings,
+    is_mapped,
+    prompt_length,
+)
 from overspill.planning.workload import Arrangement, Workload
 
 __all__ = ["UBATCHES", "Plan", "plan", "plan_for", "prompt_line"]
@@ -122,10 +129,9 @@ class Plan(Placement):
 def prompt_line(outlook: Forecast) -> str:
     """Return the speed of prompts in a line."""
     used = outlook.settings
-    n_tokens = min(used.prompt_tokens, used.n_ctx)
     return (
         f"prompts: {outlook.prompt_tokens_per_s:.0f} tokens/s, {outlook.time_to_first_token_s:.2g} s to the first "
-        f"token after {n_tokens}, in batches of {used.n_ubatch}"
+        f"token after {prompt_length(used)}, in batches of {used.n_ubatch}"
     )
 
 
@@ -233,7 +239,7 @@ def _for_exchanges(
 ) -> tuple[Workload, Arrangement]:
     """Return the best arrangement for exchanges, with its workload, beside the one that decodes fastest."""
     settings = work.settings
-    is_open = "pin_weights" in chosen and settings.load_mode.startswith("mmap")
+    is_open = "pin_weights" in chosen and is_mapped(settings)
     may_pin = is_open and any(gpu.registers_host_memory for gpu in work.hardware.gpus)
     found: list[_Candidate] = []
     for n_ubatch in _ubatches(settings) if "n_ubatch" in chosen else [settings.n_ubatch]:
@@ -262,9 +268,7 @@ def _can_pin(work: Workload, prompts: Prompts, arranged: Arrangement) -> bool:
     taker = work.takes_over(arranged)
     if taker is None or not work.devices[taker].registers_host_memory or not prompts.copies(arranged, taker):
         return False
-    use = work.evaluate(arranged)
-    needed = use.weights_bytes[work.cpu] + use.kv_bytes[work.cpu]
-    return pinning_room_bytes(work.devices[work.cpu].memory_bytes, needed) >= 0
+    return work.pinning_room_bytes(work.evaluate(arranged)) >= 0
 
 
 class _Candidate(NamedTuple):
@@ -288,8 +292,7 @@ class _Candidate(NamedTuple):
 
 def _ubatches(settings: Settings) -> list[int]:
     """Return the sizes of batches to look at: none is twice as large as the prompt, or larger."""
-    longest = min(settings.prompt_tokens, settings.n_ctx)
-    return [n for n in UBATCHES if n <= DEFAULT_UBATCH or n < 2 * longest]
+    return [n for n in UBATCHES if n <= DEFAULT_UBATCH or n < 2 * prompt_length(settings)]
 
 
 def _pins(info: ModelInfo, hardware: Hardware, mapping: Mapping[str, Any]) -> tuple[dict[str, int], Pins]:

@@ -16,13 +16,15 @@ from overspill.header.kv_cache import padded_context
 from overspill.planning.graph.nodes import Node
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 from overspill.planning.layer_kinds import LayerKind
+from overspill.planning.settings import prompt_length
 from overspill.planning.workload import PAGE_FAULT_BYTES_PER_S, Arrangement, Use, Workload
 
-__all__ = ["PromptUse", "Prompts"]
+__all__ = ["NEVER_TAKEN_OVER", "PromptUse", "Prompts"]
 
 _Terms: TypeAlias = dict[tuple[int, str], float]
 _THRESHOLDS = (2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
-_NEVER = 65536  # so large is no batch
+NEVER_TAKEN_OVER = 65536
+"""An ``offload_min_batch`` that no batch reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,7 @@ class Prompts:
         """Prepare."""
         self.work, self.settings = work, work.settings
         self._costs: dict[tuple[object, ...], _LayerCost] = {}
-        self.n_tokens = min(self.settings.prompt_tokens, self.settings.n_ctx)
-        """Of the prompt."""
-        self._batches = _batches(self.n_tokens, self.settings.n_ubatch)
+        self._batches = _batches(prompt_length(self.settings), self.settings.n_ubatch)
         self._sizes = Counter(n for _, n in self._batches)
         self._masks_bytes: dict[int, dict[tuple[int, int | None], int]] = {}
 
@@ -123,7 +123,7 @@ class Prompts:
         for n in (*(n for n in _THRESHOLDS if n < whole), whole):
             if _batch_s(self._layers(arranged, n, taker)) < _batch_s(self._layers(arranged, n, None)):
                 return n
-        return _NEVER
+        return NEVER_TAKEN_OVER
 
     def copies(self, arranged: Arrangement, taker: int) -> bool:
         """Return whether a GPU that takes over has any weights to copy."""
@@ -196,12 +196,7 @@ class Prompts:
             for source in piece.copied:
                 if source.op == "weight":
                     n_bytes = self._used_bytes(kind, source, n)
-                    spec = work.devices[piece.device]
-                    pinned = not self.settings.load_mode.startswith("mmap") or (
-                        self.settings.pin_weights and spec.registers_host_memory
-                    )
-                    rate = spec.copy_bytes_per_s(pinned=pinned)
-                    own[piece.device, "copies"] += n_bytes / rate
+                    own[piece.device, "copies"] += n_bytes / work.copy_bytes_per_s(piece.device)
                     read_bytes += n_bytes
                     copies = True
                 elif number > 0 and source.op != "input":

@@ -11,7 +11,15 @@ from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 
-__all__ = ["DEFAULT_UBATCH", "PROMPT_TOKENS", "REPLY_TOKENS", "Settings", "checked_settings"]
+__all__ = [
+    "DEFAULT_UBATCH",
+    "PROMPT_TOKENS",
+    "REPLY_TOKENS",
+    "Settings",
+    "checked_settings",
+    "is_mapped",
+    "prompt_length",
+]
 
 PROMPT_TOKENS, REPLY_TOKENS = 2000, 500
 """The exchange that is planned for, unless another is asked for."""
@@ -42,6 +50,16 @@ class Settings:
     """Whether mapped weights in RAM are registered with the driver of the GPU that copies them."""
     offload_min_batch: int = OFFLOAD_TOKENS
     """From so many tokens on, a GPU computes with weights in RAM; 0: whenever that is faster."""
+
+
+def prompt_length(settings: Settings) -> int:
+    """Return the tokens of the prompt that the context has room for."""
+    return min(settings.prompt_tokens, settings.n_ctx)
+
+
+def is_mapped(settings: Settings) -> bool:
+    """Return whether weights in RAM are pages of the file."""
+    return settings.load_mode.startswith("mmap")
 
 
 def checked_settings(info: ModelInfo, **given: Any) -> Settings:

@@ -61,11 +61,10 @@ def trade_around(planned: Plan, ubatches: Sequence[int] = UBATCHES) -> list[Ubat
         work, arranged = one.estimate().work, one.estimate().arranged
         use, compute = work.evaluate(arranged), work.compute_bytes(arranged)
         taker = work.takes_over(arranged)
-        in_ram = use.weights_bytes[work.cpu] - work.fixed_bytes["embedding"] * (arranged.embedding == work.cpu)
+        in_ram = work.copied_bytes(arranged, use)
         ceiling = float("inf")
         if taker is not None and in_ram > 0 and n_ubatch >= one.settings.offload_min_batch:
-            pinned = one.settings.pin_weights or not one.settings.load_mode.startswith("mmap")
-            ceiling = n_ubatch * work.devices[taker].copy_bytes_per_s(pinned=pinned) / in_ram
+            ceiling = n_ubatch * work.copy_bytes_per_s(taker) / in_ram
         n_layers, outlook = matrix_layers(work, arranged)[1], one.forecast()
         first_s, prompt_rate = outlook.time_to_first_token_s, outlook.prompt_tokens_per_s
         rates = (1 / use.seconds, ceiling, prompt_rate, first_s)

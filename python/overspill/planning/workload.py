@@ -17,15 +17,23 @@ from overspill.planning.graph.memory import compute_bytes
 from overspill.planning.graph.nodes import GraphInputs, GraphLayer, Node, Step, Weight
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS, Piece, assign, pieces
 from overspill.planning.layer_kinds import LayerKind, ModelTensors, aligned
-from overspill.planning.settings import Settings
+from overspill.planning.settings import Settings, is_mapped
 
-__all__ = ["PAGE_FAULT_BYTES_PER_S", "Arrangement", "Use", "Workload", "matrix_layers"]
+__all__ = ["PAGE_FAULT_BYTES_PER_S", "Arrangement", "Use", "Workload", "matrix_layers", "pinning_room_bytes"]
 
 PAGE_FAULT_BYTES_PER_S = 1.5e9
 """Reading what has no place in RAM, page by page from a fast SSD."""
 _FLOATS = ("f32", "f16", "bf16")
 _ROUTERS = {"gpt-oss": "softmax of the chosen"}
 _SCALED_EMBEDDING = ("gemma", "granite", "minicpm", "cohere2moe")
+
+
+def pinning_room_bytes(ram_bytes: int, needed_bytes: int) -> int:
+    """Return the bytes of RAM that are left when all that a model keeps there is pinned; less than 0 if too few.
+
+    An eighth of it stays for other programs, since what is pinned cannot give way to them.
+    """
+    return ram_bytes * 7 // 8 - needed_bytes
 
 
 @dataclass
@@ -214,6 +222,22 @@ class Workload:
         runs = dict.fromkeys((*arranged.kv, arranged.output))
         more = set[int]().union(*arranged.groups).difference(runs)
         return [device for device in (*runs, *sorted(more)) if device != self.cpu]
+
+    def copy_bytes_per_s(self, gpu: int) -> float:
+        """Return the rate at which a GPU copies weights from RAM, as they are held there."""
+        spec, settings = self.devices[gpu], self.settings
+        is_registered = settings.pin_weights and spec.registers_host_memory
+        return spec.copy_bytes_per_s(pinned=is_registered or not is_mapped(settings))
+
+    def copied_bytes(self, arranged: Arrangement, use: Use) -> int:
+        """Return the bytes of weights in RAM that are computed with; of the embedding, rows are looked up."""
+        return use.weights_bytes[self.cpu] - self.fixed_bytes["embedding"] * (arranged.embedding == self.cpu)
+
+    def pinning_room_bytes(self, use: Use) -> int:
+        """Return the bytes of RAM that are left when all that is kept there is pinned; less than 0 if too few."""
+        return pinning_room_bytes(
+            self.devices[self.cpu].memory_bytes, use.weights_bytes[self.cpu] + use.kv_bytes[self.cpu]
+        )
 
     def _layer_cost(
         self, kind: LayerKind, kv: int, devices: tuple[int, ...], following: int, taker: int | None

@@ -26,6 +26,7 @@ from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.plan import Plan, plan
+from overspill.planning.prompt import NEVER_TAKEN_OVER
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.planning.tuned import SETTINGS, save_tuned, tuned_speed
 
@@ -287,7 +288,7 @@ class _Search:
         sizes = [*(n for n in _LEAST_BATCHES if n < largest), largest]
         times: list[list[float]] = []
         try:
-            for least in (2, 65536):
+            for least in (2, NEVER_TAKEN_OVER):
                 settings = {**best.settings, "offload_min_batch": least}
                 with _load(self.info, offload=best.placement, **settings) as model:
                     times.append([_best_s(model, 0, n, at_once=True) for n in sizes])
@@ -295,7 +296,7 @@ class _Search:
             self._done(replace(trial, state="failed", problem=str(error)))
             return
         # The smallest from which on the GPU is always faster: a short batch may win by chance.
-        least = 65536
+        least = NEVER_TAKEN_OVER
         for n, on_gpu, on_cpu in reversed(list(zip(sizes, *times, strict=True))):
             if on_gpu * (1 + _NOISE) >= on_cpu:
                 break

@@ -16,6 +16,7 @@ from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.forecast import Forecast
 from overspill.planning.offload import place_and_forecast
+from overspill.planning.settings import prompt_length
 from overspill.studies.doctor.machine import Machine
 
 __all__ = ["Finding", "examine"]
@@ -300,10 +301,8 @@ def _model(
 
 
 def _prompts(outlook: Forecast) -> str:
-    used = outlook.settings
-    n_tokens = min(used.prompt_tokens, used.n_ctx)
     rate, first_s = outlook.prompt_tokens_per_s, outlook.time_to_first_token_s
-    return f"about {rate:.3g} tokens/s, {first_s:.2g} s to the first token after {n_tokens}"
+    return f"about {rate:.3g} tokens/s, {first_s:.2g} s to the first token after {prompt_length(outlook.settings)}"
 
 
 def _memory(outlook: Forecast, cpu: str, what: str, n_bytes: int, load_mode: LoadMode) -> Iterator[Finding]:
