@@ -1,6 +1,7 @@
 #include "text/chat_template.h"
 
 #include "base/error.h"
+#include "model/vocabulary.h"
 
 #include <chat.h>
 #include <common.h>
@@ -14,7 +15,7 @@ namespace overspill {
 namespace {
 
 std::vector<int32_t> tokens_of(const llama_vocab & vocab, const std::string & text) {
-    std::vector<int32_t> tokens = common_tokenize(&vocab, text, /*add_special =*/false, /*parse_special =*/true);
+    std::vector<int32_t> tokens = tokenize(vocab, text, /*add_special =*/false, /*parse_special =*/true);
     // Some tokenizers begin every text with a space.
     const std::string first = tokens.empty() ? "" : common_token_to_piece(&vocab, tokens[0], /*special =*/true);
     if (!first.empty() && first[0] == ' ' && text[0] != ' ') {
