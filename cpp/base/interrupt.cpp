@@ -2,6 +2,21 @@
 
 namespace overspill {
 
+namespace {
+
+std::atomic<bool (*)() noexcept> answer_of_told_to_stop{nullptr};
+
+}  // namespace
+
+bool told_to_stop() noexcept {
+    const auto answer = answer_of_told_to_stop.load(std::memory_order_relaxed);
+    return answer != nullptr && answer();
+}
+
+void answer_told_to_stop(bool (*answer)() noexcept) {
+    answer_of_told_to_stop.store(answer, std::memory_order_relaxed);
+}
+
 bool Interrupt::should_stop(const Poll & poll) {
     // Reading the clock before each of a small model's operations would cost a percent.
     constexpr unsigned asks_per_reading = 8;

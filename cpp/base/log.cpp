@@ -2,12 +2,14 @@
 
 #include "base/activity.h"
 #include "base/error_capture.h"
+#include "base/interrupt.h"
 
 #include <llama.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdlib>
-#include <mutex>
+#include <cstring>
 #include <utility>
 
 namespace overspill {
@@ -71,6 +73,11 @@ LogLevel level_of(ggml_log_level level) {
 }
 
 void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
+    // No line, but the question of cmake/rpc_waiting.h.
+    if (level == GGML_LOG_LEVEL_NONE && std::strcmp(text, "overspill: go on waiting?\n") == 0) {
+        errno = told_to_stop() ? ECANCELED : 0;
+        return;
+    }
     // An exception must not reach upstream's C code; a line lost for want of memory is no loss.
     try {
         if (level != GGML_LOG_LEVEL_CONT) {
@@ -115,6 +122,10 @@ void add_to_log(LogLevel level, std::string text) {
         ++waiting.n_dropped;
     }
     waiting.pending.store(true, std::memory_order_release);
+}
+
+std::mutex & log_mutex() noexcept {
+    return queue().mutex;
 }
 
 bool log_pending() noexcept {

@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include "base/process.h"
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
 #include "bindings/gil.h"
@@ -28,10 +29,9 @@ namespace overspill {
 namespace {
 
 std::shared_ptr<Model> load_model(const std::string & path, ModelOptions options, const py::object & progress) {
-    const Signals signals;
     std::exception_ptr raised;
     options.progress = [&](float share) {
-        if (signals.poll() && signals.poll()()) {
+        if (told_to_stop()) {
             return false;
         }
         if (progress.is_none()) {
@@ -47,9 +47,9 @@ std::shared_ptr<Model> load_model(const std::string & path, ModelOptions options
         }
     };
     try {
-        return without_gil([&] { return std::make_shared<Model>(path, std::move(options)); });
+        return without_gil(
+            [&] { return left_alone_by_forks(std::make_unique<Model>(path, std::move(options))); });
     } catch (const CancelledError &) {
-        signals.rethrow();
         if (raised) {
             std::rethrow_exception(raised);
         }
