@@ -1,3 +1,4 @@
+#include "base/assertions.h"
 #include "base/error.h"
 #include "bindings/bindings.h"
 
@@ -26,6 +27,8 @@ void bind_errors(py::module_ & m) {
     describe(py::register_exception<ContextFullError>(m, "ContextFullError", error),
              "Prompt and reply do not fit into the context (``n_ctx``).");
     describe(py::register_exception<ClosedError>(m, "ClosedError", error), "The model was closed.");
+    describe(py::register_exception<UnusableError>(m, "UnusableError", error),
+             "An assertion of llama.cpp failed while the model computed: it cannot be used any more; load it anew.");
     describe(py::register_exception<CancelledError>(m, "CancelledError", error),
              "The progress callback returned False.");
 

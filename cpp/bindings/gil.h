@@ -1,7 +1,7 @@
 // When native work has the GIL, and how a signal ends it: convert the arguments first, then call one of these.
 #pragma once
 
-#include "base/error.h"
+#include "base/assertions.h"
 #include "base/interrupt.h"
 #include "bindings/log.h"
 
@@ -34,6 +34,14 @@ class Signals {
     std::exception_ptr raised_;
 };
 
+// Runs native work that takes microseconds, with the GIL. A failed assertion of llama.cpp is an exception in it, as in
+// the others.
+template <typename Work>
+auto with_gil(Work && work) {
+    const AssertionGuard guard;
+    return work();
+}
+
 // Runs native work without the GIL, and passes its log on whether it succeeds or not.
 template <typename Work>
 auto without_gil(Work && work) {
@@ -41,6 +49,7 @@ auto without_gil(Work && work) {
         ~Drain() { drain_log_to_python(); }
     } const drain;
     const pybind11::gil_scoped_release release;
+    const AssertionGuard guard;
     return work();
 }
 
