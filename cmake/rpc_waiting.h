@@ -1,19 +1,23 @@
 // Included by the two headers beside it: whoever waits for an RPC server asks now and then whether to go on, since a
 // server that hangs would be waited for for ever.
-//
-// The question is a line of the log, which cpp/base/log.cpp answers in errno: that is the one way from here to whoever
-// uses llama.cpp. A connection that is given up is lost, as if the server had hung up.
+// A connection that is given up is lost, as if the server had hung up.
 #pragma once
 
 #ifndef _WIN32
 
-#include "ggml-impl.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
 
-#include <poll.h>
+// In ggml-base, by cmake/rpc_waiting.c: cpp/base/interrupt.cpp says who answers whether this thread was told to stop.
+__attribute__((visibility("default"))) void overspill_answer_told_to_stop(int (*answer)(void));
+__attribute__((visibility("default"))) int overspill_told_to_stop(void);
+
+#ifdef __cplusplus
+}
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <memory>
@@ -22,13 +26,6 @@
 #include <vector>
 
 constexpr int overspill_asking_interval_ms = 100;
-
-// Whether this thread was told to stop.
-inline bool overspill_told_to_stop() {
-    errno = 0;
-    ggml_log_internal(GGML_LOG_LEVEL_NONE, "overspill: go on waiting?\n");
-    return errno == ECANCELED;
-}
 
 // The threads, one of each connection, that were given up on and do not know it yet.
 struct overspill_given_up {
@@ -66,5 +63,7 @@ inline overspill_given_up & overspill_lost_threads() {
     static auto * instance = new overspill_given_up;  // threads may ask until the process is gone
     return *instance;
 }
+
+#endif  // C++
 
 #endif

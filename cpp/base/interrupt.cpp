@@ -1,5 +1,7 @@
 #include "base/interrupt.h"
 
+#include <rpc_waiting.h>  // in cmake/
+
 namespace overspill {
 
 namespace {
@@ -15,6 +17,9 @@ bool told_to_stop() noexcept {
 
 void answer_told_to_stop(bool (*answer)() noexcept) {
     answer_of_told_to_stop.store(answer, std::memory_order_relaxed);
+#ifndef _WIN32
+    overspill_answer_told_to_stop([] { return static_cast<int>(told_to_stop()); });
+#endif
 }
 
 bool Interrupt::should_stop(const Poll & poll) {

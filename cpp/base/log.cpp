@@ -1,15 +1,11 @@
 #include "base/log.h"
 
-#include "base/activity.h"
 #include "base/error_capture.h"
-#include "base/interrupt.h"
 
 #include <llama.h>
 
 #include <atomic>
-#include <cerrno>
 #include <cstdlib>
-#include <cstring>
 #include <utility>
 
 namespace overspill {
@@ -61,8 +57,6 @@ void note_graph_splits(const std::string & line) {
     graph_splits = static_cast<int32_t>(std::strtol(numbers.c_str() + (slash < comma ? slash + 3 : 0), nullptr, 10));
 }
 
-void (*abort_hook)(const char *, const char *) = nullptr;
-
 LogLevel level_of(ggml_log_level level) {
     switch (level) {
         case GGML_LOG_LEVEL_DEBUG: return LogLevel::debug;
@@ -73,11 +67,6 @@ LogLevel level_of(ggml_log_level level) {
 }
 
 void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
-    // No line, but the question of cmake/rpc_waiting.h.
-    if (level == GGML_LOG_LEVEL_NONE && std::strcmp(text, "overspill: go on waiting?\n") == 0) {
-        errno = told_to_stop() ? ECANCELED : 0;
-        return;
-    }
     // An exception must not reach upstream's C code; a line lost for want of memory is no loss.
     try {
         if (level != GGML_LOG_LEVEL_CONT) {
@@ -99,18 +88,10 @@ void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
     }
 }
 
-void on_abort_message(const char * message) {
-    if (abort_hook != nullptr) {
-        abort_hook(message, Activity::current.load());
-    }
-}
-
 }  // namespace
 
-void capture_log(void (*on_abort)(const char *, const char *)) {
-    abort_hook = on_abort;
+void capture_log() {
     llama_log_set(on_log, nullptr);
-    ggml_set_abort_callback(on_abort_message);
 }
 
 void add_to_log(LogLevel level, std::string text) {

@@ -1,7 +1,7 @@
 // When native work has the GIL, and how a signal ends it: convert the arguments first, then call one of these.
 #pragma once
 
-#include "base/error.h"
+#include "base/assertions.h"
 #include "base/interrupt.h"
 #include "bindings/log.h"
 
@@ -22,6 +22,14 @@ bool is_main_thread() noexcept;
 // Raises what a signal handler has raised during native work, if one did. With the GIL.
 void raise_from_signals();
 
+// Runs native work that takes microseconds, with the GIL. A failed assertion of llama.cpp is an exception in it, as in
+// the others.
+template <typename Work>
+auto with_gil(Work && work) {
+    const AssertionGuard guard;
+    return work();
+}
+
 // Runs native work without the GIL, and passes its log on whether it succeeds or not. What a signal handler raised
 // meanwhile takes the place of the result, and of an error.
 template <typename Work>
@@ -31,6 +39,7 @@ auto without_gil(Work && work) {
     } const drain;
     const auto run = [&] {
         const pybind11::gil_scoped_release release;
+        const AssertionGuard guard;
         return work();
     };
     try {

@@ -82,15 +82,17 @@ std::shared_ptr<BatchGeneration> open_batch(const std::shared_ptr<Model> & model
 py::bytes token_bytes(const Model & model, int32_t token, bool special) {
     const auto vocab = model.tokenizer();
     model.check_token("token", token);
-    std::string bytes;
-    append_token_bytes(*vocab, token, special, bytes);
-    return bytes;
+    return with_gil([&] {
+        std::string bytes;
+        append_token_bytes(*vocab, token, special, bytes);
+        return bytes;
+    });
 }
 
 bool is_end_of_generation(const Model & model, int32_t token) {
     const auto loaded = model.loaded();
     model.check_token("token", token);
-    return llama_vocab_is_eog(llama_model_get_vocab(loaded.get()), token);
+    return with_gil([&] { return llama_vocab_is_eog(llama_model_get_vocab(loaded.get()), token); });
 }
 
 }  // namespace
@@ -126,7 +128,10 @@ void bind_model(py::module_ & m) {
             "tokens"_a, "skip_special"_a)
         .def("token_bytes", &token_bytes, "token"_a, "special"_a)
         .def("special_tokens",
-             [](const Model & model) { return special_tokens(*llama_model_get_vocab(model.loaded().get())); })
+             [](const Model & model) {
+                 const auto loaded = model.loaded();
+                 return with_gil([&] { return special_tokens(*llama_model_get_vocab(loaded.get())); });
+             })
         .def(
             "metadata", [](const Model & model, const std::string & key) { return lenient_str(model.metadata(key)); },
             "key"_a)

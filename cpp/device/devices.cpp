@@ -97,11 +97,4 @@ std::vector<std::string> cpu_features() {
     return names;
 }
 
-std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads) {
-    const auto create = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new");
-    const auto destroy = cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free");
-    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
-    return {create(&params), destroy};
-}
-
 }  // namespace overspill

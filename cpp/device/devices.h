@@ -59,6 +59,4 @@ Function cpu_function(const char * name) {
 // What the CPU backend was built for and found, such as AVX2 and AVX512.
 std::vector<std::string> cpu_features();
 
-std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads);
-
 }  // namespace overspill

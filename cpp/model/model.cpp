@@ -15,6 +15,18 @@
 
 namespace overspill {
 
+namespace {
+
+// After an assertion has failed in the middle of a graph. CUDA's destructors find its memory in use, and fail as well.
+bool can_be_freed_half_done(const Placement & placement) {
+    return std::all_of(placement.devices.begin(), placement.devices.end(), [](const std::string & name) {
+        const std::string backend = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device_named(name)));
+        return backend == "CPU" || backend == "RPC";
+    });
+}
+
+}  // namespace
+
 Model::Model(const std::string & path, ModelOptions options)
     : name_(path), options_(std::move(options)), pinned_(std::make_shared<PinnedWeights>()) {
     check(options_);
@@ -49,6 +61,7 @@ Model::Model(const std::string & path, ModelOptions options)
     // Servers outlive the model, whose destructor talks to them; memory that is freed must not be registered.
     model_.reset(llama_model_load_from_file(path.c_str(), params),
                  [servers = servers_, pinned = pinned_](llama_model * model) {
+                     const NoAssertionGuard destructors;
                      pinned->undo();
                      llama_model_free(model);
                  });
@@ -89,8 +102,8 @@ void Model::prepare_to_generate() {
             const auto n_ctx_train = static_cast<uint32_t>(std::max(0, llama_model_n_ctx_train(model_.get())));
             options_.n_ctx = n_ctx_train == 0 ? largest_default : std::min(n_ctx_train, largest_default);
         }
-        threadpool_ = make_threadpool(options_.n_threads);
-        idle_ = left_alone_by_forks(std::make_unique<Context>(model_, threadpool_, context_options(1, servers_)));
+        threads_ = std::make_shared<ThreadPool>(options_.n_threads, "the model " + name_);
+        idle_ = left_alone_by_forks(std::make_unique<Context>(model_, threads_, context_options(1, servers_)));
         if (!idle_->can_continue_text()) {
             cannot_generate_ = "does not continue text: it is an encoder (for embeddings) or a diffusion model";
         } else {
@@ -99,7 +112,7 @@ void Model::prepare_to_generate() {
         }
         if (!cannot_generate_.empty()) {
             idle_.reset();
-            threadpool_.reset();
+            threads_.reset();
         }
     }
     if (!cannot_generate_.empty()) {
@@ -119,7 +132,8 @@ ContextOptions Model::context_options(uint32_t n_outputs, std::shared_ptr<const 
             /*n_sequences =*/1,
             options_.dry_run,
             std::move(servers),
-            options_.offload_min_batch};
+            options_.offload_min_batch,
+            can_be_freed_half_done(options_.placement)};
 }
 
 Model::~Model() {
@@ -137,14 +151,14 @@ void Model::close() {
     }
     std::vector<std::weak_ptr<ModelUser>> users;
     std::shared_ptr<llama_model> model;
-    std::shared_ptr<ggml_threadpool> threadpool;
+    std::shared_ptr<ThreadPool> threads;
     std::shared_ptr<Context> idle;
     std::shared_ptr<const RpcServers> servers;
     {
         const auto lock = origin_.lock(mutex_);
         users.swap(users_);
         model.swap(model_);
-        threadpool.swap(threadpool_);
+        threads.swap(threads_);
         idle.swap(idle_);
         servers.swap(servers_);
     }
@@ -156,7 +170,7 @@ void Model::close() {
     // Whoever is in the middle of making a context goes first.
     const std::lock_guard turn(turns_);
     idle.reset();
-    threadpool.reset();
+    threads.reset();
     model.reset();
     servers.reset();
 }
@@ -170,6 +184,9 @@ std::shared_ptr<llama_model> Model::loaded() const {
     const auto lock = origin_.lock(mutex_);
     if (!model_) {
         throw ClosedError("the model " + name_ + " is closed");
+    }
+    if (threads_) {
+        threads_->check();
     }
     return model_;
 }
@@ -195,6 +212,7 @@ void Model::check_token(const std::string & argument, int32_t token) const {
 
 std::shared_ptr<Context> Model::take_context(bool clear) {
     origin_.check("the model");
+    loaded();  // or it throws
     std::shared_ptr<Context> context;
     {
         const auto lock = origin_.lock(mutex_);
@@ -236,14 +254,14 @@ std::shared_ptr<Context> Model::make_context(const ContextOptions & options) {
     }
     const auto model = loaded();
     ContextOptions with_servers = options;
-    std::shared_ptr<ggml_threadpool> threadpool;
+    std::shared_ptr<ThreadPool> threads;
     {
         const auto lock = origin_.lock(mutex_);
-        threadpool = threadpool_;
+        threads = threads_;
         with_servers.servers = servers_;
     }
     const std::lock_guard turn(turns_);
-    return left_alone_by_forks(std::make_unique<Context>(model, threadpool, with_servers));
+    return left_alone_by_forks(std::make_unique<Context>(model, threads, with_servers));
 }
 
 void Model::give_back(std::shared_ptr<Context> context) {

@@ -25,6 +25,9 @@ class ContextFullError(Error):
 class ClosedError(Error):
     """The model was closed."""
 
+class UnusableError(Error):
+    """An assertion of llama.cpp failed while the model computed: it cannot be used any more; load it anew."""
+
 class CancelledError(Error):
     """The progress callback returned False."""
 

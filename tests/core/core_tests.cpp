@@ -530,7 +530,8 @@ int main(int argc, char ** argv) {
         std::fprintf(stderr, "usage: %s MODEL.gguf FOLDER\n", argv[0]);
         return 2;
     }
-    capture_log([](const char * message, const char * activity) {
+    capture_log();
+    catch_assertions([](const char * message, const char * activity) {
         std::fprintf(stderr, "aborted while %s: %s\n", activity, message);
     });
     test_utf8_buffer();
