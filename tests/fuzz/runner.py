@@ -23,6 +23,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol, TypeVar
 
+from programs import WITHOUT_GPU, python_environment
+
 __all__ = ["Fault", "Target", "run", "serve"]
 
 BATCH = 100
@@ -31,6 +33,9 @@ CPU_LIMIT_S, WALL_LIMIT_S = 20.0, 60.0
 """For one input. A busy machine stretches the second, not the first."""
 MEMORY_LIMIT_BYTES = 1_500_000_000
 """By how much a process may grow."""
+WATCHES_PROCESSES = Path("/proc/self/statm").exists()
+"""Elsewhere only the clock limits an input."""
+_TESTS = Path(__file__).parents[1]
 
 Case = TypeVar("Case")
 
@@ -101,11 +106,18 @@ def _kind(error: BaseException) -> str:
 
 
 class _Child:
-    def __init__(self, name: str, seed: int, first: int, last: int, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, program: str, name: str, seed: int, first: int, last: int, debugger: tuple[str, ...] = ()
+    ) -> None:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
         arguments = ["--serve", name, str(seed), str(first), str(last)]
-        command = [*prefix, sys.executable, "-m", __package__, *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, start_new_session=True)
+        self.process = subprocess.Popen(
+            [*debugger, sys.executable, "-m", program, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            start_new_session=True,
+            env=python_environment(_TESTS, **WITHOUT_GPU),
+        )
         self.waiting = b""
         self.base_bytes: int | None = None
         self.since, self.cpu_since = time.monotonic(), 0.0
@@ -168,14 +180,21 @@ class _Child:
         return ""
 
     def said(self) -> str:
-        self.log.seek(0)
-        return self.log.read()[-20_000:].decode(errors="replace")
+        """Return the end of what an ended process has written, and close all files."""
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        with self.log:
+            self.log.seek(0)
+            return self.log.read()[-20_000:].decode(errors="replace")
 
 
-def run(name: str, seed: int, first: int, last: int) -> Iterator[Fault | int]:
-    """Try inputs; yield faults as they are found, and the number of inputs that have been tried."""
+def run(name: str, seed: int, first: int, last: int, program: str = "fuzz") -> Iterator[Fault | int]:
+    """Try inputs; yield faults as they are found, and after each process the number of the next input.
+
+    ``program`` is the module that calls :func:`serve`.
+    """
     while first <= last:
-        child = _Child(name, seed, first, min(last, first + BATCH - 1))
+        child = _Child(program, name, seed, first, min(last, first + BATCH - 1))
         at: int | None = None
         harm = ""
         done = first
@@ -197,13 +216,14 @@ def run(name: str, seed: int, first: int, last: int) -> Iterator[Fault | int]:
                 harm = child.ends()
         finally:
             child.stop()
+            said = child.said()
         failed = bool(at is not None or harm or child.process.returncode)
         if failed and child.base_bytes is None:
-            raise RuntimeError(f"{name} did not start: {child.said()}")
+            raise RuntimeError(f"{name} did not start: {said}")
         if failed:
             number = max(first, done - 1) if at is None else at
             what = harm or _death(child.process.returncode)
-            yield Fault(number, first, f"{what}{_place(child.said())}", child.said()[-6000:])
+            yield Fault(number, first, f"{what}{_place(said)}", said[-6000:])
             done = number + 1
         first = done
         yield done
@@ -229,8 +249,7 @@ def native_stack(name: str, seed: int, number: int) -> str:
     if shutil.which("gdb") is None:
         return ""
     ask = ("gdb", "-q", "-batch", "-ex", "handle SIGUSR1 nostop noprint pass", "-ex", "run", "-ex", "bt 16", "--args")
-    child = _Child(name, seed, number, number, ask)
-    child.log.close()
+    child = _Child("fuzz", name, seed, number, number, ask)
     output = b""
     end = time.monotonic() + WALL_LIMIT_S
     assert child.process.stdout is not None
@@ -242,5 +261,6 @@ def native_stack(name: str, seed: int, number: int) -> str:
             output += data
     os.killpg(child.process.pid, signal.SIGKILL)
     child.process.wait()
+    child.said()
     frames = [line for line in output.decode(errors="replace").splitlines() if re.match(r"#\d+ ", line)]
     return "\n".join(frames)
