@@ -117,7 +117,9 @@ void bind_model(py::module_ & m) {
             "tokenize",
             [](const Model & model, const py::bytes & text, bool add_special, bool parse_special) {
                 const std::string_view view = text;  // Python's own memory, which the argument keeps alive
-                return without_gil([&] { return tokenize(*model.tokenizer(), view, add_special, parse_special); });
+                return interruptible([&](const Interrupt::Poll & poll) {
+                    return tokenize(*model.tokenizer(), view, add_special, parse_special, poll);
+                });
             },
             "text"_a, "add_special"_a, "parse_special"_a)
         .def(

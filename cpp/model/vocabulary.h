@@ -1,6 +1,8 @@
 // A model's vocabulary: text to tokens and back.
 #pragma once
 
+#include "base/interrupt.h"
+
 #include <llama.h>
 
 #include <cstdint>
@@ -11,8 +13,10 @@
 
 namespace overspill {
 
-// Throws std::invalid_argument for texts of a GiB and more.
-std::vector<int32_t> tokenize(const llama_vocab & vocab, std::string_view text, bool add_special, bool parse_special);
+// Throws std::invalid_argument for texts of a GiB and more, CancelledError when `poll`, asked every 50 ms, is true, and
+// Error for a byte that the vocabulary cannot write.
+std::vector<int32_t> tokenize(const llama_vocab & vocab, std::string_view text, bool add_special, bool parse_special,
+                              const Interrupt::Poll & poll = {});
 
 // Throws std::invalid_argument for a token that is not in the vocabulary.
 std::string detokenize(const llama_vocab & vocab, const std::vector<int32_t> & tokens, bool skip_special);
