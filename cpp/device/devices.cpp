@@ -23,7 +23,7 @@ const char * kind_of(ggml_backend_dev_t device) {
 }  // namespace
 
 void check_usable_after_fork(ggml_backend_dev_t device) {
-    const ggml_backend_dev_type type = ggml_backend_dev_type(device);
+    const auto type = ggml_backend_dev_type(device);
     if (n_forks() > 0 && (type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU)) {
         throw Error(ggml_backend_dev_name(device) +
                     std::string(" cannot be used in a process that was forked after overspill was imported: ") +

@@ -147,7 +147,7 @@ void Model::close() {
         return;  // it is another process's
     }
     if (turns_.held_here()) {
-        throw Error("the model cannot be closed from within one of its own steps; close the stream instead");
+        throw Error("the model cannot be closed in the middle of a step on this very thread; close the stream instead");
     }
     std::vector<std::weak_ptr<ModelUser>> users;
     std::shared_ptr<llama_model> model;
