@@ -7,6 +7,8 @@
 
 #include <exception>
 #include <new>
+#include <string>
+#include <system_error>
 
 namespace py = pybind11;
 
@@ -28,7 +30,7 @@ void bind_errors(py::module_ & m) {
         type.attr("__module__") = "overspill";
         type.attr("__doc__") = doc;
     };
-    auto & error = py::register_exception<Error>(m, "Error");
+    static const py::handle error = py::register_exception<Error>(m, "Error");  // for the translator, too
     describe(error, "Something that the library or llama.cpp could not do; the base of the others.");
     describe(py::register_exception<ModelLoadError>(m, "ModelLoadError", error),
              "The file is missing, damaged, or not a model that can be loaded.");
@@ -52,6 +54,10 @@ void bind_errors(py::module_ & m) {
             py::set_error(PyExc_BufferError, views.what());
         } catch (const OutOfMemoryError & memory) {
             raise_out_of_memory(out_of_memory, memory);
+        } catch (const std::system_error & refused) {
+            py::set_error(error, ("the system refuses, maybe since there are too many threads: " +
+                                  std::string(refused.what()))
+                                     .c_str());
         } catch (const std::bad_alloc &) {
             raise_out_of_memory(out_of_memory, ram_refused());
         } catch (const AssertionFailed & failed) {
