@@ -26,7 +26,8 @@ inline std::string scratch_file(const std::string & name) {
 }
 
 inline void write_file(const std::string & path, const uint8_t * data, size_t size) {
-    std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char *>(data), static_cast<std::streamsize>(size));
+    std::ofstream(path, std::ios::binary)
+        .write(reinterpret_cast<const char *>(data), static_cast<std::streamsize>(size));
 }
 
 // The vocabulary in the file OVERSPILL_FUZZ_MODEL.

@@ -85,9 +85,10 @@ def serve(name: str, target: Target[Any], seed: int, first: int, last: int) -> N
     tell(ready=True)
     for number in range(first, last + 1):
         tell(begin=number)
+        case = input_of(target, name, seed, number)
         fault = None
         try:
-            target.check(input_of(target, name, seed, number))
+            target.check(case)
         except Exception as error:
             fault = {"kind": _kind(error), "detail": "".join(traceback.format_exception(error))[-6000:]}
         tell(end=number, fault=fault)
@@ -97,7 +98,8 @@ def _kind(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "overspill" in Path(frame.filename).parts or frame.name == "check"]
     where = ours[-1] if ours else frames[-1]
-    said = re.sub(r"0x[0-9a-f]+|\d+", "N", str(error).split("\n")[0])
+    said = re.sub(r"/\S+", "FILE", str(error).split("\n")[0])
+    said = re.sub(r"0x[0-9a-f]+|\d+", "N", said)
     said = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", said)[:100]
     return f"{type(error).__name__} in {Path(where.filename).name}, {where.name}: {said}"
 

@@ -111,7 +111,7 @@ class GgufFiles:
 
 def _change_key(random: Random, model: Model) -> Model:
     keys = list(model.keys)
-    architecture = next((key.value for key in keys if key.name == b"general.architecture"), b"llama")
+    architecture = _architecture(model)
     # What converters write for vocabularies is long, and has its own changes.
     own = [i for i, key in enumerate(keys) if not key.name.startswith(b"tokenizer.ggml.")]
     at = random.choice(own if random.random() < 0.8 else range(len(keys))) if keys else 0
@@ -147,10 +147,15 @@ def _change_key(random: Random, model: Model) -> Model:
     return replace(model, keys=tuple(keys))
 
 
+def _architecture(model: Model) -> bytes:
+    said = [key.value for key in model.keys if key.name == b"general.architecture"]
+    return said[0] if said and isinstance(said[0], bytes) else b"llama"
+
+
 def _as_architecture(random: Random, model: Model) -> Model:
     """Return the model under another architecture's name, with its keys."""
     new = random.choice(_ARCHITECTURES).encode()
-    old = next((key.value for key in model.keys if key.name == b"general.architecture"), b"llama")
+    old = _architecture(model)
     keys = [
         replace(key, value=new)
         if key.name == b"general.architecture"

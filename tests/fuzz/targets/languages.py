@@ -211,5 +211,6 @@ class JsonSchemas:
             check_message(error, "json_schema")
             return
         if said.stats.stop_reason == StopReason.EOS:
-            value = json.loads(said.text)
-            jsonschema.validate(value, json.loads(case), format_checker=_checker())
+            # It raises for a type that is none, too: such a schema should have been refused.
+            judge = jsonschema.Draft202012Validator(json.loads(case), format_checker=_checker())
+            judge.validate(json.loads(said.text))

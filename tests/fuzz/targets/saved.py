@@ -64,7 +64,7 @@ class Chats:
                 data = json.loads(text)
                 data.pop("sha256", None)
                 text = json.dumps({**data, "sha256": _checksum(data)})
-            except (ValueError, AttributeError, RecursionError):
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 pass
         data = text.encode("utf-8", "surrogatepass")
         return mutated_bytes(random, data) if random.random() < 0.1 else data
