@@ -303,7 +303,7 @@ def test_no_word_is_lost(smollm2: Model, name: str, has_tools: bool) -> None:
     """Every word of any text is in the reasoning, the answer or a call, once, and its cut makes no difference."""
     form = form_of(smollm2, name, [WEATHER] if has_tools else None)
 
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(replies(name), st.lists(st.integers(1, 500), max_size=6))
     def check(raw: str, cuts: list[int]) -> None:
         assert_nothing_is_lost(form, raw, cuts)
@@ -342,7 +342,7 @@ def test_a_template_s_own_messages_are_read_back(smollm2: Model, name: str) -> N
     end = re.compile(r"(?:</?[^<>\s]{1,40}>|\[e~\[|assistant|\s)*")  # how the template ends a message
     n_read = 0
     for message, tools in itertools.product(messages, ([WEATHER], None)):
-        if "tool_calls" in message and (tools is None or name in UNREADABLE_CALLS):
+        if (tools is None and "tool_calls" in message) or (tools is not None and name in UNREADABLE_WITH_TOOLS):
             continue
         rendered = ChatTemplate(smollm2, template(name))
         try:
@@ -351,13 +351,13 @@ def test_a_template_s_own_messages_are_read_back(smollm2: Model, name: str) -> N
         except ValueError:  # some templates want another order
             continue
         raw = whole.removeprefix(prompt)
-        if raw in (whole, ""):  # some prompts begin a thought, which a message without one does not have
-            continue
+        if raw == whole or name == "NVIDIA-Nemotron-Nano-v2":
+            continue  # the prompt begins a thought, which the message does not have
+        thought = message.get("reasoning_content", "")
+        if not all(part in raw for part in (message["content"], thought, "Paris" if "tool_calls" in message else "")):
+            continue  # the template does not write it
         reasoning, answer, calls, *_ = said(form_of(smollm2, name, tools), list(raw))
-        if name == "NVIDIA-Nemotron-Nano-v2" and "reasoning_content" not in message and not calls:
-            continue  # the same, without a line between
-        if message.get("reasoning_content", "") in raw:
-            assert reasoning.strip() == message.get("reasoning_content", "")
+        assert reasoning.strip() == thought
         assert calls == ([("get_weather", {"city": "Paris"})] if "tool_calls" in message else [])
         assert answer.strip().startswith(message["content"])
         assert end.fullmatch(answer.strip()[len(message["content"]) :]), answer
@@ -365,8 +365,8 @@ def test_a_template_s_own_messages_are_read_back(smollm2: Model, name: str) -> N
     assert n_read or name not in COMMON_TEMPLATES
 
 
-# llama.cpp's own parser does not read the call that the template writes.
-UNREADABLE_CALLS = {"Mistral-Small-3.2-24B-Instruct-2506", "upstage-Solar-Open-100B"}
+# What llama.cpp makes of these templates does not read what they write.
+UNREADABLE_WITH_TOOLS = {"Mistral-Small-3.2-24B-Instruct-2506", "upstage-Solar-Open-100B"}
 
 
 @pytest.mark.parametrize("reason", [StopReason.MAX_TOKENS, StopReason.CLOSED])
