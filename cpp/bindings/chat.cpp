@@ -50,25 +50,33 @@ void bind_chat(py::module_ & m) {
         .def_property_readonly("name", lenient(&ToolCall::name))
         .def_property_readonly("arguments", lenient(&ToolCall::arguments))
         .def_property_readonly("id", lenient(&ToolCall::id));
-    py::class_<Reply>(m, "Reply", py::is_final())
-        .def_property_readonly("reasoning", lenient(&Reply::reasoning))
-        .def_property_readonly("content", lenient(&Reply::content))
-        .def_readonly("tool_calls", &Reply::tool_calls);
-    py::class_<ReplyParser, std::shared_ptr<ReplyParser>>(m, "ReplyParser", py::is_final())
+    py::native_enum<ReplyPart>(m, "ReplyPart", "enum.Enum")
+        .value("reasoning", ReplyPart::reasoning)
+        .value("answer", ReplyPart::answer)
+        .value("call", ReplyPart::call)
+        .finalize();
+    py::class_<ReplyPiece>(m, "ReplyPiece", py::is_final())
+        .def_readonly("part", &ReplyPiece::part)
+        .def_property_readonly("text", lenient(&ReplyPiece::text))
+        .def_readonly("call", &ReplyPiece::call);
+    py::class_<ReplyReader>(m, "ReplyReader", py::is_final())
         .def(
-            "parse",
-            [](const ReplyParser & parser, const std::string & text, bool is_partial) {
-                return without_gil([&] { return parser.parse(text, is_partial); });
+            "add",
+            [](ReplyReader & reader, const std::string & text) {
+                return without_gil([&] { return reader.add(text); });
             },
-            "text"_a, "is_partial"_a);
+            "text"_a)
+        .def(
+            "finish",
+            [](ReplyReader & reader, bool is_whole) { return without_gil([&] { return reader.finish(is_whole); }); },
+            "is_whole"_a)
+        .def_property_readonly("is_malformed", &ReplyReader::is_malformed);
 
     py::class_<ReplyForm>(m, "ReplyForm", py::is_final())
         .def(py::init<>())
         .def_readonly("named", &ReplyForm::named)
         .def_readwrite("droppable", &ReplyForm::droppable)
-        .def_property_readonly("parser", [](const ReplyForm & form) {
-            return std::const_pointer_cast<ReplyParser>(form.parser);  // for pybind11, which knows no const
-        });
+        .def("new_reader", [](const ReplyForm & form) { return form.parser->begin(); });
     py::class_<ChatPrompt>(m, "ChatPrompt", py::is_final())
         .def_property_readonly("text", lenient(&ChatPrompt::text))
         .def_readonly("form", &ChatPrompt::form);

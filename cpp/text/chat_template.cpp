@@ -118,8 +118,7 @@ ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
             form.named.push_back(tokens[0]);
         }
     }
-    const bool has_tools = !options.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
-    form.parser = make_reply_parser(chat, has_tools);
+    form.parser = make_reply_parser(chat);
     return {chat.prompt, std::move(form)};
 }
 
