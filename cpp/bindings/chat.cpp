@@ -25,12 +25,13 @@ std::unique_ptr<ChatTemplate> new_chat_template(const std::shared_ptr<Model> & m
 }
 
 ChatPrompt render(const ChatTemplate & chat, std::string messages, std::string tools, ToolChoice tool_choice,
-                  std::string json_schema, bool enable_thinking, bool add_generation_prompt,
+                  std::string json_schema, std::string schema_grammar, bool enable_thinking, bool add_generation_prompt,
                   std::map<std::string, std::string> variables) {
     ChatOptions options{std::move(messages)};
     options.tools = std::move(tools);
     options.tool_choice = tool_choice;
     options.json_schema = std::move(json_schema);
+    options.schema_grammar = std::move(schema_grammar);
     options.enable_thinking = enable_thinking;
     options.add_generation_prompt = add_generation_prompt;
     options.variables = std::move(variables);
@@ -84,7 +85,7 @@ void bind_chat(py::module_ & m) {
     py::class_<ChatTemplate>(m, "ChatTemplate", py::is_final())
         .def(py::init(&new_chat_template), "model"_a, "source"_a)
         .def("render", &render, "messages"_a, py::kw_only(), "tools"_a, "tool_choice"_a, "json_schema"_a,
-             "enable_thinking"_a, "add_generation_prompt"_a, "variables"_a)
+             "schema_grammar"_a = "", "enable_thinking"_a, "add_generation_prompt"_a, "variables"_a)
         .def_property_readonly("source", [](const ChatTemplate & chat) { return lenient_str(chat.source()); });
 }
 

@@ -106,7 +106,8 @@ void BatchGeneration::step(const Interrupt::Poll & poll) {
             Stopwatch finding;
             float * logits = context_->logits_of(slot->place);
             own.logits_s = finding.lap();
-            const StopReason reason = slot->sequence->choose(logits, context_, is_full, token, own);
+            const StopReason reason = slot->sequence->choose(logits, context_, is_full, token, own,
+                                                             [&] { return interrupt_.should_stop(poll); });
             if (!slot->outcome.tokens.empty()) {
                 times.add(own);
                 times.add(shared);

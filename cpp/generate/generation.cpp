@@ -113,7 +113,8 @@ Step Generation::step(const Interrupt::Poll & poll) {
         logits = context_->decode(&sequence_.tokens().back(), 1, interrupt_, poll, /*all =*/false, &step.times);
     }
     const bool is_full = context_->n_decoded() == context_->n_ctx() && sequence_.options().form.droppable.empty();
-    step.reason = sequence_.choose(logits, context_, is_full, step.token, step.times);
+    step.reason = sequence_.choose(logits, context_, is_full, step.token, step.times,
+                                   [&] { return interrupt_.should_stop(poll); });
     if (sequence_.options().keep_logits) {
         step.token.context = context_;
         step.token.logits = logits;

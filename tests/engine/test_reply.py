@@ -92,7 +92,7 @@ class _Spoken:
 def form_of(model: Model, name: str, tools: list[Any] | None = None) -> _core.ReplyForm:
     """Return the form of a template's replies."""
     rendered = ChatTemplate(model, template(name))._render(
-        [{"role": "user", "content": "Hi"}], describe_tools(tools or ()), "auto", "", None, True, True
+        [{"role": "user", "content": "Hi"}], describe_tools(tools or ()), "auto", "", "", None, True, True
     )
     return rendered.form
 
