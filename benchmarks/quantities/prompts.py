@@ -6,9 +6,11 @@ The functions add the stand-in to their process, for good: call them by :func:`q
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +60,11 @@ def exchange(path: Path, planned: overspill.Plan, prompt: Sequence[int]) -> Exch
             time.sleep(0.01)
         model.generate(prompt[:40], temperature=0, max_tokens=2)
         bias = {token: -100.0 for token in model.special_tokens.values() if model.is_end_of_generation(token)}
-        stats = model.generate(prompt, temperature=0, max_tokens=REPLY_TOKENS, logit_bias=bias).stats
-        assert stats.time_to_first_token_s is not None
-        assert stats.tokens_per_second is not None
-        return Exchange(stats.time_to_first_token_s, 1 / stats.tokens_per_second, planned.forecast())
+        times = [time.perf_counter()]
+        for _ in model.stream(prompt, temperature=0, max_tokens=REPLY_TOKENS, logit_bias=bias):
+            times.append(time.perf_counter())
+        first_token_s, *token_s = (later - earlier for earlier, later in pairwise(times))
+        return Exchange(first_token_s, statistics.median(token_s), planned.forecast())
 
 
 def exchanges(tools: Path, path: Path, prompt_tokens: int) -> Exchanges:
@@ -83,7 +86,7 @@ def exchanges(tools: Path, path: Path, prompt_tokens: int) -> Exchanges:
     planned = overspill.plan(info, prompt_tokens=prompt_tokens, **options)
     chosen = (planned.settings.n_ubatch, planned.settings.pin_weights)
     plain = overspill.plan(info, prompt_tokens=1, n_ubatch=512, pin_weights=False, offload_min_batch=32, **options)
-    today = exchange(path, plain, prompt[: min(prompt_tokens, 2000)])
+    today = exchange(path, plain, prompt)
     cells = {}
     sizes = UBATCHES if prompt_tokens < 10000 else UBATCHES_OF_LONG_PROMPTS  # each takes a minute of these
     for choice in dict.fromkeys([chosen, *((size, pins) for size in sizes for pins in (True, False))]):

@@ -1,13 +1,11 @@
 #include "base/log.h"
 
-#include "base/activity.h"
 #include "base/error_capture.h"
 
 #include <llama.h>
 
 #include <atomic>
 #include <cstdlib>
-#include <mutex>
 #include <utility>
 
 namespace overspill {
@@ -59,8 +57,6 @@ void note_graph_splits(const std::string & line) {
     graph_splits = static_cast<int32_t>(std::strtol(numbers.c_str() + (slash < comma ? slash + 3 : 0), nullptr, 10));
 }
 
-void (*abort_hook)(const char *, const char *) = nullptr;
-
 LogLevel level_of(ggml_log_level level) {
     switch (level) {
         case GGML_LOG_LEVEL_DEBUG: return LogLevel::debug;
@@ -92,18 +88,10 @@ void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
     }
 }
 
-void on_abort_message(const char * message) {
-    if (abort_hook != nullptr) {
-        abort_hook(message, Activity::current.load());
-    }
-}
-
 }  // namespace
 
-void capture_log(void (*on_abort)(const char *, const char *)) {
-    abort_hook = on_abort;
+void capture_log() {
     llama_log_set(on_log, nullptr);
-    ggml_set_abort_callback(on_abort_message);
 }
 
 void add_to_log(LogLevel level, std::string text) {
@@ -115,6 +103,10 @@ void add_to_log(LogLevel level, std::string text) {
         ++waiting.n_dropped;
     }
     waiting.pending.store(true, std::memory_order_release);
+}
+
+std::mutex & log_mutex() noexcept {
+    return queue().mutex;
 }
 
 bool log_pending() noexcept {

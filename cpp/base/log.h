@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -14,9 +15,11 @@ struct LogLine {
     std::string text;  // without the newline
 };
 
-// Routes llama.cpp's log here, and its last words before an abort to `on_abort`, which is
-// given the message and what was being done. Call once, before anything else.
-void capture_log(void (*on_abort)(const char * message, const char * activity));
+// Routes llama.cpp's log here. Call once, before anything else.
+void capture_log();
+
+// Held for each line; for whoever forks the process.
+std::mutex & log_mutex() noexcept;
 
 // Whether lines wait; cheap enough to ask after every step.
 bool log_pending() noexcept;

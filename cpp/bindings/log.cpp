@@ -1,5 +1,6 @@
 #include "bindings/log.h"
 
+#include "base/assertions.h"
 #include "base/log.h"
 #include "base/utf8_buffer.h"
 #include "bindings/bindings.h"
@@ -53,7 +54,8 @@ void report_abort(const char * message, const char * activity) {
 }  // namespace
 
 void bind_log(py::module_ & /*m*/) {
-    capture_log(report_abort);
+    capture_log();
+    catch_assertions(report_abort);
 }
 
 }  // namespace overspill

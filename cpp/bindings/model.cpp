@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include "base/process.h"
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
 #include "bindings/gil.h"
@@ -28,10 +29,9 @@ namespace overspill {
 namespace {
 
 std::shared_ptr<Model> load_model(const std::string & path, ModelOptions options, const py::object & progress) {
-    const Signals signals;
     std::exception_ptr raised;
     options.progress = [&](float share) {
-        if (signals.poll() && signals.poll()()) {
+        if (told_to_stop()) {
             return false;
         }
         if (progress.is_none()) {
@@ -47,9 +47,9 @@ std::shared_ptr<Model> load_model(const std::string & path, ModelOptions options
         }
     };
     try {
-        return without_gil([&] { return std::make_shared<Model>(path, std::move(options)); });
+        return without_gil(
+            [&] { return left_alone_by_forks(std::make_unique<Model>(path, std::move(options))); });
     } catch (const CancelledError &) {
-        signals.rethrow();
         if (raised) {
             std::rethrow_exception(raised);
         }
@@ -82,15 +82,17 @@ std::shared_ptr<BatchGeneration> open_batch(const std::shared_ptr<Model> & model
 py::bytes token_bytes(const Model & model, int32_t token, bool special) {
     const auto vocab = model.tokenizer();
     model.check_token("token", token);
-    std::string bytes;
-    append_token_bytes(*vocab, token, special, bytes);
-    return bytes;
+    return with_gil([&] {
+        std::string bytes;
+        append_token_bytes(*vocab, token, special, bytes);
+        return bytes;
+    });
 }
 
 bool is_end_of_generation(const Model & model, int32_t token) {
     const auto loaded = model.loaded();
     model.check_token("token", token);
-    return llama_vocab_is_eog(llama_model_get_vocab(loaded.get()), token);
+    return with_gil([&] { return llama_vocab_is_eog(llama_model_get_vocab(loaded.get()), token); });
 }
 
 }  // namespace
@@ -128,7 +130,10 @@ void bind_model(py::module_ & m) {
             "tokens"_a, "skip_special"_a)
         .def("token_bytes", &token_bytes, "token"_a, "special"_a)
         .def("special_tokens",
-             [](const Model & model) { return special_tokens(*llama_model_get_vocab(model.loaded().get())); })
+             [](const Model & model) {
+                 const auto loaded = model.loaded();
+                 return with_gil([&] { return special_tokens(*llama_model_get_vocab(loaded.get())); });
+             })
         .def(
             "metadata", [](const Model & model, const std::string & key) { return lenient_str(model.metadata(key)); },
             "key"_a)

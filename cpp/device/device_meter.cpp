@@ -159,10 +159,10 @@ DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
     if (!cpu_ || backend_ == nullptr) {
         throw Error(name_ + " cannot be used: " + errors.reason("it could not be initialised"));
     }
-    threadpool_ = make_threadpool(options_.n_threads);
+    threads_ = std::make_unique<const ThreadPool>(options_.n_threads, "the meter of " + name_);
     cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads")(cpu_.get(), options_.n_threads);
     cpu_function<decltype(&ggml_backend_cpu_set_threadpool)>("ggml_backend_cpu_set_threadpool")(cpu_.get(),
-                                                                                                threadpool_.get());
+                                                                                                threads_->get());
 }
 
 Error DeviceMeter::no_memory() const {
@@ -171,7 +171,7 @@ Error DeviceMeter::no_memory() const {
 }
 
 void DeviceMeter::compute(ggml_cgraph * graph) {
-    if (ggml_backend_graph_compute(backend_, graph) != GGML_STATUS_SUCCESS) {
+    if (threads_->use([&] { return ggml_backend_graph_compute(backend_, graph); }) != GGML_STATUS_SUCCESS) {
         throw Error(name_ + " failed while it was measured");
     }
     wait_for(ggml_graph_node(graph, -1));
@@ -539,7 +539,8 @@ double DeviceMeter::visit_s(int64_t n_embd) {
         }
         set(input, 0.1F);
         return typical_s(options_.budget_s, [&] {
-            if (ggml_backend_sched_graph_compute(scheduler.get(), chain.graph) != GGML_STATUS_SUCCESS) {
+            const auto compute = [&] { return ggml_backend_sched_graph_compute(scheduler.get(), chain.graph); };
+            if (threads_->use(compute) != GGML_STATUS_SUCCESS) {
                 throw Error(name_ + " failed while it was measured");
             }
             wait_for(last);

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "device/devices.h"
 #include "device/rpc.h"
+#include "device/thread_pool.h"
 #include "device/weights.h"
 
 #include <ggml-cpp.h>
@@ -111,7 +112,7 @@ class DeviceMeter {
     ggml_backend_dev_t device_;
     std::vector<ggml_backend_dev_t> gpus_;
     std::unique_ptr<const RpcServers> servers_;
-    std::shared_ptr<ggml_threadpool> threadpool_;
+    std::unique_ptr<const ThreadPool> threads_;
     ggml_backend_ptr cpu_;
     ggml_backend_ptr other_;  // null if the device is the CPU
     ggml_backend_t backend_;  // the device's

@@ -17,7 +17,11 @@ struct DeviceMemory {
     size_t total_bytes = 0;
 };
 
-// What the device has; zeros if its RPC server does not answer.
+// Drivers and connections do not outlive a fork: in a process that was forked, only the CPU can be used. Throws Error for
+// others there.
+void check_usable_after_fork(ggml_backend_dev_t device);
+
+// What the device has; zeros if its RPC server does not answer, or for what a fork has made unusable.
 DeviceMemory device_memory(ggml_backend_dev_t device);
 
 struct DeviceDescription {
@@ -54,7 +58,5 @@ Function cpu_function(const char * name) {
 
 // What the CPU backend was built for and found, such as AVX2 and AVX512.
 std::vector<std::string> cpu_features();
-
-std::shared_ptr<ggml_threadpool> make_threadpool(int32_t n_threads);
 
 }  // namespace overspill

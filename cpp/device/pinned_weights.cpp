@@ -1,5 +1,6 @@
 #include "device/pinned_weights.h"
 
+#include "base/assertions.h"
 #include "base/error_capture.h"
 #include "base/log.h"
 
@@ -131,6 +132,7 @@ void PinnedWeights::start(const std::vector<ggml_backend_dev_t> & devices, std::
 void PinnedWeights::work() noexcept {
     std::string refused;
     try {
+        const AssertionGuard guard;
         for (const PinnedPiece & piece : pieces_) {
             {
                 const std::lock_guard lock(mutex_);
@@ -176,7 +178,7 @@ void PinnedWeights::undo() noexcept {
 }
 
 PinnedMemory PinnedWeights::state() const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     return state_;
 }
 

@@ -1,6 +1,6 @@
 #include "generate/look_ahead.h"
 
-#include "base/error.h"
+#include "base/assertions.h"
 
 #include <chrono>
 #include <system_error>
@@ -37,6 +37,7 @@ void LookAhead::work() {
         Step done;
         std::exception_ptr error;
         try {
+            const AssertionGuard guard;
             done = take_step_();
         } catch (...) {
             error = std::current_exception();

@@ -14,17 +14,18 @@
 
 namespace overspill {
 
-Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_threadpool> threadpool,
+Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool> threads,
                  const ContextOptions & options)
     : servers_(options.servers),
       model_(std::move(model)),
-      threadpool_(std::move(threadpool)),
+      threads_(std::move(threads)),
       n_ctx_(options.n_ctx),
       n_batch_(std::min(options.n_batch, options.n_ctx * options.n_sequences)),
       n_outputs_(std::min(options.n_outputs, n_batch_)),
       n_ubatch_(std::min(options.n_ubatch, n_batch_)),
       dry_run_(options.dry_run),
       offload_min_batch_(options.offload_min_batch),
+      can_be_freed_half_done_(options.can_be_freed_half_done),
       partial_memory_(llama_model_n_swa(model_.get()) > 0 || llama_model_is_recurrent(model_.get()) ||
                       llama_model_is_hybrid(model_.get())) {
     const Activity activity("creating a context");
@@ -58,7 +59,7 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
     hook_devices();
     const ComputeScope scope(offload_min_batch_);
     const ErrorCapture errors;
-    context_.reset(llama_init_from_model(model_.get(), params));
+    threads_->use([&] { context_.reset(llama_init_from_model(model_.get(), params)); });
     if (servers_) {
         servers_->check("a context was made");
     }
@@ -70,13 +71,24 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_thread
     n_splits_ = logged_graph_splits();
     constexpr uint32_t most_reserved = 1 << 20;
     decoded_.reserve(std::min(n_ctx_, most_reserved));
-    llama_attach_threadpool(context_.get(), threadpool_.get(), threadpool_.get());
+    llama_attach_threadpool(context_.get(), threads_->get(), threads_->get());
+}
+
+Context::~Context() {
+    const NoAssertionGuard destructors;
+    if (threads_->failed() && !can_be_freed_half_done_) {
+        // Kept for good, with its model: the destructors of some backends would end the process.
+        context_.release();
+        static_cast<void>(std::make_unique<std::shared_ptr<llama_model>>(model_).release());
+    }
+    context_.reset();
 }
 
 MemoryReport Context::memory() const {
     const Activity activity("reading a model's placement back");
     const ComputeScope scope(offload_min_batch_);
-    MemoryReport report = report_memory(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_, dry_run_);
+    MemoryReport report =
+        threads_->use([&] { return report_memory(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_, dry_run_); });
     report.n_splits = n_splits_;
     return report;
 }
@@ -84,7 +96,7 @@ MemoryReport Context::memory() const {
 std::vector<MappedTensor> Context::mapped_weights() const {
     const Activity activity("looking for mapped weights");
     const ComputeScope scope(offload_min_batch_);
-    return overspill::mapped_weights(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_);
+    return threads_->use([&] { return overspill::mapped_weights(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_); });
 }
 
 bool Context::can_continue_text() const {
@@ -93,7 +105,7 @@ bool Context::can_continue_text() const {
 
 void Context::clear() {
     // Not the data: cells without a position are never looked at.
-    llama_memory_clear(llama_get_memory(context_.get()), /*data =*/false);
+    threads_->use([&] { llama_memory_clear(llama_get_memory(context_.get()), /*data =*/false); });
     decoded_.clear();
     remembered_.clear();
     incomplete_ = false;
@@ -101,6 +113,10 @@ void Context::clear() {
 
 size_t Context::keep(const std::vector<int32_t> & tokens) {
     const Activity activity("going back to the beginning that two prompts share");
+    return threads_->use([&] { return keep_beginning(tokens); });
+}
+
+size_t Context::keep_beginning(const std::vector<int32_t> & tokens) {
     const auto [end, unused] = std::mismatch(decoded_.begin(), decoded_.end(), tokens.begin(), tokens.end());
     auto n = static_cast<size_t>(end - decoded_.begin());
     n = std::min(n, tokens.empty() ? 0 : tokens.size() - 1);
@@ -139,9 +155,11 @@ void Context::remember() {
         return;
     }
     const Activity activity("remembering the state of a context");
-    remembered_.resize(llama_state_seq_get_size_ext(context_.get(), 0, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
-    remembered_.resize(llama_state_seq_get_data_ext(context_.get(), remembered_.data(), remembered_.size(), 0,
-                                                    LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
+    threads_->use([&] {
+        remembered_.resize(llama_state_seq_get_size_ext(context_.get(), 0, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
+        remembered_.resize(llama_state_seq_get_data_ext(context_.get(), remembered_.data(), remembered_.size(), 0,
+                                                        LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
+    });
     n_remembered_ = decoded_.size();
 }
 
@@ -159,40 +177,65 @@ bool Context::drop(uint32_t from, uint32_t to) {
     const Activity activity("dropping old tokens");
     const auto begin = static_cast<llama_pos>(from);
     const auto end = static_cast<llama_pos>(to);
-    if (!llama_memory_seq_rm(memory, 0, begin, end)) {
+    const bool dropped = threads_->use([&] {
+        if (!llama_memory_seq_rm(memory, 0, begin, end)) {
+            return false;
+        }
+        llama_memory_seq_add(memory, 0, end, -1, begin - end);
+        return true;
+    });
+    if (!dropped) {
         return false;
     }
-    llama_memory_seq_add(memory, 0, end, -1, begin - end);
     decoded_.erase(decoded_.begin() + begin, decoded_.begin() + end);
     remembered_.clear();
     return true;
 }
 
+// What the callback of a decode asks while this exists.
+class Context::Asking {
+  public:
+    Asking(Context & context, Interrupt & interrupt, const Interrupt::Poll & poll) : context_(context) {
+        context_.interrupt_ = &interrupt;
+        context_.poll_ = &poll;
+    }
+    ~Asking() {
+        context_.interrupt_ = nullptr;
+        context_.poll_ = nullptr;
+    }
+    Asking(const Asking &) = delete;
+    Asking & operator=(const Asking &) = delete;
+
+  private:
+    Context & context_;
+};
+
 // `decode` returns llama_decode()'s status.
 template <typename Decode>
 void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times,
                   const Decode & decode) {
-    interrupt_ = &interrupt;
-    poll_ = &poll;
     const Activity activity("decoding");
+    const Asking asking(*this, interrupt, poll);
     const ComputeScope scope(offload_min_batch_, interrupt, poll);
     const ErrorCapture errors;
     n_decodes_.fetch_add(1, std::memory_order_relaxed);
     const int32_t n_reused = llama_perf_context(context_.get()).n_reused;
     Stopwatch watch;
-    const int32_t status = decode();
-    const double decode_s = watch.lap();
-    if (status == 0 || status == 2) {
-        // A GPU may still be working: the step ends here and not in the sampler, or where what it reads is freed.
-        llama_synchronize(context_.get());
-    }
+    double decode_s = 0;
+    const int32_t status = threads_->use([&] {
+        const int32_t ended = decode();
+        decode_s = watch.lap();
+        if (ended == 0 || ended == 2) {
+            // A GPU may still be working: the step ends here and not in the sampler, or where what it reads is freed.
+            llama_synchronize(context_.get());
+        }
+        return ended;
+    });
     if (times != nullptr) {
         times->decode_s += decode_s;
         times->sync_s += watch.lap();
         times->n_graphs_reused += llama_perf_context(context_.get()).n_reused - n_reused;
     }
-    interrupt_ = nullptr;
-    poll_ = nullptr;
     incomplete_ = incomplete_ || status != 0;
     if (status == 2) {
         throw CancelledError("interrupted");
@@ -224,7 +267,8 @@ float * Context::decode(const int32_t * tokens, uint32_t n, Interrupt & interrup
     });
     decoded_.insert(decoded_.end(), tokens, tokens + n);
     Stopwatch watch;
-    float * logits = all ? llama_get_logits(context_.get()) : llama_get_logits_ith(context_.get(), -1);
+    float * logits = threads_->use(
+        [&] { return all ? llama_get_logits(context_.get()) : llama_get_logits_ith(context_.get(), -1); });
     if (logits == nullptr) {
         throw Error("decoding gave no logits");
     }
@@ -254,7 +298,7 @@ void Context::decode(const std::vector<BatchToken> & tokens, Interrupt & interru
 }
 
 float * Context::logits_of(size_t place) {
-    float * logits = llama_get_logits_ith(context_.get(), static_cast<int32_t>(place));
+    float * logits = threads_->use([&] { return llama_get_logits_ith(context_.get(), static_cast<int32_t>(place)); });
     if (logits == nullptr) {
         throw Error("there are no logits of token " + std::to_string(place) + " of the batch");
     }
@@ -262,7 +306,8 @@ float * Context::logits_of(size_t place) {
 }
 
 void Context::forget(uint32_t sequence) {
-    llama_memory_seq_rm(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence), -1, -1);
+    threads_->use(
+        [&] { llama_memory_seq_rm(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence), -1, -1); });
 }
 
 }  // namespace overspill

@@ -4,6 +4,7 @@
 #include "base/interrupt.h"
 #include "device/pinned_weights.h"
 #include "device/rpc.h"
+#include "device/thread_pool.h"
 #include "model/breakdown.h"
 #include "model/memory_report.h"
 
@@ -29,6 +30,7 @@ struct ContextOptions {
     bool dry_run = false;                            // of a model that was not loaded: can only report its memory
     std::shared_ptr<const RpcServers> servers = {};  // those of the model
     int32_t offload_min_batch = 0;                   // as in ModelOptions
+    bool can_be_freed_half_done = true;              // after an assertion has failed in it
     // Asked before and after nodes of the graph: a synchronisation per piece of it, for diagnosis alone.
     ggml_backend_sched_eval_callback on_node = nullptr;
     void * on_node_data = nullptr;
@@ -44,8 +46,10 @@ struct BatchToken {
 class Context {
   public:
     // Throws OutOfMemoryError or Error. Keeps the model and the threads alive.
-    Context(std::shared_ptr<llama_model> model, std::shared_ptr<ggml_threadpool> threadpool,
-            const ContextOptions & options);
+    Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool> threads, const ContextOptions & options);
+    ~Context();
+    Context(const Context &) = delete;
+    Context & operator=(const Context &) = delete;
 
     // False for models that have no memory of what they decoded, such as encoders and diffusion models.
     bool can_continue_text() const;
@@ -69,7 +73,7 @@ class Context {
     // one: n_vocab floats; or, if `all` is set, a row after each of at most n_outputs tokens. They
     // may be written to, and stay where they are as long as the context lives; the next decode
     // overwrites them.
-    // Throws CancelledError if interrupted, ContextFullError, or Error.
+    // Throws CancelledError if interrupted, ContextFullError, UnusableError, or Error.
     float * decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
                    bool all = false, Breakdown * times = nullptr);
     // The same for tokens of several sequences, at most n_batch, whose logits logits_of() has until the next decode.
@@ -96,6 +100,8 @@ class Context {
     uint32_t n_decoded() const { return static_cast<uint32_t>(decoded_.size()); }
 
   private:
+    class Asking;
+    size_t keep_beginning(const std::vector<int32_t> & tokens);
     template <typename Decode>
     void run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times, const Decode & decode);
 
@@ -105,7 +111,7 @@ class Context {
 
     std::shared_ptr<const RpcServers> servers_;
     std::shared_ptr<llama_model> model_;
-    std::shared_ptr<ggml_threadpool> threadpool_;
+    std::shared_ptr<ThreadPool> threads_;
     std::unique_ptr<llama_context, Deleter> context_;  // after what it needs, so that it goes first
     uint32_t n_ctx_;
     uint32_t n_batch_;
@@ -113,6 +119,7 @@ class Context {
     uint32_t n_ubatch_;
     bool dry_run_;
     int32_t offload_min_batch_;
+    bool can_be_freed_half_done_;
     int32_t n_splits_ = 0;
     bool partial_memory_;
     bool incomplete_ = false;          // a decode failed, and may have left something behind

@@ -15,6 +15,18 @@
 
 namespace overspill {
 
+namespace {
+
+// After an assertion has failed in the middle of a graph. CUDA's destructors find its memory in use, and fail as well.
+bool can_be_freed_half_done(const Placement & placement) {
+    return std::all_of(placement.devices.begin(), placement.devices.end(), [](const std::string & name) {
+        const std::string backend = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device_named(name)));
+        return backend == "CPU" || backend == "RPC";
+    });
+}
+
+}  // namespace
+
 Model::Model(const std::string & path, ModelOptions options)
     : name_(path), options_(std::move(options)), pinned_(std::make_shared<PinnedWeights>()) {
     check(options_);
@@ -49,6 +61,7 @@ Model::Model(const std::string & path, ModelOptions options)
     // Servers outlive the model, whose destructor talks to them; memory that is freed must not be registered.
     model_.reset(llama_model_load_from_file(path.c_str(), params),
                  [servers = servers_, pinned = pinned_](llama_model * model) {
+                     const NoAssertionGuard destructors;
                      pinned->undo();
                      llama_model_free(model);
                  });
@@ -89,8 +102,8 @@ void Model::prepare_to_generate() {
             const auto n_ctx_train = static_cast<uint32_t>(std::max(0, llama_model_n_ctx_train(model_.get())));
             options_.n_ctx = n_ctx_train == 0 ? largest_default : std::min(n_ctx_train, largest_default);
         }
-        threadpool_ = make_threadpool(options_.n_threads);
-        idle_ = std::make_shared<Context>(model_, threadpool_, context_options(1, servers_));
+        threads_ = std::make_shared<ThreadPool>(options_.n_threads, "the model " + name_);
+        idle_ = left_alone_by_forks(std::make_unique<Context>(model_, threads_, context_options(1, servers_)));
         if (!idle_->can_continue_text()) {
             cannot_generate_ = "does not continue text: it is an encoder (for embeddings) or a diffusion model";
         } else {
@@ -99,7 +112,7 @@ void Model::prepare_to_generate() {
         }
         if (!cannot_generate_.empty()) {
             idle_.reset();
-            threadpool_.reset();
+            threads_.reset();
         }
     }
     if (!cannot_generate_.empty()) {
@@ -119,29 +132,33 @@ ContextOptions Model::context_options(uint32_t n_outputs, std::shared_ptr<const 
             /*n_sequences =*/1,
             options_.dry_run,
             std::move(servers),
-            options_.offload_min_batch};
+            options_.offload_min_batch,
+            can_be_freed_half_done(options_.placement)};
 }
 
 Model::~Model() {
     // Streams hold the model, so none is open here.
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     idle_.reset();
 }
 
 void Model::close() {
+    if (!origin_.is_here()) {
+        return;  // it is another process's
+    }
     if (turns_.held_here()) {
-        throw Error("the model cannot be closed from within one of its own steps; close the stream instead");
+        throw Error("the model cannot be closed in the middle of a step on this very thread; close the stream instead");
     }
     std::vector<std::weak_ptr<ModelUser>> users;
     std::shared_ptr<llama_model> model;
-    std::shared_ptr<ggml_threadpool> threadpool;
+    std::shared_ptr<ThreadPool> threads;
     std::shared_ptr<Context> idle;
     std::shared_ptr<const RpcServers> servers;
     {
-        const std::lock_guard lock(mutex_);
+        const auto lock = origin_.lock(mutex_);
         users.swap(users_);
         model.swap(model_);
-        threadpool.swap(threadpool_);
+        threads.swap(threads_);
         idle.swap(idle_);
         servers.swap(servers_);
     }
@@ -153,20 +170,23 @@ void Model::close() {
     // Whoever is in the middle of making a context goes first.
     const std::lock_guard turn(turns_);
     idle.reset();
-    threadpool.reset();
+    threads.reset();
     model.reset();
     servers.reset();
 }
 
 bool Model::closed() const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     return !model_;
 }
 
 std::shared_ptr<llama_model> Model::loaded() const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     if (!model_) {
         throw ClosedError("the model " + name_ + " is closed");
+    }
+    if (threads_) {
+        threads_->check();
     }
     return model_;
 }
@@ -191,9 +211,11 @@ void Model::check_token(const std::string & argument, int32_t token) const {
 }
 
 std::shared_ptr<Context> Model::take_context(bool clear) {
+    origin_.check("the model");
+    loaded();  // or it throws
     std::shared_ptr<Context> context;
     {
-        const std::lock_guard lock(mutex_);
+        const auto lock = origin_.lock(mutex_);
         context.swap(idle_);
     }
     if (!context) {
@@ -226,23 +248,24 @@ std::shared_ptr<Context> Model::make_timed_context(ggml_backend_sched_eval_callb
 }
 
 std::shared_ptr<Context> Model::make_context(const ContextOptions & options) {
+    origin_.check("the model");
     if (!cannot_generate_.empty()) {
         throw Error("the model " + name_ + " " + cannot_generate_);
     }
     const auto model = loaded();
     ContextOptions with_servers = options;
-    std::shared_ptr<ggml_threadpool> threadpool;
+    std::shared_ptr<ThreadPool> threads;
     {
-        const std::lock_guard lock(mutex_);
-        threadpool = threadpool_;
+        const auto lock = origin_.lock(mutex_);
+        threads = threads_;
         with_servers.servers = servers_;
     }
     const std::lock_guard turn(turns_);
-    return std::make_shared<Context>(model, threadpool, with_servers);
+    return left_alone_by_forks(std::make_unique<Context>(model, threads, with_servers));
 }
 
 void Model::give_back(std::shared_ptr<Context> context) {
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     // Not if its logits are still looked at: the next stream would write over them.
     if (model_ && !idle_ && context.use_count() == 1) {
         idle_ = std::move(context);
@@ -251,7 +274,7 @@ void Model::give_back(std::shared_ptr<Context> context) {
 }
 
 void Model::add(const std::shared_ptr<ModelUser> & user) {
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     if (!model_) {
         throw ClosedError("the model " + name_ + " is closed");
     }

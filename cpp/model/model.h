@@ -1,6 +1,7 @@
 // A loaded model, and the contexts that are decoded with.
 #pragma once
 
+#include "base/process.h"
 #include "device/pinned_weights.h"
 #include "device/rpc.h"
 #include "model/context.h"
@@ -39,7 +40,7 @@ class Model {
     void close();
     bool closed() const;
 
-    // llama.cpp's own, which lives as long as it is held. Throws ClosedError.
+    // llama.cpp's own, which lives as long as it is held. Throws ClosedError, or UnusableError.
     std::shared_ptr<llama_model> loaded() const;
     // The same of its vocabulary. Throws Error if the model has no tokenizer.
     std::shared_ptr<const llama_vocab> tokenizer() const;
@@ -87,15 +88,16 @@ class Model {
     MemoryReport memory_;
     const std::shared_ptr<PinnedWeights> pinned_;  // undone by the model's deleter
 
+    const Origin origin_;
     mutable std::mutex mutex_;                   // guards what follows; not held during native work
     std::shared_ptr<const RpcServers> servers_;  // held by the model's deleter, too
     std::shared_ptr<llama_model> model_;
-    std::shared_ptr<ggml_threadpool> threadpool_;
+    std::shared_ptr<ThreadPool> threads_;
     // One is kept for the next stream, since making one takes long for a large model.
     std::shared_ptr<Context> idle_;
     std::vector<std::weak_ptr<ModelUser>> users_;
 
-    Turns turns_;
+    Turns turns_{"the model"};
 };
 
 }  // namespace overspill

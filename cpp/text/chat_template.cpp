@@ -45,6 +45,20 @@ void take_triggers(const common_chat_params & chat, Grammar::Start & start) {
     }
 }
 
+// Templates' grammars get this schema in place of the reply's, whose own rules then take the place of its literal.
+constexpr std::string_view schema_mark = R"({"const":"overspill-reply"})";
+constexpr std::string_view spaced_schema_mark = R"({"const": "overspill-reply"})";
+constexpr std::string_view mark_in_grammar = R"("\"overspill-reply\"")";
+
+bool replace_all(std::string & text, std::string_view from, std::string_view to) {
+    bool found = false;
+    for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
+        text.replace(at, from.size(), to);
+        found = true;
+    }
+    return found;
+}
+
 }  // namespace
 
 struct ChatTemplate::Templates {
@@ -83,7 +97,7 @@ ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
     inputs.add_generation_prompt = options.add_generation_prompt;
     inputs.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
     inputs.enable_thinking = options.enable_thinking;
-    inputs.json_schema = options.json_schema;
+    inputs.json_schema = options.json_schema.empty() ? "" : schema_mark;
     inputs.chat_template_kwargs = options.variables;
     const auto model = model_.lock();
     if (!model) {
@@ -102,6 +116,17 @@ ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
     } catch (const std::exception & error) {
         throw std::invalid_argument("messages: " + one_line_of(error));
     }
+    if (!options.json_schema.empty()) {
+        // Some templates tell the model of the schema.
+        replace_all(chat.prompt, schema_mark, options.json_schema);
+        replace_all(chat.prompt, spaced_schema_mark, options.json_schema);
+        if (!replace_all(chat.grammar, mark_in_grammar, "fits")) {
+            chat.grammar = "root ::= fits\n";  // the template's replies have no form for it
+            chat.grammar_lazy = false;
+            chat.generation_prompt.clear();
+        }
+        chat.grammar += options.schema_grammar;
+    }
     ReplyForm form;
     form.stop = chat.additional_stops;
     if (!chat.grammar.empty()) {
@@ -119,8 +144,7 @@ ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
             form.named.push_back(tokens[0]);
         }
     }
-    const bool has_tools = !options.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
-    form.parser = make_reply_parser(chat, has_tools);
+    form.parser = make_reply_parser(chat);
     return {chat.prompt, std::move(form)};
 }
 

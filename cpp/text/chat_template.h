@@ -19,6 +19,7 @@ struct ChatOptions {
     std::string tools = {};  // the same; empty: none
     ToolChoice tool_choice = ToolChoice::automatic;
     std::string json_schema = {};                       // of the reply; empty: none
+    std::string schema_grammar = {};                    // its rules in GBNF, of which `fits` is what fits
     bool enable_thinking = true;                        // of models that can do without
     bool add_generation_prompt = true;                  // what asks for the reply
     std::map<std::string, std::string> variables = {};  // more for the template, as JSON

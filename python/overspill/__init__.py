@@ -30,7 +30,15 @@ except ImportError as error:
         "or pip install nvidia-cublas nvidia-cuda-runtime of its version"
     ) from error
 
-from overspill._core import CancelledError, ClosedError, ContextFullError, Error, ModelLoadError, OutOfMemoryError
+from overspill._core import (
+    CancelledError,
+    ClosedError,
+    ContextFullError,
+    Error,
+    ModelLoadError,
+    OutOfMemoryError,
+    UnusableError,
+)
 from overspill.base.values import (
     Breakdown,
     Completion,
@@ -117,6 +125,7 @@ __all__ = [
     "ToolCall",
     "Trial",
     "Tuned",
+    "UnusableError",
     "Verdict",
     "add_rpc_server",
     "bench",

@@ -25,6 +25,9 @@ class ContextFullError(Error):
 class ClosedError(Error):
     """The model was closed."""
 
+class UnusableError(Error):
+    """An assertion of llama.cpp failed while the model computed: it cannot be used any more; load it anew."""
+
 class CancelledError(Error):
     """The progress callback returned False."""
 
@@ -341,7 +344,7 @@ class ToolChoice(_NativeEnum, Enum):
 
 @final
 class ToolCall(_Native):
-    """A call that a model asks for, complete or not."""
+    """A call that a model asks for."""
 
     @property
     def name(self) -> str: ...
@@ -350,20 +353,32 @@ class ToolCall(_Native):
     @property
     def id(self) -> str: ...
 
-@final
-class Reply(_Native):
-    """What a reply's text says."""
+class ReplyPart(_NativeEnum, Enum):
+    """What a piece of a reply belongs to."""
 
-    @property
-    def reasoning(self) -> str: ...
-    @property
-    def content(self) -> str: ...
-    @property
-    def tool_calls(self) -> list[ToolCall]: ...
+    reasoning = 0
+    answer = 1
+    call = 2
 
 @final
-class ReplyParser(_Native):
-    def parse(self, text: str, is_partial: bool) -> Reply: ...
+class ReplyPiece(_Native):
+    """The next piece of a reply."""
+
+    @property
+    def part(self) -> ReplyPart: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def call(self) -> ToolCall | None: ...
+
+@final
+class ReplyReader(_Native):
+    """Divides one reply, as it comes, into reasoning, answer and calls."""
+
+    def add(self, text: str) -> list[ReplyPiece]: ...
+    def finish(self, is_whole: bool) -> list[ReplyPiece]: ...
+    @property
+    def is_malformed(self) -> bool: ...
 
 @final
 class ReplyForm(_Native):
@@ -373,8 +388,7 @@ class ReplyForm(_Native):
     def __init__(self) -> None: ...
     @property
     def named(self) -> list[int]: ...
-    @property
-    def parser(self) -> ReplyParser: ...
+    def new_reader(self) -> ReplyReader: ...
 
 @final
 class ChatPrompt(_Native):
@@ -395,6 +409,7 @@ class ChatTemplate(_Native):
         tools: str,
         tool_choice: ToolChoice,
         json_schema: str,
+        schema_grammar: str = "",
         enable_thinking: bool,
         add_generation_prompt: bool,
         variables: dict[str, str],
@@ -584,7 +599,6 @@ class DeviceDescription(_Native):
     def registers_host_memory(self) -> bool: ...
 
 def simd() -> str: ...
-def grammar_of_json_schema(schema: str) -> str: ...
 def read_gguf(path: str | bytes) -> GgufFile: ...
 def file_type_name(file_type: int) -> str: ...
 def cpu_features() -> list[str]: ...

@@ -29,7 +29,19 @@
 #include <random>
 #include <thread>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 using namespace overspill;
+
+#ifdef __SANITIZE_THREAD__
+// llama.cpp is not instrumented: what its threads do, and how they wait for each other, is not looked at.
+extern "C" const char * __tsan_default_options();
+extern "C" const char * __tsan_default_options() {
+    return "ignore_noninstrumented_modules=1";
+}
+#endif
 
 namespace {
 
@@ -240,6 +252,16 @@ void test_sampler() {
     check(penalised.sample(row.data(), 5) == 3, "a penalty moves greedy to the next");
 }
 
+// Two threads of llama.cpp's, which would only wait for each other on a single core.
+int32_t n_threads() {
+#ifdef __linux__
+    cpu_set_t cores;
+    return sched_getaffinity(0, sizeof cores, &cores) == 0 && CPU_COUNT(&cores) == 1 ? 1 : 2;
+#else
+    return 2;
+#endif
+}
+
 // A million times a view is taken, written to, dropped, or overwritten by a decode.
 void test_views(const std::string & path) {
     ModelOptions options;
@@ -365,7 +387,7 @@ void test_model(const std::string & path) {
     ModelOptions options;
     options.n_ctx = 128;
     options.n_batch = 16;
-    options.n_threads = 2;
+    options.n_threads = n_threads();
     float last_share = 0;
     options.progress = [&](float share) {
         check(share >= last_share, "progress never goes back");
@@ -438,10 +460,95 @@ void test_model(const std::string & path) {
     check(!open->next({}), "a stream outlives its model");
 }
 
+// Streams, a batch and an evaluation of one model, each in a thread, while others look at it, and close it at last: no
+// race for ThreadSanitizer to see, and each stream says what it says alone.
+void test_threads(const std::string & path) {
+    ModelOptions options;
+    options.n_ctx = 128;
+    options.n_batch = 16;
+    const auto model = std::make_shared<Model>(path, options);
+    const std::string alone = text_of(model, 12);
+    std::atomic<bool> over{false};
+    std::atomic<int> n_different{0};
+    const auto until_closed = [](auto && work) {
+        try {
+            work();
+        } catch (const Error &) {  // the model was closed
+        }
+    };
+    std::vector<std::thread> threads;
+    for (const auto pause : {std::chrono::microseconds(0), std::chrono::microseconds(200)}) {
+        threads.emplace_back([&, pause] {
+            for (int i = 0; i < 8; ++i) {
+                n_different += text_of(model, 12, pause) == alone ? 0 : 1;
+            }
+        });
+    }
+    threads.emplace_back([&] {
+        for (uint32_t i = 0; i < 4; ++i) {
+            std::vector<BatchRequest> requests;
+            for (int32_t token = 1; token < 5; ++token) {
+                requests.push_back({{token, 2, 3}, {}});
+                requests.back().options.max_tokens = token;
+            }
+            const auto batch = BatchGeneration::start(model, std::move(requests), 1 + i % 3, 128);
+            while (batch->next({})) {
+            }
+        }
+    });
+    threads.emplace_back([&] {
+        Evaluation evaluation(model);
+        for (int i = 0; i < 30; ++i) {
+            const LogitsView view = evaluation.eval({1, 2}, false, {});
+            n_different += view.logits[0] == view.logits[0] ? 0 : 1;
+            evaluation.reset();
+        }
+    });
+    const auto shared = Generation::start(model, {1, 2, 3}, {});
+    std::thread watcher([&] {
+        while (!over) {
+            shared->stats();
+            model->pinned();
+            model->closed();
+            until_closed([&] { model->tokenizer(); });
+            std::this_thread::yield();
+        }
+    });
+    // Two threads that take turns with the tokens of one stream.
+    for (int i = 0; i < 2; ++i) {
+        threads.emplace_back([&] {
+            for (int n = 0; n < 20 && shared->next({}); ++n) {
+            }
+        });
+    }
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+    check(n_different == 0, "threads that share a model have what one has alone");
+    threads.clear();
+    for (int i = 0; i < 3; ++i) {
+        threads.emplace_back([&] {
+            until_closed([&] {
+                while (true) {
+                    text_of(model, 5);
+                }
+            });
+        });
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    model->close();
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+    over = true;
+    watcher.join();
+    check(model->closed(), "a model can be closed under its streams");
+}
+
 // Under a sanitizer no figure is right; nothing is to be read or written out of bounds, and nothing left.
 void test_measurement() {
     MeterOptions options;
-    options.n_threads = 2;
+    options.n_threads = n_threads();
     options.working_set_bytes = 4 << 20;
     options.budget_s = 0;
     DeviceMeter meter("CPU", options);
@@ -530,7 +637,8 @@ int main(int argc, char ** argv) {
         std::fprintf(stderr, "usage: %s MODEL.gguf FOLDER\n", argv[0]);
         return 2;
     }
-    capture_log([](const char * message, const char * activity) {
+    capture_log();
+    catch_assertions([](const char * message, const char * activity) {
         std::fprintf(stderr, "aborted while %s: %s\n", activity, message);
     });
     test_utf8_buffer();
@@ -538,6 +646,7 @@ int main(int argc, char ** argv) {
     test_kernels();
     test_sampler();
     test_model(argv[1]);
+    test_threads(argv[1]);
     test_views(argv[1]);
     test_measurement();
     test_pieces_of_mapped_weights();

@@ -82,11 +82,10 @@ def test_templates_that_are_none(smollm2: Model, gemma: Model) -> None:
 
 
 def test_templates_that_end_before_they_begin(model: Model) -> None:
-    """An end token in what asks for the reply is an error, with a grammar."""
+    """An end token in what asks for the reply ends nothing, with a grammar either."""
     model.chat_template = ChatTemplate(
         model,
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|im_end|>go:{% endif %}",
     )
-    with pytest.raises(Error, match="grammar"):
-        list(model.chat("x", json_schema={"type": "object"}))
+    assert text_of(model.chat("x", json_schema={"enum": [1, 2]})) in ("1", "2")
     assert text_of(model.chat("x", **GREEDY)) is not None

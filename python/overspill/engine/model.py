@@ -495,9 +495,9 @@ class Model:
 
     def reset(self) -> None:
         """Forget the tokens of :meth:`eval`."""
-        self._logits = None
         if self._evaluation is not None:
             self._evaluation.reset()
+        self._logits = None
 
     @cached_property
     def sampling(self) -> SamplingOptions:
@@ -625,9 +625,9 @@ class Model:
 
         The memory of logits stays as long as arrays are views on it.
         """
+        self._core.close()  # which may refuse, and then nothing has changed
         self._logits = None
         self._evaluation = None
-        self._core.close()
 
     @property
     def closed(self) -> bool:

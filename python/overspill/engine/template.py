@@ -13,11 +13,11 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from overspill._core import ChatPrompt as NativeChatPrompt
 from overspill._core import ChatTemplate as NativeChatTemplate
-from overspill._core import ClosedError, Error, Model, ReplyForm, grammar_of_json_schema
+from overspill._core import ClosedError, Error, Model, ReplyForm
 from overspill._core import ToolChoice as NativeToolChoice
 from overspill.base.checks import check_choice
 from overspill.engine.tools import Tool, describe_tools
-from overspill.sampling.json_schema import checked_schema
+from overspill.sampling.json_schema import parsed_schema, schema_rules
 
 __all__ = [
     "ChatModel",
@@ -130,6 +130,7 @@ class ChatTemplate:
             describe_tools(tools or ()),
             "auto",
             "",
+            "",
             reasoning_effort,
             thinking,
             add_generation_prompt,
@@ -142,6 +143,7 @@ class ChatTemplate:
         tools_described: Sequence[Mapping[str, Any]],
         tool_choice: ToolChoice,
         json_schema: str,
+        schema_grammar: str,
         reasoning_effort: str | None,
         thinking: bool,
         add_generation_prompt: bool,
@@ -152,6 +154,7 @@ class ChatTemplate:
             tools=as_json("tools", tools_described) if tools_described else "",
             tool_choice=NativeToolChoice[tool_choice],
             json_schema=json_schema,
+            schema_grammar=schema_grammar,
             enable_thinking=bool(thinking),
             add_generation_prompt=add_generation_prompt,
             variables=variables,
@@ -173,15 +176,17 @@ class ChatTemplate:
         check_choice("tool_choice", tool_choice, get_args(ToolChoice))
         if tools and json_schema is not None:
             raise ValueError("give either tools or json_schema")
-        schema = ""
+        schema = rules = ""
         if json_schema is not None:
-            schema = checked_schema(json_schema)
-            grammar_of_json_schema(schema)  # whose error says where the schema is wrong
+            parsed = parsed_schema(json_schema)
+            schema, rules = json.dumps(parsed), schema_rules(parsed)
         said = checked_messages(messages)
         described = describe_tools(tools or ())
 
         def render(part: Sequence[Message], add_generation_prompt: bool = True) -> NativeChatPrompt:
-            return self._render(part, described, tool_choice, schema, reasoning_effort, thinking, add_generation_prompt)
+            return self._render(
+                part, described, tool_choice, schema, rules, reasoning_effort, thinking, add_generation_prompt
+            )
 
         rendered = render(said)
         names = [tool["function"]["name"] for tool in described]

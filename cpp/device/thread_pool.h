@@ -1,0 +1,60 @@
+// The threads that compute on the CPU.
+#pragma once
+
+#include "base/assertions.h"
+
+#include <ggml-cpu.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <type_traits>
+
+namespace overspill {
+
+class ThreadPool {
+  public:
+    // `owner` is what computes with it, for messages: "the model x.gguf". Throws Error if there are no such threads to
+    // be had.
+    ThreadPool(int32_t n_threads, std::string owner);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool &) = delete;
+    ThreadPool & operator=(const ThreadPool &) = delete;
+
+    ggml_threadpool * get() const { return threads_; }
+
+    // Whether an assertion of llama.cpp has failed in use(): the threads are gone then.
+    bool failed() const noexcept { return team_->failed(); }
+    // Throws UnusableError if so.
+    void check() const;
+
+    // Does work of llama.cpp that may compute with the threads, one thread at a time. Throws UnusableError if an
+    // assertion fails in it, and from then on.
+    template <typename Work>
+    auto use(Work && work) const {
+        check();
+        const Team::Scope scope(team_);
+        const AssertionGuard guard;
+        try {
+            // llama.cpp catches exceptions in some of its functions.
+            if constexpr (std::is_void_v<decltype(work())>) {
+                work();
+                check();
+            } else {
+                auto result = work();
+                check();
+                return result;
+            }
+        } catch (const AssertionFailed &) {
+            check();
+            throw;
+        }
+    }
+
+  private:
+    std::shared_ptr<Team> team_ = std::make_shared<Team>();
+    std::string owner_;
+    ggml_threadpool * threads_ = nullptr;
+};
+
+}  // namespace overspill

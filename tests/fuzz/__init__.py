@@ -1,0 +1,1 @@
+"""Inputs by chance for whatever takes a file or a text: ``PYTHONPATH=tests:tests/support python -m fuzz --help``."""

@@ -1,0 +1,45 @@
+"""What is tried: a class per target, with inputs by chance and the check of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fuzz.runner import Target
+from fuzz.targets.chats import ChatTemplates, Replies
+from fuzz.targets.gguf_files import GgufFiles
+from fuzz.targets.languages import Grammars, JsonSchemas
+from fuzz.targets.prompts import Prompts
+from fuzz.targets.sampling import Sampling
+from fuzz.targets.saved import Chats, HardwareFiles, Placements, TunedFiles
+
+__all__ = ["QUICK", "TARGETS"]
+
+TARGETS: dict[str, Callable[[Path], Target[Any]]] = {
+    "gguf": GgufFiles,
+    "prompts": Prompts,
+    "grammars": Grammars,
+    "schemas": JsonSchemas,
+    "templates": ChatTemplates,
+    "replies": Replies,
+    "chats": Chats,
+    "placements": Placements,
+    "hardware": HardwareFiles,
+    "tuned": TunedFiles,
+    "sampling": Sampling,
+}
+# Inputs that take a few seconds.
+QUICK = {
+    "gguf": 60,
+    "prompts": 60,
+    "grammars": 150,
+    "schemas": 150,
+    "templates": 100,
+    "replies": 150,
+    "chats": 200,
+    "placements": 500,
+    "hardware": 100,
+    "tuned": 100,
+    "sampling": 2000,
+}

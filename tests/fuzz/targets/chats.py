@@ -1,0 +1,244 @@
+"""Chat templates, changed, and replies in all their formats, nearly right."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+from chats import WEATHER
+from fuzz.mutators import mutated_json, mutated_text
+from fuzz.targets.gguf_files import check_message
+from fuzz.targets.languages import small_model
+from model_files import llama_cpp_folder
+from overspill import Channel, ChatStream, ChatTemplate, Error, StopReason
+
+__all__ = ["MARKS", "ChatTemplates", "Replies"]
+
+_JINJA = (
+    *("{{", "}}", "{%", "%}", "{%-", "-%}", "{#", "#}", "if", "else", "endif", "for", "in", "endfor", "set", "macro"),
+    *(
+        "endmacro",
+        "message",
+        "messages",
+        "tools",
+        "loop.index0",
+        "loop.first",
+        "|",
+        "tojson",
+        "length",
+        "trim",
+        "['role']",
+    ),
+    *(
+        ".content",
+        "[0]",
+        "[-1]",
+        "[::2]",
+        "is",
+        "not",
+        "none",
+        "string",
+        "defined",
+        "==",
+        "+",
+        "~",
+        "*",
+        "**",
+        "//",
+        "%",
+    ),
+    *(
+        "range(10**9)",
+        "range(3)",
+        "namespace(a=1)",
+        "raise_exception('no')",
+        "strftime_now('%Y')",
+        "{% raw %}",
+        "join(', ')",
+    ),
+    *(
+        "{% break %}",
+        "add_generation_prompt",
+        "bos_token",
+        "'a' * 10**9",
+        "()",
+        "loop(messages)",
+        "recursive",
+        "['__class__']",
+    ),
+)
+_CONVERSATION: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "How is the weather in Rome? <b>"},
+    {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "I look.",
+        "tool_calls": [
+            {
+                "type": "function",
+                "id": "123456789",
+                "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'},
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "123456789", "name": "get_weather", "content": "Sunny, 日本"},
+    {"role": "assistant", "content": "It is sunny."},
+    {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "now?"}]},
+]
+_NAMES = ("role", "content", "tool_calls", "function", "arguments", "name", "type", "text", "reasoning_content", "user")
+
+
+def _sources() -> list[str]:
+    folder = llama_cpp_folder() / "models" / "templates"
+    return [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.jinja"))]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A template and what it is given."""
+
+    source: str
+    messages: Any
+    tools: list[Any]
+    thinking: bool
+
+
+class ChatTemplates:
+    """Changed templates of real models, and conversations of every form."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the model."""
+        self._model = small_model(folder)
+        self._sources = _sources()
+
+    def make(self, random: Random) -> Conversation:
+        """Return a template or a conversation that is changed."""
+        source = random.choice(self._sources)
+        if random.random() < 0.7:
+            source = mutated_text(random, source, _JINJA)
+        messages: Any = copy.deepcopy(_CONVERSATION)[random.randrange(6) :]
+        if random.random() < 0.5:
+            messages = mutated_json(random, messages, _NAMES)
+        tools = [WEATHER] if random.random() < 0.5 else []
+        return Conversation(source, messages, tools, random.random() < 0.7)
+
+    def check(self, case: Conversation) -> None:
+        """Make the prompt, and the form of its reply."""
+        try:
+            template = ChatTemplate(self._model, case.source)
+        except Error as error:
+            check_message(error)
+            return
+        try:
+            prompt = template.prepare(case.messages, tools=case.tools, thinking=case.thinking)
+        except (Error, ValueError, TypeError) as error:
+            # A template may complain of the conversation.
+            check_message(error)
+            return
+        assert all(0 <= token < self._model.n_vocab for token in prompt.tokens)
+
+
+# What formats are made of; the pieces of one are near each other in every template.
+MARKS = (
+    *(
+        "<think>",
+        "</think>",
+        "[THINK]",
+        "[/THINK]",
+        "<|channel|>analysis<|message|>",
+        "<|channel|>final<|message|>",
+        "<|end|>",
+    ),
+    *("<|start|>assistant", "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>", "<|call|>"),
+    *("<tool_call>", "</tool_call>", "<function=get_weather>", "<parameter=city>", "</parameter>", "</function>"),
+    *(
+        "[TOOL_CALLS]",
+        "get_weather",
+        "[ARGS]",
+        "<|python_tag|>",
+        "<|tool_call|>",
+        "<|tool▁calls▁begin|>",
+        "<|tool▁call▁end|>",
+    ),
+    *(
+        "<|tool_calls_section_begin|>",
+        "<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>",
+        "<|im_end|>",
+    ),
+    *('{"name": "get_weather", "arguments": {"city": "Rome"}}', '{"name": "get_weather", "parameters": {"city": "R"}}'),
+    *('{"city": "Rome", "days": 3}', '{"city": ', "}", "]", "```json\n", "```", "<|START_ACTION|>[", "<|END_ACTION|>"),
+    *("<arg_key>city</arg_key>", "<arg_value>Rome</arg_value>", "<minimax:tool_call>", '<invoke name="get_weather">'),
+    *("Hello ", "日本 ", "\n", " ", "a < b", "<", "&amp;", "\\u00e9", "**bold**"),
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """A reply, cut into tokens, in the format of a template."""
+
+    source: str
+    tools: list[Any]
+    pieces: list[str]
+
+
+class Replies:
+    """Replies that are nearly in their format. They end, and the pieces given out are the whole."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the model."""
+        self._model = small_model(folder)
+        self._sources = _sources()
+        self._templates: dict[str, ChatTemplate] = {}
+
+    def make(self, random: Random) -> Said:
+        """Return a reply of marks and texts."""
+        text = "".join(random.choice(MARKS) for _ in range(1 + int(random.expovariate(0.12))))
+        if random.random() < 0.7:
+            text = mutated_text(random, text, MARKS)
+        text = text[:1500]
+        cuts = sorted(random.randrange(len(text) + 1) for _ in range(len(text) // random.choice((1, 3, 20))))
+        pieces = [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
+        return Said(random.choice(self._sources), [WEATHER] if random.random() < 0.7 else [], pieces)
+
+    def check(self, case: Said) -> None:
+        """Read it, piece by piece."""
+        if case.source not in self._templates:
+            self._templates[case.source] = ChatTemplate(self._model, case.source)
+        try:
+            prompt = self._templates[case.source].prepare("Hi", tools=case.tools)
+        except ValueError:  # one that knows no tools
+            return
+        said = dict.fromkeys(Channel, "")
+        reply = ChatStream(_Script(case.pieces), prompt.form, lambda text, ids: None)  # type: ignore[arg-type]
+        for token in reply:
+            said[token.channel] += token.text
+        assert reply.raw == "".join(case.pieces)
+        assert said[Channel.FINAL] == reply.text, "the answer is not the sum of its pieces"
+        assert said[Channel.REASONING] == reply.reasoning, "the reasoning is not the sum of its pieces"
+        json.dumps(reply.message)
+
+
+class _Script:
+    """A stream that says what no model would be so kind to say: its tokens are given."""
+
+    def __init__(self, pieces: Sequence[str]) -> None:
+        self._pieces = iter(pieces)
+
+    def __next__(self) -> SimpleNamespace:
+        return SimpleNamespace(id=7, text=next(self._pieces), logprob=None, top_logprobs=())
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+    @property
+    def stats(self) -> SimpleNamespace:
+        """Say that the reply came to its end."""
+        return SimpleNamespace(stop_reason=StopReason.EOS)

@@ -1,0 +1,87 @@
+// Makes an assertion of llama.cpp fail at any place of a decode. To be preloaded (LD_PRELOAD), so that llama.cpp calls
+// these functions in place of its own; each counts the call and passes it on. Linux alone.
+#include <ggml-backend.h>
+#include <ggml-cpu.h>
+
+#include <dlfcn.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+
+namespace {
+
+// Who makes a call: the thread that was asked to decode, or one that computes for it.
+enum Who { caller, worker, n_who };
+
+std::atomic<int64_t> calls_left[n_who] = {{-1}, {-1}};  // until one fails; negative: none will
+std::atomic<int64_t> n_calls[n_who];
+std::atomic<int64_t> n_failed;
+thread_local bool computes = false;
+
+void count(Who who) {
+    ++n_calls[who];
+    if (calls_left[who].load() >= 0 && calls_left[who]-- == 0) {
+        ++n_failed;
+        GGML_ABORT("made to fail on a %s", who == caller ? "caller" : "worker");
+    }
+}
+
+template <typename Function>
+Function original(const char * library, const char * name) {
+    void * handle = dlopen(library, RTLD_NOLOAD | RTLD_LAZY);
+    void * found = handle == nullptr ? nullptr : dlsym(handle, name);
+    if (found == nullptr) {
+        std::abort();
+    }
+    return reinterpret_cast<Function>(found);
+}
+
+}  // namespace
+
+extern "C" {
+
+// The next call but `n` of that kind fails; a negative number: none.
+void fail_after(int who, int64_t n) {
+    calls_left[who] = n;
+}
+
+int64_t calls_made(int who) {
+    return n_calls[who];
+}
+
+int64_t failures() {
+    return n_failed;
+}
+
+// A graph on the CPU, whose caller computes as well.
+enum ggml_status ggml_graph_compute(struct ggml_cgraph * graph, struct ggml_cplan * plan) {
+    static const auto real = original<decltype(&ggml_graph_compute)>("libggml-cpu.so", "ggml_graph_compute");
+    struct Computing {
+        Computing() { computes = true; }
+        ~Computing() { computes = false; }
+    } const computing;
+    return real(graph, plan);
+}
+
+// After each operation of a graph, and within some.
+void ggml_barrier(struct ggml_threadpool * threads) {
+    static const auto real = original<decltype(&ggml_barrier)>("libggml-cpu.so", "ggml_barrier");
+    count(computes ? caller : worker);
+    real(threads);
+}
+
+// While a graph is built.
+struct ggml_tensor * ggml_mul_mat(struct ggml_context * context, struct ggml_tensor * a, struct ggml_tensor * b) {
+    static const auto real = original<decltype(&ggml_mul_mat)>("libggml-base.so", "ggml_mul_mat");
+    count(caller);
+    return real(context, a, b);
+}
+
+// The inputs of a graph.
+void ggml_backend_tensor_set(struct ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    static const auto real = original<decltype(&ggml_backend_tensor_set)>("libggml-base.so", "ggml_backend_tensor_set");
+    count(caller);
+    real(tensor, data, offset, size);
+}
+}
