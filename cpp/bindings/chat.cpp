@@ -24,18 +24,15 @@ std::unique_ptr<ChatTemplate> new_chat_template(const std::shared_ptr<Model> & m
     return without_gil([&] { return std::make_unique<ChatTemplate>(*model, source); });
 }
 
-ChatPrompt render(const ChatTemplate & chat, std::string messages, std::string tools, ToolChoice tool_choice,
-                  std::string json_schema, std::string schema_grammar, bool enable_thinking, bool add_generation_prompt,
-                  std::map<std::string, std::string> variables) {
+ReplyForm form(const ChatTemplate & chat, std::string messages, std::string tools, ToolChoice tool_choice,
+               std::string schema_grammar, bool enable_thinking, std::map<std::string, std::string> variables) {
     ChatOptions options{std::move(messages)};
     options.tools = std::move(tools);
     options.tool_choice = tool_choice;
-    options.json_schema = std::move(json_schema);
     options.schema_grammar = std::move(schema_grammar);
     options.enable_thinking = enable_thinking;
-    options.add_generation_prompt = add_generation_prompt;
     options.variables = std::move(variables);
-    return without_gil([&] { return chat.render(options); });
+    return without_gil([&] { return chat.form(options); });
 }
 
 }  // namespace
@@ -77,16 +74,17 @@ void bind_chat(py::module_ & m) {
         .def(py::init<>())
         .def_readonly("named", &ReplyForm::named)
         .def_readwrite("droppable", &ReplyForm::droppable)
+        .def_property_readonly("generation_prompt", lenient(&ReplyForm::generation_prompt))
         .def("new_reader", [](const ReplyForm & form) { return form.parser->begin(); });
-    py::class_<ChatPrompt>(m, "ChatPrompt", py::is_final())
-        .def_property_readonly("text", lenient(&ChatPrompt::text))
-        .def_readonly("form", &ChatPrompt::form);
 
     py::class_<ChatTemplate>(m, "ChatTemplate", py::is_final())
         .def(py::init(&new_chat_template), "model"_a, "source"_a)
-        .def("render", &render, "messages"_a, py::kw_only(), "tools"_a, "tool_choice"_a, "json_schema"_a,
-             "schema_grammar"_a = "", "enable_thinking"_a, "add_generation_prompt"_a, "variables"_a)
-        .def_property_readonly("source", [](const ChatTemplate & chat) { return lenient_str(chat.source()); });
+        .def("form", &form, "messages"_a, py::kw_only(), "tools"_a, "tool_choice"_a, "schema_grammar"_a,
+             "enable_thinking"_a, "variables"_a)
+        .def(
+            "amended",
+            [](const ChatTemplate & chat, bool with_tools) { return lenient_str(chat.amended(with_tools)); },
+            "with_tools"_a);
 }
 
 }  // namespace overspill

@@ -18,6 +18,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -89,6 +90,14 @@ py::bytes token_bytes(const Model & model, int32_t token, bool special) {
     });
 }
 
+std::vector<std::tuple<py::str, bool, bool>> control_tokens_of(const Model & model) {
+    std::vector<std::tuple<py::str, bool, bool>> tokens;
+    for (const ControlToken & token : without_gil([&] { return control_tokens(*model.tokenizer()); })) {
+        tokens.emplace_back(lenient_str(token.text), token.strips_left, token.strips_right);
+    }
+    return tokens;
+}
+
 bool is_end_of_generation(const Model & model, int32_t token) {
     const auto loaded = model.loaded();
     model.check_token("token", token);
@@ -107,6 +116,10 @@ void bind_model(py::module_ & m) {
         .def("open_batch", &open_batch, "prompts"_a, "samplers"_a, "options"_a, py::kw_only(), "n_parallel"_a,
              "n_ctx"_a)
         .def_property_readonly("has_chat_template", &ChatTemplate::exists)
+        .def(
+            "chat_template_source",
+            [](const Model & model, bool with_tools) { return lenient_str(ChatTemplate::source_of(model, with_tools)); },
+            "with_tools"_a)
         .def(
             "dry_breakers",
             [](const Model & model, const std::vector<std::string> & texts) {
@@ -129,6 +142,7 @@ void bind_model(py::module_ & m) {
             },
             "tokens"_a, "skip_special"_a)
         .def("token_bytes", &token_bytes, "token"_a, "special"_a)
+        .def("control_tokens", &control_tokens_of)
         .def("special_tokens",
              [](const Model & model) {
                  const auto loaded = model.loaded();

@@ -118,6 +118,22 @@ std::map<std::string, int32_t> special_tokens(const llama_vocab & vocab) {
     return tokens;
 }
 
+std::vector<ControlToken> control_tokens(const llama_vocab & vocab) {
+    std::vector<ControlToken> tokens;
+    for (int32_t token = 0; token < llama_vocab_n_tokens(&vocab); ++token) {
+        const llama_token_attr attributes = llama_vocab_get_attr(&vocab, token);
+        // As in llama_vocab::impl::tokenizer_st_partition.
+        if ((attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN)) != 0) {
+            const std::string text = llama_vocab_get_text(&vocab, token);
+            if (!text.empty()) {
+                tokens.push_back({text, (attributes & LLAMA_TOKEN_ATTR_LSTRIP) != 0,
+                                  (attributes & LLAMA_TOKEN_ATTR_RSTRIP) != 0});
+            }
+        }
+    }
+    return tokens;
+}
+
 void check_token(const std::string & argument, int32_t token, int32_t n_vocab) {
     if (token < 0 || token >= n_vocab) {
         throw std::invalid_argument(argument + ": " + std::to_string(token) + " is not in the vocabulary (0 to " +

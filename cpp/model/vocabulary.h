@@ -28,6 +28,15 @@ void append_token_bytes(const llama_vocab & vocab, int32_t token, bool special, 
 // Those that the vocabulary has, by llama.cpp's names: bos, eos, eot, sep, nl, pad, mask.
 std::map<std::string, int32_t> special_tokens(const llama_vocab & vocab);
 
+// A token that a text has only where special tokens are recognised in it.
+struct ControlToken {
+    std::string text;
+    bool strips_left = false;   // white space before it is dropped
+    bool strips_right = false;  // the same behind it
+};
+
+std::vector<ControlToken> control_tokens(const llama_vocab & vocab);
+
 // Throws std::invalid_argument, naming `argument`, for a token that a vocabulary of this size does not have.
 void check_token(const std::string & argument, int32_t token, int32_t n_vocab);
 
