@@ -276,10 +276,10 @@ def test_flipped_bits_in_the_header_are_survived(tmp_path: Path, whole: bytes, t
 KEYS = sorted(set(re.findall(r'"%s\.([^"]+)"', (llama_cpp_folder() / "src" / "llama-arch.cpp").read_text())))
 VALUES: dict[str, tuple[int, bytes]] = {
     "zero": (4, struct.pack("<I", 0)),
-    "2**31 - 1": (4, struct.pack("<I", 2**31 - 1)),
     "2**32 - 1": (4, struct.pack("<I", 2**32 - 1)),
-    "zeros": (9, struct.pack("<IQ4I", 4, 4, 0, 0, 0, 0)),
+    "2**31 - 1": (4, struct.pack("<I", 2**31 - 1)),
     "large numbers": (9, struct.pack("<IQ4I", 4, 4, *[2**32 - 1] * 4)),
+    "zeros": (9, struct.pack("<IQ4I", 4, 4, 0, 0, 0, 0)),
     "negative": (5, struct.pack("<i", -1)),
     "infinity": (6, struct.pack("<f", float("inf"))),
     "text": (8, struct.pack("<Q", 1) + b"a"),
@@ -360,12 +360,13 @@ def test_every_key_of_the_header(tmp_path: Path, tiny_gpt_oss_path: Path, header
     """Whatever is under llama.cpp's keys, a plan, a load and a step end with a result or an Error."""
     assert len(KEYS) > 100
     # Each key has the first values, and one of the others.
-    first, others = list(VALUES)[:5], list(VALUES)[5:]
+    first, others = list(VALUES)[:2], list(VALUES)[2:]
     cases = [(key, value) for n, key in enumerate(KEYS) for value in (*first, others[n % len(others)])]
     outcomes = outcomes_of_keys(tmp_path, tiny_gpt_oss_path, header_size, cases)
     assert sum(outcome[1] == "fine" for outcome in outcomes.values()) > 100
-    for case, (_, loaded) in outcomes.items():
-        assert loaded == "fine" or loaded.startswith(("refused: FILE: ", "refused: the model FILE ")), (case, loaded)
+    for case, (planned, loaded) in outcomes.items():
+        assert planned == "fine" or planned.startswith("refused: FILE: "), (case, planned)
+        assert loaded == "fine" or loaded.startswith("refused: "), (case, loaded)
 
 
 # Which types have a product, as the CPU backend says; then a model with a matrix of each.
