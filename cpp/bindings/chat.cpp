@@ -10,6 +10,7 @@
 
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -76,7 +77,12 @@ void bind_chat(py::module_ & m) {
         .def(py::init<>())
         .def_readonly("named", &ReplyForm::named)
         .def_readwrite("droppable", &ReplyForm::droppable)
-        .def("new_reader", [](const ReplyForm & form) { return form.parser->begin(); });
+        .def("new_reader", [](const ReplyForm & form) {
+            if (!form.parser) {
+                throw std::invalid_argument("new_reader: the form is not of a chat's reply");
+            }
+            return form.parser->begin();
+        });
     py::class_<ChatPrompt>(m, "ChatPrompt", py::is_final())
         .def_property_readonly("text", lenient(&ChatPrompt::text))
         .def_readonly("form", &ChatPrompt::form);

@@ -228,7 +228,8 @@ def test_calls_with_arguments_that_are_no_json(smollm2: Model) -> None:
     """They are given as text."""
     form = form_of(smollm2, TEMPLATES["gpt-oss"], [WEATHER])
     raw = "<|channel|>commentary to=functions.get_weather<|message|>"
-    for arguments in ('{"city": ', "[1]", '"x"', "7", '{"city": "\\', '{"days": 1' + "0" * 5000 + "}"):
+    odd = ('{"city": "\\ud800"}', '{"days": 1e999}', '{"city": "a", "city": "b"}', '{"days": {"a": 1, "a": 2}}')
+    for arguments in (*odd, '{"city": ', "[1]", '"x"', "7", '{"city": "\\', '{"days": 1' + "0" * 5000 + "}"):
         for texts in ([raw + arguments], list(raw + arguments)):
             _, answer, calls, given, stream = said(form, texts)
             assert (calls, given) == ([], "")
