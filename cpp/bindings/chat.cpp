@@ -10,6 +10,7 @@
 
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -75,7 +76,12 @@ void bind_chat(py::module_ & m) {
         .def_readonly("named", &ReplyForm::named)
         .def_readwrite("droppable", &ReplyForm::droppable)
         .def_property_readonly("generation_prompt", lenient(&ReplyForm::generation_prompt))
-        .def("new_reader", [](const ReplyForm & form) { return form.parser->begin(); });
+        .def("new_reader", [](const ReplyForm & form) {
+            if (!form.parser) {
+                throw std::invalid_argument("new_reader: the form is not of a chat's reply");
+            }
+            return form.parser->begin();
+        });
 
     py::class_<ChatTemplate>(m, "ChatTemplate", py::is_final())
         .def(py::init(&new_chat_template), "model"_a, "source"_a)

@@ -6,6 +6,7 @@
 #include <peg-parser.h>
 
 #include <algorithm>
+#include <exception>
 #include <mutex>
 #include <set>
 #include <string_view>
@@ -298,13 +299,17 @@ Reading Format::read(const std::string & input, size_t begin, bool is_open) cons
     if (is_too_deep(std::string_view(input).substr(begin))) {
         return reading;
     }
-    common_peg_parse_context parsed(input, COMMON_PEG_PARSE_FLAG_LENIENT);
-    const common_peg_parse_result result = arena.parse(parsed);
-    if (!result.fail()) {
-        reading.is_good = true;
-        reading.end = std::max(result.end, begin);
-        reading.has_ended = result.success() && result.end < input.size();
-        TreeReader(*this, parsed, begin, is_open, reading).read(result);
+    try {
+        common_peg_parse_context parsed(input, COMMON_PEG_PARSE_FLAG_LENIENT);
+        const common_peg_parse_result result = arena.parse(parsed);
+        if (!result.fail()) {
+            reading.end = std::max(result.end, begin);
+            reading.has_ended = result.success() && result.end < input.size();
+            TreeReader(*this, parsed, begin, is_open, reading).read(result);
+            reading.is_good = true;
+        }
+    } catch (const std::exception &) {
+        // A text that upstream's parser throws at does not follow the format; is_good tells.
     }
     return reading;
 }

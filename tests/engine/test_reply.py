@@ -228,7 +228,8 @@ def test_calls_with_arguments_that_are_no_json(smollm2: Model) -> None:
     """They are given as text."""
     form = form_of(smollm2, TEMPLATES["gpt-oss"], [WEATHER])
     raw = "<|channel|>commentary to=functions.get_weather<|message|>"
-    for arguments in ('{"city": ', "[1]", '"x"', "7", '{"city": "\\', '{"days": 1' + "0" * 5000 + "}"):
+    odd = ('{"city": "\\ud800"}', '{"days": 1e999}', '{"city": "a", "city": "b"}', '{"days": {"a": 1, "a": 2}}')
+    for arguments in (*odd, '{"city": ', "[1]", '"x"', "7", '{"city": "\\', '{"days": 1' + "0" * 5000 + "}"):
         for texts in ([raw + arguments], list(raw + arguments)):
             _, answer, calls, given, stream = said(form, texts)
             assert (calls, given) == ([], "")
@@ -399,14 +400,14 @@ def test_a_reply_that_is_cut_off(smollm2: Model, reason: StopReason) -> None:
 def test_a_long_reply_comes_as_it_is_made(smollm2: Model, name: str, beginning: str) -> None:
     """Whether it follows the format or not, no more waits than what may be a mark."""
     stream = ChatStream(
-        Spoken([beginning, *["abc "] * 2000]),  # type: ignore[arg-type]
+        Spoken([beginning, *["abc "] * 1000]),  # type: ignore[arg-type]
         form_of(smollm2, TEMPLATES.get(name, name), [WEATHER]),
         lambda text, ids: None,
     )
     for token in stream:
         n_given = len(stream.reasoning) + len(stream.text)
         assert n_given >= len(stream.raw) - len(beginning) - 4, token
-    assert (stream.reasoning + stream.text).endswith("abc " * 2000)
+    assert (stream.reasoning + stream.text).endswith("abc " * 1000)
 
 
 def test_brackets_without_end(smollm2: Model) -> None:

@@ -225,10 +225,19 @@ class ChatStream:
 
 
 def _arguments_of(text: str) -> dict[str, Any] | None:
-    """Return the arguments of a call; None if they are no JSON object."""
+    """Return the arguments of a call; None if they are no JSON object that Python can hold and write again."""
     try:
         # Models write line breaks in strings as they are.
-        values = json.loads(text or "{}", strict=False)
+        values = json.loads(text or "{}", strict=False, object_pairs_hook=_object)
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; a ValueError if it has a key twice, of which one value would be lost."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key is there twice")
+    return made
