@@ -197,8 +197,12 @@ def _refuse(where: str, what: str) -> ValueError:
     return ValueError(f"json_schema: {where}: {what} is not supported; overspill.guidance may know it")
 
 
+class _NothingFitsError(ValueError):
+    pass
+
+
 def _nothing_fits(where: str, why: str) -> ValueError:
-    return ValueError(f"json_schema: {where}: {why}, so nothing fits")
+    return _NothingFitsError(f"json_schema: {where}: {why}, so nothing fits")
 
 
 def _wrong(where: str, keyword: str, wanted: str, value: object) -> ValueError:
@@ -224,7 +228,13 @@ class _Writer:
             raise _nothing_fits("#", "it is false")
         while self.todo:
             name, nodes = self.todo.pop()
-            self.text.define(name, self.expression(nodes))
+            try:
+                self.text.define(name, self.expression(nodes))
+            except _NothingFitsError:
+                # Within one schema it is a mistake. A combination of several may be one of many.
+                if len(nodes) == 1:
+                    raise
+                self.text.define(name, self.text.use("nothing"))
         return self.text.written(start)
 
     def rule(self, parts: Iterable[tuple[str, Any]]) -> str:
