@@ -342,7 +342,7 @@ def test_many_schemas(tiny_gpt_oss: Model, case: tuple[Any, Any], other: tuple[A
         ('root ::= root root | "a" | ""', ["", "a" * 40], ["b"]),
         ('root ::= ([a-z] | [a-z0-9] | "a" | .)* "!"', ["!", "a1" * 60 + "!"], ["a"]),
         ('root ::= (("a"*)*)* "b"', ["b", "a" * 80 + "b"], ["c"]),
-        ('root ::= "a"{5000}', [], ["a" * 1500]),
+        ('root ::= "a"{5000}', [], ["a" * 500]),
         ('root ::= "a"{0,100000} "b"', ["a" * 100 + "b", "b"], ["a"]),
         ('root ::= x{2}{2}\nx ::= "a"?', ["", "aaaa"], ["aaaaa"]),
         ("root ::= [^a]", ["b", "é", "\U0010ffff"], ["a", "", "bb"]),

@@ -617,6 +617,8 @@ def _required(where: str, schema: dict[str, Any]) -> list[str]:
     required = schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
         raise _wrong(where, "required", "a list of strings", required)
+    if len(set(required)) < len(required):
+        raise _wrong(where, "required", "a list of different strings", required)
     return required
 
 
@@ -701,6 +703,8 @@ def _kinds(nodes: list[Node], values: dict[str, object] | None) -> set[str]:
                 if not isinstance(kind, str) or kind not in _TYPES:
                     known = ", ".join(_TYPES)
                     raise ValueError(f"json_schema: {where}: unrecognized type {kind!r:.60}; it is one of {known}")
+            if not of_schema or len(set(of_schema)) < len(of_schema):
+                raise _wrong(where, "type", "a type, or a list of different types", of_schema)
             kinds &= {*of_schema, *(("integer",) if "number" in of_schema else ())}
             is_named = True
     if not is_named:
