@@ -326,7 +326,7 @@ def test_schemas(tiny_gpt_oss: Model, case: tuple[Any, Any], other: tuple[Any, A
 
 @pytest.mark.slow
 @given(fitting(3), fitting(3), st.integers(0, 1000))
-@settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_many_schemas(tiny_gpt_oss: Model, case: tuple[Any, Any], other: tuple[Any, Any], seed: int) -> None:
     """The same, deeper."""
     check_schema(tiny_gpt_oss, case, other, seed)
