@@ -1,6 +1,6 @@
 """Constrained decoding by llguidance: ``pip install 'overspill[guidance]'``.
 
-llguidance knows more of JSON schema than llama.cpp's converter (patterns without anchors, formats, number ranges), and
+llguidance knows more of JSON schema than ``json_schema`` (formats, ranges of numbers, patterns beside lengths), and
 regular expressions and Lark grammars. It tells which tokens of the whole vocabulary may come next in one step:
 
 >>> from overspill.guidance import Guidance

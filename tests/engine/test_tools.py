@@ -80,7 +80,7 @@ def test_tools_a_model_calls(model: Model) -> None:
     """With a template that knows tools, one that is required is called with arguments that fit."""
     model.chat_template = ChatTemplate(model, template("NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use"))
     beginning = model.tokenize("<tool_call>", add_special=False)
-    close = model.tokenize('"}', add_special=False)
+    close = [*model.tokenize('"}', add_special=False), *model.tokenize("<|im_end|>", add_special=False)]
     n_prompt: list[int] = []
 
     def begin(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> None:

@@ -6,6 +6,9 @@ import datetime
 import json
 import math
 import re
+import signal
+import threading
+import time
 from typing import Any
 
 import jsonschema
@@ -354,6 +357,9 @@ def test_grammars_that_cannot_be_compiled(
         ({"anyOf": []}, "#: anyOf must be a list of schemas"),
         ({"anyOf": {}}, "#: anyOf must be a list of schemas"),
         ({"type": "object", "properties": {}, "required": 5}, "#: required must be a list of strings"),
+        ({"type": []}, "#: type must be a type, or a list of different types"),
+        ({"type": ["null", "null"]}, "#: type must be a type, or a list of different types"),
+        ({"required": ["a", "a"]}, "#: required must be a list of different strings"),
         ({"items": [{}]}, "#: items must be a schema (a list"),
         ({"$defs": {"a": {"items": {"type": "x"}}}}, "#/$defs/a/items: unrecognized type 'x'"),
         ({"properties": 5}, "#: properties must be an object"),
@@ -385,6 +391,19 @@ def test_schemas_that_cannot_be_compiled(
     assert capfd.readouterr() == ("", "")
     with pytest.raises(ValueError, match="either grammar or json_schema"):
         gemma.stream("x", json_schema={}, grammar="root ::= .")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("heeds_interrupts")
+def test_ctrl_c_ends_a_grammar_that_takes_long(gemma: Model) -> None:
+    """Mirostat asks about each of 262,144 tokens, and each is the beginning of thousands of readings."""
+    words = " | ".join(f'[ -~]* "{i}"' for i in range(5000))
+    timer = threading.Timer(1, signal.raise_signal, [signal.SIGINT])
+    started = time.monotonic()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        gemma.generate("x", grammar=f"root ::= {words}", mirostat=2, max_tokens=1)
+    assert time.monotonic() - started < 20  # instead of minutes
 
 
 def test_what_llama_cpp_cannot_llguidance_can(gemma: Model) -> None:

@@ -197,8 +197,12 @@ def _refuse(where: str, what: str) -> ValueError:
     return ValueError(f"json_schema: {where}: {what} is not supported; overspill.guidance may know it")
 
 
+class _NothingFitsError(ValueError):
+    pass
+
+
 def _nothing_fits(where: str, why: str) -> ValueError:
-    return ValueError(f"json_schema: {where}: {why}, so nothing fits")
+    return _NothingFitsError(f"json_schema: {where}: {why}, so nothing fits")
 
 
 def _wrong(where: str, keyword: str, wanted: str, value: object) -> ValueError:
@@ -224,7 +228,13 @@ class _Writer:
             raise _nothing_fits("#", "it is false")
         while self.todo:
             name, nodes = self.todo.pop()
-            self.text.define(name, self.expression(nodes))
+            try:
+                self.text.define(name, self.expression(nodes))
+            except _NothingFitsError:
+                # Within one schema it is a mistake. A combination of several may be one of many.
+                if len(nodes) == 1:
+                    raise
+                self.text.define(name, self.text.use("nothing"))
         return self.text.written(start)
 
     def rule(self, parts: Iterable[tuple[str, Any]]) -> str:
@@ -607,6 +617,8 @@ def _required(where: str, schema: dict[str, Any]) -> list[str]:
     required = schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
         raise _wrong(where, "required", "a list of strings", required)
+    if len(set(required)) < len(required):
+        raise _wrong(where, "required", "a list of different strings", required)
     return required
 
 
@@ -691,6 +703,8 @@ def _kinds(nodes: list[Node], values: dict[str, object] | None) -> set[str]:
                 if not isinstance(kind, str) or kind not in _TYPES:
                     known = ", ".join(_TYPES)
                     raise ValueError(f"json_schema: {where}: unrecognized type {kind!r:.60}; it is one of {known}")
+            if not of_schema or len(set(of_schema)) < len(of_schema):
+                raise _wrong(where, "type", "a type, or a list of different types", of_schema)
             kinds &= {*of_schema, *(("integer",) if "number" in of_schema else ())}
             is_named = True
     if not is_named:
