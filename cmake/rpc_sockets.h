@@ -1,15 +1,23 @@
 // Included by force before transport.cpp of llama.cpp, whose connections wait for ever for a machine that has
-// vanished, take any signal for the end of the connection, and die of SIGPIPE when the other side has gone.
+// vanished or a server that hangs, take any signal for the end of the connection, stay open when they could not be
+// made, and die of SIGPIPE when the other side has gone.
 #pragma once
 
 #ifndef _WIN32
 
+#include "rpc_waiting.h"
+
+#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 
 #ifdef MSG_NOSIGNAL
 #define OVERSPILL_NO_SIGNAL MSG_NOSIGNAL
@@ -17,14 +25,35 @@
 #define OVERSPILL_NO_SIGNAL 0
 #endif
 
-// The connection that this thread has made and that has not answered yet. A server that works for another process
-// accepts one and leaves it unanswered.
-static thread_local int overspill_unanswered = -1;
+// The connection that this thread is making, until it has answered. A server that works for another process accepts one
+// and leaves it unanswered.
+struct overspill_new_connection {
+    int fd = -1;
+    std::chrono::steady_clock::time_point give_up_at{};
+};
+static thread_local overspill_new_connection overspill_unanswered;
 
-static void overspill_limit_waiting(int fd, int seconds) {
-    const timeval limit{seconds, 0};
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));  // on Linux, connecting as well
+// A server waits for its clients as long as they like.
+static std::atomic<bool> overspill_is_client{false};
+
+static bool overspill_goes_on(int fd) {
+    if (!overspill_is_client.load(std::memory_order_relaxed)) {
+        return true;
+    }
+    const bool too_late =
+        fd == overspill_unanswered.fd && std::chrono::steady_clock::now() > overspill_unanswered.give_up_at;
+    if (!too_late && !overspill_lost_threads().take() && !overspill_told_to_stop()) {
+        return true;
+    }
+    shutdown(fd, SHUT_RDWR);
+    errno = ETIMEDOUT;
+    return false;
+}
+
+// Upstream forgets a connection that could not be made.
+static void overspill_close_unanswered() {
+    close(overspill_unanswered.fd);
+    overspill_unanswered.fd = -1;
 }
 
 // Upstream sets TCP_NODELAY on every connection: before connecting on a client, afterwards on a server.
@@ -43,21 +72,52 @@ static int overspill_setsockopt(int fd, int level, int name, const void * value,
         sockaddr_storage peer;
         socklen_t peer_size = sizeof(peer);
         if (getpeername(fd, reinterpret_cast<sockaddr *>(&peer), &peer_size) != 0) {
-            overspill_limit_waiting(fd, 10);
-            overspill_unanswered = fd;
+            overspill_is_client.store(true);
+            const timeval interval{0, 1000 * overspill_asking_interval_ms};
+            setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &interval, sizeof(interval));
+            setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &interval, sizeof(interval));
+            overspill_unanswered = {fd, std::chrono::steady_clock::now() + std::chrono::seconds(10)};
         }
     }
     return setsockopt(fd, level, name, value, size);
+}
+
+static hostent * overspill_gethostbyname(const char * host) {
+    hostent * found = gethostbyname(host);
+    if (found == nullptr) {
+        overspill_close_unanswered();
+    }
+    return found;
+}
+
+static int overspill_connect(int fd, const sockaddr * address, socklen_t size) {
+    int status = connect(fd, address, size);
+    int error = status == 0 ? 0 : errno;
+    while ((error == EINTR || error == EINPROGRESS) && overspill_goes_on(fd)) {
+        pollfd made{fd, POLLOUT, 0};
+        if (poll(&made, 1, overspill_asking_interval_ms) > 0) {
+            socklen_t error_size = sizeof(error);
+            getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &error_size);
+            status = error == 0 ? 0 : -1;
+        }
+    }
+    if (status != 0) {
+        overspill_close_unanswered();
+    }
+    return status;
+}
+
+static bool overspill_should_repeat(ssize_t n, int fd) {
+    return n < 0 && (errno == EINTR || errno == EAGAIN || errno == EWOULDBLOCK) && overspill_goes_on(fd);
 }
 
 static ssize_t overspill_recv(int fd, void * data, size_t size, int flags) {
     ssize_t n;
     do {
         n = recv(fd, data, size, flags);
-    } while (n < 0 && errno == EINTR);
-    if (n > 0 && fd == overspill_unanswered) {
-        overspill_limit_waiting(fd, 0);  // a long prompt takes its time
-        overspill_unanswered = -1;
+    } while (overspill_should_repeat(n, fd));
+    if (n > 0 && fd == overspill_unanswered.fd) {
+        overspill_unanswered.fd = -1;  // from now on it may take its time, as for a long prompt
     }
     return n;
 }
@@ -66,13 +126,17 @@ static ssize_t overspill_send(int fd, const void * data, size_t size, int flags)
     ssize_t n;
     do {
         n = send(fd, data, size, flags | OVERSPILL_NO_SIGNAL);
-    } while (n < 0 && errno == EINTR);
+    } while (overspill_should_repeat(n, fd));
     return n;
 }
 
 // With their arguments, so that members of these names are left alone where they take others.
 #define setsockopt(fd, level, name, value, size) overspill_setsockopt(fd, level, name, value, size)
+#define gethostbyname(host) overspill_gethostbyname(host)
 #define recv(fd, data, size, flags) overspill_recv(fd, data, size, flags)
 #define send(fd, data, size, flags) overspill_send(fd, data, size, flags)
+// Upstream's own connect() takes two arguments.
+#define OVERSPILL_FOURTH(first, second, third, fourth, ...) fourth
+#define connect(...) OVERSPILL_FOURTH(__VA_ARGS__, overspill_connect, connect, )(__VA_ARGS__)
 
 #endif

@@ -5,9 +5,10 @@
 #include <assertions.h>  // in cmake/
 #include <ggml.h>
 
-#include <cstdio>
+#include <algorithm>
 #include <cstdlib>
 #include <exception>
+#include <new>
 #include <utility>
 
 namespace overspill {
@@ -25,6 +26,16 @@ void end_process(const char * message) {
     if (say_last_words != nullptr) {
         std::exchange(say_last_words, nullptr)(message, Activity::current.load());
     }
+}
+
+// Some messages of llama.cpp end with a newline, or have several lines.
+std::string what_failed(const char * message) {
+    std::string text = std::string(Activity::current.load()) + ": " + message;
+    while (text.back() == '\n') {
+        text.pop_back();
+    }
+    std::replace(text.begin(), text.end(), '\n', ' ');
+    return text;
 }
 
 #ifndef _WIN32
@@ -50,7 +61,7 @@ void on_abort(const char * message) {
             give_up((*team)->why());
         }
         if (n_guards > 0) {
-            throw AssertionFailed(std::string("llama.cpp failed while ") + Activity::current.load() + ": " + message);
+            throw AssertionFailed("llama.cpp failed while " + what_failed(message));
         }
     }
     end_process(message);
@@ -136,7 +147,11 @@ Team::Scope::~Scope() {
 void Team::fail(const char * message) noexcept {
     State sound = State::sound;
     if (state_.compare_exchange_strong(sound, State::failing)) {
-        std::snprintf(why_.data(), why_.size(), "%s: %s", Activity::current.load(), message);
+        try {
+            why_ = what_failed(message);
+        } catch (const std::bad_alloc &) {
+            why_ = "?";  // needs no memory
+        }
         state_.store(State::failed, std::memory_order_release);
     }
     while (!failed()) {  // whoever was first is about to be done

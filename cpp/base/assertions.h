@@ -9,7 +9,6 @@
 
 #include "base/error.h"
 
-#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -52,7 +51,7 @@ class Team {
   public:
     bool failed() const noexcept { return state_.load(std::memory_order_acquire) == State::failed; }
     // What was done, and the assertion with its place in llama.cpp's source; empty if none has failed.
-    std::string why() const { return failed() ? why_.data() : ""; }
+    std::string why() const { return failed() ? why_ : ""; }
 
     // Ends the other threads and waits for them. Called once, by the thread that computes, before it throws.
     std::function<void()> end_others;
@@ -76,7 +75,7 @@ class Team {
     enum class State { sound, failing, failed };
 
     std::atomic<State> state_{State::sound};
-    std::array<char, 1024> why_{};  // so that a failure needs no memory
+    std::string why_;
 };
 
 // From now on llama.cpp's failed assertions come here. `last_words` is called before one ends the process after all,

@@ -7,6 +7,12 @@
 
 namespace overspill {
 
+// Whether this thread should give up waiting for another thread or another machine, since a signal has come. Whoever
+// waits asks this every so often.
+bool told_to_stop() noexcept;
+// Who answers that. To be called once, before other threads run; until then the answer is no.
+void answer_told_to_stop(bool (*answer)() noexcept);
+
 // A flag that any thread sets, and a question asked now and then on the deciding thread (Python's: has a signal come?).
 class Interrupt {
   public:

@@ -6,7 +6,6 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <mutex>
 #include <utility>
 
 namespace overspill {
@@ -104,6 +103,10 @@ void add_to_log(LogLevel level, std::string text) {
         ++waiting.n_dropped;
     }
     waiting.pending.store(true, std::memory_order_release);
+}
+
+std::mutex & log_mutex() noexcept {
+    return queue().mutex;
 }
 
 bool log_pending() noexcept {

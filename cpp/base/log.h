@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,9 @@ struct LogLine {
 
 // Routes llama.cpp's log here. Call once, before anything else.
 void capture_log();
+
+// Held for each line; for whoever forks the process.
+std::mutex & log_mutex() noexcept;
 
 // Whether lines wait; cheap enough to ask after every step.
 bool log_pending() noexcept;

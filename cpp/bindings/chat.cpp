@@ -24,17 +24,15 @@ std::unique_ptr<ChatTemplate> new_chat_template(const std::shared_ptr<Model> & m
     return without_gil([&] { return std::make_unique<ChatTemplate>(*model, source); });
 }
 
-ChatPrompt render(const ChatTemplate & chat, std::string messages, std::string tools, ToolChoice tool_choice,
-                  std::string json_schema, bool enable_thinking, bool add_generation_prompt,
-                  std::map<std::string, std::string> variables) {
+ReplyForm form(const ChatTemplate & chat, std::string messages, std::string tools, ToolChoice tool_choice,
+               std::string schema_grammar, bool enable_thinking, std::map<std::string, std::string> variables) {
     ChatOptions options{std::move(messages)};
     options.tools = std::move(tools);
     options.tool_choice = tool_choice;
-    options.json_schema = std::move(json_schema);
+    options.schema_grammar = std::move(schema_grammar);
     options.enable_thinking = enable_thinking;
-    options.add_generation_prompt = add_generation_prompt;
     options.variables = std::move(variables);
-    return without_gil([&] { return chat.render(options); });
+    return without_gil([&] { return chat.form(options); });
 }
 
 }  // namespace
@@ -50,34 +48,43 @@ void bind_chat(py::module_ & m) {
         .def_property_readonly("name", lenient(&ToolCall::name))
         .def_property_readonly("arguments", lenient(&ToolCall::arguments))
         .def_property_readonly("id", lenient(&ToolCall::id));
-    py::class_<Reply>(m, "Reply", py::is_final())
-        .def_property_readonly("reasoning", lenient(&Reply::reasoning))
-        .def_property_readonly("content", lenient(&Reply::content))
-        .def_readonly("tool_calls", &Reply::tool_calls);
-    py::class_<ReplyParser, std::shared_ptr<ReplyParser>>(m, "ReplyParser", py::is_final())
+    py::native_enum<ReplyPart>(m, "ReplyPart", "enum.Enum")
+        .value("reasoning", ReplyPart::reasoning)
+        .value("answer", ReplyPart::answer)
+        .value("call", ReplyPart::call)
+        .finalize();
+    py::class_<ReplyPiece>(m, "ReplyPiece", py::is_final())
+        .def_readonly("part", &ReplyPiece::part)
+        .def_property_readonly("text", lenient(&ReplyPiece::text))
+        .def_readonly("call", &ReplyPiece::call);
+    py::class_<ReplyReader>(m, "ReplyReader", py::is_final())
         .def(
-            "parse",
-            [](const ReplyParser & parser, const std::string & text, bool is_partial) {
-                return without_gil([&] { return parser.parse(text, is_partial); });
+            "add",
+            [](ReplyReader & reader, const std::string & text) {
+                return without_gil([&] { return reader.add(text); });
             },
-            "text"_a, "is_partial"_a);
+            "text"_a)
+        .def(
+            "finish",
+            [](ReplyReader & reader, bool is_whole) { return without_gil([&] { return reader.finish(is_whole); }); },
+            "is_whole"_a)
+        .def_property_readonly("is_malformed", &ReplyReader::is_malformed);
 
     py::class_<ReplyForm>(m, "ReplyForm", py::is_final())
         .def(py::init<>())
         .def_readonly("named", &ReplyForm::named)
         .def_readwrite("droppable", &ReplyForm::droppable)
-        .def_property_readonly("parser", [](const ReplyForm & form) {
-            return std::const_pointer_cast<ReplyParser>(form.parser);  // for pybind11, which knows no const
-        });
-    py::class_<ChatPrompt>(m, "ChatPrompt", py::is_final())
-        .def_property_readonly("text", lenient(&ChatPrompt::text))
-        .def_readonly("form", &ChatPrompt::form);
+        .def_property_readonly("generation_prompt", lenient(&ReplyForm::generation_prompt))
+        .def("new_reader", [](const ReplyForm & form) { return form.parser->begin(); });
 
     py::class_<ChatTemplate>(m, "ChatTemplate", py::is_final())
         .def(py::init(&new_chat_template), "model"_a, "source"_a)
-        .def("render", &render, "messages"_a, py::kw_only(), "tools"_a, "tool_choice"_a, "json_schema"_a,
-             "enable_thinking"_a, "add_generation_prompt"_a, "variables"_a)
-        .def_property_readonly("source", [](const ChatTemplate & chat) { return lenient_str(chat.source()); });
+        .def("form", &form, "messages"_a, py::kw_only(), "tools"_a, "tool_choice"_a, "schema_grammar"_a,
+             "enable_thinking"_a, "variables"_a)
+        .def(
+            "amended",
+            [](const ChatTemplate & chat, bool with_tools) { return lenient_str(chat.amended(with_tools)); },
+            "with_tools"_a);
 }
 
 }  // namespace overspill

@@ -22,20 +22,21 @@ class PythonConstraint : public Constraint {
   public:
     explicit PythonConstraint(py::object mask) : mask_(held(std::move(mask))) {}
 
-    int32_t sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs) override {
+    int32_t sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs,
+                   const ShouldStop & /*should_stop*/) override {
         const py::gil_scoped_acquire gil;
         const py::object bits = mask_->attr("allowed")();
         const Mask mask = mask_of(bits);
         return sampler.sample(logits, n, mask.bits, mask.n_words, logprobs);
     }
-    bool allows(int32_t token) override {
+    bool allows(int32_t token, const ShouldStop & /*should_stop*/) override {
         const py::gil_scoped_acquire gil;
         const py::object bits = mask_->attr("allowed")();
         const Mask mask = mask_of(bits);
         const auto at = static_cast<size_t>(token);
         return mask.bits == nullptr || (at / 32 < mask.n_words && ((mask.bits[at / 32] >> (at % 32)) & 1U) != 0);
     }
-    void accept(int32_t token) override {
+    void accept(int32_t token, const ShouldStop & /*should_stop*/) override {
         const py::gil_scoped_acquire gil;
         mask_->attr("accept")(token);
     }

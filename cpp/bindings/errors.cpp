@@ -1,21 +1,36 @@
 #include "base/assertions.h"
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "device/out_of_memory.h"
 
 #include <pybind11/pybind11.h>
 
 #include <exception>
+#include <new>
+#include <string>
+#include <system_error>
 
 namespace py = pybind11;
 
 namespace overspill {
+
+namespace {
+
+void raise_out_of_memory(const py::handle & type, const OutOfMemoryError & memory) {
+    const py::object value = type(memory.what());
+    value.attr("device") = memory.device;
+    value.attr("needed_bytes") = memory.needed_bytes;
+    PyErr_SetObject(type.ptr(), value.ptr());
+}
+
+}  // namespace
 
 void bind_errors(py::module_ & m) {
     const auto describe = [](const py::handle & type, const char * doc) {
         type.attr("__module__") = "overspill";
         type.attr("__doc__") = doc;
     };
-    auto & error = py::register_exception<Error>(m, "Error");
+    static const py::handle error = py::register_exception<Error>(m, "Error");  // for the translator, too
     describe(error, "Something that the library or llama.cpp could not do; the base of the others.");
     describe(py::register_exception<ModelLoadError>(m, "ModelLoadError", error),
              "The file is missing, damaged, or not a model that can be loaded.");
@@ -38,10 +53,18 @@ void bind_errors(py::module_ & m) {
         } catch (const ViewsInUseError & views) {
             py::set_error(PyExc_BufferError, views.what());
         } catch (const OutOfMemoryError & memory) {
-            const py::object value = out_of_memory(memory.what());
-            value.attr("device") = memory.device;
-            value.attr("needed_bytes") = memory.needed_bytes;
-            PyErr_SetObject(out_of_memory.ptr(), value.ptr());
+            raise_out_of_memory(out_of_memory, memory);
+        } catch (const std::system_error & refused) {
+            py::set_error(error, ("the system refuses, maybe since there are too many threads: " +
+                                  std::string(refused.what()))
+                                     .c_str());
+        } catch (const std::bad_alloc &) {
+            raise_out_of_memory(out_of_memory, ram_refused());
+        } catch (const AssertionFailed & failed) {
+            if (!is_for_want_of_memory(failed.what())) {
+                throw;
+            }
+            raise_out_of_memory(out_of_memory, ram_refused());
         }
     });
 }

@@ -1,4 +1,5 @@
 #include "generate/evaluation.h"
+#include "base/process.h"
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
 #include "bindings/gil.h"
@@ -7,6 +8,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace py = pybind11;
@@ -25,7 +27,10 @@ py::array_t<float> evaluate(Evaluation & evaluation, const std::vector<int32_t> 
 void bind_evaluation(py::module_ & m) {
     py::class_<Evaluation, std::shared_ptr<Evaluation>>(m, "Evaluation", py::is_final(),
                                                         py::release_gil_before_calling_cpp_dtor())
-        .def(py::init<std::shared_ptr<Model>>(), "model"_a)
+        .def(py::init([](std::shared_ptr<Model> model) {
+                 return left_alone_by_forks(std::make_unique<Evaluation>(std::move(model)));
+             }),
+             "model"_a)
         .def("eval", &evaluate, "tokens"_a, "every"_a)
         .def("reset", [](Evaluation & evaluation) { without_gil([&] { evaluation.reset(); }); });
 }

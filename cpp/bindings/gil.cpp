@@ -1,5 +1,7 @@
 #include "bindings/gil.h"
 
+#include <atomic>
+#include <exception>
 #include <utility>
 
 namespace py = pybind11;
@@ -10,24 +12,60 @@ namespace {
 
 // Asked when the module is made: asking Python later on, behind a lock of C++, could wait for a thread that waits for
 // the GIL.
-unsigned long main_thread = 0;
+std::atomic<unsigned long> main_thread{0};
+
+// What a signal handler has raised, until raise_from_signals(). With the GIL, and on the main thread only.
+std::exception_ptr raised;
+
+// Destructors run native work as well, and have no caller to raise it for: the interpreter does, before it goes on.
+int raise_later(void * /*unused*/) {
+    try {
+        raise_from_signals();
+    } catch (py::error_already_set & error) {
+        error.restore();
+        return -1;
+    }
+    return 0;
+}
+
+bool has_been_told_to_stop() noexcept {
+    if (!is_main_thread() || Py_IsInitialized() == 0) {
+        return false;
+    }
+    const py::gil_scoped_acquire gil;
+    if (raised) {
+        return true;
+    }
+    const py::error_scope keep;
+    if (PyErr_CheckSignals() == 0) {
+        return false;
+    }
+    raised = std::make_exception_ptr(py::error_already_set());
+    Py_AddPendingCall(raise_later, nullptr);
+    return true;
+}
 
 }  // namespace
 
-void remember_main_thread() {
-    main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+void hear_signals() {
+    const auto remember = [] {
+        main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+    };
+    remember();
+    const py::module_ os = py::module_::import("os");
+    if (py::hasattr(os, "register_at_fork")) {
+        os.attr("register_at_fork")(py::arg("after_in_child") = py::cpp_function(remember));
+    }
+    answer_told_to_stop(has_been_told_to_stop);
 }
 
-Signals::Signals() {
-    if (PyThread_get_thread_ident() == main_thread) {
-        poll_ = [this] {
-            const py::gil_scoped_acquire gil;
-            if (PyErr_CheckSignals() == 0) {
-                return false;
-            }
-            raised_ = std::make_exception_ptr(py::error_already_set());
-            return true;
-        };
+bool is_main_thread() noexcept {
+    return PyThread_get_thread_ident() == main_thread.load(std::memory_order_relaxed);
+}
+
+void raise_from_signals() {
+    if (is_main_thread() && raised) {
+        std::rethrow_exception(std::exchange(raised, nullptr));
     }
 }
 

@@ -7,32 +7,20 @@
 
 #include <pybind11/pybind11.h>
 
-#include <exception>
 #include <memory>
+#include <type_traits>
 
 namespace overspill {
 
-// To be called once, when the module is made.
-void remember_main_thread();
+// Lets Ctrl-C, or another signal whose handler raises, end native work: told_to_stop() is true then on the main thread,
+// which alone handles signals. To be called once, when the module is made.
+void hear_signals();
 
-// Lets Ctrl-C, or another signal whose handler raises, end a native call: its exception is
-// kept while the core unwinds. Signals are handled by the main thread only, so others do not ask.
-class Signals {
-  public:
-    Signals();
-    Signals(const Signals &) = delete;
-    Signals & operator=(const Signals &) = delete;
-    const Interrupt::Poll & poll() const { return poll_; }
-    void rethrow() const {
-        if (raised_) {
-            std::rethrow_exception(raised_);
-        }
-    }
+// Whether this is the thread that handles signals.
+bool is_main_thread() noexcept;
 
-  private:
-    Interrupt::Poll poll_;
-    std::exception_ptr raised_;
-};
+// Raises what a signal handler has raised during native work, if one did. With the GIL.
+void raise_from_signals();
 
 // Runs native work that takes microseconds, with the GIL. A failed assertion of llama.cpp is an exception in it, as in
 // the others.
@@ -42,27 +30,38 @@ auto with_gil(Work && work) {
     return work();
 }
 
-// Runs native work without the GIL, and passes its log on whether it succeeds or not.
+// Runs native work without the GIL, and passes its log on whether it succeeds or not. What a signal handler raised
+// meanwhile takes the place of the result, and of an error.
 template <typename Work>
 auto without_gil(Work && work) {
     struct Drain {
         ~Drain() { drain_log_to_python(); }
     } const drain;
-    const pybind11::gil_scoped_release release;
-    const AssertionGuard guard;
-    return work();
-}
-
-// The same for work that asks whether to go on; a signal's exception takes the place of the cancellation.
-template <typename Work>
-auto interruptible(Work && work) {
-    const Signals signals;
+    const auto run = [&] {
+        const pybind11::gil_scoped_release release;
+        const AssertionGuard guard;
+        return work();
+    };
     try {
-        return without_gil([&] { return work(signals.poll()); });
-    } catch (const CancelledError &) {
-        signals.rethrow();
+        if constexpr (std::is_void_v<decltype(work())>) {
+            run();
+            raise_from_signals();
+        } else {
+            auto result = run();
+            raise_from_signals();
+            return result;
+        }
+    } catch (...) {
+        raise_from_signals();
         throw;
     }
+}
+
+// The same for work that asks whether to go on.
+template <typename Work>
+auto interruptible(Work && work) {
+    const Interrupt::Poll poll = is_main_thread() ? told_to_stop : Interrupt::Poll();
+    return without_gil([&] { return work(poll); });
 }
 
 // Python objects that the core holds and lets go of where it does not have the GIL.

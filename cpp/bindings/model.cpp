@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include "base/process.h"
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
 #include "bindings/gil.h"
@@ -17,6 +18,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,10 +30,9 @@ namespace overspill {
 namespace {
 
 std::shared_ptr<Model> load_model(const std::string & path, ModelOptions options, const py::object & progress) {
-    const Signals signals;
     std::exception_ptr raised;
     options.progress = [&](float share) {
-        if (signals.poll() && signals.poll()()) {
+        if (told_to_stop()) {
             return false;
         }
         if (progress.is_none()) {
@@ -47,9 +48,9 @@ std::shared_ptr<Model> load_model(const std::string & path, ModelOptions options
         }
     };
     try {
-        return without_gil([&] { return std::make_shared<Model>(path, std::move(options)); });
+        return without_gil(
+            [&] { return left_alone_by_forks(std::make_unique<Model>(path, std::move(options))); });
     } catch (const CancelledError &) {
-        signals.rethrow();
         if (raised) {
             std::rethrow_exception(raised);
         }
@@ -89,6 +90,14 @@ py::bytes token_bytes(const Model & model, int32_t token, bool special) {
     });
 }
 
+std::vector<std::tuple<py::str, bool, bool>> control_tokens_of(const Model & model) {
+    std::vector<std::tuple<py::str, bool, bool>> tokens;
+    for (const ControlToken & token : without_gil([&] { return control_tokens(*model.tokenizer()); })) {
+        tokens.emplace_back(lenient_str(token.text), token.strips_left, token.strips_right);
+    }
+    return tokens;
+}
+
 bool is_end_of_generation(const Model & model, int32_t token) {
     const auto loaded = model.loaded();
     model.check_token("token", token);
@@ -108,6 +117,10 @@ void bind_model(py::module_ & m) {
              "n_ctx"_a)
         .def_property_readonly("has_chat_template", &ChatTemplate::exists)
         .def(
+            "chat_template_source",
+            [](const Model & model, bool with_tools) { return lenient_str(ChatTemplate::source_of(model, with_tools)); },
+            "with_tools"_a)
+        .def(
             "dry_breakers",
             [](const Model & model, const std::vector<std::string> & texts) {
                 return without_gil([&] { return dry_breakers(*model.tokenizer(), texts); });
@@ -117,7 +130,9 @@ void bind_model(py::module_ & m) {
             "tokenize",
             [](const Model & model, const py::bytes & text, bool add_special, bool parse_special) {
                 const std::string_view view = text;  // Python's own memory, which the argument keeps alive
-                return without_gil([&] { return tokenize(*model.tokenizer(), view, add_special, parse_special); });
+                return interruptible([&](const Interrupt::Poll & poll) {
+                    return tokenize(*model.tokenizer(), view, add_special, parse_special, poll);
+                });
             },
             "text"_a, "add_special"_a, "parse_special"_a)
         .def(
@@ -127,6 +142,7 @@ void bind_model(py::module_ & m) {
             },
             "tokens"_a, "skip_special"_a)
         .def("token_bytes", &token_bytes, "token"_a, "special"_a)
+        .def("control_tokens", &control_tokens_of)
         .def("special_tokens",
              [](const Model & model) {
                  const auto loaded = model.loaded();

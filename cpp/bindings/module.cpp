@@ -1,6 +1,7 @@
 // What Python sees of the core, one file per class or concept. Only this folder knows Python.
 #include "bindings/bindings.h"
 
+#include "base/process.h"
 #include "bindings/gil.h"
 
 #include <llama.h>
@@ -8,7 +9,9 @@
 PYBIND11_MODULE(_core, m) {
     m.doc() = "The native core of overspill. Use the package's own names instead.";
     m.attr("LLAMA_CPP_COMMIT") = OVERSPILL_LLAMA_CPP_COMMIT;
-    overspill::remember_main_thread();
+    overspill::return_freed_memory();
+    overspill::watch_forks();
+    overspill::hear_signals();
     overspill::bind_errors(m);
     overspill::bind_log(m);  // before anything of llama.cpp's runs
     llama_backend_init();

@@ -3,7 +3,6 @@
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
 #include "bindings/gil.h"
-#include "sample/json_schema.h"
 #include "sample/kernels.h"
 
 #include <pybind11/numpy.h>
@@ -105,10 +104,6 @@ void bind_sampler(py::module_ & m) {
             "state"_a);
 
     m.def("simd", [] { return kernels().name; });
-    m.def(
-        "grammar_of_json_schema",
-        [](const std::string & schema) { return without_gil([&] { return grammar_of_json_schema(schema); }); },
-        "schema"_a);
 }
 
 }  // namespace overspill

@@ -1,6 +1,7 @@
 #include "device/devices.h"
 
 #include "base/error.h"
+#include "base/process.h"
 #include "device/pinned_weights.h"
 
 #include <exception>
@@ -21,9 +22,19 @@ const char * kind_of(ggml_backend_dev_t device) {
 
 }  // namespace
 
+void check_usable_after_fork(ggml_backend_dev_t device) {
+    const auto type = ggml_backend_dev_type(device);
+    if (n_forks() > 0 && (type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU)) {
+        throw Error(ggml_backend_dev_name(device) +
+                    std::string(" cannot be used in a process that was forked after overspill was imported: ") +
+                    how_to_start_processes);
+    }
+}
+
 DeviceMemory device_memory(ggml_backend_dev_t device) {
     DeviceMemory memory;
     try {
+        check_usable_after_fork(device);
         ggml_backend_dev_memory(device, &memory.free_bytes, &memory.total_bytes);
     } catch (const std::exception &) {
         return {};  // see cmake/rpc_failures.h

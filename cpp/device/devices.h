@@ -17,7 +17,11 @@ struct DeviceMemory {
     size_t total_bytes = 0;
 };
 
-// What the device has; zeros if its RPC server does not answer.
+// Drivers and connections do not outlive a fork: in a process that was forked, only the CPU can be used. Throws Error for
+// others there.
+void check_usable_after_fork(ggml_backend_dev_t device);
+
+// What the device has; zeros if its RPC server does not answer, or for what a fork has made unusable.
 DeviceMemory device_memory(ggml_backend_dev_t device);
 
 struct DeviceDescription {

@@ -1,11 +1,18 @@
-// Which device refused memory, told by llama.cpp's log.
+// Which device refused memory, told by llama.cpp's log and its assertions.
 #pragma once
 
+#include "base/error.h"
 #include "base/error_capture.h"
 
 #include <string>
 
 namespace overspill {
+
+// Of this process's own memory, which a device has no part in.
+OutOfMemoryError ram_refused();
+
+// Whether a failed assertion of llama.cpp's, by its message, says that the system has refused memory.
+bool is_for_want_of_memory(const std::string & assertion);
 
 // Throws OutOfMemoryError, whose text begins with `what`, if memory was refused.
 void throw_if_out_of_memory(const ErrorCapture & errors, const std::string & what);

@@ -178,7 +178,7 @@ void PinnedWeights::undo() noexcept {
 }
 
 PinnedMemory PinnedWeights::state() const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     return state_;
 }
 

@@ -2,6 +2,8 @@
 // nobody needs a second copy of them.
 #pragma once
 
+#include "base/process.h"
+
 #include <ggml-backend.h>
 
 #include <cstddef>
@@ -67,6 +69,7 @@ class PinnedWeights {
     std::vector<PinnedPiece> pieces_;
     std::thread thread_;
 
+    const Origin origin_;
     mutable std::mutex mutex_;  // guards what follows; not held while the driver works
     bool stop_ = false;
     size_t n_registered_ = 0;  // pieces, from the first

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/error_capture.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "device/devices.h"
 
 #include <exception>
@@ -13,6 +14,10 @@ namespace overspill {
 void add_rpc_server(const std::string & endpoint) {
     using AddServer = ggml_backend_reg_t (*)(const char *);
     const Activity activity("adding an RPC server");
+    if (n_forks() > 0) {
+        throw Error(std::string("RPC servers cannot be used in a process that was forked after overspill was imported: ") +
+                    how_to_start_processes);
+    }
     const ErrorCapture errors;
     ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
     if (rpc == nullptr) {
@@ -45,6 +50,7 @@ RpcServers::RpcServers(const ggml_backend_dev_t * devices) : n_failures_before_(
         devices = all.data();
     }
     for (; *devices != nullptr; ++devices) {
+        check_usable_after_fork(*devices);
         if (std::string(ggml_backend_reg_name(ggml_backend_dev_backend_reg(*devices))) != "RPC") {
             continue;
         }

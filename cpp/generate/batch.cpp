@@ -2,6 +2,7 @@
 
 #include "base/check_range.h"
 #include "base/error.h"
+#include "base/process.h"
 #include "base/stopwatch.h"
 
 #include <algorithm>
@@ -13,7 +14,8 @@ namespace overspill {
 std::shared_ptr<BatchGeneration> BatchGeneration::start(std::shared_ptr<Model> model,
                                                         std::vector<BatchRequest> requests, uint32_t n_parallel,
                                                         uint32_t n_ctx) {
-    std::shared_ptr<BatchGeneration> batch(new BatchGeneration(model, std::move(requests), n_parallel, n_ctx));
+    const auto batch = left_alone_by_forks(
+        std::unique_ptr<BatchGeneration>(new BatchGeneration(model, std::move(requests), n_parallel, n_ctx)));
     model->add(batch);
     return batch;
 }
@@ -104,7 +106,8 @@ void BatchGeneration::step(const Interrupt::Poll & poll) {
             Stopwatch finding;
             float * logits = context_->logits_of(slot->place);
             own.logits_s = finding.lap();
-            const StopReason reason = slot->sequence->choose(logits, context_, is_full, token, own);
+            const StopReason reason = slot->sequence->choose(logits, context_, is_full, token, own,
+                                                             [&] { return interrupt_.should_stop(poll); });
             if (!slot->outcome.tokens.empty()) {
                 times.add(own);
                 times.add(shared);
@@ -139,7 +142,7 @@ void BatchGeneration::step(const Interrupt::Poll & poll) {
 }
 
 std::optional<BatchOutcome> BatchGeneration::next(const Interrupt::Poll & poll) {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(step_);
     const auto is_under_way = [this] {
         return !waiting_.empty() ||
                std::any_of(slots_.begin(), slots_.end(), [](const auto & slot) { return slot.has_value(); });
@@ -169,8 +172,14 @@ std::optional<BatchOutcome> BatchGeneration::next(const Interrupt::Poll & poll) 
 }
 
 void BatchGeneration::close() {
+    if (!step_.is_here()) {
+        return;  // it is another process's
+    }
     interrupt_.cancel();
-    const std::lock_guard lock(mutex_);
+    if (step_.held_here()) {
+        return;  // the step ends by itself
+    }
+    const std::lock_guard lock(step_);
     context_.reset();
     waiting_.clear();
     slots_.clear();

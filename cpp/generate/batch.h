@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -63,7 +62,7 @@ class BatchGeneration : public ModelUser {
     std::deque<BatchOutcome> ended_;
     std::vector<BatchToken> batch_;
     Interrupt interrupt_;
-    std::mutex mutex_;
+    Turns step_{"the batch"};  // held during a step
 };
 
 }  // namespace overspill

@@ -33,7 +33,7 @@ LogitsView Evaluation::eval(const std::vector<int32_t> & tokens, bool all, const
     if (model_->closed()) {
         throw ClosedError("the model is closed");
     }
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(step_);
     if (tokens_.size() + tokens.size() > model_->n_ctx()) {
         throw ContextFullError(std::to_string(tokens_.size()) + " tokens and " + std::to_string(tokens.size()) +
                                " more do not fit into the context of " + std::to_string(model_->n_ctx()) +
@@ -67,7 +67,7 @@ LogitsView Evaluation::eval(const std::vector<int32_t> & tokens, bool all, const
 }
 
 void Evaluation::reset() {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(step_);
     tokens_.clear();
     if (context_) {
         context_->clear();

@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -40,7 +39,7 @@ class Evaluation {
     float * decode(const std::vector<int32_t> & tokens, size_t from, bool all, const Interrupt::Poll & poll);
 
     std::shared_ptr<Model> model_;
-    std::mutex mutex_;
+    Turns step_{"the model's eval()"};  // held during a step
     std::shared_ptr<Context> context_;
     std::vector<int32_t> tokens_;  // all that were decoded
 };

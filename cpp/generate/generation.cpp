@@ -32,7 +32,8 @@ std::shared_ptr<Generation> Generation::start(std::shared_ptr<Model> model, std:
     // Where Python chooses, or looks at the logits, a step cannot be taken before it is asked for.
     options.look_ahead = options.look_ahead && !options.choose && !options.keep_logits &&
                          (!options.constraint || options.constraint->is_native());
-    std::shared_ptr<Generation> generation(new Generation(model, std::move(prompt), std::move(options)));
+    const auto generation = left_alone_by_forks(
+        std::unique_ptr<Generation>(new Generation(model, std::move(prompt), std::move(options))));
     model->add(generation);
     return generation;
 }
@@ -112,7 +113,8 @@ Step Generation::step(const Interrupt::Poll & poll) {
         logits = context_->decode(&sequence_.tokens().back(), 1, interrupt_, poll, /*all =*/false, &step.times);
     }
     const bool is_full = context_->n_decoded() == context_->n_ctx() && sequence_.options().form.droppable.empty();
-    step.reason = sequence_.choose(logits, context_, is_full, step.token, step.times);
+    step.reason = sequence_.choose(logits, context_, is_full, step.token, step.times,
+                                   [&] { return interrupt_.should_stop(poll); });
     if (sequence_.options().keep_logits) {
         step.token.context = context_;
         step.token.logits = logits;
@@ -144,18 +146,10 @@ size_t Generation::make_room() {
 }
 
 std::optional<Token> Generation::next(const Interrupt::Poll & poll) {
-    if (stepping_.load() == std::this_thread::get_id()) {
-        throw Error("the stream is in the middle of a step on this very thread");
-    }
     const std::lock_guard lock(step_);
     if (!context_) {
         return std::nullopt;
     }
-    stepping_.store(std::this_thread::get_id());
-    struct Stepped {
-        std::atomic<std::thread::id> & thread;
-        ~Stepped() { thread.store({}); }
-    } const stepped{stepping_};
     // Handing a step to another thread takes some microseconds, so it is done only for callers
     // that take longer than that between two tokens.
     constexpr auto worth_it = std::chrono::microseconds(50);
@@ -216,9 +210,12 @@ void Generation::finish(StopReason reason) {
 }
 
 void Generation::close(StopReason reason) {
+    if (!origin_.is_here()) {
+        return;  // it is another process's
+    }
     closing_.store(true);
     interrupt_.cancel();
-    if (stepping_.load() == std::this_thread::get_id()) {
+    if (step_.held_here()) {
         return;  // the step ends by itself
     }
     const std::lock_guard lock(step_);
@@ -239,7 +236,7 @@ int64_t Generation::page_faults() const {
 }
 
 GenerationStats Generation::stats() const {
-    const std::lock_guard lock(stats_mutex_);
+    const auto lock = origin_.lock(stats_mutex_);
     GenerationStats stats = stats_;
     if (stats.stop_reason == StopReason::none) {
         stats.breakdown.n_major_page_faults = page_faults();

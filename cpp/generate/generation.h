@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/interrupt.h"
+#include "base/process.h"
 #include "generate/generation_options.h"
 #include "generate/generation_stats.h"
 #include "generate/look_ahead.h"
@@ -15,7 +16,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <thread>
 #include <vector>
 
 namespace overspill {
@@ -56,9 +56,9 @@ class Generation : public ModelUser {
     bool first_ = true;
     std::chrono::steady_clock::time_point returned_at_{};
 
-    std::mutex step_;  // held during a step
-    std::atomic<std::thread::id> stepping_{};
+    Turns step_{"the stream"};  // held during a step
     std::atomic<bool> closing_{false};
+    const Origin origin_;
     mutable std::mutex stats_mutex_;
     GenerationStats stats_;
     int64_t n_page_faults_before_ = 0;  // the first token

@@ -63,7 +63,8 @@ void Sequence::constrain() {
     if (options_.grammar) {
         options_.constraint = std::make_shared<Grammar>(model_->loaded(), *options_.grammar, Grammar::Start{});
     } else if (options_.form.grammar) {
-        options_.constraint = std::make_shared<Grammar>(model_->loaded(), *options_.form.grammar, options_.form.start);
+        options_.constraint = std::make_shared<Grammar>(model_->loaded(), *options_.form.grammar, options_.form.start,
+                                                        options_.form.named);
     }
 }
 
@@ -87,8 +88,8 @@ bool Sequence::is_named(int32_t token) const {
     return std::binary_search(options_.form.named.begin(), options_.form.named.end(), token);
 }
 
-int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token,
-                            Breakdown & times) {
+int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token, Breakdown & times,
+                            const Constraint::ShouldStop & should_stop) {
     Stopwatch watch;
     const auto n_vocab = static_cast<size_t>(model_->n_vocab());
     Logprobs * logprobs = nullptr;
@@ -103,7 +104,7 @@ int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & con
     }
     if (chosen) {
         model_->check_token("the sampler's answer", *chosen);
-        if (options_.constraint && !options_.constraint->allows(*chosen)) {
+        if (options_.constraint && !options_.constraint->allows(*chosen, should_stop)) {
             throw std::invalid_argument("the sampler's answer: " + std::to_string(*chosen) +
                                         " is not a token that the grammar allows here");
         }
@@ -111,7 +112,7 @@ int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & con
             options_.sampler->measure_logprobs(logits, n_vocab, *chosen, *logprobs);
         }
     } else if (options_.constraint) {
-        chosen = options_.constraint->sample(*options_.sampler, logits, n_vocab, logprobs);
+        chosen = options_.constraint->sample(*options_.sampler, logits, n_vocab, logprobs, should_stop);
     } else {
         chosen = options_.sampler->sample(logits, n_vocab, nullptr, 0, logprobs);
     }
@@ -121,7 +122,7 @@ int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & con
     }
     options_.sampler->accept(*chosen);
     if (options_.constraint) {
-        options_.constraint->accept(*chosen);
+        options_.constraint->accept(*chosen, should_stop);
     }
     const bool in_python = options_.constraint && !options_.constraint->is_native();
     (in_python ? times.python_s : times.sample_s) += watch.lap();
@@ -129,9 +130,9 @@ int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & con
 }
 
 StopReason Sequence::choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token,
-                            Breakdown & times) {
+                            Breakdown & times, const Constraint::ShouldStop & should_stop) {
     const auto & vocab = *llama_model_get_vocab(&context->model());
-    token.id = choose_id(logits, context, token, times);
+    token.id = choose_id(logits, context, token, times, should_stop);
     const Stopwatch watch;
     struct Timed {
         const Stopwatch & watch;

@@ -25,7 +25,7 @@ class Sequence {
     void accept_prompt();
     // Takes the next token and says whether it is the last. `is_full` if no token has room after this one.
     StopReason choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token,
-                      Breakdown & times);
+                      Breakdown & times, const Constraint::ShouldStop & should_stop);
     // Lets go of what was asked of Python.
     void release();
     // Forgets tokens of the prompt.
@@ -38,7 +38,8 @@ class Sequence {
     void reserve(size_t n) { tokens_->reserve(n); }
 
   private:
-    int32_t choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token, Breakdown & times);
+    int32_t choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token, Breakdown & times,
+                      const Constraint::ShouldStop & should_stop);
     bool is_named(int32_t token) const;
     void constrain();  // compiles the grammar
 

@@ -1,10 +1,13 @@
 #include "gguf/gguf_file.h"
 
+#include "gguf/gguf_check.h"
+
 #include <iterator>
 
 namespace overspill {
 
 GgufFile read_gguf(const GgufHeader & header) {
+    check_figures(header);
     GgufFile file;
     for (int64_t key = 0; key < gguf_get_n_kv(&header.context()); ++key) {
         file.metadata.emplace_back(gguf_get_key(&header.context(), key), header.value(key));

@@ -103,7 +103,7 @@ void Model::prepare_to_generate() {
             options_.n_ctx = n_ctx_train == 0 ? largest_default : std::min(n_ctx_train, largest_default);
         }
         threads_ = std::make_shared<ThreadPool>(options_.n_threads, "the model " + name_);
-        idle_ = std::make_shared<Context>(model_, threads_, context_options(1, servers_));
+        idle_ = left_alone_by_forks(std::make_unique<Context>(model_, threads_, context_options(1, servers_)));
         if (!idle_->can_continue_text()) {
             cannot_generate_ = "does not continue text: it is an encoder (for embeddings) or a diffusion model";
         } else {
@@ -138,13 +138,16 @@ ContextOptions Model::context_options(uint32_t n_outputs, std::shared_ptr<const 
 
 Model::~Model() {
     // Streams hold the model, so none is open here.
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     idle_.reset();
 }
 
 void Model::close() {
+    if (!origin_.is_here()) {
+        return;  // it is another process's
+    }
     if (turns_.held_here()) {
-        throw Error("the model cannot be closed from within one of its own steps; close the stream instead");
+        throw Error("the model cannot be closed in the middle of a step on this very thread; close the stream instead");
     }
     std::vector<std::weak_ptr<ModelUser>> users;
     std::shared_ptr<llama_model> model;
@@ -152,7 +155,7 @@ void Model::close() {
     std::shared_ptr<Context> idle;
     std::shared_ptr<const RpcServers> servers;
     {
-        const std::lock_guard lock(mutex_);
+        const auto lock = origin_.lock(mutex_);
         users.swap(users_);
         model.swap(model_);
         threads.swap(threads_);
@@ -173,12 +176,12 @@ void Model::close() {
 }
 
 bool Model::closed() const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     return !model_;
 }
 
 std::shared_ptr<llama_model> Model::loaded() const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     if (!model_) {
         throw ClosedError("the model " + name_ + " is closed");
     }
@@ -208,10 +211,11 @@ void Model::check_token(const std::string & argument, int32_t token) const {
 }
 
 std::shared_ptr<Context> Model::take_context(bool clear) {
+    origin_.check("the model");
     loaded();  // or it throws
     std::shared_ptr<Context> context;
     {
-        const std::lock_guard lock(mutex_);
+        const auto lock = origin_.lock(mutex_);
         context.swap(idle_);
     }
     if (!context) {
@@ -244,6 +248,7 @@ std::shared_ptr<Context> Model::make_timed_context(ggml_backend_sched_eval_callb
 }
 
 std::shared_ptr<Context> Model::make_context(const ContextOptions & options) {
+    origin_.check("the model");
     if (!cannot_generate_.empty()) {
         throw Error("the model " + name_ + " " + cannot_generate_);
     }
@@ -251,16 +256,16 @@ std::shared_ptr<Context> Model::make_context(const ContextOptions & options) {
     ContextOptions with_servers = options;
     std::shared_ptr<ThreadPool> threads;
     {
-        const std::lock_guard lock(mutex_);
+        const auto lock = origin_.lock(mutex_);
         threads = threads_;
         with_servers.servers = servers_;
     }
     const std::lock_guard turn(turns_);
-    return std::make_shared<Context>(model, threads, with_servers);
+    return left_alone_by_forks(std::make_unique<Context>(model, threads, with_servers));
 }
 
 void Model::give_back(std::shared_ptr<Context> context) {
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     // Not if its logits are still looked at: the next stream would write over them.
     if (model_ && !idle_ && context.use_count() == 1) {
         idle_ = std::move(context);
@@ -269,7 +274,7 @@ void Model::give_back(std::shared_ptr<Context> context) {
 }
 
 void Model::add(const std::shared_ptr<ModelUser> & user) {
-    const std::lock_guard lock(mutex_);
+    const auto lock = origin_.lock(mutex_);
     if (!model_) {
         throw ClosedError("the model " + name_ + " is closed");
     }

@@ -1,6 +1,7 @@
 // A loaded model, and the contexts that are decoded with.
 #pragma once
 
+#include "base/process.h"
 #include "device/pinned_weights.h"
 #include "device/rpc.h"
 #include "model/context.h"
@@ -87,6 +88,7 @@ class Model {
     MemoryReport memory_;
     const std::shared_ptr<PinnedWeights> pinned_;  // undone by the model's deleter
 
+    const Origin origin_;
     mutable std::mutex mutex_;                   // guards what follows; not held during native work
     std::shared_ptr<const RpcServers> servers_;  // held by the model's deleter, too
     std::shared_ptr<llama_model> model_;
@@ -95,7 +97,7 @@ class Model {
     std::shared_ptr<Context> idle_;
     std::vector<std::weak_ptr<ModelUser>> users_;
 
-    Turns turns_;
+    Turns turns_{"the model"};
 };
 
 }  // namespace overspill

@@ -2,11 +2,12 @@
 #pragma once
 
 #include "base/interrupt.h"
+#include "base/process.h"
 
 #include <atomic>
 #include <condition_variable>
-#include <cstdint>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -14,19 +15,28 @@ namespace overspill {
 
 // A lock that is served in the order of asking, so that a stream in a tight loop does not
 // starve the others. Asking twice on one thread throws Error, where a mutex would wait for
-// ever: a signal handler may run in the middle of a step.
+// ever: a signal handler may run in the middle of a step, or while one is waited for. So does asking in a process that
+// was forked since.
 class Turns {
   public:
-    // Throws CancelledError if it is cancelled before its turn has come; null waits as long as it takes.
+    // `what` takes turns, for messages: "the model".
+    explicit Turns(const char * what) : what_(what) {}
+
+    // Throws CancelledError if it is cancelled before its turn has come, or this thread was told to stop; null only asks
+    // for the latter.
     void lock(const Interrupt * interrupt = nullptr);
     void unlock();
-    bool held_here() const { return owner_.load(std::memory_order_relaxed) == std::this_thread::get_id(); }
+    // Whether this thread has the turn, or is waiting for it.
+    bool held_here() const;
+    // Whether the process was not forked since.
+    bool is_here() const noexcept { return origin_.is_here(); }
 
   private:
-    std::mutex mutex_;
+    const char * what_;
+    const Origin origin_;
+    mutable std::mutex mutex_;
     std::condition_variable next_;
-    uint64_t n_asked_ = 0;
-    std::vector<uint64_t> waiting_;  // tickets, the first served next; few, and its memory is kept
+    std::vector<std::thread::id> waiting_;  // the first is served next; few, and its memory is kept
     bool taken_ = false;
     std::atomic<std::thread::id> owner_{};
 };

@@ -1,6 +1,9 @@
 #include "model/vocabulary.h"
 
 #include "base/activity.h"
+#include "base/error.h"
+
+#include <pretokenizing.h>  // in cmake/
 
 #include <algorithm>
 #include <array>
@@ -10,23 +13,62 @@
 
 namespace overspill {
 
-std::vector<int32_t> tokenize(const llama_vocab & vocab, std::string_view text, bool add_special, bool parse_special) {
+namespace {
+
+// While it exists, this thread's work on a text ends with a CancelledError when `poll` says so.
+class TokenizingPoll {
+  public:
+    explicit TokenizingPoll(const Interrupt::Poll & poll) : poll_(poll) {
+        if (poll_) {
+            overspill_poll_while_tokenizing(
+                [](void * data) {
+                    auto & self = *static_cast<TokenizingPoll *>(data);
+                    if (self.interrupt_.should_stop_piece(self.poll_)) {
+                        throw CancelledError("tokenizing was cancelled");
+                    }
+                },
+                this);
+        }
+    }
+    TokenizingPoll(const TokenizingPoll &) = delete;
+    TokenizingPoll & operator=(const TokenizingPoll &) = delete;
+    ~TokenizingPoll() {
+        if (poll_) {
+            overspill_poll_while_tokenizing(nullptr, nullptr);
+        }
+    }
+
+  private:
+    const Interrupt::Poll & poll_;
+    Interrupt interrupt_;
+};
+
+}  // namespace
+
+std::vector<int32_t> tokenize(const llama_vocab & vocab, std::string_view text, bool add_special, bool parse_special,
+                              const Interrupt::Poll & poll) {
     if (text.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max() / 2)) {
         throw std::invalid_argument("text must be shorter than 1 GiB, not " + std::to_string(text.size()) + " bytes");
     }
     const Activity activity("tokenizing a text");
+    const TokenizingPoll polling(poll);
     const auto length = static_cast<int32_t>(text.size());
     std::vector<int32_t> tokens(text.size() / 2 + 16);
     const auto fill = [&] {
         return llama_tokenize(&vocab, text.data(), length, tokens.data(), static_cast<int32_t>(tokens.size()),
                               add_special, parse_special);
     };
-    int32_t n = fill();
-    if (n < 0) {
-        tokens.resize(static_cast<size_t>(-static_cast<int64_t>(n)));
-        n = fill();
+    try {
+        int32_t n = fill();
+        if (n < 0) {
+            tokens.resize(static_cast<size_t>(-static_cast<int64_t>(n)));
+            n = fill();
+        }
+        tokens.resize(static_cast<size_t>(std::max(n, 0)));
+    } catch (const std::out_of_range &) {
+        throw Error(
+            "the text cannot be tokenized: the model's vocabulary is incomplete and has no tokens for some bytes");
     }
-    tokens.resize(static_cast<size_t>(std::max(n, 0)));
     return tokens;
 }
 
@@ -72,6 +114,22 @@ std::map<std::string, int32_t> special_tokens(const llama_vocab & vocab) {
     };
     for (auto token = tokens.begin(); token != tokens.end();) {
         token = token->second == LLAMA_TOKEN_NULL ? tokens.erase(token) : std::next(token);
+    }
+    return tokens;
+}
+
+std::vector<ControlToken> control_tokens(const llama_vocab & vocab) {
+    std::vector<ControlToken> tokens;
+    for (int32_t token = 0; token < llama_vocab_n_tokens(&vocab); ++token) {
+        const llama_token_attr attributes = llama_vocab_get_attr(&vocab, token);
+        // As in llama_vocab::impl::tokenizer_st_partition.
+        if ((attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN)) != 0) {
+            const std::string text = llama_vocab_get_text(&vocab, token);
+            if (!text.empty()) {
+                tokens.push_back({text, (attributes & LLAMA_TOKEN_ATTR_LSTRIP) != 0,
+                                  (attributes & LLAMA_TOKEN_ATTR_RSTRIP) != 0});
+            }
+        }
     }
     return tokens;
 }

@@ -20,13 +20,32 @@ LogitEdits::LogitEdits(const SamplingOptions & options)
     : options_(options),
       penalties_(options.repeat_last_n != 0 && (options.repeat_penalty != 1.0F || options.frequency_penalty != 0.0F ||
                                                 options.presence_penalty != 0.0F)),
-      dry_(options.dry_multiplier > 0 && options.dry_last_n != 0) {}
+      dry_(options.dry_multiplier > 0 && options.dry_last_n != 0) {
+    if (!dry_) {
+        return;
+    }
+    for (const auto & breaker : options.dry_breakers) {
+        if (breaker.size() == 1) {
+            breaking_tokens_.push_back(breaker.front());
+        }
+        if (!breaker.empty()) {
+            reversed_breakers_.emplace_back(breaker.rbegin(), breaker.rend());
+        }
+    }
+    std::sort(breaking_tokens_.begin(), breaking_tokens_.end());
+    std::sort(reversed_breakers_.begin(), reversed_breakers_.end());
+    reversed_breakers_.erase(std::unique(reversed_breakers_.begin(), reversed_breakers_.end()),
+                             reversed_breakers_.end());
+}
 
 void LogitEdits::accept(int32_t token) {
     if (!penalties_ && !dry_) {
         return;
     }
     history_.push_back(token);
+    if (dry_) {
+        note_breaker();
+    }
     if (!penalties_) {
         return;
     }
@@ -51,8 +70,31 @@ void LogitEdits::accept(int32_t token) {
     }
 }
 
+// Whether breakers end with the latest token: those that agree with the end of the history in one token more each time,
+// until none is left. The history is not looked through for each token, since it may be long.
+void LogitEdits::note_breaker() {
+    auto first = reversed_breakers_.cbegin();
+    auto last = reversed_breakers_.cend();
+    for (size_t length = 1; length <= history_.size() && first != last; ++length) {
+        const int32_t token = history_[history_.size() - length];
+        first = std::lower_bound(first, last, token, [&](const auto & one, int32_t t) { return one[length - 1] < t; });
+        last = std::upper_bound(first, last, token, [&](int32_t t, const auto & one) { return t < one[length - 1]; });
+        if (first == last || first->size() != length) {
+            continue;
+        }
+        ++first;  // it ends here, and sorts before those that go on
+        const size_t begin = history_.size() - length;
+        if (breaker_length_ == 0 || begin >= breaker_begin_) {
+            breaker_begin_ = begin;
+            breaker_length_ = length;
+        }
+    }
+}
+
 void LogitEdits::forget() {
     history_.clear();
+    breaker_begin_ = 0;
+    breaker_length_ = 0;
     for (const int32_t token : touched_) {
         counts_[static_cast<size_t>(token)] = 0;
     }
@@ -84,21 +126,8 @@ void LogitEdits::note_repetitions() {
     const auto back = [this](size_t i) { return history_[history_.size() - 1 - i]; };
 
     // No repetition reaches over the latest breaker. Of those that begin there, the longest counts.
-    size_t longest_allowed = n;
-    for (size_t i = 0; i < n && longest_allowed == n; ++i) {
-        size_t longest = 0;
-        for (const auto & breaker : options_.dry_breakers) {
-            bool matches = breaker.size() > longest && breaker.size() <= i + 1;
-            for (size_t j = 0; matches && j < breaker.size(); ++j) {
-                matches = breaker[j] == back(i - j);
-            }
-            longest = matches ? breaker.size() : longest;
-        }
-        if (longest > 0) {
-            longest_allowed = i + 1 - longest;
-            break;
-        }
-    }
+    const bool is_broken = breaker_length_ > 0 && breaker_begin_ >= history_.size() - n;
+    const size_t longest_allowed = is_broken ? history_.size() - breaker_begin_ - breaker_length_ : n;
     if (longest_allowed < shortest) {
         return;
     }
@@ -134,9 +163,7 @@ void LogitEdits::note_repetitions() {
                                    [](const auto & a, const auto & b) { return a.first == b.first; }),
                        repetitions_.end());
     const auto is_breaker = [this](const auto & repetition) {
-        return std::any_of(options_.dry_breakers.begin(), options_.dry_breakers.end(), [&](const auto & breaker) {
-            return breaker.size() == 1 && breaker.front() == repetition.first;
-        });
+        return std::binary_search(breaking_tokens_.begin(), breaking_tokens_.end(), repetition.first);
     };
     repetitions_.erase(std::remove_if(repetitions_.begin(), repetitions_.end(), is_breaker), repetitions_.end());
 }

@@ -31,6 +31,7 @@ class LogitEdits {
     const std::vector<EditedLogit> & of(const float * logits, size_t n);
 
   private:
+    void note_breaker();
     void note_repetitions();
 
     SamplingOptions options_;
@@ -40,6 +41,13 @@ class LogitEdits {
     std::vector<int32_t> counts_;   // per token, within the last repeat_last_n
     std::vector<int32_t> touched_;  // tokens whose count is not 0, in any order
     std::vector<uint32_t> touched_at_;
+
+    // DRY's breakers from their last token to their first, sorted; those of one token; and of those that the history
+    // has, the one that begins last, and is the longest of these.
+    std::vector<std::vector<int32_t>> reversed_breakers_;
+    std::vector<int32_t> breaking_tokens_;
+    size_t breaker_begin_ = 0;
+    size_t breaker_length_ = 0;  // 0: there is none
 
     // Kept for their memory.
     std::vector<EditedLogit> edits_;

@@ -1,20 +1,62 @@
 #include "text/chat_template.h"
 
 #include "base/error.h"
+#include "model/vocabulary.h"
 
 #include <chat.h>
 #include <common.h>
 #include <log.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <stdexcept>
 
 namespace overspill {
 
 namespace {
 
+// What llama.cpp's Jinja may use up while it learns from a template: real ones make some ten thousand values.
+class Budget {
+  public:
+    Budget() : before_(current), stack_(reinterpret_cast<std::uintptr_t>(this)) { current = this; }
+    ~Budget() { current = before_; }
+    Budget(const Budget &) = delete;
+    Budget & operator=(const Budget &) = delete;
+
+    void take(std::size_t n_bytes) {
+        n_values_ += 1;
+        n_bytes_ += n_bytes;
+        const auto here = reinterpret_cast<std::uintptr_t>(&n_bytes);
+        const std::uintptr_t depth = here < stack_ ? stack_ - here : here - stack_;
+        if (n_values_ > most_values || n_bytes_ > most_bytes || depth > deepest) {
+            is_spent_ = true;
+        }
+        if (is_spent_) {
+            throw std::runtime_error("the template uses up too much");
+        }
+    }
+    bool is_spent() const { return is_spent_; }
+
+    static thread_local Budget * current;
+
+  private:
+    static constexpr std::size_t most_values = 4'000'000;
+    static constexpr std::size_t most_bytes = std::size_t(1) << 28;
+    static constexpr std::uintptr_t deepest = std::uintptr_t(1) << 18;  // bytes of the stack; some have 512 KiB
+
+    Budget * before_;
+    std::uintptr_t stack_;
+    std::size_t n_values_ = 0;
+    std::size_t n_bytes_ = 0;
+    bool is_spent_ = false;
+};
+
+thread_local Budget * Budget::current = nullptr;
+
 std::vector<int32_t> tokens_of(const llama_vocab & vocab, const std::string & text) {
-    std::vector<int32_t> tokens = common_tokenize(&vocab, text, /*add_special =*/false, /*parse_special =*/true);
+    std::vector<int32_t> tokens = tokenize(vocab, text, /*add_special =*/false, /*parse_special =*/true);
     // Some tokenizers begin every text with a space.
     const std::string first = tokens.empty() ? "" : common_token_to_piece(&vocab, tokens[0], /*special =*/true);
     if (!first.empty() && first[0] == ' ' && text[0] != ' ') {
@@ -44,6 +86,19 @@ void take_triggers(const common_chat_params & chat, Grammar::Start & start) {
     }
 }
 
+// Templates' grammars get this schema in place of the reply's, whose own rules then take the place of its literal.
+constexpr std::string_view schema_mark = R"({"const":"overspill-reply"})";
+constexpr std::string_view mark_in_grammar = R"("\"overspill-reply\"")";
+
+bool replace_all(std::string & text, std::string_view from, std::string_view to) {
+    bool found = false;
+    for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
+        text.replace(at, from.size(), to);
+        found = true;
+    }
+    return found;
+}
+
 }  // namespace
 
 struct ChatTemplate::Templates {
@@ -56,6 +111,12 @@ bool ChatTemplate::exists(const Model & model) {
            llama_model_chat_template(loaded.get(), "tool_use") != nullptr;
 }
 
+std::string ChatTemplate::source_of(const Model & model, bool with_tools) {
+    const auto loaded = model.loaded();
+    const char * source = llama_model_chat_template(loaded.get(), with_tools ? "tool_use" : nullptr);
+    return source == nullptr ? "" : source;
+}
+
 ChatTemplate::ChatTemplate(const Model & model, const std::string & source)
     : templates_(std::make_unique<Templates>()) {
     model.tokenizer();  // which it needs
@@ -66,23 +127,49 @@ ChatTemplate::ChatTemplate(const Model & model, const std::string & source)
     }
     // Upstream's common library would print.
     common_log_set_verbosity_thold(-1);
+    const Budget budget;
     try {
         templates_->of_model = common_chat_templates_init(loaded.get(), source);
-        source_ = common_chat_templates_source(templates_->of_model.get());
-    } catch (const std::exception & error) {
-        throw Error("the chat template has a mistake: " + one_line_of(error));
+    } catch (const std::exception &) {
+        return;
+    }
+    if (budget.is_spent()) {
+        templates_->of_model.reset();
     }
 }
 
 ChatTemplate::~ChatTemplate() = default;
 
-ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
+std::string ChatTemplate::amended(bool with_tools) const {
+    const common_chat_templates * templates = templates_->of_model.get();
+    return templates == nullptr ? "" : common_chat_templates_source(templates, with_tools ? "tool_use" : "");
+}
+
+namespace {
+
+// What llama.cpp makes of a conversation; nothing if it cannot cope with the template.
+std::optional<common_chat_params> applied(const common_chat_templates * templates,
+                                          const common_chat_templates_inputs & inputs) {
+    if (templates == nullptr) {
+        return std::nullopt;
+    }
+    const Budget budget;
+    try {
+        common_chat_params chat = common_chat_templates_apply(templates, inputs);
+        return budget.is_spent() ? std::nullopt : std::make_optional(std::move(chat));
+    } catch (const std::exception &) {
+        return std::nullopt;
+    }
+}
+
+}  // namespace
+
+ReplyForm ChatTemplate::form(const ChatOptions & options) const {
     common_chat_templates_inputs inputs;
     inputs.tool_choice = tool_choice_of(options.tool_choice);
-    inputs.add_generation_prompt = options.add_generation_prompt;
     inputs.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
     inputs.enable_thinking = options.enable_thinking;
-    inputs.json_schema = options.json_schema;
+    inputs.json_schema = options.schema_grammar.empty() ? "" : schema_mark;
     inputs.chat_template_kwargs = options.variables;
     const auto model = model_.lock();
     if (!model) {
@@ -91,24 +178,45 @@ ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
     const llama_vocab & vocab = *llama_model_get_vocab(model.get());
     inputs.add_bos = llama_vocab_get_add_bos(&vocab);
     inputs.add_eos = llama_vocab_get_add_eos(&vocab);
-    common_chat_params chat;
     try {
         inputs.messages = common_chat_msgs_parse_oaicompat(common_json::parse(options.messages));
         if (!options.tools.empty()) {
             inputs.tools = common_chat_tools_parse_oaicompat(common_json::parse(options.tools));
         }
-        chat = common_chat_templates_apply(templates_->of_model.get(), inputs);
     } catch (const std::exception & error) {
         throw std::invalid_argument("messages: " + one_line_of(error));
     }
+    const bool has_tools = !options.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
+    std::optional<common_chat_params> made = applied(templates_->of_model.get(), inputs);
+    if (!made) {
+        // Its Jinja may fail for these messages alone. The form depends on their last one at most.
+        common_chat_msg question;
+        question.role = "user";
+        question.content = "x";
+        inputs.messages = {question};
+        made = applied(templates_->of_model.get(), inputs);
+    }
+    if (!made && has_tools && inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED) {
+        throw std::invalid_argument("tool_choice must not be required: the template's form of calls is not known");
+    }
+    common_chat_params chat = made ? std::move(*made) : common_chat_params();
+    if (!options.schema_grammar.empty()) {
+        if (!replace_all(chat.grammar, mark_in_grammar, "fits")) {
+            chat.grammar = "root ::= fits\n";  // the template's replies have no form for it
+            chat.grammar_lazy = false;
+            chat.generation_prompt.clear();
+        }
+        chat.grammar += options.schema_grammar;
+    }
     ReplyForm form;
     form.stop = chat.additional_stops;
+    form.generation_prompt = chat.generation_prompt;
     if (!chat.grammar.empty()) {
         form.grammar = chat.grammar;
     }
     if (chat.grammar_lazy) {
         take_triggers(chat, form.start);
-    } else if (!chat.grammar.empty() && options.add_generation_prompt) {
+    } else if (!chat.grammar.empty()) {
         // The grammar begins with what asks for the reply, which is in the prompt already.
         form.start.begun = tokens_of(vocab, chat.generation_prompt);
     }
@@ -118,9 +226,14 @@ ChatPrompt ChatTemplate::render(const ChatOptions & options) const {
             form.named.push_back(tokens[0]);
         }
     }
-    const bool has_tools = !options.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
-    form.parser = make_reply_parser(chat, has_tools);
-    return {chat.prompt, std::move(form)};
+    form.parser = make_reply_parser(chat);
+    return form;
 }
 
 }  // namespace overspill
+
+void overspill_check_jinja_value(std::size_t n_bytes) {
+    if (overspill::Budget::current != nullptr) {
+        overspill::Budget::current->take(n_bytes);
+    }
+}

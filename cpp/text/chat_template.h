@@ -14,35 +14,35 @@ namespace overspill {
 
 enum class ToolChoice { automatic, required, none };
 
+// A conversation, as llama.cpp's common library takes it.
 struct ChatOptions {
     std::string messages;    // JSON, as OpenAI's API has them
     std::string tools = {};  // the same; empty: none
     ToolChoice tool_choice = ToolChoice::automatic;
-    std::string json_schema = {};                       // of the reply; empty: none
+    std::string schema_grammar = {};                    // rules in GBNF, of which the reply is `fits`; empty: none
     bool enable_thinking = true;                        // of models that can do without
-    bool add_generation_prompt = true;                  // what asks for the reply
     std::map<std::string, std::string> variables = {};  // more for the template, as JSON
 };
 
-// A conversation as the model gets it, and the form of the reply to it.
-struct ChatPrompt {
-    std::string text;
-    ReplyForm form;
-};
-
+// What a chat template says of replies. Python renders its prompts (engine/template.py), since llama.cpp's Jinja is not
+// all of Jinja; llama.cpp knows the formats of replies.
 class ChatTemplate {
   public:
-    // `source` in Jinja; empty: the model's own. Throws Error if that is missing or has mistakes.
-    // Does not keep the model alive.
+    // `source` in Jinja; empty: the model's own. A template that llama.cpp cannot read has replies of plain text.
+    // Throws Error if a model has none. Does not keep the model alive.
     ChatTemplate(const Model & model, const std::string & source);
     ~ChatTemplate();
     ChatTemplate(const ChatTemplate &) = delete;
     ChatTemplate & operator=(const ChatTemplate &) = delete;
 
-    // From any thread. Throws ClosedError, and std::invalid_argument if the messages or tools are none, or the template
-    // refuses them.
-    ChatPrompt render(const ChatOptions & options) const;
-    const std::string & source() const { return source_; }
+    // The form of the reply to a conversation. From any thread. Throws ClosedError, and std::invalid_argument if the
+    // model cannot be told of the tools or the schema.
+    ReplyForm form(const ChatOptions & options) const;
+
+    // The source in Jinja that the model's file has for conversations without or with tools; empty: none.
+    static std::string source_of(const Model & model, bool with_tools);
+    // The same as llama.cpp amends it; empty if it cannot read it.
+    std::string amended(bool with_tools) const;
 
     // Whether the model has one of its own.
     static bool exists(const Model & model);
@@ -51,7 +51,6 @@ class ChatTemplate {
     struct Templates;
     std::weak_ptr<llama_model> model_;
     std::unique_ptr<Templates> templates_;
-    std::string source_;
 };
 
 }  // namespace overspill

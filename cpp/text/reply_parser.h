@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,24 +12,39 @@ namespace overspill {
 
 struct ToolCall {
     std::string name;
-    std::string arguments;  // JSON, incomplete while it comes
+    std::string arguments;  // JSON, if the model has written JSON
     std::string id;         // empty if the model gives none
 };
 
-struct Reply {
-    std::string reasoning;
-    std::string content;
-    std::vector<ToolCall> tool_calls;
+enum class ReplyPart { reasoning, answer, call };
+
+struct ReplyPiece {
+    ReplyPart part;
+    std::string text;              // of a call: as the model wrote it, with its marks
+    std::optional<ToolCall> call;  // of a call, which is complete
 };
 
+// Reads one reply as it comes. All of its text is in one of the pieces, or a mark of the model's format: what does not
+// follow the format is in the answer, or in the reasoning that it stands in. A piece is never taken back.
+class ReplyReader {
+  public:
+    virtual ~ReplyReader() = default;
+    // What is sure by now. Text that may become a mark or a call waits.
+    virtual std::vector<ReplyPiece> add(const std::string & text) = 0;
+    // The rest; `is_whole` says that the model has ended the reply by itself.
+    virtual std::vector<ReplyPiece> finish(bool is_whole) = 0;
+    // Whether the reply has left the format, so that marks may be in the pieces.
+    virtual bool is_malformed() const = 0;
+};
+
+// The format of a model's replies. From any thread.
 class ReplyParser {
   public:
     virtual ~ReplyParser() = default;
-    // What a reply says, or so far. From any thread. Throws Error if it does not follow the model's own format.
-    virtual Reply parse(const std::string & text, bool is_partial) const = 0;
+    virtual std::unique_ptr<ReplyReader> begin() const = 0;
 };
 
 // The one that goes with the template that made `chat`.
-std::shared_ptr<const ReplyParser> make_reply_parser(const common_chat_params & chat, bool parses_tools);
+std::shared_ptr<const ReplyParser> make_reply_parser(const common_chat_params & chat);
 
 }  // namespace overspill

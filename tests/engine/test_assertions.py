@@ -18,10 +18,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="functions are r
 
 N_PLACES = 100
 SWEEP = """
-import ctypes, os, random, sys, threading
+import ctypes, os, pathlib, random, sys
 import overspill
 
-library, path, n_threads, n_streams, n_places, seed = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+library, path, offload = sys.argv[1:4]
+n_threads, n_streams, n_places, seed = map(int, sys.argv[4:])
 places = ctypes.CDLL(library)
 places.calls_made.restype = places.failures.restype = ctypes.c_int64
 CALLER, WORKER = 0, 1
@@ -47,7 +48,11 @@ def n_threads_of_process():
     return len(os.listdir("/proc/self/task"))
 
 
-options = {"n_ctx": 64, "n_threads": n_threads, "offload": "cpu"}
+options = {"n_ctx": 64, "n_threads": n_threads, "offload": offload}
+if offload != "cpu":
+    from upstream_tools import stand_in_gpu
+    stand_in_gpu(pathlib.Path(library).parent, "GPU0", 1 << 30)
+    options["offload"] = int(offload)
 other = overspill.Model(path, **options)
 expected = take(other)
 at_rest = n_threads_of_process()
@@ -93,10 +98,11 @@ print(places.failures())
 """
 
 
-def sweep(tools: Path, path: Path, n_threads: int, n_streams: int, n_places: int) -> int:
+def sweep(tools: Path, path: Path, n_threads: int, n_streams: int, n_places: int, offload: str = "cpu") -> int:
     """Return how many assertions have failed, each as it should."""
     (library,) = tools.glob("*failing_assertions.*")
-    command = [sys.executable, "-c", SWEEP, *map(str, (library, path, n_threads, n_streams, n_places, 1))]
+    command = [sys.executable, "-c", SWEEP, str(library), str(path), offload]
+    command += map(str, (n_threads, n_streams, n_places, 1))
     environment = python_environment(LD_PRELOAD=str(library), **WITHOUT_GPU)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -114,3 +120,8 @@ def test_every_place_of_a_decode(upstream_tools: Path, tiny_gpt_oss_path: Path, 
 def test_some_places_of_a_decode(upstream_tools: Path, tiny_gpt_oss_path: Path) -> None:
     """The same for few places, so that it is seen often."""
     assert sweep(upstream_tools, tiny_gpt_oss_path, min(2, os.cpu_count() or 1), 2, 6) > 2
+
+
+def test_beside_a_gpu(upstream_tools: Path, tiny_gpt_oss_path: Path) -> None:
+    """A model with layers on a GPU is not freed after a failure; the process goes on all the same."""
+    assert sweep(upstream_tools, tiny_gpt_oss_path, 1, 1, 10, offload="2") > 4

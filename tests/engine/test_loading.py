@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 from numpy.typing import NDArray
 
 import overspill
-from model_files import write_tiny_gpt_oss
+from header_files import dense, write_file
+from model_files import llama_cpp_folder, write_tiny_gpt_oss
 from overspill import Model, ModelLoadError, OutOfMemoryError
 from overspill.base.host import available_ram_bytes
 from overspill.base.values import LoadMode, Switch
@@ -268,6 +270,160 @@ def test_flipped_bits_in_the_header_are_survived(tmp_path: Path, whole: bytes, t
     assert [outcome for outcome in outcomes if outcome.startswith("died")] == []
     assert sum(outcome.startswith("refused") for outcome in outcomes) > 100
     assert any(outcome == "loaded" for outcome in outcomes)
+
+
+# What the header may say under each of llama.cpp's keys of an architecture.
+KEYS = sorted(set(re.findall(r'"%s\.([^"]+)"', (llama_cpp_folder() / "src" / "llama-arch.cpp").read_text())))
+VALUES: dict[str, tuple[int, bytes]] = {
+    "zero": (4, struct.pack("<I", 0)),
+    "2**31 - 1": (4, struct.pack("<I", 2**31 - 1)),
+    "2**32 - 1": (4, struct.pack("<I", 2**32 - 1)),
+    "zeros": (9, struct.pack("<IQ4I", 4, 4, 0, 0, 0, 0)),
+    "large numbers": (9, struct.pack("<IQ4I", 4, 4, *[2**32 - 1] * 4)),
+    "negative": (5, struct.pack("<i", -1)),
+    "infinity": (6, struct.pack("<f", float("inf"))),
+    "text": (8, struct.pack("<Q", 1) + b"a"),
+    "texts": (9, struct.pack("<IQ", 8, 1) + struct.pack("<Q", 1) + b"a"),
+    "too many": (9, struct.pack("<IQ", 4, 5000) + bytes(4 * 5000)),
+}
+
+# Writes a file with a key added at its beginning and the old entry renamed, plans it, loads it and generates with it;
+# says what came of each.
+KEY_TRIAL = """
+import json, struct, sys
+import overspill
+hardware = overspill.Hardware.given(vram="8GiB", ram="16GiB", n_threads=1)
+whole, path, header_size = open(sys.argv[1], "rb").read(), sys.argv[2], int(sys.argv[3])
+def tried(work):
+    try:
+        work()
+        return "fine"
+    except overspill.Error as error:
+        return "refused: " + str(error).split("\\n")[0]
+def generate():
+    with overspill.Model(path, offload="cpu", n_ctx=64, n_threads=1) as model:
+        model.generate([1, 2, 3], max_tokens=2)
+def write(key, kind, value):
+    name = struct.pack("<Q", len(key)) + key
+    entry = name + struct.pack("<I", kind) + value
+    fill = -(len(entry) + 8 + 7 + 4 + 8) % 32  # what follows is aligned
+    entry += struct.pack("<Q", 7) + b"filling" + struct.pack("<IQ", 8, fill) + bytes(fill)
+    (n_keys,) = struct.unpack_from("<Q", whole, 16)
+    rest = whole[24:header_size].replace(name, name[:-1] + b"~")
+    with open(path, "wb") as file:
+        file.write(whole[:16] + struct.pack("<Q", n_keys + 2) + entry + rest + whole[header_size:])
+for key, kind, value in json.load(sys.stdin):
+    write(key.encode(), kind, bytes.fromhex(value))
+    print(key, kind, value[:100], flush=True)
+    print(tried(lambda: str(overspill.plan(overspill.ModelInfo.from_file(path), hardware=hardware))), flush=True)
+    print(tried(generate), flush=True)
+"""
+
+
+def outcomes_of_keys(
+    folder: Path, path: Path, header_size: int, cases: list[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[str, str]]:
+    """Return what comes of planning and of loading a file with each key and value."""
+    given = [(f"gpt-oss.{key}", VALUES[value][0], VALUES[value][1].hex()) for key, value in cases]
+    file = folder / "model.gguf"
+    command = [sys.executable, "-c", KEY_TRIAL, str(path), str(file), str(header_size)]
+    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=600)
+    found = done.stdout.replace(str(file), "FILE").splitlines()
+    assert done.returncode == 0, f"died of {done.returncode} at {found[-3:]}: {done.stderr[-1500:]}"
+    assert len(found) == 3 * len(cases)
+    return dict(zip(cases, zip(found[1::3], found[2::3], strict=True), strict=True))
+
+
+def test_figures_that_cannot_be(tmp_path: Path, tiny_gpt_oss_path: Path, header_size: int) -> None:
+    """They are refused where a model is planned and where it is loaded, with the key, the value and the range."""
+    expected = {
+        ("rope.dimension_count", "zero"): "gpt-oss.rope.dimension_count is 0; it must be 1 to ",
+        ("block_count", "2**32 - 1"): "gpt-oss.block_count is 4294967295; it must be 1 to 512",
+        ("block_count", "negative"): "gpt-oss.block_count is -1; it must be 1 to 512",
+        ("block_count", "zeros"): "gpt-oss.block_count is a arr; it must be an integer from 1 to 512",
+        ("embedding_length", "text"): "gpt-oss.embedding_length is a str; it must be an integer from 1 to ",
+        ("expert_used_count", "2**31 - 1"): "gpt-oss.expert_used_count is 2147483647; it must be 0 to 1024",
+        ("expert_used_count", "large numbers"): "gpt-oss.expert_used_count is 4294967295; it must be 0 to 1024",
+        ("attention.sliding_window", "2**32 - 1"): "gpt-oss.attention.sliding_window is 4294967295; it must be 0 to ",
+        ("attention.head_count", "zero"): "gpt-oss.attention.head_count is 0 for layer 0, which has attn_q",
+        ("attention.head_count_kv", "zeros"): "gpt-oss.attention.head_count_kv is 0 for layer 0, which has attn_k",
+        ("expert_count", "zero"): "gpt-oss.expert_used_count is 4; it must be 0, like expert_count",
+    }
+    outcomes = outcomes_of_keys(tmp_path, tiny_gpt_oss_path, header_size, list(expected))
+    for case, text in expected.items():
+        for outcome in outcomes[case]:
+            assert outcome.startswith(f"refused: FILE: is damaged: {text}"), (case, outcome)
+
+
+@pytest.mark.slow
+def test_every_key_of_the_header(tmp_path: Path, tiny_gpt_oss_path: Path, header_size: int) -> None:
+    """Whatever is under llama.cpp's keys, a plan, a load and a step end with a result or an Error."""
+    assert len(KEYS) > 100
+    # Each key has the first values, and one of the others.
+    first, others = list(VALUES)[:5], list(VALUES)[5:]
+    cases = [(key, value) for n, key in enumerate(KEYS) for value in (*first, others[n % len(others)])]
+    outcomes = outcomes_of_keys(tmp_path, tiny_gpt_oss_path, header_size, cases)
+    assert sum(outcome[1] == "fine" for outcome in outcomes.values()) > 100
+    for case, (_, loaded) in outcomes.items():
+        assert loaded == "fine" or loaded.startswith(("refused: FILE: ", "refused: the model FILE ")), (case, loaded)
+
+
+# Which types have a product, as the CPU backend says; then a model with a matrix of each.
+TYPES_TRIAL = """
+import ctypes, json, pathlib, sys
+import overspill
+class Traits(ctypes.Structure):
+    _fields_ = [("from_float", ctypes.c_void_p), ("vec_dot", ctypes.c_void_p)]
+(library,) = (pathlib.Path(overspill._core.__file__).parent / "lib").glob("*ggml-cpu.*")
+traits = ctypes.CDLL(str(library)).ggml_get_type_traits_cpu
+traits.restype = ctypes.POINTER(Traits)
+for name, kind, path in json.load(sys.stdin):
+    print(name, bool(traits(kind).contents.vec_dot), flush=True)
+    try:
+        with overspill.Model(path, offload="cpu", n_ctx=64, n_threads=1) as model:
+            model.generate([1, 2, 3], max_tokens=2)
+        print("fine", flush=True)
+    except overspill.Error as error:
+        print("refused:", error, flush=True)
+"""
+
+
+def test_types_of_weights(tmp_path: Path) -> None:
+    """A matrix of a type that the CPU cannot multiply with is refused, and of every other type it is not."""
+    if not list((Path(overspill._core.__file__).parent / "lib").glob("*ggml-cpu.*")):
+        pytest.skip("the CPU backends are plugins here")
+    cases = []
+    for kind in gguf.GGMLQuantizationType:
+        header = dense(
+            "llama",
+            n_layers=1,
+            width=256,
+            ffn_width=256,
+            n_heads=2,
+            n_heads_kv=2,
+            n_vocab=256,
+            n_ctx=64,
+            rope_freq_base=1e4,
+        )
+        # Last, since some types have another size here than llama.cpp's.
+        del header.tensors["output.weight"]
+        header.tensors["output.weight"] = ((256, 256), kind)
+        file = write_file(tmp_path / f"{kind.name}.gguf", header)
+        cases.append((kind.name, int(kind), str(file)))
+    command = [sys.executable, "-c", TYPES_TRIAL]
+    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, f"died of {done.returncode} at {lines[-1:]}: {done.stderr[-1500:]}"
+    has_product = dict(line.split() for line in lines[::2])
+    assert {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"} <= {
+        name for name in has_product if has_product[name] != "True"
+    }
+    assert len(has_product) == len(cases)
+    for name, outcome in zip(has_product, lines[1::2], strict=True):
+        if has_product[name] == "True":
+            assert outcome == "fine", (name, outcome)
+        else:
+            assert "is damaged: the tensor output.weight is of type" in outcome, (name, outcome)
 
 
 def test_a_vocabulary_alone(vocab_path: Path) -> None:

@@ -6,24 +6,41 @@ import itertools
 import json
 import logging
 import random
+import re
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from chats import WEATHER, template, text_of
+from model_files import llama_cpp_folder
 from overspill import (
     Channel,
     ChatStream,
     ChatTemplate,
-    Error,
     Model,
     StopReason,
     _core,
 )
 from overspill.engine.tools import describe_tools
 from reference_prompts import TEMPLATES
+from sweeps import sweep
+
+ALL_TEMPLATES = sorted(path.stem for path in (llama_cpp_folder() / "models" / "templates").glob("*.jinja"))
+# One for each way in which llama.cpp reads replies, of those that most people use.
+COMMON_TEMPLATES = {
+    "openai-gpt-oss-120b",
+    "Qwen-Qwen3-0.6B",
+    "Qwen3-Coder",
+    "meta-llama-Llama-3.1-8B-Instruct",
+    "google-gemma-4-31B-it",
+    "Kimi-K2-Thinking",
+    "mistralai-Ministral-3-14B-Reasoning-2512",
+}
 
 HARMONY = {
     "reasoning and answer": (
@@ -75,21 +92,82 @@ class _Spoken:
 def form_of(model: Model, name: str, tools: list[Any] | None = None) -> _core.ReplyForm:
     """Return the form of a template's replies."""
     rendered = ChatTemplate(model, template(name))._render(
-        [{"role": "user", "content": "Hi"}], describe_tools(tools or ()), "auto", "", None, True, True
+        [{"role": "user", "content": "Hi"}], describe_tools(tools or ()), "auto", "", "", None, True, True
     )
     return rendered.form
 
 
-def said(form: _core.ReplyForm, texts: list[str]) -> tuple[str, str, list[tuple[str, Any]], str, ChatStream]:
-    """Return reasoning, answer, calls, the arguments as they came, and the stream."""
-    stream = ChatStream(Spoken(texts), form, lambda text, ids: None)  # type: ignore[arg-type]
+def said(
+    form: _core.ReplyForm, texts: list[str], reason: StopReason = StopReason.EOS
+) -> tuple[str, str, list[tuple[str, Any]], str, ChatStream]:
+    """Return reasoning, answer, calls, the arguments as they came, and the stream; what came must be what it has."""
+    stream = ChatStream(Spoken(texts, reason), form, lambda text, ids: None)  # type: ignore[arg-type]
     parts: dict[Channel, str] = dict.fromkeys(Channel, "")
     calls = []
     for token in stream:
         parts[token.channel] += token.text
         calls += [(token.tool_call.name, token.tool_call.arguments)] if token.tool_call else []
     assert [(call.name, call.arguments) for call in stream.tool_calls] == calls
+    assert (parts[Channel.REASONING], parts[Channel.FINAL]) == (stream.reasoning, stream.text)
     return parts[Channel.REASONING], parts[Channel.FINAL], calls, parts[Channel.TOOL_CALL], stream
+
+
+@cache
+def marks_of(name: str) -> list[str]:
+    """Return what looks like a mark in a template's source, and marks of other models."""
+    marks = r"</?[^<>\s{}%'\"()=~+]{1,40}>|\[/?[A-Z_]{3,}\]|<function=|<invoke name=\"|<parameter=|to=functions\."
+    others = {
+        "<|channel|>final<|message|>",
+        "<|channel|>analysis<|message|>",
+        "<|start|>assistant",
+        "</think>",
+        "[ARGS]",
+    }
+    return sorted(others | set(re.findall(marks, template(name))))
+
+
+@st.composite
+def replies(draw: st.DrawFn, name: str) -> str:
+    """Return a text of marks, pieces of marks, calls that are whole, wrong or cut off, and words w0z, w1z ... once."""
+    marks = st.sampled_from(marks_of(name))
+    after = st.sampled_from(
+        ["", " ", "\n", ", ", " é🙂", " < ", " {", ' "', " [", "\0", "\x1b[2J", "\ufffd", " </", "\t"]
+    )
+    calls = [
+        '{"name": "get_weather", "arguments": {"city": "WORD"}}',
+        '{"name": "get_weather", "parameters": {"city": "WORD"}}',
+        '[{"name": "get_weather", "arguments": {"city": "a\nb WORD", "days": 2}}]',
+        '{"name": "WORD", "arguments": {}}',
+        'get_weather{"city": "WORD"}',
+        "get_weather",
+        "functions.get_weather:0",
+        '{"city": "WORD',
+    ]
+    pieces = st.one_of(
+        after.map(lambda end: f"WORD{end}"),
+        marks,
+        marks.flatmap(lambda mark: st.integers(1, len(mark)).map(lambda n: mark[:n])),
+        st.sampled_from(calls),
+        st.sampled_from(["\n", " ", "```", "json\n"]),
+    )
+    text = "".join(draw(st.lists(pieces, min_size=1, max_size=12)))
+    number = itertools.count()
+    return re.sub("WORD", lambda _: f"w{next(number)}z", text)
+
+
+def assert_nothing_is_lost(form: _core.ReplyForm, raw: str, cuts: list[int]) -> None:
+    """Every word of the reply is in one part, once, and the parts are the same however it is cut."""
+    outcomes = []
+    spans = itertools.pairwise([0, *sorted({cut % len(raw) for cut in cuts} - {0}), len(raw)])
+    for texts in ([raw], list(raw), [raw[a:b] for a, b in spans]):
+        reasoning, answer, calls, arguments, stream = said(form, texts)
+        assert "".join(json.dumps(made, ensure_ascii=False) for _, made in calls).count("w") == arguments.count("w")
+        shown = f"{reasoning}|{answer}|{arguments}|{' '.join(name for name, _ in calls)}"
+        words = re.findall(r"w\d+z", raw)
+        assert {word: len(re.findall(word, shown)) for word in words} == dict.fromkeys(words, 1)
+        assert stream.raw == raw
+        outcomes.append((reasoning, answer, calls))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
 
 
 @pytest.mark.parametrize("case", HARMONY)
@@ -149,23 +227,197 @@ def test_malformed_replies_lose_nothing(smollm2: Model, caplog: pytest.LogCaptur
 def test_calls_with_arguments_that_are_no_json(smollm2: Model) -> None:
     """They are given as text."""
     form = form_of(smollm2, TEMPLATES["gpt-oss"], [WEATHER])
-    raw = '<|channel|>commentary to=functions.get_weather<|message|>{"city": '
-    *_, stream = said(form, [raw])
-    assert stream.is_malformed
-    assert stream.tool_calls == []
-    assert '{"city":' in stream.message["content"]
+    raw = "<|channel|>commentary to=functions.get_weather<|message|>"
+    for arguments in ('{"city": ', "[1]", '"x"', "7", '{"city": "\\', '{"days": 1' + "0" * 5000 + "}"):
+        for texts in ([raw + arguments], list(raw + arguments)):
+            _, answer, calls, given, stream = said(form, texts)
+            assert (calls, given) == ([], "")
+            assert stream.is_malformed
+            assert answer.endswith(arguments)
+            assert stream.message["content"] == answer
+
+
+FINAL, NEXT = "<|channel|>final<|message|>", "<|end|><|start|>assistant"
+CALL = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+TO_WEATHER = '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}'
+PARIS = [("get_weather", {"city": "Paris"})]
+HERMES = "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use"
+
+
+@pytest.mark.parametrize(
+    ("name", "has_tools", "raw", "reasoning", "answer", "calls", "is_malformed"),
+    [
+        ("llama 3.1", True, 'As {"name": "Ann", "age": 3}.', "", 'As {"name": "Ann", "age": 3}.', [], False),
+        ("llama 3.1", True, 'As {"name": "get_we', "", 'As {"name": "get_we', [], False),
+        ("llama 3.1", True, "if (a) { b(); } else {", "", "if (a) { b(); } else {", [], False),
+        ("llama 3.1", True, CALL.replace("arguments", "parameters"), "", "", PARIS, False),
+        ("llama 3.1", True, CALL.replace("arguments", "parameters") + "Now.", "", "Now.", PARIS, False),
+        ("qwen3", True, "<think>a < b and <tool then</think>c < d <", "a < b and <tool then", "c < d <", [], False),
+        ("qwen3", True, "<think>a < b</thi", "a < b</thi", "", [], False),
+        ("Qwen3-Coder", True, "x <tool_call> y</think> z", "", "x <tool_call> y</think> z", [], True),
+        ("Qwen3.5-4B", True, "a <tool_call> b</think>c", "a <tool_call> b", "c", [], True),
+        (HERMES, True, f"Well. <tool_call>\n{CALL}\n</tool_call>", "", "Well. ", PARIS, False),
+        (HERMES, True, f"<tool_call>\n{CALL}\n</tool_call> Done.", "", "Done.", PARIS, False),
+        (
+            HERMES,
+            True,
+            f"<tool_call>\n{CALL.replace('Par', chr(10))}\n</tool_call>",
+            "",
+            "",
+            [("get_weather", {"city": "\nis"})],
+            False,
+        ),
+        (HERMES, False, f"<tool_call>{CALL}</tool_call>", "", f"<tool_call>{CALL}</tool_call>", [], False),
+        (HERMES, True, "<tool_call>\n{}</tool_call>", "", "<tool_call>\n{}</tool_call>", [], True),
+        ("gpt-oss", True, f"{FINAL}One.{NEXT}{FINAL}Two.{NEXT}{FINAL}Three.", "", "One.Two.Three.", [], False),
+        (
+            "gpt-oss",
+            False,
+            f"{FINAL}One.{NEXT}<|channel|>analysis<|message|>Hm.{NEXT}{FINAL}Two.<|end|>",
+            "Hm.",
+            "One.Two.",
+            [],
+            False,
+        ),
+        ("gpt-oss", True, f"{FINAL}One.{NEXT}{TO_WEATHER}", "", "One.", PARIS, False),
+        ("gpt-oss", False, TO_WEATHER, "", TO_WEATHER, [], True),
+        ("gpt-oss", True, TO_WEATHER.replace("get_", "no_"), "", TO_WEATHER.replace("get_", "no_"), [], True),
+        ("gpt-oss", True, f"Text{NEXT}{FINAL}Two.", "", "Text<|end|>Two.", [], True),
+        ("gemma 4", False, "<|channel>thought\nHm.<channel|>One.<channel|>Two.", "Hm.", "One.<channel|>Two.", [], True),
+    ],
+)
+def test_each_part_is_in_its_place(
+    smollm2: Model, name: str, has_tools: bool, raw: str, reasoning: str, answer: str, calls: Any, is_malformed: bool
+) -> None:
+    """Of replies that do something special, at every cut in two and character by character."""
+    form = form_of(smollm2, TEMPLATES.get(name, name), [WEATHER] if has_tools else None)
+    for texts in (list(raw), *([raw[:at], raw[at:]] for at in range(len(raw)))):
+        *got, _, stream = said(form, texts)
+        assert got == [reasoning, answer, calls], texts
+        assert stream.is_malformed == is_malformed
+
+
+@pytest.mark.parametrize("name", sweep(ALL_TEMPLATES, {ALL_TEMPLATES.index(name) for name in COMMON_TEMPLATES}))
+@pytest.mark.parametrize("has_tools", [False, True])
+def test_no_word_is_lost(smollm2: Model, name: str, has_tools: bool) -> None:
+    """Every word of any text is in the reasoning, the answer or a call, once, and its cut makes no difference."""
+    form = form_of(smollm2, name, [WEATHER] if has_tools else None)
+
+    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(replies(name), st.lists(st.integers(1, 500), max_size=6))
+    def check(raw: str, cuts: list[int]) -> None:
+        assert_nothing_is_lost(form, raw, cuts)
+
+    check()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_text_is_text(smollm2: Model, text: str) -> None:
+    """Where a format has no marks, the answer is the reply, character for character."""
+    _, answer, calls, _, stream = said(form_of_smollm2(smollm2), list(text))
+    assert (answer, calls, stream.is_malformed) == (text, [], False)
+
+
+@cache
+def form_of_smollm2(model: Model) -> _core.ReplyForm:
+    """Return the form of replies in ChatML."""
+    return ChatTemplate(model).prepare("Hi").form
+
+
+@pytest.mark.parametrize("name", sweep(ALL_TEMPLATES, {ALL_TEMPLATES.index(name) for name in COMMON_TEMPLATES}))
+def test_a_template_s_own_messages_are_read_back(smollm2: Model, name: str) -> None:
+    """A message that the template writes into a prompt is the reply that is read from there."""
+    call = {
+        "type": "function",
+        "id": "call00001",
+        "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+    }
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant", "content": "It is {4}, a < b."},
+        {"role": "assistant", "content": "It is {4}, a < b.", "reasoning_content": "Two <and> {two}."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    question = {"role": "user", "content": "Hi"}
+    end = re.compile(r"(?:</?[^<>\s]{1,40}>|\[e~\[|assistant|\s)*")  # how the template ends a message
+    n_read = 0
+    for message, tools in itertools.product(messages, ([WEATHER], None)):
+        if (tools is None and "tool_calls" in message) or (tools is not None and name in UNREADABLE_WITH_TOOLS):
+            continue
+        rendered = ChatTemplate(smollm2, template(name))
+        try:
+            prompt = rendered.render([question], tools=tools)
+            whole = rendered.render([question, message], tools=tools, add_generation_prompt=False)
+        except ValueError:  # some templates want another order
+            continue
+        raw = whole.removeprefix(prompt)
+        if raw == whole or name == "NVIDIA-Nemotron-Nano-v2":
+            continue  # the prompt begins a thought, which the message does not have
+        thought = message.get("reasoning_content", "")
+        if not all(part in raw for part in (message["content"], thought, "Paris" if "tool_calls" in message else "")):
+            continue  # the template does not write it
+        reasoning, answer, calls, *_ = said(form_of(smollm2, name, tools), list(raw))
+        assert reasoning.strip() == thought
+        assert calls == ([("get_weather", {"city": "Paris"})] if "tool_calls" in message else [])
+        assert answer.strip().startswith(message["content"])
+        assert end.fullmatch(answer.strip()[len(message["content"]) :]), answer
+        n_read += 1
+    assert n_read or name not in COMMON_TEMPLATES
+
+
+# What llama.cpp makes of these templates does not read what they write.
+UNREADABLE_WITH_TOOLS = {"Mistral-Small-3.2-24B-Instruct-2506", "upstage-Solar-Open-100B"}
+
+
+@pytest.mark.parametrize("reason", [StopReason.MAX_TOKENS, StopReason.CLOSED])
+def test_a_reply_that_is_cut_off(smollm2: Model, reason: StopReason) -> None:
+    """A call that is complete is one; of another, the answer has what there is. Neither is malformed."""
+    form = form_of(smollm2, HERMES, [WEATHER])
+    raw = f"Well. <tool_call>\n{CALL}\n</tool_call>"
+    for n in range(1, len(raw) + 1):
+        reasoning, answer, calls, arguments, stream = said(form, list(raw[:n]), reason)
+        assert (reasoning, stream.is_malformed) == ("", False)
+        if raw.index("}}") + 2 <= n:
+            assert (calls, json.loads(arguments)) == (PARIS, PARIS[0][1])
+            assert answer == "Well. " or raw[:n].endswith(answer.removeprefix("Well. "))
+        else:
+            assert (calls, arguments) == ([], "")
+            assert answer == raw[:n] or (answer == "Well. " and raw[:n].strip().endswith("<tool_call>"))
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [
+        ("llama 3.1", "As {"),
+        ("llama 3.1", ""),
+        ("qwen3", "<think>"),
+        ("gpt-oss", FINAL),
+        (HERMES, "<tool_call>{"),
+        ("gpt-oss", ""),
+    ],
+)
+def test_a_long_reply_comes_as_it_is_made(smollm2: Model, name: str, beginning: str) -> None:
+    """Whether it follows the format or not, no more waits than what may be a mark."""
+    stream = ChatStream(
+        Spoken([beginning, *["abc "] * 2000]),  # type: ignore[arg-type]
+        form_of(smollm2, TEMPLATES.get(name, name), [WEATHER]),
+        lambda text, ids: None,
+    )
+    for token in stream:
+        n_given = len(stream.reasoning) + len(stream.text)
+        assert n_given >= len(stream.raw) - len(beginning) - 4, token
+    assert (stream.reasoning + stream.text).endswith("abc " * 2000)
 
 
 def test_brackets_without_end(smollm2: Model) -> None:
-    """A model that repeats one is stopped by an error, and not by the end of the stack."""
+    """A model that repeats one gets them as text, and does not reach the end of the stack."""
     form = form_of(smollm2, "Qwen-Qwen2.5-7B-Instruct", [WEATHER])
     raw = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "'
-    for deep in (raw + "[" * 20_000, raw + '", "days": ' + "[{" * 20_000, "[" * 20_000):
-        with pytest.raises(Error, match="nested more than 128 deep"):
-            form.parser.parse(deep, True)
-    *_, stream = said(form, [raw + '", "days": ', *["[["] * 200])
-    assert stream.is_malformed
-    assert "[[[[" in stream.message["content"]
+    for deep in (raw + "[" * 20_000, raw + '", "days": ' + "[{" * 20_000, "[" * 20_000, '{"a":' * 20_000):
+        for texts in ([deep], [deep[at : at + 64] for at in range(0, len(deep), 64)]):
+            _, answer, calls, _, stream = said(form, texts)
+            assert (answer, calls) == (deep, [])
+            assert stream.is_malformed == deep.startswith("<tool_call>")
 
 
 def test_a_call_that_goes_wrong(model: Model) -> None:

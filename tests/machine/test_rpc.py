@@ -190,6 +190,172 @@ print("survived")
 """
 
 
+# A server that hangs: the system acknowledges what is sent to it, and nothing comes back.
+HANGING = """
+import os, signal, sys, threading, time
+import overspill
+from overspill import Model
+from rpc_server import free_port, start_server
+
+path, chosen = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+port = free_port()
+endpoint = f"127.0.0.1:{port}"
+server = start_server(port)
+options = {"rpc": [endpoint], "offload": 3, "n_ctx": 256, "n_threads": 1}
+
+def interrupted(call):
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        timer.join()
+    return False
+
+def hang(share=1):
+    if share:
+        server.send_signal(signal.SIGSTOP)
+
+if chosen == "load":
+    assert interrupted(lambda: Model(path, **options, progress=hang))
+elif chosen == "devices":
+    assert overspill.add_rpc_server(endpoint)
+    hang()
+    assert interrupted(overspill.devices)
+else:
+    model = Model(path, **options)
+    stream = model.stream("Once upon a time")
+    next(stream)
+    logits = model.eval([5])
+    hang()
+    calls = {
+        "decode": lambda: list(stream),
+        "look-ahead": lambda: (next(stream), time.sleep(0.1), list(stream)),
+        "context": lambda: model.stream("Another one, with a context of its own"),
+        "eval": lambda: model.eval([6]),
+        "eval of more rows": lambda: model.eval([6, 7], logits="all"),
+        "batch": lambda: list(model.generate_many(["a", "b"], max_tokens=4)),
+        "memory of an open model": overspill.devices,
+    }
+    if chosen in calls:
+        del logits
+        assert interrupted(calls[chosen])
+    else:  # nothing has to be waited for, unless the connection is full
+        interrupted(model.close)
+        assert model.closed
+    model.close()
+    del stream
+# The interpreter goes on, and a server that runs is as good as ever.
+server.kill()
+server.wait()
+logits = None
+server = start_server(port)
+with Model(path, **options) as model:
+    assert model.generate("Once", max_tokens=2).tokens
+server.kill()
+server.wait()
+print("survived")
+"""
+
+# Nobody whom llama.cpp could talk to.
+SILENT = """
+import os, signal, socket, struct, sys, threading
+import overspill
+
+chosen = sys.argv[2]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))
+port = listener.getsockname()[1]
+endpoint = f"127.0.0.1:{port}"
+hello = struct.pack("<QBBBx24x", 28, *overspill._core.RPC_PROTOCOL_VERSION, 0)
+kept = []
+
+def serve(n_answers):
+    for number in range(3):
+        client, _ = listener.accept()
+        kept.append(client)
+        client.recv(33)
+        if number < n_answers:
+            client.sendall(hello)
+
+if chosen == "black hole":
+    listener.listen(0)  # which has room for one or two that nobody accepts
+    for _ in range(4):
+        filler = socket.socket()
+        filler.setblocking(False)
+        filler.connect_ex(("127.0.0.1", port))
+        kept.append(filler)
+else:
+    listener.listen()
+    n_answers = {"silence": 0, "silence after the greeting": 1, "silence after two greetings": 2}[chosen]
+    threading.Thread(target=serve, args=(n_answers,), daemon=True).start()
+for add in (overspill.add_rpc_server, lambda endpoint, timeout_s: overspill._core.add_rpc_server(endpoint)):
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        add(endpoint, timeout_s=1000)
+    except KeyboardInterrupt:
+        timer.join()
+    else:
+        raise AssertionError("not interrupted")
+print("survived")
+"""
+
+# What was opened for a connection that came to nothing is closed again.
+DESCRIPTORS = """
+import os, socket, sys, threading
+import overspill
+from overspill import Model
+from rpc_server import free_port, start_server
+
+path, chosen = sys.argv[1:]
+port = free_port()
+endpoint = f"127.0.0.1:{port}"
+
+def n_open():
+    return len(os.listdir("/proc/self/fd"))
+
+def failing(call):
+    try:
+        call()
+    except overspill.Error:
+        return
+    raise AssertionError("no error")
+
+if chosen == "refused":
+    calls = [lambda: overspill.add_rpc_server(endpoint), lambda: overspill._core.add_rpc_server(endpoint),
+             lambda: overspill._core.add_rpc_server("host.invalid:1")]
+elif chosen == "rubbish":
+    listener = socket.create_server(("127.0.0.1", port))
+    def serve():
+        while True:
+            client, _ = listener.accept()
+            with client:
+                client.recv(33)
+                client.sendall(b"HTTP/1.1 400 Bad Request" + bytes(100))
+    threading.Thread(target=serve, daemon=True).start()
+    calls = [lambda: overspill.add_rpc_server(endpoint), lambda: overspill._core.add_rpc_server(endpoint)]
+else:
+    server = start_server(port)
+    assert overspill.add_rpc_server(endpoint)
+    server.kill()
+    server.wait()
+    calls = [lambda: overspill.add_rpc_server(endpoint), lambda: Model(path, offload=1, n_ctx=64, n_threads=1)]
+    assert overspill.devices()[0].total_bytes == 0
+for call in calls:
+    failing(call)
+    before = n_open()
+    for _ in range(10):
+        failing(call)
+    assert n_open() <= before, (before, n_open(), os.listdir("/proc/self/fd"))
+print("survived")
+"""
+
+
 def run_trial(trial: str, *arguments: str) -> None:
     """Run it in a process of its own, which says in one word that it came to its end."""
     environment = python_environment()
@@ -214,6 +380,37 @@ def test_a_killed_server_ends_streams_and_not_the_process(tiny_gpt_oss_path: Pat
 def test_the_connection_breaks_anywhere(tiny_gpt_oss_path: Path, n_servers: int) -> None:
     """Half a request or half an answer is an error as well, and never another text."""
     run_trial(CUT, str(tiny_gpt_oss_path), str(n_servers))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill() does not interrupt on Windows")
+@pytest.mark.parametrize(
+    "call",
+    sweep(
+        ["decode", "look-ahead", "context", "eval", "eval of more rows", "batch", "memory of an open model"]
+        + ["load", "devices", "close"],
+        always=[0],
+    ),
+)
+def test_ctrl_c_while_a_server_hangs(tiny_gpt_oss_path: Path, call: str) -> None:
+    """Whatever waits for it is given up, and the process can use another one."""
+    run_trial(HANGING, str(tiny_gpt_oss_path), call)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill() does not interrupt on Windows")
+@pytest.mark.parametrize(
+    "server",
+    sweep(["black hole", "silence", "silence after the greeting", "silence after two greetings"], always=[2]),
+)
+def test_ctrl_c_while_a_server_is_added(server: str) -> None:
+    """Wherever in the greeting the other side falls silent."""
+    run_trial(SILENT, "", server)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/fd")
+@pytest.mark.parametrize("server", sweep(["refused", "rubbish", "lost"], always=[0]))
+def test_failed_connections_are_closed(tiny_gpt_oss_path: Path, server: str) -> None:
+    """However a connection comes to nothing, no descriptor is left."""
+    run_trial(DESCRIPTORS, str(tiny_gpt_oss_path), server)
 
 
 def test_a_machine_that_vanishes_is_noticed(rpc_server: str, tiny_gpt_oss_path: Path) -> None:

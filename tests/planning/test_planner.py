@@ -414,7 +414,7 @@ def test_other_models_and_devices(header: Callable[[str], ModelInfo]) -> None:
 def test_a_vocabulary_alone() -> None:
     """Nothing to place."""
     info = ModelInfo({"general.architecture": "llama", "llama.block_count": 32}, [], ["a"], 1)
-    with pytest.raises(ValueError, match="no layers with weights"):
+    with pytest.raises(overspill.ModelLoadError, match="no layers with weights"):
         plan(info, hardware=hardware(24))
 
 

@@ -215,6 +215,25 @@ def test_dry(upstream_tools: Path, gpt2: Model, breakers: tuple[str, ...], n_his
         assert np.allclose(ours, theirs, atol=1e-9, rtol=1e-3), options
 
 
+def test_dry_of_a_long_history(gpt2: Model) -> None:
+    """A token costs what the history is long, not that times the number of breakers, which would be minutes here."""
+    options = replace(PLAIN, dry_multiplier=1.0, dry_last_n=-1, dry_sequence_breakers=("\n", "e", ". The"))
+    assert len(gpt2.dry_breakers(options.dry_sequence_breakers)) > 1000
+    sampler = Sampler(options, model=gpt2)
+    words = [token for text in (" a", " b", " c", " d") for token in gpt2.tokenize(text)]
+    random = np.random.default_rng(3)
+    for token in [*random.choice(words, size=200_000), *words[:3], *words[:3]]:
+        sampler.accept(int(token))
+    x = np.zeros(gpt2.n_vocab, np.float32)
+    for _ in range(100):
+        ids, p = sampler.distribution(x)
+    # Nothing breaks the history, so that each of its words continues a repetition.
+    assert set(words) <= {int(token) for token in ids[np.argsort(p)][: len(words)]}
+    (newline,) = gpt2.tokenize("\n")
+    sampler.accept(newline)
+    assert len(set(sampler.distribution(x)[1].tolist())) == 1
+
+
 def test_xtc_after_a_cut_between_equals() -> None:
     """Top-p may keep a part of equally likely tokens; XTC works on that part alone."""
     random = np.random.default_rng(0)

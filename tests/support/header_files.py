@@ -314,8 +314,12 @@ def _writer(path: Path, header: Header, n_tokens: int, n_merges: int) -> gguf.GG
 
 def write_header(path: Path, name: str, *, vocabulary: bool = False) -> Path:
     """Write a file of the model's true size that takes up no space; ``vocabulary`` is for gpt-oss, and slow."""
-    header = HEADERS[name]()
     n_tokens, n_merges = (GPT_OSS_VOCABULARY, GPT_OSS_MERGES) if vocabulary else (0, 0)
+    return write_file(path, HEADERS[name](), n_tokens, n_merges)
+
+
+def write_file(path: Path, header: Header, n_tokens: int = 0, n_merges: int = 0) -> Path:
+    """Write a file whose weights are zeros that take up no space; without tokens, it has only their number."""
     writer = _writer(path, header, n_tokens, n_merges)
     writer.close()
     align = partial(gguf.GGUFWriter.ggml_pad, n=gguf.GGUF_DEFAULT_ALIGNMENT)

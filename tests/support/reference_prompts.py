@@ -1,13 +1,17 @@
-"""Render conversations with the ``transformers`` library, as the reference for ``test_chat.py``.
+"""Render conversations with the ``transformers`` library, as the reference for ``test_chat_template.py``.
 
     pip install transformers==5.24.0 jinja2
-    python tests/support/reference_prompts.py vendor/llama.cpp/models/templates > tests/support/reference_prompts.json
+    python tests/support/reference_prompts.py vendor/llama.cpp/models/templates
 
-The templates are those of llama.cpp's ``models/templates``, and SmolLM2's, which stands in its file.
+writes two files beside this one. ``reference_prompts.json`` has some prompts, letter by letter, and
+``reference_digests.json`` digests of prompts of all templates in llama.cpp's ``models/templates`` and all conversations
+here: null where ``transformers`` refuses. SmolLM2's template stands in its file.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import sys
 from datetime import datetime
@@ -56,38 +60,146 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+_WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": 'Get the "weather" of <a city> & more: é.',
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "A city", "enum": ["Paris", "東京"]},
+                "days": {"type": "integer", "description": "How many", "default": 3},
+            },
+            "required": ["city"],
+        },
+    },
+}
+_QUESTION = {"role": "user", "content": "Why is the sky blue?"}
+_CALL: dict[str, Any] = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {
+            "type": "function",
+            "id": "abcdef123",
+            "function": {"name": "get_weather", "arguments": {"city": "Paris", "days": 2}},
+        }
+    ],
+}
+_RESULT: dict[str, Any] = {"role": "tool", "tool_call_id": "abcdef123", "name": "get_weather", "content": '{"t": 20}'}
+
+
+def _parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+# Messages, and the arguments of ChatTemplate.render.
+ALL: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "question": ([_QUESTION], {}),
+    "system": ([{"role": "system", "content": "Be brief."}, _QUESTION], {}),
+    "turns": (
+        [
+            _QUESTION,
+            {"role": "assistant", "content": "日本 é"},
+            {"role": "user", "content": " more\n <x> & 'y' \"z\" 🙂 "},
+        ],
+        {},
+    ),
+    "empty": ([{"role": "user", "content": ""}], {}),
+    "tools": ([_QUESTION], {"tools": [_WEATHER]}),
+    "call": ([_QUESTION, _CALL, _RESULT], {"tools": [_WEATHER]}),
+    "after a call": (
+        [_QUESTION, _CALL, _RESULT, {"role": "assistant", "content": "It is 20."}, _QUESTION],
+        {"tools": [_WEATHER]},
+    ),
+    "parts": ([{"role": "system", "content": _parts("Be brief.")}, {"role": "user", "content": _parts("a", "b")}], {}),
+    "parts of a result": ([_QUESTION, _CALL, {**_RESULT, "content": _parts("20")}], {"tools": [_WEATHER]}),
+    "reasoning": (
+        [_QUESTION, {"role": "assistant", "content": "Because.", "reasoning_content": "Let me think."}, _QUESTION],
+        {},
+    ),
+    "reasoning and a call": (
+        [_QUESTION, {**_CALL, "content": "Wait.", "reasoning_content": "Let me think."}, _RESULT],
+        {"tools": [_WEATHER]},
+    ),
+    "effort": (
+        [_QUESTION, {"role": "assistant", "content": "<think>So.</think>\n\nBecause."}, _QUESTION],
+        {"reasoning_effort": "high"},
+    ),
+}
+
+
+def undated(text: str) -> str:
+    """Return a prompt with a word in place of today's date."""
+    for form in ("%Y-%m-%d", "%d %b %Y", "%b %d %Y", "%B %d, %Y", "%d %B %Y", "%A, %B %d, %Y"):
+        text = text.replace(datetime.now().strftime(form), "TODAY")
+    return text
+
+
+def digest(text: str) -> str:
+    """Return a short digest of a prompt."""
+    return hashlib.sha256(undated(text).encode()).hexdigest()[:16]
+
+
+def with_transformers(template: str, messages: list[dict[str, Any]], options: dict[str, Any], thinking: bool) -> str:
+    """Return the prompt that ``transformers`` makes."""
+    from transformers.utils import chat_template_utils  # type: ignore[import-not-found,unused-ignore]
+
+    given = copy.deepcopy(options)
+    prompts = chat_template_utils.render_jinja_template(
+        [copy.deepcopy(messages)],
+        tools=given.pop("tools", None),
+        chat_template=template,
+        add_generation_prompt=True,
+        bos_token=BOS,
+        eos_token=EOS,
+        # We tell templates of all of these; Llama's tell an old date without one.
+        enable_thinking=thinking,
+        thinking=thinking,
+        date_string="TODAY",
+        datetime="TODAY",
+        **given,
+    )[0]
+    return str(prompts[0])
+
+
+def digests(folder: Path) -> dict[str, dict[str, list[str | None]]]:
+    """Return digests with thinking and without, by template and conversation."""
+    all_digests: dict[str, dict[str, list[str | None]]] = {}
+    for file in sorted(folder.glob("*.jinja")):
+        template = file.read_text(encoding="utf-8")
+        of_file = all_digests[file.stem] = {}
+        for about, (messages, options) in ALL.items():
+            of_file[about] = []
+            for thinking in (True, False):
+                try:
+                    of_file[about].append(digest(with_transformers(template, messages, options, thinking)))
+                except Exception as error:
+                    sys.stderr.write(f"{file.stem}, {about}: {type(error).__name__} {error}\n")
+                    of_file[about].append(None)
+    return all_digests
+
+
 def main(folder: Path) -> None:
-    """Write the reference to standard output."""
+    """Write the references beside this file."""
     import jinja2
-    from transformers.utils.chat_template_utils import (  # type: ignore[import-not-found]
-        render_jinja_template,
-    )
 
     prompts: dict[str, dict[str, list[str]]] = {}
     for name, file in TEMPLATES.items():
-        template = (folder / f"{file}.jinja").read_text() if file else SMOLLM2
+        template = (folder / f"{file}.jinja").read_text(encoding="utf-8") if file else SMOLLM2
         prompts[name] = {}
         for about, messages in CONVERSATIONS.items():
             try:
-                # With thinking and without; llama.cpp gives Llama's templates today's date, too.
-                texts = [
-                    render_jinja_template(
-                        [messages],
-                        chat_template=template,
-                        add_generation_prompt=True,
-                        bos_token=BOS,
-                        eos_token=EOS,
-                        enable_thinking=thinking,
-                        date_string="TODAY",
-                    )[0][0]
-                    for thinking in (True, False)
-                ]
+                texts = [with_transformers(template, messages, {}, thinking) for thinking in (True, False)]
             except jinja2.TemplateError as error:  # a role that the template does not know
                 sys.stderr.write(f"{name}, {about}: {error}\n")
                 continue
-            dates = [datetime.now().strftime(form) for form in ("%Y-%m-%d", "%d %b %Y")]
-            prompts[name][about] = [text.replace(dates[0], "TODAY").replace(dates[1], "TODAY") for text in texts]
-    sys.stdout.write(json.dumps(prompts, indent=1, ensure_ascii=False) + "\n")
+            prompts[name][about] = [undated(text) for text in texts]
+    here = Path(__file__).parent
+    for stem, content in (("prompts", prompts), ("digests", digests(folder))):
+        written = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        (here / f"reference_{stem}.json").write_text(written, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import io
+import sys
+from typing import Annotated, Any
 
 import typer
 
 import overspill
 from overspill._core import GPU_BACKENDS, LLAMA_CPP_COMMIT
+from overspill.base.text import printable
 from overspill.cli.bench import bench
 from overspill.cli.chat import chat
 from overspill.cli.compare import compare
 from overspill.cli.devices import devices
 from overspill.cli.doctor import doctor
-from overspill.cli.exits import EXIT_CODES
+from overspill.cli.exits import EXIT_CODES, USAGE
 from overspill.cli.info import info
 from overspill.cli.plan import plan
 from overspill.cli.run import run
@@ -54,4 +57,15 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        # The parser's errors quote the arguments; which package they are of depends on typer's version.
+        show: Any = getattr(error, "show", None)
+        if show is None:
+            raise
+        said = io.StringIO()
+        show(said)
+        sys.stderr.write(printable(said.getvalue()))
+        code = getattr(error, "exit_code", USAGE)
+    sys.exit(code)

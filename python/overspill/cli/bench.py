@@ -83,4 +83,4 @@ def bench(
         else:
             report_output().print(found)
         if plot is not None:
-            errors.print(f"the picture is in {plot}", style="dim", markup=False, soft_wrap=True)
+            errors.print(f"the picture is in {plot}", style="dim", soft_wrap=True)

@@ -106,7 +106,7 @@ def compare(
         with ExitStack() as stack:
             view: Columns | Sections | None = None
             progress: Callable[[str, float], object]
-            output = Output(highlight=False)
+            output = Output()
             if not as_json and not no_progress and Columns.fit(output, len(models)):
                 view = stack.enter_context(Columns(output, len(models)))
                 progress = view.progress
@@ -136,12 +136,12 @@ def compare(
             print(json.dumps(found.to_dict(), indent=2))
         else:
             for sentence in ["", *found.summary()]:
-                output.print(sentence, style="bold", markup=False, soft_wrap=not output.is_terminal)
+                output.print(sentence, style="bold", soft_wrap=not output.is_terminal)
         if html is not None:
             html.write_text(found.to_html(), encoding="utf-8")
-            errors.print(f"written: {html}", style="dim", markup=False, soft_wrap=True)
+            errors.print(f"written: {html}", style="dim", soft_wrap=True)
     for problem in found.problems:
-        errors.print(f"error: {problem}", markup=False, soft_wrap=True)
+        errors.print(f"error: {problem}", soft_wrap=True)
     if found.stopped:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(ERROR if found.problems else 0)

@@ -12,7 +12,6 @@ from typing import NoReturn
 import typer
 
 from overspill._core import Error
-from overspill.base.text import printable
 from overspill.cli.output import errors, set_up_streams
 
 __all__ = ["ERROR", "EXIT_CODES", "INTERRUPTED", "PIPE_CLOSED", "USAGE", "guarded_command", "report_bug"]
@@ -23,8 +22,12 @@ ERROR, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
 def _fail(message: str, code: int) -> NoReturn:
     """Print a line on standard error, and end with ``code``."""
-    errors.print(f"error: {printable(message)}", markup=False, soft_wrap=True)
+    errors.print(f"error: {' '.join(message.splitlines())}", soft_wrap=True)
     raise typer.Exit(code)
+
+
+def _print_traceback(error: BaseException) -> None:
+    errors.print("".join(traceback.format_exception(error)), end="", soft_wrap=True)
 
 
 def report_bug(error: Exception, *, verbose: bool | None) -> None:
@@ -33,10 +36,10 @@ def report_bug(error: Exception, *, verbose: bool | None) -> None:
     ``verbose`` is None in a command without that option.
     """
     if verbose is not False:
-        traceback.print_exception(error)
+        _print_traceback(error)
     advice = "; --verbose shows where" if verbose is False else ""
     line = f"error: a bug in overspill{advice}: {type(error).__name__}: {error}"
-    errors.print(printable(" ".join(line.split())), markup=False, soft_wrap=True)
+    errors.print(" ".join(line.split()), soft_wrap=True)
 
 
 @contextmanager
@@ -66,7 +69,7 @@ def guarded_command(*, verbose: bool | None = None) -> Iterator[None]:
         _fail("interrupted", INTERRUPTED)
     except ValueError as error:
         if verbose:  # a bug can raise it, too
-            traceback.print_exception(error)
+            _print_traceback(error)
         _fail(str(error), USAGE)
     except (Error, OSError) as error:
         _fail(str(error), ERROR)

@@ -75,6 +75,6 @@ def _print_info(header: overspill.ModelInfo) -> None:
             label = "embedding, output too" if part == "embedding" and header.tied_embedding else part
             sizes.add_row(label, format_bytes(n_bytes, digits=2), f"{n_bytes / total:.1%}")
     output = report_output()
-    output.print(summary, markup=False)
+    output.print(summary)
     output.print()
     output.print(sizes)

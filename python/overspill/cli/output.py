@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
+
+from overspill.base.text import printable
 
 __all__ = [
     "Output",
@@ -18,13 +21,30 @@ __all__ = [
     "progress_bar",
     "report_output",
     "set_up_streams",
+    "write_reply",
 ]
 
-errors = Console(stderr=True, highlight=False)
+
+class _Plain(Console):
+    """A console that shows text as it is: control characters are left out, and marks for styles or emoji are text."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the segments; names of files and texts of models are in them."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+
+errors = _Plain(stderr=True)
 """Standard error. Width and colours are those of the terminal; without one there are no colours."""
 
 
-class Output(Console):
+class Output(_Plain):
     """Standard output."""
 
     def on_broken_pipe(self) -> None:
@@ -35,13 +55,26 @@ class Output(Console):
 def report_output() -> Console:
     """Return standard output for tables and sentences."""
     # A pipe has no width: nothing is cut or wrapped there.
-    return Output(highlight=False, width=None if sys.stdout.isatty() else 200)
+    return Output(width=None if sys.stdout.isatty() else 200)
+
+
+def write_reply(text: str) -> None:
+    """Write a piece of a model's text to standard output: to a pipe as it is, and to a terminal what is printable."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+class _PrintableLines(logging.Formatter):
+    """Records without control characters: they may quote files and replies."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def set_up_streams(*, verbose: bool) -> None:
     """Send the log to standard error, and make all standard streams UTF-8."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    handler.setFormatter(_PrintableLines("%(name)s: %(message)s"))
     logger = logging.getLogger("overspill")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
@@ -56,7 +89,7 @@ def set_up_streams(*, verbose: bool) -> None:
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[str, float], None]]:
     """Show a bar on a terminal; yield a function that takes a description and the share that is done, 0 to 1."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(description, total=1.0)
         yield lambda description, share: bar.update(task, description=description, completed=share)

@@ -156,15 +156,15 @@ def _server_flags(planned: overspill.Plan) -> list[str]:
 def _print_plan(planned: overspill.Plan) -> None:
     expected = planned.forecast()
     output = report_output()
-    output.print(f"{expected.verdict}: about {expected.tokens_per_s:.1f} tokens/s", style="bold", markup=False)
-    output.print(prompt_line(expected), style="bold", markup=False)
-    output.print(expected.reason, markup=False)
+    output.print(f"{expected.verdict}: about {expected.tokens_per_s:.1f} tokens/s", style="bold")
+    output.print(prompt_line(expected), style="bold")
+    output.print(expected.reason)
     if expected.weights_in_ram:
-        output.print(expected.weights_in_ram, markup=False)
+        output.print(expected.weights_in_ram)
     if planned.whole_layers_tokens_per_s:
-        output.print(f"The best split by whole layers: {planned.whole_layers_tokens_per_s:.1f} tokens/s.", markup=False)
+        output.print(f"The best split by whole layers: {planned.whole_layers_tokens_per_s:.1f} tokens/s.")
     for remedy in expected.remedies:
-        output.print(f"- {remedy}", markup=False)
+        output.print(f"- {remedy}")
     output.print()
     output.print(overspill.Placement.__rich__(planned))
     memory = plain_table("device", "weights", "KV cache", "computing", "left free", "of", "ms per token")
@@ -193,9 +193,9 @@ def _print_plan(planned: overspill.Plan) -> None:
         output.print()
         output.print(trade)
     output.print()
-    output.print("llama-server " + shlex.join(_server_flags(planned)), markup=False, soft_wrap=True)
+    output.print("llama-server " + shlex.join(_server_flags(planned)), soft_wrap=True)
     if planned.hardware.source == "assumed":
-        output.print("Some figures of the hardware are assumed; see docs/offload.md.", style="dim", markup=False)
+        output.print("Some figures of the hardware are assumed; see docs/offload.md.", style="dim")
 
 
 def _or_none(value: float) -> float | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import overspill
 from overspill.cli.exits import INTERRUPTED
-from overspill.cli.output import errors, progress_bar
+from overspill.cli.output import errors, progress_bar, write_reply
 
 __all__ = ["load_model", "print_stream"]
 
@@ -26,11 +25,9 @@ def print_stream(stream: overspill.Stream | overspill.ChatStream) -> int:
         with stream:
             for token in stream:
                 if not (isinstance(token, overspill.ChatToken) and token.channel is overspill.Channel.REASONING):
-                    sys.stdout.write(token.text)
-                    sys.stdout.flush()
+                    write_reply(token.text)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    errors.print(str(stream.stats), style="dim", markup=False)
+    write_reply("\n")
+    errors.print(str(stream.stats), style="dim")
     return code

@@ -30,6 +30,6 @@ def serve_device(
     """
     with guarded_command():
         try:
-            serve(host, port, n_threads, device or (), lambda line: errors.print(line, markup=False, soft_wrap=True))
+            serve(host, port, n_threads, device or (), lambda line: errors.print(line, soft_wrap=True))
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None

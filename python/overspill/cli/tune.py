@@ -90,7 +90,7 @@ class _Trials:
         if self._console.is_terminal:
             self._live.refresh()
         elif trial.state != "measuring" and not self._quiet:
-            self._console.print(*_row(trial), trial.problem, markup=False, soft_wrap=True)
+            self._console.print(*_row(trial), trial.problem, soft_wrap=True)
 
     def _render(self) -> Table:
         table = plain_table("setting", "value", "tok/s", "in prompts", "", left=("setting", "value"))
@@ -109,16 +109,16 @@ def _print_tuned(found: Tuned) -> None:
     output = report_output()
     why = f" ({found.stopped}: not everything was tried)" if found.stopped else ""
     gain = found.tokens_per_s / found.planned_tokens_per_s - 1
-    output.print(f"\nbest: {found.tokens_per_s:.2f} tok/s, {gain:+.0%} against the plan{why}", markup=False)
+    output.print(f"\nbest: {found.tokens_per_s:.2f} tok/s, {gain:+.0%} against the plan{why}")
     if found.prompt_tokens_per_s and found.planned_prompt_tokens_per_s:
         gain = found.prompt_tokens_per_s / found.planned_prompt_tokens_per_s - 1
-        output.print(f"prompts: {found.prompt_tokens_per_s:.1f} tok/s, {gain:+.0%}", markup=False)
-    output.print(", ".join(f"{name}={value}" for name, value in found.settings.items()), markup=False)
+        output.print(f"prompts: {found.prompt_tokens_per_s:.1f} tok/s, {gain:+.0%}")
+    output.print(", ".join(f"{name}={value}" for name, value in found.settings.items()))
     output.print(found.placement)
     if found.file is None:
         output.print("not kept: an earlier run found faster ones, or the cache folder cannot be written")
     else:
-        output.print(f'kept in {found.file} for Model(path, offload="tuned")', markup=False, soft_wrap=True)
+        output.print(f'kept in {found.file} for Model(path, offload="tuned")', soft_wrap=True)
 
 
 def _tuned(found: Tuned) -> dict[str, Any]:

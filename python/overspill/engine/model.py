@@ -267,6 +267,7 @@ class Model:
         logits: bool = False,
         logprobs: bool | int = False,
         reuse: bool = False,
+        special: bool = True,
         form: ReplyForm | None = None,
         **keywords: Unpack[SamplingKeywords],
     ) -> Stream:
@@ -307,6 +308,8 @@ class Model:
         reuse
             Whether to decode only the part of the prompt after its common beginning with the latest stream's prompt
             and reply. Batches differ then, so that logits may differ in the last digits.
+        special
+            Whether special tokens that are written out in a text are recognised; False for text that you do not trust.
         form
             The constraints of :meth:`chat` on the reply.
         **keywords
@@ -344,7 +347,7 @@ class Model:
         else:
             options.sampler = Sampler(sampling, model=self)._core
             options.choose = chooser(sampler, logits_processors)
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)
+        tokens = self._prompt_tokens("prompt", prompt, special)
         return Stream(self._core.open_stream(tokens, options), self._read_bytes)
 
     def astream(self, prompt: str | Sequence[int], **options: Any) -> AsyncStream:
@@ -391,9 +394,10 @@ class Model:
             A question, or the messages of a conversation: mappings with the keys of OpenAI's API.
 
             - ``role``: ``"system"``, ``"user"``, ``"assistant"`` or ``"tool"``;
-            - ``content``: the text;
+            - ``content``: the text, or a list of parts such as ``{"type": "text", "text": "Hello"}``;
             - ``reasoning_content`` and ``tool_calls``, of assistants;
-            - ``tool_call_id`` and ``name``, of tools.
+            - ``tool_call_id`` and ``name``, of tools;
+            - ``trusted``: whether names of control tokens in the message make these tokens. Without it they stay text.
         tools
             Tools that the model may ask for: functions with types and a docstring, or descriptions with the keys of
             OpenAI's API. They are not called; see :attr:`ChatStream.tool_calls`.
@@ -417,7 +421,7 @@ class Model:
         Raises
         ------
         Error
-            The model has no chat template.
+            The model has no chat template, or it would compute for too long or take too much memory.
         ContextFullError
             The conversation does not fit into ``n_ctx``.
         ValueError, TypeError
@@ -495,9 +499,9 @@ class Model:
 
     def reset(self) -> None:
         """Forget the tokens of :meth:`eval`."""
-        self._logits = None
         if self._evaluation is not None:
             self._evaluation.reset()
+        self._logits = None
 
     @cached_property
     def sampling(self) -> SamplingOptions:
@@ -528,6 +532,7 @@ class Model:
         grammar: str | None = None,
         json_schema: str | Mapping[str, Any] | bool | None = None,
         logprobs: bool | int = False,
+        special: bool = True,
         **keywords: Unpack[SamplingKeywords],
     ) -> Iterator[tuple[int, Completion]]:
         """Return an iterator of replies to many prompts, each as it ends: its index in ``prompts``, and the reply.
@@ -543,7 +548,7 @@ class Model:
         parallel
             The most replies at a time, 1 to 256. Each has a KV cache of its own, for the longest prompt and
             ``max_tokens`` together.
-        max_tokens, stop, sampling, grammar, json_schema, logprobs, **keywords
+        max_tokens, stop, sampling, grammar, json_schema, logprobs, special, **keywords
             As for :meth:`stream`, for each reply; with a ``seed``, each begins with that one.
 
         Raises
@@ -557,10 +562,7 @@ class Model:
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts must be a sequence of texts, not {prompts!r:.80}")
-        tokens = [
-            self.tokenize(prompt) if isinstance(prompt, str) else token_ids(f"prompts[{i}]", prompt)
-            for i, prompt in enumerate(prompts)
-        ]
+        tokens = [self._prompt_tokens(f"prompts[{i}]", prompt, special) for i, prompt in enumerate(prompts)]
         parallel = as_integer("parallel", parallel, 1, 256)
         sampling = merge(self.sampling if sampling is None else sampling, keywords)
         options = GenerationOptions()
@@ -585,6 +587,11 @@ class Model:
                 yield outcome.request, Completion(text, tokens, stats_of(outcome.stats, None))
         finally:
             batch.close()
+
+    def _prompt_tokens(self, argument: str, prompt: str | Sequence[int], special: bool) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenize(prompt, parse_special=bool(special))
+        return token_ids(argument, prompt)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of ``text``.
@@ -625,9 +632,9 @@ class Model:
 
         The memory of logits stays as long as arrays are views on it.
         """
+        self._core.close()  # which may refuse, and then nothing has changed
         self._logits = None
         self._evaluation = None
-        self._core.close()
 
     @property
     def closed(self) -> bool:

@@ -11,8 +11,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any
 
-from overspill._core import Error, ReplyForm
-from overspill._core import ToolCall as NativeToolCall
+from overspill._core import ReplyForm, ReplyPart, ReplyPiece
 from overspill.base.values import Stats, StopReason
 from overspill.engine.stream import Stream, until_left
 
@@ -29,7 +28,7 @@ class Channel(StrEnum):
     FINAL = "final"
     """The answer."""
     TOOL_CALL = "tool_call"
-    """Arguments for a tool, in JSON."""
+    """Arguments for a tool, in JSON, once the call is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +74,18 @@ class ChatStream:
         n_dropped: int = 0,
     ) -> None:
         """Wrap a stream; use :meth:`Model.chat`."""
-        self._stream, self._parser, self._on_text = stream, form.parser, on_text
+        self._stream, self._reader, self._on_text = stream, form.new_reader(), on_text
         self._named, self._n_dropped = frozenset(form.named), n_dropped
         self._waiting: deque[ChatToken] = deque()
         self._channel = Channel.FINAL
         self._reasoning = self._content = ""
-        self._calls: list[NativeToolCall] = []
-        self._n_understood = 0  # characters of the raw text that are in what was given out
+        self._calls: list[ToolCall] = []
         self._is_over = False
         self._ids: list[int] = []
         self.raw = ""
         """The whole text of the reply so far, with the marks of the model's format."""
         self.is_malformed = False
-        """Whether the reply left the model's own format; its rest is then given as plain text of the answer."""
+        """Whether the reply left the model's own format; what is in no other part is then text of the answer."""
         self.tool_calls: list[ToolCall] = []
         """The calls that the model asks for; empty until the reply has ended."""
         self.on_end: Callable[[ChatStream], None] | None = None
@@ -114,9 +112,7 @@ class ChatStream:
                 raise
             self._ids.append(token.id)
             self.raw += token.text
-            parts = self._understand(is_partial=True)
-            if not parts:
-                parts = [(self._channel, "")]
+            parts = self._taken(self._reader.add(token.text)) or [(self._channel, "")]
             for i, (channel, text) in enumerate(parts):
                 measured = (token.logprob, tuple(token.top_logprobs)) if i == 0 else (None, ())
                 self._waiting.append(ChatToken(token.id, text, channel, *measured))
@@ -181,54 +177,45 @@ class ChatStream:
 
     # --- understanding
 
-    def _understand(self, *, is_partial: bool) -> list[tuple[Channel, str]]:
-        """Return the new pieces of text in the reply, by channel."""
-        if self.is_malformed:
-            return self._rest_as_it_is()
-        try:
-            reply = self._parser.parse(self.raw, is_partial)
-            reasoning, content, calls = reply.reasoning, reply.content, reply.tool_calls
-            if not is_partial and self.raw.strip() and not (reasoning or content or calls):
-                raise Error("it is nothing but marks")
-        except Error as error:
-            self.is_malformed = True
-            logger.warning("the reply does not follow the model's own format, the rest is given as it is: %s", error)
-            return self._rest_as_it_is()
-        thought, said = _added(self._reasoning, reasoning), _added(self._content, content)
-        self._reasoning += thought
-        self._content += said
-        called = [
-            _added(self._calls[i].arguments if i < len(self._calls) else "", call.arguments)
-            for i, call in enumerate(calls)
-        ]
-        if len(calls) >= len(self._calls):
-            self._calls = calls
-        parts = [(Channel.REASONING, thought), (Channel.FINAL, said), *((Channel.TOOL_CALL, text) for text in called)]
-        new = [(channel, text) for channel, text in parts if text]
-        if new:
-            self._channel = new[-1][0]
-            self._n_understood = len(self.raw)
-        return new
+    def _taken(self, pieces: list[ReplyPiece]) -> list[tuple[Channel, str]]:
+        """Return new pieces of the reply as text, by channel."""
+        taken = []
+        for piece in pieces:
+            channel, text = Channel.FINAL, piece.text
+            if piece.part == ReplyPart.reasoning:
+                channel = Channel.REASONING
+                self._reasoning += text
+            elif piece.call is not None and (arguments := _arguments_of(piece.call.arguments)) is not None:
+                channel, text = Channel.TOOL_CALL, piece.call.arguments
+                self._calls.append(ToolCall(piece.call.name, arguments, piece.call.id))
+            else:
+                self._content += text
+                if piece.call is not None:
+                    self._leave_format(f"the arguments for the tool {piece.call.name} are no JSON object")
+            taken.append((channel, text))
+        if taken:
+            self._channel = taken[-1][0]
+        if self._reader.is_malformed:
+            self._leave_format("marks are missing, or in the wrong place")
+        return taken
 
-    def _rest_as_it_is(self) -> list[tuple[Channel, str]]:
-        rest = self.raw[self._n_understood :]
-        self._n_understood = len(self.raw)
-        self._content += rest
-        self._channel = Channel.FINAL
-        return [(Channel.FINAL, rest)] if rest else []
+    def _leave_format(self, reason: str) -> None:
+        if not self.is_malformed:
+            self.is_malformed = True
+            logger.warning("the reply does not follow the model's own format, and the rest is text: %s", reason)
 
     def _end(self) -> None:
         if self._is_over:
             return
         self._is_over = True
-        # A reply that was broken off is parsed as far as it goes.
         reason = self.stats.stop_reason
-        is_whole = reason in (StopReason.EOS, StopReason.STOP_STRING)
         if self.raw:
-            for channel, text in self._understand(is_partial=not is_whole):
+            is_whole = reason in (StopReason.EOS, StopReason.STOP_STRING)
+            for channel, text in self._taken(self._reader.finish(is_whole)):
                 self._waiting.append(ChatToken(self._ids[-1], text, channel))
-        for call in self._calls if is_whole else ():
-            self._take_call(call.name, call.arguments, call.id)
+        self.tool_calls = self._calls
+        for call in self._calls:
+            self._waiting.append(ChatToken(self._ids[-1], "", Channel.TOOL_CALL, tool_call=call))
         # Otherwise some text was held back, or cut off.
         if reason in (StopReason.EOS, StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL):
             is_silent = reason == StopReason.EOS and self._ids[-1] not in self._named
@@ -236,22 +223,12 @@ class ChatStream:
         if self.on_end is not None:
             self.on_end(self)
 
-    def _take_call(self, name: str, arguments: str, call_id: str) -> None:
-        try:
-            values = json.loads(arguments) if arguments else {}
-        except (ValueError, RecursionError):
-            values = None
-        if not isinstance(values, dict):
-            self.is_malformed = True
-            logger.warning("the call of the tool %s has arguments that are no JSON object, and is given as text", name)
-            self._content += f"{name}({arguments})"
-            self._waiting.append(ChatToken(self._ids[-1], f"{name}({arguments})", Channel.FINAL))
-            return
-        call = ToolCall(name, values, call_id)
-        self.tool_calls.append(call)
-        self._waiting.append(ChatToken(self._ids[-1], "", Channel.TOOL_CALL, tool_call=call))
 
-
-def _added(before: str, now: str) -> str:
-    """Return the text added since ``before``; empty if text was taken back, which only a broken format does."""
-    return now[len(before) :] if now.startswith(before) else ""
+def _arguments_of(text: str) -> dict[str, Any] | None:
+    """Return the arguments of a call; None if they are no JSON object."""
+    try:
+        # Models write line breaks in strings as they are.
+        values = json.loads(text or "{}", strict=False)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None

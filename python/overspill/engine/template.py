@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
-from overspill._core import ChatPrompt as NativeChatPrompt
 from overspill._core import ChatTemplate as NativeChatTemplate
-from overspill._core import ClosedError, Error, Model, ReplyForm, grammar_of_json_schema
+from overspill._core import ClosedError, Error, Model, ReplyForm
 from overspill._core import ToolChoice as NativeToolChoice
 from overspill.base.checks import check_choice
+from overspill.engine.control_tokens import ControlTokens, unused_character
+from overspill.engine.jinja import Program, TemplateRefusalError
 from overspill.engine.tools import Tool, describe_tools
-from overspill.sampling.json_schema import checked_schema
+from overspill.sampling.json_schema import parsed_schema, schema_rules
 
 __all__ = [
     "ChatModel",
@@ -32,12 +36,25 @@ __all__ = [
 
 NativeModel: TypeAlias = Model
 Message: TypeAlias = Mapping[str, Any]
-"""A message of a conversation, with the keys of OpenAI's API."""
+"""A message of a conversation, with the keys of OpenAI's API, and ``trusted``."""
 ToolChoice: TypeAlias = Literal["auto", "required", "none"]
 OnFull: TypeAlias = Literal["error", "shift"]
 
 _MOST_KNOWN = 4  # prompts and replies whose tokens are remembered
 _MOST_DROPPED = 16  # turns that are forgotten in the middle of one reply
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A prompt with marks in the names of control tokens that are only text."""
+
+    marked: str
+    mark: str
+
+    @property
+    def text(self) -> str:
+        """The prompt without marks."""
+        return self.marked.replace(self.mark, "") if self.mark else self.marked
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +66,15 @@ class ChatPrompt:
     form: ReplyForm
     n_dropped: int
     """Tokens of the oldest turns, which are left out so that the rest fits."""
-    _known: deque[tuple[str, list[int]]]
+    _rendered: _Rendered
+    _known: deque[tuple[_Rendered, list[int]]]
     """The template's memory of texts and their tokens."""
 
     def remember(self, reply: str = "", ids: Sequence[int] = ()) -> None:
         """Keep the tokens of prompt and reply for later prompts that begin with their text."""
         # The same text could be written in other tokens, which the KV cache does not have.
-        self._known.append((self.text + reply, [*self.tokens, *ids]))
+        said = _Rendered(self._rendered.marked + reply, self._rendered.mark)
+        self._known.append((said, [*self.tokens, *ids]))
 
 
 class ChatModel(Protocol):
@@ -66,6 +85,11 @@ class ChatModel(Protocol):
     @property
     def path(self) -> Path:
         """The model's file; errors name it."""
+
+
+@lru_cache(maxsize=16)
+def _program(source: str) -> Program:
+    return Program(source)
 
 
 class ChatTemplate:
@@ -84,16 +108,26 @@ class ChatTemplate:
         Raises
         ------
         Error
-            The file has no template, or the template has mistakes.
+            The file has no template, or the template has mistakes, or is too large or nested too deep.
         """
-        if not source and not model._core.has_chat_template:
+        native = model._core
+        sources = [source, ""] if source else [native.chat_template_source(False), native.chat_template_source(True)]
+        if not any(sources):
             raise Error(
                 f"{model.path} has no chat template: it is a base model, to be continued with model.stream(prompt); or "
                 "give a template in Jinja: model.chat_template = overspill.ChatTemplate(model, source)"
             )
-        self._model_reference = weakref.ref(model._core)
-        self._core = NativeChatTemplate(model._core, source)
-        self._known: deque[tuple[str, list[int]]] = deque(maxlen=_MOST_KNOWN)
+        plain, with_tools = sources[0] or sources[1], sources[1] or sources[0]
+        self._source = plain
+        # Compiled first: it refuses what llama.cpp would not survive.
+        self._programs = {False: _program(plain), True: _program(with_tools)}
+        self._model_reference = weakref.ref(native)
+        self._core = NativeChatTemplate(native, source)
+        for tools, program in list(self._programs.items()):
+            amended = self._core.amended(tools and bool(sources[1]))
+            if amended and amended.rstrip() != program.source.rstrip():
+                self._programs[tools] = _program(amended)
+        self._known: deque[tuple[_Rendered, list[int]]] = deque(maxlen=_MOST_KNOWN)
 
     @property
     def _model(self) -> NativeModel:
@@ -105,7 +139,7 @@ class ChatTemplate:
     @property
     def source(self) -> str:
         """The template's source, in Jinja."""
-        return self._core.source
+        return self._source
 
     def render(
         self,
@@ -125,37 +159,9 @@ class ChatTemplate:
         add_generation_prompt
             Whether the text ends with the template's request for a reply.
         """
-        rendered = self._render(
-            checked_messages(messages),
-            describe_tools(tools or ()),
-            "auto",
-            "",
-            reasoning_effort,
-            thinking,
-            add_generation_prompt,
-        )
-        return rendered.text
-
-    def _render(
-        self,
-        messages: Sequence[Message],
-        tools_described: Sequence[Mapping[str, Any]],
-        tool_choice: ToolChoice,
-        json_schema: str,
-        reasoning_effort: str | None,
-        thinking: bool,
-        add_generation_prompt: bool,
-    ) -> NativeChatPrompt:
-        variables = {} if reasoning_effort is None else {"reasoning_effort": json.dumps(reasoning_effort)}
-        return self._core.render(
-            as_json("messages", list(messages)),
-            tools=as_json("tools", tools_described) if tools_described else "",
-            tool_choice=NativeToolChoice[tool_choice],
-            json_schema=json_schema,
-            enable_thinking=bool(thinking),
-            add_generation_prompt=add_generation_prompt,
-            variables=variables,
-        )
+        described = describe_tools(tools or ())
+        variables = _variables(reasoning_effort, thinking)
+        return self._render(checked_messages(messages), described, variables, add_generation_prompt).text
 
     def prepare(
         self,
@@ -173,36 +179,39 @@ class ChatTemplate:
         check_choice("tool_choice", tool_choice, get_args(ToolChoice))
         if tools and json_schema is not None:
             raise ValueError("give either tools or json_schema")
-        schema = ""
-        if json_schema is not None:
-            schema = checked_schema(json_schema)
-            grammar_of_json_schema(schema)  # whose error says where the schema is wrong
+        rules = "" if json_schema is None else schema_rules(parsed_schema(json_schema))
         said = checked_messages(messages)
         described = describe_tools(tools or ())
+        variables = _variables(reasoning_effort, thinking)
 
-        def render(part: Sequence[Message], add_generation_prompt: bool = True) -> NativeChatPrompt:
-            return self._render(part, described, tool_choice, schema, reasoning_effort, thinking, add_generation_prompt)
+        def render(part: Sequence[Message], add_generation_prompt: bool = True) -> _Rendered:
+            return self._render(part, described, variables, add_generation_prompt)
 
         rendered = render(said)
         names = [tool["function"]["name"] for tool in described]
         if unknown := [name for name in names if name not in rendered.text]:
             raise ValueError(f"tools: the model's chat template does not tell it of {unknown[0]}: it knows no tools")
-        tokens = self._tokens(rendered.text)
+        tokens = self._tokens(rendered)
         n_dropped = 0
         if on_full == "shift" and len(tokens) >= self._model.n_ctx:
             n_before = len(tokens)
             said = self._that_fits(said, render)
             rendered = render(said)
-            tokens = self._tokens(rendered.text)
+            tokens = self._tokens(rendered)
             n_dropped = n_before - len(tokens)
-        form = rendered.form
+        form = self._core.form(
+            as_json("messages", said),
+            tools=as_json("tools", described) if described else "",
+            tool_choice=NativeToolChoice[tool_choice],
+            schema_grammar=rules,
+            enable_thinking=bool(thinking),
+            variables={name: json.dumps(value) for name, value in variables.items() if name != "enable_thinking"},
+        )
         if on_full == "shift":
             form.droppable = self._turns(said, rendered.text, tokens, render)
-        return ChatPrompt(rendered.text, tokens, form, n_dropped, self._known)
+        return ChatPrompt(rendered.text, tokens, form, n_dropped, rendered, self._known)
 
-    def _that_fits(
-        self, messages: list[Message], render: Callable[[Sequence[Message]], NativeChatPrompt]
-    ) -> list[Message]:
+    def _that_fits(self, messages: list[Message], render: Callable[[Sequence[Message]], _Rendered]) -> list[Message]:
         """Return the messages without the fewest oldest turns that do not fit; the last turn always stays."""
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
         if len(starts) < 2:
@@ -214,31 +223,118 @@ class ChatTemplate:
         few, many = 1, len(starts) - 1
         while few < many:
             middle = (few + many) // 2
-            if len(self._tokens(render(without(middle)).text)) < self._model.n_ctx:
+            if len(self._tokens(render(without(middle)))) < self._model.n_ctx:
                 many = middle
             else:
                 few = middle + 1
         return without(few)
 
+    # --- rendering
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        add_generation_prompt: bool,
+    ) -> _Rendered:
+        # A copy of values that JSON knows: a template gets no object of the caller.
+        written = as_json("messages", [messages, tools])
+        said, described = json.loads(written)
+        program = self._programs[bool(tools)]
+        trusted = [bool(message.pop("trusted", False)) for message in said]
+        given = [self._ways(bool(tools)).fitting(message) for message in said]
+        mark = unused_character(f"{written}{program.source}")
+        marked = [
+            message if is_trusted else {**self._controls.marked(message, mark), "role": message["role"]}
+            for message, is_trusted in zip(given, trusted, strict=True)
+        ]
+        described = self._controls.marked(described, mark)
+        # Nothing had to be marked: then the prompt is read as any other text.
+        is_marked = (marked, described) != (given, json.loads(written)[1])
+        everything = {**self._always, **variables, "tools": described or None}
+        everything["add_generation_prompt"] = add_generation_prompt
+        refusal: TemplateRefusalError | None = None
+        for candidate in _repaired(marked):
+            try:
+                text = program.render({**everything, "messages": candidate}, len(written))
+                break
+            except TemplateRefusalError as error:
+                refusal = refusal or error
+        else:
+            raise ValueError(f"messages: the chat template refuses them: {refusal}") from None
+        text = _NO_CHARACTER.sub("\ufffd", text)
+        if is_marked:  # in JSON and in Python's own way, a mark may have become its number
+            text = text.replace(f"\\u{ord(mark):04x}", mark)
+        bos, eos = self._always["bos_token"], self._always["eos_token"]
+        before, after = self._added
+        if before and bos:
+            text = text.removeprefix(bos)
+        if after and eos:
+            text = text.removesuffix(eos)
+        return _Rendered(text, mark if is_marked else "")
+
+    @cached_property
+    def _always(self) -> dict[str, Any]:
+        """Variables that every conversation has."""
+        ids = self._model.special_tokens()
+        names = {
+            f"{name}_token": self._model.token_bytes(ids[name], True).decode(errors="replace") if name in ids else ""
+            for name in ("bos", "eos")
+        }
+        return {**names, "documents": None}
+
+    def _ways(self, with_tools: bool) -> _Ways:
+        if with_tools not in self._found:
+            self._found[with_tools] = _Ways(self._programs[with_tools], self._always)
+        return self._found[with_tools]
+
+    @cached_property
+    def _found(self) -> dict[bool, _Ways]:
+        return {}
+
     # --- tokens
 
-    def _tokens(self, text: str) -> list[int]:
+    @cached_property
+    def _controls(self) -> ControlTokens:
+        return ControlTokens(self._model)
+
+    @cached_property
+    def _added(self) -> tuple[list[int], list[int]]:
+        """Tokens that the vocabulary puts before and behind every text."""
+        whole, bare = self._model.tokenize(b"a", True, True), self._model.tokenize(b"a", False, True)
+        at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+        return whole[:at], whole[at + len(bare) :]
+
+    def _tokens(self, rendered: _Rendered) -> list[int]:
         """Return the tokens of a prompt; of its beginning those that were decoded before, if there are any."""
-        known = [one for one in tuple(self._known) if text.startswith(one[0])]
+        known = [
+            one
+            for one in tuple(self._known)
+            if one[0].mark in ("", rendered.mark) and rendered.marked.startswith(one[0].marked)
+        ]
         if known:
-            begun, tokens = max(known, key=lambda one: len(one[0]))
-            rest = self._model.tokenize(text[len(begun) :].encode(), False, True)
+            begun, tokens = max(known, key=lambda one: len(one[0].marked))
+            rest = self._tokens_of(rendered.marked[len(begun.marked) :], rendered.mark)
             # Only before a special token can a text be cut in two and give the same tokens.
             if not rest or self._model.token_bytes(rest[0], True) == b"":
                 return [*tokens, *rest]
-        return self._model.tokenize(text.encode(), True, True)
+        if rendered.mark:
+            before, after = self._added
+            return [*before, *self._tokens_of(rendered.marked, rendered.mark), *after]
+        return self._model.tokenize(rendered.marked.encode(), True, True)
+
+    def _tokens_of(self, marked: str, mark: str) -> list[int]:
+        parts = self._controls.parts(marked, mark) if mark else [(marked, True)]
+        tokens = [self._model.tokenize(part.encode(), False, special) for part, special in parts if part]
+        return [token for of_part in tokens for token in of_part]
 
     def _turns(
         self,
         messages: Sequence[Message],
         text: str,
         tokens: Sequence[int],
-        render: Callable[[Sequence[Message], bool], NativeChatPrompt],
+        render: Callable[[Sequence[Message], bool], _Rendered],
     ) -> list[tuple[int, int]]:
         """Return the spans of tokens, first and end, of the turns before the last question, where they are known."""
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"][: _MOST_DROPPED + 1]
@@ -253,11 +349,208 @@ class ChatTemplate:
         for start in starts:
             try:
                 before = render(messages[:start], False).text.encode() if start else b""
-            except ValueError:  # some templates want a question
-                before = None
-            is_beginning = before is not None and whole.startswith(before)
-            places.append(ends.get(len(before or b"") + offset) if is_beginning else None)
+            except (ValueError, Error):  # some templates want a question
+                places.append(None)
+                continue
+            if whole.startswith(before):
+                places.append(ends.get(len(before) + offset))
+                continue
+            # Some end a conversation with another token than a message.
+            at = ends.get(len(self._controls.without_last(before.decode()).encode()) + offset)
+            is_control = at is not None and self._model.token_bytes(tokens[at], False) == b""
+            is_same = at is not None and whole.startswith(self._controls.without_last(before.decode()).encode())
+            places.append(at + 1 if at is not None and is_control and is_same else None)
         return [(a, b) for a, b in pairwise(places) if a is not None and b is not None and a < b]
+
+
+_NO_CHARACTER = re.compile("[\ud800-\udfff]")
+
+
+def _variables(reasoning_effort: str | None, thinking: bool) -> dict[str, Any]:
+    """Return what a template is told beside the conversation; each template knows some of the names."""
+    now = datetime.now()
+    variables: dict[str, Any] = {
+        "enable_thinking": bool(thinking),
+        "thinking": bool(thinking),
+        "date_string": now.strftime("%d %b %Y"),
+        "datetime": now.strftime("%b %d %Y"),
+    }
+    if reasoning_effort is not None:
+        variables |= {"reasoning_effort": reasoning_effort, "reasoning_strength": reasoning_effort}
+    return variables
+
+
+# --- what a template can read
+
+_PROBE, _OTHER_PROBE = "qprobea", "qprobeb"
+
+
+class _Ways:
+    """The ways in which a template reads what conversations may have, found by trying."""
+
+    def __init__(self, program: Program, variables: Mapping[str, Any]) -> None:
+        self._program, self._variables = program, variables
+
+    def fitting(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return a message in the way that the template reads."""
+        message = dict(message)
+        if message["role"] == "developer" and "developer" not in self._program.source:
+            message["role"] = "system"
+        content = message.get("content")
+        if isinstance(content, list) and not self._reads_parts(message["role"]):
+            message["content"] = "\n".join(part["text"] for part in content)
+        if isinstance(content, str) and not self._reads_text(message["role"]):
+            message["content"] = [{"type": "text", "text": content}]
+        if content is None and "content" in message and self._writes_none:
+            message["content"] = ""
+        if message.get("reasoning_content"):
+            message = _REASONING[self._reasoning](message)
+        if message.get("tool_calls"):
+            message["tool_calls"] = [self._fitting_call(call) for call in message["tool_calls"]]
+        return message
+
+    def _fitting_call(self, call: dict[str, Any]) -> dict[str, Any]:
+        arguments = call["function"]["arguments"]
+        if isinstance(arguments, str) and not self._reads_json:
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError):
+                return call
+        return {**call, "function": {**call["function"], "arguments": arguments}}
+
+    def _reads_text(self, role: str) -> bool:
+        if role not in ("system", "user", "assistant", "tool"):
+            return True
+        return not self._probed(role)[1]
+
+    def _reads_parts(self, role: str) -> bool:
+        if role not in ("system", "user", "assistant", "tool"):
+            return False
+        return self._probed(role)[0]
+
+    def _probed(self, role: str) -> tuple[bool, bool]:
+        """Return whether the template reads parts as it reads their text, and whether it reads parts alone."""
+        if role not in self._known:
+            text = self._rendered(_conversation(role, _PROBE))
+            parts = self._rendered(_conversation(role, [{"type": "text", "text": _PROBE}]))
+            # A template that does not know parts writes them down as they are, keys included.
+            reads_parts = _PROBE in parts and parts.count("type") <= text.count("type")
+            self._known[role] = reads_parts, reads_parts and _PROBE not in text
+        return self._known[role]
+
+    @cached_property
+    def _known(self) -> dict[str, tuple[bool, bool]]:
+        return {}
+
+    @cached_property
+    def _writes_none(self) -> bool:
+        without, empty = _conversation("tool", _PROBE), _conversation("tool", _PROBE)
+        without[1]["content"] = None
+        return self._rendered(without).count("None") > self._rendered(empty).count("None")
+
+    @cached_property
+    def _reads_json(self) -> bool:
+        call = _conversation("tool", _PROBE)
+        arguments = json.dumps({_OTHER_PROBE: 1})
+        call[1]["tool_calls"][0]["function"]["arguments"] = arguments
+        return arguments in self._rendered(call)
+
+    @cached_property
+    def _reasoning(self) -> str:
+        """The way in which the template reads reasoning; as it is given, if in none."""
+        called = _conversation("tool", "x")
+        called[1] |= {"reasoning_content": _PROBE}
+        answered = _conversation("assistant", _OTHER_PROBE)[:2]
+        answered[1] |= {"reasoning_content": _PROBE}
+        for way, given in _REASONING.items():
+            texts = [self._rendered([*map(given, said)]) for said in ([dict(m) for m in called], answered)]
+            is_read = any(_PROBE in text for text in texts) and _OTHER_PROBE in texts[1]
+            if is_read and not any(re.search(f"thinking['\"]: *['\"]{_PROBE}", text) for text in texts):
+                return way
+        return "reasoning_content"
+
+    def _rendered(self, messages: list[dict[str, Any]]) -> str:
+        variables = {**self._variables, **_variables(None, True), "tools": None, "add_generation_prompt": False}
+        try:
+            return self._program.render({**variables, "messages": messages}, 0)
+        except (TemplateRefusalError, Error):
+            return ""
+
+
+def _conversation(role: str, content: object) -> list[dict[str, Any]]:
+    """Return a conversation whose message of a role has a content."""
+    call = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {"x": 1}}}
+    question = {"role": "user", "content": "x"}
+    conversations: dict[str, list[dict[str, Any]]] = {
+        "system": [{"role": "system", "content": content}, question],
+        "user": [{"role": "user", "content": content}],
+        "assistant": [question, {"role": "assistant", "content": content}, question],
+        "tool": [
+            question,
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "abcdefghi", "name": "f", "content": content},
+        ],
+    }
+    return conversations[role]
+
+
+def _with_thinking(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "thinking": message["reasoning_content"]} if "reasoning_content" in message else message
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "reasoning": message["reasoning_content"]} if "reasoning_content" in message else message
+
+
+def _with_thinking_part(message: dict[str, Any]) -> dict[str, Any]:
+    if "reasoning_content" not in message:
+        return message
+    content = message.get("content") or []
+    said = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return {**message, "content": [{"type": "thinking", "thinking": message["reasoning_content"]}, *said]}
+
+
+# Ways to give a message's reasoning to a template.
+_REASONING: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "reasoning_content": lambda message: message,
+    "thinking": _with_thinking,
+    "reasoning": _with_reasoning,
+    "part": _with_thinking_part,
+}
+
+
+def _repaired(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the messages, and then what says the same to templates that refuse them."""
+    yield messages
+    # gpt-oss takes either reasoning or content beside a call; Jinja cannot add None to a text.
+    changed = [dict(message) for message in messages]
+    for message in changed:
+        if message.get("tool_calls"):
+            content = message.get("content") or ""
+            if message.get("thinking") and content and isinstance(content, str):
+                message |= {"thinking": f"{message['thinking']}\n\n{content}"}
+                content = ""
+            message["content"] = content
+    if changed != messages:
+        yield changed
+    # Some know no system message.
+    told = changed
+    if len(changed) > 1 and changed[0]["role"] == "system":
+        first, second = changed[0]["content"], changed[1].get("content")
+        if isinstance(first, str) and isinstance(second, str):
+            told = [{**changed[1], "content": f"{first}\n{second}"}, *changed[2:]]
+            yield told
+    # Some know arguments as JSON only.
+    calls = [{**m, "tool_calls": [*map(_call_as_json, m["tool_calls"])]} if m.get("tool_calls") else m for m in told]
+    if calls != told:
+        yield calls
+
+
+def _call_as_json(call: dict[str, Any]) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    if isinstance(arguments, str):
+        return call
+    return {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
 
 
 def as_json(argument: str, value: object) -> str:
@@ -266,6 +559,8 @@ def as_json(argument: str, value: object) -> str:
         return json.dumps(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{argument}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{argument}: values are nested too deep") from None
 
 
 def checked_messages(messages: str | Sequence[Message]) -> list[Message]:
@@ -286,4 +581,31 @@ def checked_messages(messages: str | Sequence[Message]) -> list[Message]:
             raise TypeError(f"messages[{i}]: content must be a text, not {message['content']!r:.80}")
         if "content" not in message and "tool_calls" not in message:
             raise ValueError(f"messages[{i}] must have content")
+        for part in message["content"] if isinstance(message.get("content"), list) else ():
+            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise ValueError(
+                    f'messages: messages[{i}] has another content part type than {{"type": "text", "text": "..."}}: '
+                    f"{part!r:.80}"
+                )
+        _check_calls(i, message.get("tool_calls"))
+        for key in ("reasoning_content", "name", "tool_call_id"):
+            if not isinstance(message.get(key), str | None):
+                raise TypeError(f"messages[{i}]: {key} must be a text, not {message[key]!r:.80}")
     return [dict(message) for message in said]
+
+
+def _check_calls(i: int, calls: object) -> None:
+    if not isinstance(calls, list | tuple | None):
+        raise TypeError(f"messages[{i}]: tool_calls must be a list, not {calls!r:.80}")
+    for call in calls or ():
+        function = call.get("function") if isinstance(call, Mapping) and call.get("type") == "function" else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise ValueError(
+                f'messages: messages[{i}] has another tool call type than {{"type": "function", "function": '
+                f'{{"name": "...", "arguments": ...}}}}: {call!r:.80}'
+            )
+        if not isinstance(function.get("arguments"), str | Mapping):
+            raise ValueError(
+                f"messages: messages[{i}]: arguments of {function['name']} must be a mapping or JSON, not "
+                f"{function.get('arguments')!r:.80}"
+            )

@@ -51,7 +51,9 @@ def _described(where: str, tool: Tool) -> dict[str, Any]:
         parameters = function.get("parameters", {"type": "object", "properties": {}})
         if not isinstance(parameters, Mapping):
             raise ValueError(f"{where}: parameters must be a JSON schema, not {parameters!r:.80}")
-        return {"type": "function", "function": {"description": "", **function, "parameters": dict(parameters)}}
+        # In the caller's order: templates write it down as it is.
+        whole = {**function, "description": function.get("description", ""), "parameters": dict(parameters)}
+        return {**tool, "function": whole} if "function" in tool else {"type": "function", "function": whole}
     if not callable(tool):
         raise TypeError(f"{where} must be a function or a description, not {tool!r:.80}")
     name = getattr(tool, "__name__", None) or type(tool).__name__

@@ -81,6 +81,10 @@ class ModelInfo:
         """Return the value of one of the architecture's own keys."""
         return self.metadata.get(f"{self.architecture}.{name}", default)
 
+    def _text(self, key: str) -> str | None:
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
     @property
     def architecture(self) -> str:
         """llama.cpp's name of the architecture, such as ``gpt-oss``."""
@@ -89,12 +93,12 @@ class ModelInfo:
     @property
     def name(self) -> str | None:
         """The name that the model's authors gave it."""
-        return self.metadata.get("general.name")
+        return self._text("general.name")
 
     @property
     def licence(self) -> str | None:
         """The licence that the file states."""
-        return self.metadata.get("general.license")
+        return self._text("general.license")
 
     @property
     def n_layers(self) -> int:
@@ -108,8 +112,9 @@ class ModelInfo:
 
     @property
     def n_experts_used(self) -> int:
-        """Experts that a token uses in each layer."""
-        return int(self._key("expert_used_count", 0))
+        """Experts that a token uses in each layer, or in the layer that uses most."""
+        used = self._key("expert_used_count", 0)
+        return max(used.get("values", ()), default=0) if isinstance(used, dict) else int(used)
 
     @property
     def n_ctx_train(self) -> int:
@@ -130,14 +135,15 @@ class ModelInfo:
     def n_vocab(self) -> int:
         """Number of tokens in the vocabulary."""
         tokens = self.metadata.get("tokenizer.ggml.tokens")
-        return int(tokens["length"] if tokens else self._key("vocab_size", 0))
+        return int(tokens["length"] if isinstance(tokens, dict) else self._key("vocab_size", 0))
 
     @property
     def quantisation(self) -> str:
         """The type of quantisation that the file names, such as ``Q4_K_M``; ``unknown`` if it names none."""
-        if "general.file_type" not in self.metadata:
+        kind = self.metadata.get("general.file_type")
+        if not isinstance(kind, int) or not 0 <= kind < 1 << 31:
             return "unknown"
-        name = file_type_name(self.metadata["general.file_type"])
+        name = file_type_name(kind)
         # As files are named: Q4_K_M where llama.cpp prints "Q4_K - Medium", and no bits per weight.
         return re.sub(r" - [\d.]+ bpw.*$", "", re.sub(r" - ([SML])[a-z]+$", r"_\1", name))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Sequence
 
 from overspill._core import GPU_BACKENDS, RPC_PROTOCOL_VERSION, Error
@@ -18,8 +20,19 @@ __all__ = ["add_rpc_server", "devices", "devices_for_layers", "greet_rpc_server"
 
 logger = logging.getLogger("overspill")
 
-_adding = threading.Lock()
+_adding = threading.RLock()  # a signal handler may ask for it again
+_is_adding = False
 _added: set[str] = set()
+
+
+def _forget_adding() -> None:
+    # The thread that was adding one is not in a forked process.
+    global _adding, _is_adding
+    _adding, _is_adding = threading.RLock(), False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_adding)
 
 
 def devices() -> list[Device]:
@@ -98,12 +111,19 @@ def add_rpc_server(endpoint: str, *, timeout_s: float = 5.0) -> list[Device]:
     # llama.cpp splits at the first colon, so addresses of IPv6 are not for it.
     if not (host and ":" not in host and port.isdecimal() and 0 < int(port) < 65536):
         raise ValueError(f'endpoint must be "host:port", not {endpoint!r}')
+    global _is_adding
     with _adding:
-        # A server talks to one connection at a time, and an open model has one already.
-        if endpoint not in _added:
-            greet_rpc_server(endpoint, host, int(port), timeout_s)
-            native_add_rpc_server(endpoint)
-            _added.add(endpoint)
+        if _is_adding:
+            raise Error("an RPC server is being added on this very thread: a signal handler cannot add one meanwhile")
+        _is_adding = True
+        try:
+            # A server talks to one connection at a time, and an open model has one already.
+            if endpoint not in _added:
+                greet_rpc_server(endpoint, host, int(port), timeout_s)
+                native_add_rpc_server(endpoint)
+                _added.add(endpoint)
+        finally:
+            _is_adding = False
     found = [device for device in devices() if device.backend == "RPC" and device.description == endpoint]
     if not all(device.total_bytes for device in found):
         raise Error(
@@ -123,11 +143,15 @@ def greet_rpc_server(endpoint: str, host: str, port: int, timeout_s: float) -> N
     """
     # ggml-rpc.cpp: command 14, the size of the request, 24 bytes of capabilities; the answer is its
     # size, three numbers of the version, a byte of padding, and 24 bytes of capabilities.
+    give_up_at = time.monotonic() + timeout_s
     try:
         with socket.create_connection((host, port), timeout=timeout_s) as connection:
             connection.sendall(struct.pack("<BQ24x", 14, 24))
             answer = b""
-            while len(answer) < 36 and (received := connection.recv(36 - len(answer))):
+            while len(answer) < 36:
+                connection.settimeout(max(0.001, give_up_at - time.monotonic()))
+                if not (received := connection.recv(36 - len(answer))):
+                    break
                 answer += received
     except TimeoutError:
         raise Error(

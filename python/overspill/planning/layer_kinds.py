@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from overspill._core import ModelLoadError
 from overspill.header.info import ModelInfo, Tensor
 from overspill.header.kv_cache import LayerCache
 from overspill.header.tensor_names import Part, layer_of, part_of
@@ -92,7 +93,7 @@ class ModelTensors:
                 part = part_of(name)
                 self.fixed_bytes[part if part in ("output", "embedding") else "other"] += aligned(n_bytes)
         if not has_layers:
-            raise ValueError(f"{info.name or info.architecture} has no layers with weights that could be placed")
+            raise ModelLoadError(f"{info.files[0]}: has no layers with weights that could be placed")
         self.tied = "output" not in self.head and "token_embd" in self.head
         """Whether the output is a copy of the embedding."""
         if self.tied:

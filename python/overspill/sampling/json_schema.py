@@ -1,288 +1,747 @@
-"""Grammars from JSON schemas, by llama.cpp's converter; anything that it would ignore in silence is an error."""
+"""Grammars from JSON schemas: every keyword holds exactly, or is refused by name."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from typing import Any
+from urllib.parse import unquote
 
-from overspill._core import grammar_of_json_schema as native_grammar_of_json_schema
+from overspill.sampling.json_text import GrammarText, pattern_expression
 
-__all__ = ["checked_schema", "grammar_of_json_schema"]
+__all__ = ["grammar_of_json_schema", "parsed_schema", "schema_rules"]
 
-# Keywords that do not change which values fit.
-_ANNOTATIONS = frozenset(
+Node = tuple[str, dict[str, Any]]  # a schema, and where it is
+
+_MOST_LEVELS = 500
+_MOST_VALUES = 500_000
+_MOST_COUNT = 100_000
+_MOST_RULES = 50_000
+_MOST_COMBINED = 100_000
+_MOST_DIGITS = 100
+_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+# What a grammar holds, by the type that it speaks of.
+_HELD = {
+    "object": ("properties", "required", "additionalProperties"),
+    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems"),
+    "string": ("pattern", "format", "minLength", "maxLength"),
+    "integer": _BOUNDS,
+}
+# What it does not. Whatever is in neither table is an annotation, as JSON Schema says of unknown keywords.
+_REFUSED: dict[str, tuple[str, ...]] = {
+    "object": (
+        *("patternProperties", "propertyNames", "minProperties", "maxProperties", "unevaluatedProperties"),
+        *("dependencies", "dependentRequired", "dependentSchemas"),
+    ),
+    "array": ("uniqueItems", "contains", "unevaluatedItems"),
+    "integer": ("multipleOf", "divisibleBy"),
+    "number": (*_BOUNDS, "multipleOf", "divisibleBy"),
+}
+_REFUSED_ALWAYS = ("not", "then", "else", "$dynamicRef", "$recursiveRef", "disallow", "extends", "nullable")
+# Values with which they say nothing.
+_SAYS_NOTHING: dict[str, tuple[object, ...]] = {
+    "patternProperties": ({},),
+    "propertyNames": (True, {}),
+    "minProperties": (0,),
+    "unevaluatedProperties": (True, {}),
+    "dependencies": ({},),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+    "uniqueItems": (False,),
+    "unevaluatedItems": (True, {}),
+    "not": (False,),
+    "nullable": (False,),
+}
+_FORMATS = {
+    "date": "date",
+    "time": "time",
+    "date-time": "date [Tt] time",
+    "uuid": 'hex{8} "-" hex{4} "-" hex{4} "-" hex{4} "-" hex{12}',
+    "ipv4": 'byte ("." byte){3}',
+}
+# Formats that JSON Schema defines; others are annotations.
+_REFUSED_FORMATS = frozenset(
     (
-        *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
-        *("$schema", "$id", "$anchor", "$comment", "$defs", "definitions"),
+        *("email", "idn-email", "hostname", "idn-hostname", "ipv6", "uri", "uri-reference", "iri", "iri-reference"),
+        *("uri-template", "json-pointer", "relative-json-pointer", "regex", "duration"),
     )
 )
-_BY_TYPE = {
-    "object": frozenset(("properties", "required", "additionalProperties")),
-    "array": frozenset(("items", "prefixItems", "minItems", "maxItems")),
-    "string": frozenset(("pattern", "format", "minLength", "maxLength")),
-    "integer": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")),
-    "number": frozenset(),
-    "boolean": frozenset(),
-    "null": frozenset(),
+_COMMON = {
+    "space": r'| " " | "\n"{1,2} [ \t]{0,20}',
+    "integer": '"-"? ("0" | [1-9] [0-9]*)',
+    "number": 'integer ("." [0-9]+)? ([eE] [-+]? [0-9]+)?',
+    "boolean": '"true" | "false"',
+    "null": '"null"',
+    "string": r'"\"" char* "\""',
+    "array": '"[" space (value ("," space value)*)? space "]"',
+    "object": '"{" space (member ("," space member)*)? space "}"',
+    "member": 'string space ":" space value',
+    "value": "object | array | string | number | boolean | null",
+    "hex": "[0-9a-fA-F]",
+    "byte": '[0-9] | [1-9] [0-9] | "1" [0-9] [0-9] | "2" [0-4] [0-9] | "25" [0-5]',
+    "time": 'hour ":" minute ":" minute ("." [0-9]+)? ([Zz] | [-+] hour ":" minute)',
+    "hour": '[01] [0-9] | "2" [0-3]',
+    "minute": "[0-5] [0-9]",
+    "date": (
+        'year "-" (("0" [13578] | "1" [02]) "-" ("0" [1-9] | [12] [0-9] | "3" [01])'
+        ' | ("0" [469] | "11") "-" ("0" [1-9] | [12] [0-9] | "30") | "02-" ("0" [1-9] | "1" [0-9] | "2" [0-8]))'
+        ' | leap "-02-29"'
+    ),
+    "year": '"000" [1-9] | "00" [1-9] [0-9] | "0" [1-9] [0-9] [0-9] | [1-9] [0-9] [0-9] [0-9]',
+    "leap": ('[0-9] [0-9] ("0" [48] | [2468] [048] | [13579] [26]) | ("0" [48] | [2468] [048] | [13579] [26]) "00"'),
+    "nothing": "nothing",
 }
-# Keywords that stand alone, apart from a type that agrees with them.
-_ALONE = ("$ref", "anyOf", "oneOf", "allOf", "const", "enum")
-_FORMATS = ("date", "time", "date-time", "uuid")
 
 
-def grammar_of_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
-    """Return a grammar in GBNF whose texts are JSON that fits ``schema``; not every such text need be in it.
+# All keywords that say which values fit without referring to other schemas for the same value.
+_ASSERTIONS = frozenset(
+    ("type", "enum", "const", *(word for table in (_HELD, _REFUSED) for words in table.values() for word in words))
+)
+# Keywords with schemas in them: one, in a list, by name.
+_WITH_SCHEMA = ("additionalProperties", "additionalItems", "items", "not", "if", "then", "else", "contains")
+_WITH_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_WITH_NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
-    ``oneOf`` counts as ``anyOf``, as llama.cpp's converter takes it.
+
+def parsed_schema(schema: str | Mapping[str, Any] | bool) -> Any:
+    """Return a schema as :mod:`json` reads it.
 
     Raises
     ------
+    TypeError
+        ``schema`` is no mapping, string or bool, or something in it has no form in JSON.
     ValueError
-        ``schema`` is no JSON schema, or llama.cpp's grammars cannot hold a part of it; the message says where.
+        It is no JSON, nested deeper than 500 levels, or has more than 500,000 values.
     """
-    return native_grammar_of_json_schema(checked_schema(schema))
-
-
-def checked_schema(schema: str | Mapping[str, Any] | bool) -> str:
-    """Return the schema in JSON for llama.cpp's converter; errors as for :func:`grammar_of_json_schema`."""
-    text = schema if isinstance(schema, str) else json.dumps(schema)
+    if not isinstance(schema, str | Mapping | bool):
+        raise TypeError(f"json_schema must be a mapping, JSON or a bool, not {schema!r}")
     try:
-        root = json.loads(text)
+        if not isinstance(schema, str):
+            _check_size(schema)
+            schema = json.dumps(schema, default=_as_dict)
+        root = json.loads(schema, parse_constant=_refuse_constant)
+        json.dumps(root, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"json_schema: line {error.lineno}, column {error.colno}: {error.msg}") from None
-    _check(root, "#", root)
-    return json.dumps(root)
+    except UnicodeEncodeError:
+        raise ValueError("json_schema: it has half of a surrogate pair, which no text has") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:  # a number of too many digits
+        raise ValueError(f"json_schema: {str(error).removeprefix('json_schema: ')}") from None
+    _check_size(root)
+    return root
 
 
-def _refuse(where: str, why: str) -> ValueError:
-    return ValueError(f"json_schema: {where}: {why} by llama.cpp's grammars; overspill.guidance may know it")
+def _check_size(schema: object) -> None:
+    level = [schema]
+    n_values = 0
+    for _ in range(_MOST_LEVELS):
+        level, values = [], level
+        for value in values:
+            parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+            n_values += len(parts)
+            if n_values > _MOST_VALUES:
+                raise ValueError(f"json_schema: it has more than {_MOST_VALUES} values")
+            level += [part for part in parts if isinstance(part, Mapping | list | tuple)]
+        if not level:
+            return
+    raise _too_deep()
 
 
-def _check(schema: object, where: str, root: object) -> None:
-    if not isinstance(schema, dict):
-        return
-    for keyword in ("$defs", "definitions"):
-        _check_all(schema.get(keyword), f"{where}/{keyword}", root)
-    keywords = {keyword for keyword in schema if keyword not in _ANNOTATIONS}
-    alone = next((keyword for keyword in _ALONE if keyword in keywords), None)
-    kinds = schema.get("type", [])
-    kinds = kinds if isinstance(kinds, list) else [kinds]
-    if alone is not None:
-        allowed, beside = frozenset((alone, "type")), f" beside {alone}"
-    elif kinds:
-        known = [_BY_TYPE[kind] for kind in kinds if isinstance(kind, str) and kind in _BY_TYPE]
-        if len(known) < len(kinds):
-            return  # the converter's error names the type and the place
-        allowed, beside = frozenset(("type",)).union(*known), f" for {' or '.join(kinds)}"
-        if "number" in kinds:
-            allowed -= _BY_TYPE["integer"]
-    else:
-        # Without a type, the converter takes keywords of objects or arrays for one of them.
-        kinds = [kind for kind in ("object", "array") if keywords & _BY_TYPE[kind] - {"minItems", "maxItems"}][:1]
-        allowed, beside = frozenset().union(*(_BY_TYPE[kind] for kind in kinds)), " without a type"
-    for keyword in sorted(keywords - allowed):
-        raise _refuse(where, f"{keyword}{beside} is not supported")
-    if alone is None:
-        _check_object(schema, where, root)
-        _check_array(schema, where, root)
-        _check_string(schema, where)
-        _check_bounds(schema, where)
-        return
-    parts = schema[alone]
-    if alone in ("anyOf", "oneOf", "allOf"):
-        _check_all(parts, f"{where}/{alone}", root)
-    if alone == "allOf" and isinstance(parts, list):
-        _check_all_of([_resolved(part, root) for part in parts], where, may_be_enum="type" not in schema)
-    if "type" in schema and not _agrees(alone, parts, kinds):
-        raise _refuse(where, f"a type beside {alone} that does not follow from it is not supported")
+def _as_dict(value: object) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"json_schema: {value!r} has no form in JSON")
 
 
-def _check_all(parts: object, where: str, root: object) -> None:
-    named = parts.items() if isinstance(parts, dict) else enumerate(parts) if isinstance(parts, list) else ()
-    for name, part in named:
-        _check(part, f"{where}/{name}", root)
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"json_schema: {name} is no JSON")
 
 
-def _resolved(schema: object, root: object) -> dict[str, Any]:
-    """Return the schema that a part refers to; {} if the reference leads nowhere."""
-    for _ in range(100):  # a reference may lead to itself
-        if not isinstance(schema, dict):
-            break
-        reference = schema.get("$ref")
-        if not isinstance(reference, str):
+def _too_deep() -> ValueError:
+    return ValueError(f"json_schema: it is nested deeper than {_MOST_LEVELS} levels")
+
+
+def grammar_of_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
+    """Return a grammar in GBNF whose texts are JSON that fits ``schema``.
+
+    Properties come in the schema's order. Where ``properties`` or ``prefixItems`` are named and nothing says what else
+    there may be, there is nothing else. Without ``type``, keywords of a type mean that type.
+
+    Raises
+    ------
+    TypeError
+        ``schema`` is no mapping, string or bool.
+    ValueError
+        ``schema`` is no JSON schema, has a keyword that a grammar cannot hold, or exceeds a limit: 500 levels, 500,000
+        values, counts of 100,000, bounds of 100 digits, 500 parts of a oneOf, 50,000 rules. The message names the
+        keyword and its place.
+    """
+    return f"root ::= fits\n{schema_rules(parsed_schema(schema))}"
+
+
+def schema_rules(schema: object) -> str:
+    """Return the same rules for a parsed schema, for a grammar with another start; ``fits`` is what fits."""
+    try:
+        return _Writer(schema).grammar()
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def _refuse(where: str, what: str) -> ValueError:
+    return ValueError(f"json_schema: {where}: {what} is not supported; overspill.guidance may know it")
+
+
+def _nothing_fits(where: str, why: str) -> ValueError:
+    return ValueError(f"json_schema: {where}: {why}, so nothing fits")
+
+
+def _wrong(where: str, keyword: str, wanted: str, value: object) -> ValueError:
+    given = repr(value)
+    return ValueError(f"json_schema: {where}: {keyword} must be {wanted}, not {given[:60]}")
+
+
+class _Writer:
+    """Writes one schema's rules; no call of its own for parts within parts, however deep."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        self.text = GrammarText(_COMMON, _MOST_RULES)
+        self.names: dict[tuple[int, ...], str] = {}
+        self.n_combined = 0
+        self.todo: list[tuple[str, list[Node]]] = []
+        self.bare: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # without what refers to other schemas
+
+    def grammar(self) -> str:
+        _check_forms(self.root)
+        start = self.rule([("#", self.root)])
+        if start == "fits-nothing":
+            raise _nothing_fits("#", "it is false")
+        while self.todo:
+            name, nodes = self.todo.pop()
+            self.text.define(name, self.expression(nodes))
+        return self.text.written(start)
+
+    def rule(self, parts: Iterable[tuple[str, Any]]) -> str:
+        """Return the name of the rule for values that fit all of these schemas."""
+        nodes: dict[int, Node] = {}
+        for where, schema in parts:
+            if schema is False:
+                return self.text.use("nothing")
+            if schema is not True and not isinstance(schema, dict):
+                raise ValueError(f"json_schema: {where}: a schema must be an object or a boolean, not {schema!r:.60}")
+            if schema is not True and schema != {}:
+                nodes.setdefault(id(schema), (where, schema))
+        if not nodes:
+            return self.text.use("value")
+        key = tuple(nodes)
+        if key not in self.names:
+            self.names[key] = self.text.new_name()
+            self.n_combined += len(nodes)
+            if self.n_combined > _MOST_COMBINED:
+                raise ValueError(f"json_schema: {next(iter(nodes.values()))[0]}: it combines too many schemas")
+            self.todo.append((self.names[key], list(nodes.values())))
+        return self.names[key]
+
+    # What refers to other schemas
+
+    def flattened(self, nodes: Iterable[tuple[str, Any]]) -> tuple[list[Node], list[tuple[str, str, list[Any]]]] | None:
+        """Return schemas that refer to no others, and choices (where, keyword, parts); None if nothing fits."""
+        flat: list[Node] = []
+        choices: list[tuple[str, str, list[Any]]] = []
+        seen: set[int] = set()
+
+        def add(where: str, schema: Any, above: tuple[int, ...]) -> bool:
+            if schema is False:
+                return False
+            if schema is True:
+                return True
+            if not isinstance(schema, dict):
+                raise ValueError(f"json_schema: {where}: a schema must be an object or a boolean, not {schema!r:.60}")
+            if id(schema) in above:
+                raise ValueError(f"json_schema: {where}: it refers to itself and says nothing else")
+            if id(schema) in seen:
+                return True
+            seen.add(id(schema))
+            self.check_always(where, schema)
+            flat.append((where, self.without_references(schema)))
+            above = (*above, id(schema))
+            if "$ref" in schema and not add(*self.target(where, schema["$ref"]), above):
+                return False
+            for i, part in enumerate(_parts(where, schema, "allOf")):
+                if not add(f"{where}/allOf/{i}", part, above):
+                    return False
+            for keyword in ("anyOf", "oneOf"):
+                if keyword in schema:
+                    choices.append((where, keyword, _parts(where, schema, keyword)))
+            return True
+
+        for where, schema in nodes:
+            if not add(where, schema, ()):
+                return None
+        return [node for node in flat if node[1]], choices
+
+    def without_references(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """Return the schema itself, or always the same copy of it."""
+        references = ("$ref", "allOf", "anyOf", "oneOf")
+        if not any(keyword in schema for keyword in references):
             return schema
-        schema = root
-        for name in reference.split("/")[1:]:
-            schema = schema.get(name) if isinstance(schema, dict) else None
-    return {}
+        if id(schema) not in self.bare:
+            copy = {keyword: value for keyword, value in schema.items() if keyword in _ASSERTIONS}
+            self.bare[id(schema)] = (schema, copy)
+        return self.bare[id(schema)][1]
+
+    def target(self, where: str, reference: object) -> tuple[str, Any]:
+        if not isinstance(reference, str):
+            raise _wrong(where, "$ref", "a string", reference)
+        if reference != "#" and not reference.startswith("#/"):
+            raise _refuse(where, f"$ref {reference[:60]!r}, which leads out of the schema or to an anchor,")
+        schema = self.root
+        for name in unquote(reference).split("/")[1:]:
+            name = name.replace("~1", "/").replace("~0", "~")
+            if isinstance(schema, dict) and name in schema:
+                schema = schema[name]
+            elif isinstance(schema, list) and name.isdecimal() and int(name[:9]) < len(schema):
+                schema = schema[int(name[:9])]
+            else:
+                raise ValueError(f"json_schema: {where}: $ref {reference[:60]!r} leads nowhere")
+        return unquote(reference), schema
+
+    def check_always(self, where: str, schema: dict[str, Any]) -> None:
+        for keyword in _REFUSED_ALWAYS:
+            needs_if = keyword in ("then", "else")
+            if keyword in schema and _says_something(schema, keyword) and (not needs_if or "if" in schema):
+                raise _refuse(where, "if" if needs_if else keyword)
+        if where != "#" and isinstance(schema.get("$id"), str):
+            raise _refuse(where, "$id within a schema")
+
+    def expression(self, nodes: list[Node]) -> str:
+        flattened = self.flattened(nodes)
+        if flattened is None:
+            return self.text.use("nothing")
+        flat, choices = flattened
+        if not choices:
+            return self.plain(flat) if flat else self.text.use("value")
+        n_combined = math.prod(len(parts) for _, _, parts in choices)
+        if n_combined > _MOST_RULES:
+            raise ValueError(f"json_schema: {nodes[0][0]}: more than {_MOST_RULES} combinations of parts")
+        base: list[tuple[str, Any]] = [(where, schema) for where, schema in flat if _ASSERTIONS & schema.keys()]
+        for where, keyword, parts in choices:
+            if keyword == "oneOf":
+                self.check_disjoint(where, base, parts)
+        named = [
+            [(f"{where}/{keyword}/{i}", part) for i, part in enumerate(parts)] for where, keyword, parts in choices
+        ]
+        return " | ".join(dict.fromkeys(self.rule([*base, *chosen]) for chosen in product(*named)))
+
+    # oneOf
+
+    def check_disjoint(self, where: str, base: list[tuple[str, Any]], parts: list[Any]) -> None:
+        if len(parts) > 500:
+            raise ValueError(f"json_schema: {where}: oneOf must have at most 500 parts, not {len(parts)}")
+        said = [self.summary([*base, (f"{where}/oneOf/{i}", part)]) for i, part in enumerate(parts)]
+        for j, b in enumerate(said):
+            for i, a in enumerate(said[:j]):
+                if a is not None and b is not None and not _are_disjoint(a, b):
+                    raise _refuse(where, f"oneOf whose parts {i} and {j} may both fit (anyOf may)")
+
+    def summary(self, nodes: list[tuple[str, Any]]) -> tuple[set[str], set[str] | None, dict[str, set[str]]] | None:
+        """Return what is sure of all values that fit: their types, values, and the values of required properties."""
+        flattened = self.flattened(nodes)
+        if flattened is None:
+            return None
+        flat = flattened[0]
+        values = _common_values(flat)
+        required = {name for where, schema in flat for name in _required(where, schema)}
+        tags: dict[str, set[str]] = {}
+        for name in required:
+            parts = [
+                (f"{where}/properties/{name}", schema["properties"][name])
+                for where, schema in flat
+                if isinstance(schema.get("properties"), dict) and name in schema["properties"]
+            ]
+            inner = self.flattened(parts)
+            of_property = None if inner is None else _common_values(inner[0])
+            if of_property is not None:
+                tags[name] = set(of_property)
+        return _kinds(flat, values), None if values is None else set(values), tags
+
+    # Types
+
+    def plain(self, nodes: list[Node]) -> str:
+        """Return the expression for schemas that refer to no others."""
+        values = _common_values(nodes)
+        kinds = _kinds(nodes, values)
+        if "number" in kinds:
+            kinds -= {"integer"}
+        for kind in sorted(kinds):
+            of_kind = _HELD.get(kind, ()) if values is not None else ()
+            for where, schema in nodes:
+                for keyword in (*_REFUSED.get(kind, ()), *of_kind):
+                    if keyword in schema and _says_something(schema, keyword):
+                        beside = f"for {kind}" if values is None else "beside enum or const"
+                        raise _refuse(where, f"{keyword} {beside}")
+        if not kinds:
+            raise _nothing_fits(nodes[0][0], "no type or value is left")
+        if values is not None:
+            return self.text.one_of([value for value in values.values() if _kind_of(value) & kinds])
+        writers: dict[str, Callable[[list[Node]], str]] = {
+            "object": self.object,
+            "array": self.array,
+            "string": self.string,
+            "integer": self.integer,
+        }
+        return " | ".join(
+            writers[kind](nodes) if kind in writers else self.text.use(kind) for kind in _TYPES if kind in kinds
+        )
+
+    def integer(self, nodes: list[Node]) -> str:
+        low: int | None = None
+        high: int | None = None
+        for where, schema in nodes:
+            for keyword in _BOUNDS:
+                if keyword not in schema:
+                    continue
+                bound = _bound(where, keyword, schema[keyword])
+                if keyword.endswith("inimum"):
+                    least = math.ceil(bound) if keyword == "minimum" else math.floor(bound) + 1
+                    low = least if low is None else max(low, least)
+                else:
+                    most = math.floor(bound) if keyword == "maximum" else math.ceil(bound) - 1
+                    high = most if high is None else min(high, most)
+        if low is None and high is None:
+            return self.text.use("integer")
+        if low is not None and high is not None and low > high:
+            raise _nothing_fits(nodes[0][0], "no integer is within the bounds")
+        parts = []
+        if high is None or high >= 0:
+            parts += _naturals(max(low or 0, 0), high)
+        if low is None or low < 0:
+            least = 1 if high is None or high >= 0 else -high
+            parts.append(f'"-" ({" | ".join(_naturals(least, None if low is None else -low))})')
+        return " | ".join(parts)
+
+    def string(self, nodes: list[Node]) -> str:
+        low, high = _counts(nodes, "minLength", "maxLength")
+        said: list[tuple[str, str]] = []
+        for where, schema in nodes:
+            for keyword in ("pattern", "format"):
+                text = schema.get(keyword)
+                if text is None:
+                    continue
+                if not isinstance(text, str):
+                    raise _wrong(where, keyword, "a string", text)
+                if keyword == "format" and text in _REFUSED_FORMATS:
+                    raise _refuse(where, f"the format {text!r}")
+                if (keyword == "pattern" or text in _FORMATS) and (keyword, text) not in said:
+                    said.append((keyword, text))
+                    if len(said) > 1:
+                        raise _refuse(where, f"{keyword} beside {said[0][0]}")
+                    if low > 0 or high is not None:
+                        raise _refuse(where, f"a length beside {keyword}")
+        if not said:
+            if low == 0 and high is None:
+                return self.text.use("string")
+            return rf'"\"" {self.text.use("char")}{_repetition(low, high)} "\""'
+        (keyword, text) = said[0]
+        if keyword == "format":
+            return rf'"\"" ({self.text.use_all(_FORMATS[text])}) "\""'
+        where = next(where for where, schema in nodes if schema.get("pattern") == text)
+        try:
+            return rf'"\"" ({pattern_expression(self.text, text)}) "\""'
+        except ValueError as error:
+            raise ValueError(f"json_schema: {where}: pattern: {error}") from None
+
+    def array(self, nodes: list[Node]) -> str:
+        low, high = _counts(nodes, "minItems", "maxItems")
+        said = [_items(where, schema) for where, schema in nodes]
+        first = [
+            [part for prefix, rest in said for part in (prefix[i : i + 1] or rest)]
+            for i in range(max(len(prefix) for prefix, _ in said))
+        ]
+        others = [part for _, rest in said for part in rest]
+        if (first and not others) or any(part is False for _, part in others):
+            high = len(first) if high is None else min(high, len(first))
+            if low > high:
+                raise _nothing_fits(nodes[0][0], "minItems is more than the items that there may be")
+        if not first and not others and low == 0 and high is None:
+            return self.text.use("array")
+        return self.items([self.rule(item) for item in first], self.rule(others), low, high)
+
+    def items(self, first: list[str], other: str, low: int, high: int | None) -> str:
+        """Return the expression for an array whose first items have rules of their own."""
+        n_first = len(first) if high is None else min(len(first), high)
+        # From the end: what may follow so many items.
+        left = None if high is None else high - n_first
+        least = max(low - n_first, 0)
+        space = self.text.use("space")
+        tail = "" if left == 0 else f'("," {space} {other}){_repetition(least, left)}'
+        if n_first == 0:
+            if left == 0:
+                return f'"[" {space} "]"'
+            tail = f'{other} ("," {space} {other}){_repetition(max(low - 1, 0), None if left is None else left - 1)}'
+            return f'"[" {space} {tail if low > 0 else f"({tail})?"} {space} "]"'
+        for i in reversed(range(n_first)):
+            comma = f'"," {space} ' if i > 0 else ""
+            item = f"{comma}{first[i]} {tail}".strip()
+            tail = self.text.add(item if i < low else f"({item})?")
+        return f'"[" {space} {tail} {space} "]"'
+
+    def object(self, nodes: list[Node]) -> str:
+        properties: dict[str, list[tuple[str, Any]]] = {}
+        named: list[set[str]] = []
+        others: list[tuple[str, Any]] = []
+        required: list[str] = []
+        for where, schema in nodes:
+            own = schema.get("properties", {})
+            if not isinstance(own, dict):
+                raise _wrong(where, "properties", "an object", own)
+            for name, part in own.items():
+                properties.setdefault(name, []).append((f"{where}/properties/{name}", part))
+            named.append(set(own))
+            required += _required(where, schema)
+        is_open = not properties
+        for (where, schema), own_names in zip(nodes, named, strict=True):
+            if "additionalProperties" in schema:
+                is_open = True
+                part = (f"{where}/additionalProperties", schema["additionalProperties"])
+                others.append(part)
+                for name, parts in properties.items():
+                    if name not in own_names:
+                        parts.append(part)
+        for name in required:
+            if name not in properties and not is_open:
+                raise _nothing_fits(nodes[0][0], f"required {name[:60]!r} is none of the properties")
+            properties.setdefault(name, list(others))
+        if not properties and not others:
+            return self.text.use("object")
+        members = [
+            (self.member(name, parts), name in required)
+            for name, parts in properties.items()
+            if name in required or all(part is not False for _, part in parts)
+        ]
+        more = None
+        if is_open and all(part is not False for _, part in others):
+            key = self.text.other_strings(set(properties))
+            more = f'{key} {self.text.use("space")} ":" {self.text.use("space")} {self.rule(others)}'
+            more = self.text.add(more)
+        return self.members(members, more)
+
+    def member(self, name: str, parts: list[tuple[str, Any]]) -> str:
+        space = self.text.use("space")
+        return self.text.add(f'{self.text.one_of([name])} {space} ":" {space} {self.rule(parts)}')
+
+    def members(self, members: list[tuple[str, bool]], more: str | None) -> str:
+        """Return the expression for an object with these members in this order, and others after them."""
+        space = self.text.use("space")
+        # From the end: what may follow when some have come, and when none have.
+        after = f'("," {space} {more})*' if more else '""'
+        at_first = f'({more} ("," {space} {more})*)?' if more else '""'
+        for member, is_required in reversed(members):
+            name = self.text.add(after)
+            if is_required:
+                at_first = f"{member} {name}"
+                after = f'"," {space} {member} {name}'
+            else:
+                at_first = f"{member} {name} | {self.text.add(at_first)}"
+                after = f'("," {space} {member})? {name}'
+        return f'"{{" {space} {self.text.add(at_first)} {space} "}}"'
 
 
-def _check_all_of(parts: list[dict[str, Any]], where: str, may_be_enum: bool) -> None:
-    """Check the parts of ``allOf``: the converter puts the properties of all into one object."""
-    if len(parts) == 1 and "enum" in parts[0] and may_be_enum:
-        return
-    properties: set[str] = set()
-    for part in parts:
-        of_part = part.get("properties", {})
-        if part.get("type", "object") != "object" or "properties" not in part or not isinstance(of_part, dict):
-            raise _refuse(where, "allOf anything but objects with properties is not supported")
-        if len(parts) > 1 and part.get("additionalProperties", True) is not True:
-            raise _refuse(where, "additionalProperties in allOf is not supported")
-        if properties & set(of_part):
-            raise _refuse(where, f"the property {min(properties & set(of_part))!r} twice in allOf is not supported")
-        properties |= set(of_part)
+def _check_forms(root: object) -> None:
+    """Check what any schema's keywords have to be, also where nothing refers to the schema."""
+    todo: list[tuple[str, object]] = [("#", root)]
+    is_old = isinstance(root, dict) and re.search("draft-0|2019-09", str(root.get("$schema"))) is not None
+    while todo:
+        where, schema = todo.pop()
+        if isinstance(schema, bool):
+            continue
+        if not isinstance(schema, dict):
+            raise ValueError(f"json_schema: {where}: a schema must be an object or a boolean, not {schema!r:.60}")
+        _kinds([(where, schema)], None)
+        _required(where, schema)
+        _counts([(where, schema)], "minLength", "maxLength")
+        _counts([(where, schema)], "minItems", "maxItems")
+        for keyword in _BOUNDS:
+            if keyword in schema:
+                _bound(where, keyword, schema[keyword])
+        for keyword in ("pattern", "format", "$ref"):
+            if not isinstance(schema.get(keyword, ""), str):
+                raise _wrong(where, keyword, "a string", schema[keyword])
+        if not isinstance(schema.get("enum", []), list):
+            raise _wrong(where, "enum", "a list of values", schema["enum"])
+        for keyword in _WITH_SCHEMA:
+            if keyword == "items" and isinstance(schema.get("items"), list):
+                if not is_old:
+                    raise _wrong(where, "items", "a schema (a list is prefixItems since 2020)", schema["items"])
+                todo += [(f"{where}/items/{i}", part) for i, part in enumerate(schema["items"])]
+            elif keyword in schema:
+                todo.append((f"{where}/{keyword}", schema[keyword]))
+        for keyword in _WITH_SCHEMAS:
+            todo += [(f"{where}/{keyword}/{i}", part) for i, part in enumerate(_parts(where, schema, keyword))]
+        for keyword in _WITH_NAMED_SCHEMAS:
+            named = schema.get(keyword, {})
+            if not isinstance(named, dict):
+                raise _wrong(where, keyword, "an object", named)
+            todo += [(f"{where}/{keyword}/{name}", part) for name, part in named.items()]
 
 
-def _agrees(alone: str, parts: object, kinds: list[Any]) -> bool:
-    """Return whether the type says nothing new: beside these keywords, the converter ignores it."""
-    if alone == "allOf":
-        return kinds == ["object"]
-    if alone in ("anyOf", "oneOf"):
-        return isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") in kinds for part in parts)
-    values = [parts] if alone == "const" else parts
-    return alone != "$ref" and isinstance(values, list) and all(_kinds_of(value) & set(kinds) for value in values)
+def _parts(where: str, schema: dict[str, Any], keyword: str) -> list[Any]:
+    parts = schema.get(keyword, [])
+    if keyword in schema and (not isinstance(parts, list) or not parts):
+        raise _wrong(where, keyword, "a list of schemas", parts)
+    return list(parts)
 
 
-def _kinds_of(value: object) -> set[str]:
-    if isinstance(value, bool) or value is None:
-        return {"null"} if value is None else {"boolean"}
-    if isinstance(value, int | float):
-        return {"integer", "number"} if float(value).is_integer() else {"number"}
-    return {"string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"}
+def _says_something(schema: dict[str, Any], keyword: str) -> bool:
+    value = schema[keyword]
+    return not any(value == nothing and type(value) is type(nothing) for nothing in _SAYS_NOTHING.get(keyword, ()))
 
 
-def _check_object(schema: dict[str, Any], where: str, root: object) -> None:
-    properties = schema.get("properties", {})
-    _check_all(properties, f"{where}/properties", root)
-    _check(schema.get("additionalProperties"), f"{where}/additionalProperties", root)
+def _required(where: str, schema: dict[str, Any]) -> list[str]:
     required = schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-        raise ValueError(f"json_schema: {where}: required must be a list of strings")
-    for name in required:
-        if isinstance(properties, dict) and name not in properties:
-            raise _refuse(where, f"required {name!r} that is none of the properties is not supported")
+        raise _wrong(where, "required", "a list of strings", required)
+    return required
 
 
-def _check_array(schema: dict[str, Any], where: str, root: object) -> None:
-    if {"items", "prefixItems"} <= set(schema):
-        raise _refuse(where, "items beside prefixItems is not supported")
-    low, high = _range(schema, "minItems", "maxItems", where)
-    items = schema.get("prefixItems", schema.get("items"))
-    if not isinstance(items, list):
-        _check(items, f"{where}/items", root)
-        return
-    # The grammar has exactly these items.
-    _check_all(items, f"{where}/{'prefixItems' if 'prefixItems' in schema else 'items'}", root)
-    if not low <= len(items) <= high:
-        raise _refuse(where, f"more or fewer items than the {len(items)} that are named are not supported")
+def _bound(where: str, keyword: str, bound: object) -> int | float:
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < 10**_MOST_DIGITS:
+        raise _wrong(where, keyword, f"a number of at most {_MOST_DIGITS} digits", bound)
+    return bound
 
 
-def _range(schema: dict[str, Any], least: str, most: str, where: str) -> tuple[int, int]:
-    """Return two counts; the converter reads 32 bits."""
-    for keyword in (least, most):
-        count = schema.get(keyword, 0)
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < 2**31:
-            raise ValueError(f"json_schema: {where}: {keyword} must be an integer from 0 to 2147483647, not {count!r}")
-    low, high = schema.get(least, 0), schema.get(most, 2**31 - 1)
-    if low > high:
-        raise ValueError(f"json_schema: {where}: {least} is more than {most}, so nothing fits")
+def _counts(nodes: list[Node], least: str, most: str) -> tuple[int, int | None]:
+    low, high = 0, None
+    for where, schema in nodes:
+        for keyword in (least, most):
+            count = schema.get(keyword, 0)
+            if isinstance(count, float) and count.is_integer():
+                count = int(count)
+            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MOST_COUNT:
+                raise _wrong(where, keyword, f"an integer from 0 to {_MOST_COUNT}", count)
+            if keyword == least:
+                low = max(low, count)
+            elif keyword in schema:
+                high = count if high is None else min(high, count)
+    if high is not None and low > high:
+        raise _nothing_fits(nodes[0][0], f"{least} is more than {most}")
     return low, high
 
 
-def _check_bounds(schema: dict[str, Any], where: str) -> None:
-    if sum(keyword in schema for keyword in ("minimum", "exclusiveMinimum")) > 1:
-        raise _refuse(where, "exclusiveMinimum beside minimum is not supported")
-    if sum(keyword in schema for keyword in ("maximum", "exclusiveMaximum")) > 1:
-        raise _refuse(where, "exclusiveMaximum beside maximum is not supported")
-    for keyword in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
-        bound = schema.get(keyword, 0)
-        # The converter reads 64 bits, and takes the largest and the smallest for no bound.
-        if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < 2**62:
-            raise ValueError(f"json_schema: {where}: {keyword} must be a number under 2**62, not {bound!r}")
-    low = max(math.ceil(schema.get("minimum", -(2**63))), math.floor(schema.get("exclusiveMinimum", -(2**63))) + 1)
-    high = min(math.floor(schema.get("maximum", 2**63)), math.ceil(schema.get("exclusiveMaximum", 2**63)) - 1)
-    if low > high:
-        raise ValueError(f"json_schema: {where}: no integer is within the bounds")
+def _repetition(low: int, high: int | None) -> str:
+    return f"{{{low},{'' if high is None else high}}}"
 
 
-def _check_string(schema: dict[str, Any], where: str) -> None:
-    _range(schema, "minLength", "maxLength", where)
-    given: list[str] = [keyword for keyword in ("pattern", "format") if keyword in schema]
-    given += ["a length"] if {"minLength", "maxLength"} & set(schema) else []
-    if len(given) > 1:
-        raise _refuse(where, f"{given[1]} beside {given[0]} is not supported")
-    if "format" in schema and schema["format"] not in _FORMATS:
-        raise _refuse(where, f"the format {schema['format']!r} is not supported")
-    if isinstance(schema.get("pattern"), str):
-        try:
-            schema["pattern"] = _pattern_in_json(schema["pattern"])
-            native_grammar_of_json_schema(json.dumps({"type": "string", "pattern": schema["pattern"]}))
-        except ValueError as error:
-            raise ValueError(str(error).replace("json_schema: ", f"json_schema: {where}: ", 1)) from None
+def _items(where: str, schema: dict[str, Any]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """Return the schemas of the first items, and of all others: one or none."""
+    keyword, rest = "prefixItems", "items"
+    if isinstance(schema.get("items"), list):  # as before 2020
+        keyword, rest = "items", "additionalItems"
+    prefix = schema.get(keyword, [])
+    if not isinstance(prefix, list):
+        raise _wrong(where, keyword, "a list of schemas", prefix)
+    first = [(f"{where}/{keyword}/{i}", part) for i, part in enumerate(prefix)]
+    return first, [(f"{where}/{rest}", schema[rest])] if rest in schema else []
 
 
-# A character class, or one character, escaped or not.
-_PATTERN_UNIT = re.compile(
-    r"\[(?P<negated>\^?)(?P<items>(?:\\.|[^\]\\])*)\]"
-    r"|\\(?:x(?P<x>[0-9a-fA-F]{2})|u(?P<u>[0-9a-fA-F]{4})|U(?P<U>[0-9a-fA-F]{8})|(?P<escaped>.))|.",
-    re.DOTALL,
-)
-# Characters that JSON has only escaped, as items of a character class; and all others, as code points.
-_ESCAPED_ITEMS = r'"\\\x00-\x1F'
-_UNESCAPED = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x10FFFF))
+def _common_values(nodes: list[Node]) -> dict[str, object] | None:
+    """Return the values that enum and const leave, by their canonical JSON; None if there is neither."""
+    left: dict[str, object] | None = None
+    for where, schema in nodes:
+        for keyword in ("enum", "const"):
+            if keyword not in schema:
+                continue
+            values = schema[keyword] if keyword == "enum" else [schema[keyword]]
+            if not isinstance(values, list):
+                raise _wrong(where, keyword, "a list of values", values)
+            by_text = {_canonical(value): value for value in values}
+            left = by_text if left is None else {text: value for text, value in left.items() if text in by_text}
+    return left
 
 
-def _pattern_in_json(pattern: str) -> str:
-    """Return a pattern of the JSON text, with its escapes: the converter matches that, and not the string."""
-    return _PATTERN_UNIT.sub(_unit_in_json, pattern)
+def _canonical(value: object) -> str:
+    """Return JSON that is the same for values that JSON Schema holds for equal."""
+    return json.dumps(_with_integers(value), sort_keys=True)
 
 
-def _unit_in_json(unit: re.Match[str]) -> str:
-    text = unit[0]
-    if text == ".":
-        return f"[^{_ESCAPED_ITEMS}]"
-    if unit["items"] is None:
-        code = _code_of(unit)
-        if code > 0x10FFFF:
-            raise ValueError(f"json_schema: the pattern's {text} is no character")
-        character = chr(code)
-        in_json = json.dumps(character, ensure_ascii=False)[1:-1]
-        return text if in_json == character else "(?:" + in_json.replace("\\", "\\\\") + ")"
-    if unit["negated"]:
-        return f"[^{_ESCAPED_ITEMS}{unit['items']}]"
-    ranges = _ranges_of(unit["items"])
-    # Characters that would have to be escaped are left out.
-    kept = [(max(low, a), min(high, b)) for low, high in ranges for a, b in _UNESCAPED if low <= b and a <= high]
-    if kept == ranges:
-        return text
-    if not kept:
-        raise ValueError(
-            f"json_schema: the pattern's {text}, all escaped in JSON, is not supported by llama.cpp's grammars"
-        )
-    return "[" + "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in kept) + "]"
+def _with_integers(value: object) -> object:
+    if isinstance(value, list):
+        return [_with_integers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_integers(item) for name, item in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _ranges_of(items: str) -> list[tuple[int, int]]:
-    units = list(_PATTERN_UNIT.finditer(items))
-    ranges = []
-    while units:
-        low = high = _code_of(units.pop(0))
-        if len(units) > 1 and units[0][0] == "-":
-            high = _code_of(units[1])
-            del units[:2]
-        ranges.append((low, high))
-    return ranges
+def _kinds(nodes: list[Node], values: dict[str, object] | None) -> set[str]:
+    """Return the types that values which fit may have."""
+    kinds = set(_TYPES)
+    if values is not None:
+        kinds = {kind for value in values.values() for kind in _kind_of(value)}
+    is_named = values is not None
+    for where, schema in nodes:
+        if "type" in schema:
+            of_schema = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+            for kind in of_schema:
+                if not isinstance(kind, str) or kind not in _TYPES:
+                    known = ", ".join(_TYPES)
+                    raise ValueError(f"json_schema: {where}: unrecognized type {kind!r:.60}; it is one of {known}")
+            kinds &= {*of_schema, *(("integer",) if "number" in of_schema else ())}
+            is_named = True
+    if not is_named:
+        keywords = {keyword for _, schema in nodes for keyword in schema}
+        kinds = {
+            kind for kind in _TYPES if keywords & {*_HELD.get(kind, ()), *_REFUSED.get(kind, ())} - {"format"}
+        } or kinds
+    return kinds
 
 
-def _code_of(unit: re.Match[str]) -> int:
-    if code := unit["x"] or unit["u"] or unit["U"]:
-        return int(code, 16)
-    character: str = unit["escaped"] or unit[0]
-    if unit["escaped"] and character in "nrt":
-        return ord({"n": "\n", "r": "\r", "t": "\t"}[character])
-    if unit["escaped"] and character.isalnum():
-        raise ValueError(f"json_schema: the pattern's {unit[0]} is not supported by llama.cpp's grammars")
-    return ord(character)
+def _are_disjoint(
+    a: tuple[set[str], set[str] | None, dict[str, set[str]]], b: tuple[set[str], set[str] | None, dict[str, set[str]]]
+) -> bool:
+    both = a[0] & b[0]
+    if not both:
+        return True
+    if a[1] is not None and b[1] is not None and not a[1] & b[1]:
+        return True
+    return both == {"object"} and any(not a[2][name] & b[2][name] for name in a[2].keys() & b[2].keys())
+
+
+def _naturals(low: int, high: int | None) -> list[str]:
+    """Return expressions for the digits of the integers from low to high."""
+    parts: list[str] = []
+    n_low, n_high = len(str(low)), None if high is None else len(str(high))
+    if high is not None and n_low == n_high:
+        return [_digits(str(low), str(high))]
+    parts.append(_digits(str(low), "9" * n_low))
+    if high is None:
+        return [*parts, f"[1-9] [0-9]{{{n_low},}}"]
+    if n_low + 1 < len(str(high)):
+        parts.append(f"[1-9] [0-9]{{{n_low},{len(str(high)) - 2}}}")
+    return [*parts, _digits("1" + "0" * (len(str(high)) - 1), str(high))]
+
+
+def _digits(low: str, high: str) -> str:
+    """Return an expression for the numbers from low to high, which have as many digits as both."""
+    n_more = len(low) - 1
+    if set(low[1:]) <= {"0"} and set(high[1:]) <= {"9"}:
+        return f"[{low[0]}-{high[0]}]" + (f" [0-9]{{{n_more}}}" if n_more else "")
+    if low[0] == high[0]:
+        return f'"{low[0]}" {_digits(low[1:], high[1:])}'
+    parts = [f'"{low[0]}" {_digits(low[1:], "9" * n_more)}', f'"{high[0]}" {_digits("0" * n_more, high[1:])}']
+    if int(low[0]) + 1 < int(high[0]):
+        parts.append(f"[{int(low[0]) + 1}-{int(high[0]) - 1}] [0-9]{{{n_more}}}")
+    return f"({' | '.join(parts)})"
+
+
+def _kind_of(value: object) -> set[str]:
+    if isinstance(value, bool) or value is None:
+        return {"null"} if value is None else {"boolean"}
+    if isinstance(value, int | float):
+        return {"integer", "number"} if isinstance(value, int) or value.is_integer() else {"number"}
+    return {"string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"}

@@ -16,6 +16,7 @@ from overspill.base.text import printable
 from overspill.base.units import format_count
 from overspill.base.values import StopReason
 from overspill.cli.exits import report_bug
+from overspill.cli.output import Output
 from overspill.cli.terminal.interrupt import HeldInterrupt
 from overspill.cli.terminal.keyboard import no_echo, prompt_session
 from overspill.cli.terminal.screen import Reasoning, ReplyOnScreen
@@ -48,7 +49,7 @@ class ChatTerminal:
         """Continue ``chat``, loaded from ``file`` if that is given; all but replies is printed on ``notices``."""
         self._chat, self._notices, self._reasoning, self._file = chat, notices, reasoning, file
         self._verbose = verbose
-        self._output = Console(highlight=False)
+        self._output = Output()
         self._latest: ChatStream | None = None
         self._draft = ""  # the text that the next input begins with
         self._is_over = False

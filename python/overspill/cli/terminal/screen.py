@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Literal, TypeAlias
 
 from rich.console import Console
@@ -10,6 +9,7 @@ from rich.text import Text
 
 from overspill.base.text import printable
 from overspill.base.units import format_count
+from overspill.cli.output import write_reply
 from overspill.cli.terminal.streamed_markdown import StreamedMarkdown
 from overspill.engine.reply import Channel, ChatToken
 
@@ -38,8 +38,7 @@ class ReplyOnScreen:
 
     def __exit__(self, *_: object) -> None:
         if self._markdown is None:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            write_reply("\n")
             return
         if self._channel is Channel.REASONING and self._reasoning == "dim":
             self._console.print()
@@ -52,8 +51,7 @@ class ReplyOnScreen:
         """Show one more token."""
         if self._markdown is None:
             if token.channel is not Channel.REASONING:
-                sys.stdout.write(token.text)
-                sys.stdout.flush()
+                write_reply(token.text)
             return
         if token.channel is Channel.REASONING:
             self._take_reasoning(self._markdown, token.text)

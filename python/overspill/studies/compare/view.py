@@ -216,10 +216,10 @@ class Sections:
                 self._print(f"# {answer.question}\n\n", "bold")
             self._print(f"## {one.label}\n\n", "bold")
         reasoning, text = answer.reasoning.lstrip("\n"), answer.text.lstrip("\n")
-        self._print(reasoning[self._n_reasoning :], "dim")
+        self._reply(reasoning[self._n_reasoning :], "dim")
         if self._n_text == 0 and text and reasoning:
             self._print("\n\n")
-        self._print(text[self._n_text :])
+        self._reply(text[self._n_text :])
         self._n_reasoning, self._n_text = len(reasoning), len(text)
 
     def _end(self) -> None:
@@ -229,6 +229,14 @@ class Sections:
         self._print("\n\n")
         self._print("".join(f"{line}\n" for line in lines), "dim")
         self._answer = None
+
+    def _reply(self, text: str, style: str = "") -> None:
+        """Print a model's text, of which a pipe gets each character."""
+        if self._console.is_terminal:
+            self._print(text, style)
+        else:
+            self._console.file.write(text)
+            self._console.file.flush()
 
     def _print(self, text: str, style: str = "") -> None:
         if text:

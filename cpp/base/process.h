@@ -1,0 +1,47 @@
+// Forks: in the child, only the thread that forked runs, and what the others had locked stays locked.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+
+namespace overspill {
+
+// To be called once, before other threads run.
+void watch_forks();
+
+// For errors.
+constexpr const char * how_to_start_processes =
+    "start processes with multiprocessing.get_context(\"spawn\"), and load the model in each of them";
+
+// Has the C library return large pieces of memory when they are freed. To be called once, before other threads run.
+void return_freed_memory();
+
+// How often this process, or one that it comes from, was forked since.
+uint32_t n_forks() noexcept;
+
+// The process in which something was made.
+class Origin {
+  public:
+    bool is_here() const noexcept { return n_forks_ == n_forks(); }
+    // Throws Error in a process that was forked since; `what` begins its text.
+    void check(const char * what) const;
+    // Locks. Where a thread of the process before the fork may have the lock for ever, it throws Error instead.
+    std::unique_lock<std::mutex> lock(std::mutex & mutex) const;
+
+  private:
+    const uint32_t n_forks_ = n_forks();
+};
+
+// Owns what has threads, locks or connections. A process that was forked since leaves it alone: its destructor would
+// wait for threads that are not there.
+template <typename T>
+std::shared_ptr<T> left_alone_by_forks(std::unique_ptr<T> made) {
+    return {made.release(), [origin = Origin()](T * object) {
+                if (origin.is_here()) {
+                    delete object;
+                }
+            }};
+}
+
+}  // namespace overspill

@@ -1,0 +1,235 @@
+"""Signals, and code of the caller's that runs in the middle of a step: nothing waits for itself, and Ctrl-C is heard."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from programs import WITHOUT_GPU, python_environment
+from sweeps import sweep
+
+# What a handler or a callback may do, as functions of nothing; each works, or says that a step is under way.
+CALLS = """
+import gc, signal, sys, threading, time
+import overspill
+from overspill import Model
+
+path, chosen = sys.argv[1], sys.argv[2]
+PROMPT = [5] * 700
+model = other = stream = many = None
+
+def begin():
+    # `stream` and `many` are those that are in the middle of a step in some of the cases.
+    global model, other, stream, many
+    model = Model(path, n_ctx=1024, n_threads=1)
+    other = Model(path, n_ctx=64, n_threads=1)
+    stream = model.stream(PROMPT, max_tokens=3)
+    many = model._core.open_batch([PROMPT], [overspill.Sampler(temperature=0)._core],
+                                  overspill._core.GenerationOptions(), n_parallel=1, n_ctx=1024)
+
+def drop_a_stream():
+    dropped = model.stream("x")
+    del dropped
+    gc.collect()
+
+CALLS = {
+    "eval": lambda: model.eval([5]),
+    "reset": lambda: model.reset(),
+    "close": lambda: model.close(),
+    "stream": lambda: model.stream("x"),
+    "generate": lambda: model.generate("x", max_tokens=2),
+    "generate_many": lambda: list(model.generate_many(["x"], max_tokens=2)),
+    "next": lambda: next(stream, None),
+    "stream.close": lambda: stream.close(),
+    "batch.next": lambda: next(many, None),
+    "batch.close": lambda: many.close(),
+    "stats": lambda: stream.stats,
+    "tokenize": lambda: model.tokenize("x"),
+    "memory": lambda: (model.memory, model.closed, repr(model)),
+    "drop": drop_a_stream,
+    "another model": lambda: other.generate("x", max_tokens=2),
+    "load": lambda: Model(path, n_ctx=64, n_threads=1).close(),
+    "devices": overspill.devices,
+}
+
+def attempt(name):
+    try:
+        CALLS[name]()
+    except overspill.Error as error:
+        assert "in the middle of a step" in str(error) or "closed" in str(error), (name, error)
+    return name
+"""
+
+FROM_A_HANDLER = """
+from itertools import product
+
+def wait_for_a_turn(step):
+    # Another thread has the turn until the handler is done.
+    entered, leave = threading.Event(), threading.Event()
+    def hold(logits, tokens):
+        entered.set()
+        leave.wait()
+    holder = threading.Thread(target=model.generate, args=("x",), kwargs={"max_tokens": 1, "logits_processors": [hold]})
+    holder.start()
+    entered.wait()
+    handled_now.append(leave.set)
+    try:
+        step()
+    finally:
+        leave.set()
+        holder.join()
+
+STEPS = {
+    "eval": lambda: model.eval(PROMPT),
+    "stream": lambda: next(stream, None),
+    "batch": lambda: next(many, None),
+    "waiting stream": lambda: wait_for_a_turn(lambda: next(stream, None)),
+    "waiting eval": lambda: wait_for_a_turn(lambda: model.eval([5])),
+    "waiting batch": lambda: wait_for_a_turn(lambda: next(many, None)),
+}
+handled_now, inside = [], False
+for call in CALLS:
+    begin()
+    handled = []
+    def handler(*_):
+        if not inside:
+            return
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        handled.append(attempt(call))
+        for function in handled_now:
+            function()
+        handled_now.clear()
+    signal.signal(signal.SIGALRM, handler)
+    for _ in range(20):  # until the signal has come in its middle
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        inside = True
+        try:
+            STEPS[chosen]()
+        except overspill.Error as error:
+            assert "closed" in str(error) or "interrupted" in str(error), (call, error)
+        finally:
+            inside = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if handled:
+            break
+        begin()
+    assert handled == [call]
+    model.close()
+print("heard")
+"""
+
+FROM_A_CALLBACK = """
+import logging
+
+class Dropped:
+    def __init__(self, call): self.call = call
+    def __del__(self): self.call()
+
+def processor(call):
+    list(model.stream("x", max_tokens=2, logits_processors=[lambda logits, tokens: call()]))
+
+def sampler(call):
+    list(model.stream("x", max_tokens=2, sampler=lambda logits, tokens: call()))
+
+def progress(call):
+    Model(path, n_ctx=64, n_threads=1, progress=lambda share: call()).close()
+
+def finalizer(call):
+    def drop(logits, tokens):
+        circle = [Dropped(call)]
+        circle.append(circle)
+        del circle
+        gc.collect()
+    list(model.stream("x", max_tokens=2, logits_processors=[drop]))
+
+def logger(call):
+    class Handler(logging.Handler):
+        def emit(self, record): call()
+    log = logging.getLogger("overspill.llama")
+    log.setLevel(logging.DEBUG)
+    log.addHandler(handler := Handler())
+    try:
+        Model(path, n_ctx=64, n_threads=1).close()
+    finally:
+        log.removeHandler(handler)
+
+for name in CALLS:
+    begin()
+    done = []
+    def once():
+        if not done:
+            done.append(name)
+            attempt(name)
+    globals()[chosen](once)
+    assert done == [name]
+    model.close()
+print("heard")
+"""
+
+# Each waits for a turn that another thread does not give back before Ctrl-C has been heard.
+INTERRUPTED = """
+import os
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+WAITING = ["eval", "stream", "generate", "generate_many", "next", "batch.next", "close"]
+
+for name in WAITING:
+    begin()
+    entered, leave = threading.Event(), threading.Event()
+    def hold(logits, tokens):
+        entered.set()
+        leave.wait()
+    held = model.stream("x", max_tokens=1, logits_processors=[hold])
+    holder = threading.Thread(target=lambda: list(held))
+    holder.start()
+    entered.wait()
+    calls = {**CALLS, "close of a stream that steps": held.close}
+    for call in {name, "close of a stream that steps"} if name == "eval" else {name}:
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            calls[call]()
+        except KeyboardInterrupt:
+            pass
+        else:
+            raise AssertionError(call + " was not interrupted")
+        finally:
+            timer.join()
+    leave.set()
+    holder.join()
+    if name != "close":
+        assert model.generate("x", max_tokens=2).tokens
+        model.close()
+print("heard")
+"""
+
+
+def run(script: str, *arguments: str) -> None:
+    """Run it in a process of its own, which must come to its end."""
+    command = [sys.executable, "-c", CALLS + script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=python_environment(**WITHOUT_GPU))
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr[-2000:]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no timers that signal")
+@pytest.mark.parametrize(
+    "step", sweep(["eval", "stream", "batch", "waiting stream", "waiting eval", "waiting batch"], always=[])
+)
+def test_calls_in_a_signal_handler(tiny_gpt_oss_path: Path, step: str) -> None:
+    """During a step, and while one waits for its turn: every call works or is refused in one line."""
+    run(FROM_A_HANDLER, str(tiny_gpt_oss_path), step)
+
+
+@pytest.mark.parametrize("place", sweep(["processor", "sampler", "progress", "finalizer", "logger"], always=[0]))
+def test_calls_in_a_callback(tiny_gpt_oss_path: Path, place: str) -> None:
+    """The same where the library calls the caller's code, or the interpreter a finalizer."""
+    run(FROM_A_CALLBACK, str(tiny_gpt_oss_path), place)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill() does not interrupt on Windows")
+def test_ctrl_c_while_another_stream_has_its_turn(tiny_gpt_oss_path: Path) -> None:
+    """Whoever waits for a turn gives up, and the model is none the worse."""
+    run(INTERRUPTED, str(tiny_gpt_oss_path), "")
