@@ -7,8 +7,18 @@
 
 #include <stdexcept>
 
+namespace {
+
+std::shared_ptr<overspill::Model> model;
+
+}  // namespace
+
+extern "C" int LLVMFuzzerInitialize(int *, char ***) {
+    model = vocabulary();
+    return 0;
+}
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
-    static const auto model = vocabulary();
     const std::string gbnf(reinterpret_cast<const char *>(data), size);
     try {
         overspill::Grammar grammar(model->loaded(), gbnf, {});
@@ -16,8 +26,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
         for (int step = 0; step < 8; ++step) {
             for (int32_t i = 0; i < model->n_vocab(); ++i) {
                 const int32_t token = (next + i) % model->n_vocab();
-                if (grammar.allows(token)) {
-                    grammar.accept(token);
+                if (grammar.allows(token, {})) {
+                    grammar.accept(token, {});
                     break;
                 }
             }

@@ -17,14 +17,14 @@ from random import Random
 from types import FunctionType
 
 from fuzz.gguf_models import BASES, Model, byte_vocabulary, key_of
-from fuzz.runner import CPU_LIMIT_S, MEMORY_LIMIT_BYTES
+from fuzz.runner import MEMORY_LIMIT_BYTES, WALL_LIMIT_S
 from fuzz.targets import TARGETS
 from fuzz.targets.chats import MARKS
-from fuzz.targets.languages import grammar_seeds, schema_seeds
+from fuzz.targets.languages import grammar_seeds
 from model_files import llama_cpp_folder
 
 BUILT = Path(__file__).parents[2] / "build" / "fuzz"
-NATIVE = ("gguf_header", "grammar", "json_schema", "reply_parser", "utf8_buffer")
+NATIVE = ("gguf_header", "grammar", "reply_parser", "utf8_buffer")
 
 
 def seeds(name: str) -> list[bytes]:
@@ -34,10 +34,8 @@ def seeds(name: str) -> list[bytes]:
             return [base().to_bytes()[:30_000] for base in BASES.values()]
         case "grammar":
             return [text.encode() for text in grammar_seeds()]
-        case "json_schema":
-            return [text.encode() for text in schema_seeds()]
         case "reply_parser":
-            return [bytes([i, 0]) + mark.encode() for i, mark in enumerate(MARKS)]
+            return [bytes([i, 0, i]) + mark.encode() for i, mark in enumerate(MARKS)]
         case _:
             return ["aé日🙂".encode(), b"\xf0\x9f\x98\xff\xc0\xaf"]
 
@@ -93,7 +91,7 @@ def _python(name: str, runs: int) -> None:
         target.check(target.make(_Bytes(data)))
 
     BUILT.mkdir(parents=True, exist_ok=True)
-    limits = [f"-runs={runs}", f"-timeout={CPU_LIMIT_S:.0f}", "-seed=1", "-max_len=400", "-rss_limit_mb=4096"]
+    limits = [f"-runs={runs}", f"-timeout={WALL_LIMIT_S:.0f}", "-seed=1", "-max_len=400", "-rss_limit_mb=4096"]
     atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={BUILT}/{name}-", str(corpus)], try_one)
     atheris.Fuzz()
 
@@ -117,7 +115,7 @@ def _native(name: str, runs: int) -> int:
         }
         limits = [
             f"-runs={runs}",
-            f"-timeout={CPU_LIMIT_S:.0f}",
+            f"-timeout={WALL_LIMIT_S:.0f}",
             "-seed=1",
             f"-rss_limit_mb={MEMORY_LIMIT_BYTES >> 20}",
         ]

@@ -32,14 +32,14 @@ TARGETS: dict[str, Callable[[Path], Target[Any]]] = {
 # Inputs that take a few seconds.
 QUICK = {
     "gguf": 60,
-    "prompts": 60,
-    "grammars": 150,
+    "prompts": 40,
+    "grammars": 100,
     "schemas": 150,
     "templates": 100,
-    "replies": 150,
+    "replies": 100,
     "chats": 200,
-    "placements": 500,
+    "placements": 300,
     "hardware": 100,
     "tuned": 100,
-    "sampling": 2000,
+    "sampling": 1000,
 }

@@ -19,7 +19,7 @@ from fuzz.targets.gguf_files import check_message
 from model_files import llama_cpp_folder
 from overspill import Error, StopReason
 
-__all__ = ["Grammars", "JsonSchemas", "grammar_seeds", "schema_seeds", "small_model"]
+__all__ = ["Grammars", "JsonSchemas", "grammar_seeds", "small_model"]
 
 _GBNF = (
     *(
@@ -146,11 +146,6 @@ def grammar_seeds() -> list[str]:
     """Return llama.cpp's examples, and small grammars as often."""
     files = sorted((llama_cpp_folder() / "grammars").glob("*.gbnf"))
     return [*(file.read_text(encoding="utf-8") for file in files), *_OWN * 3]
-
-
-def schema_seeds() -> list[str]:
-    """Return schemas, as JSON."""
-    return [json.dumps(schema) for schema in _SCHEMAS]
 
 
 class Grammars:
