@@ -119,9 +119,11 @@ class ChatTemplate:
             )
         plain, with_tools = sources[0] or sources[1], sources[1] or sources[0]
         self._source = plain
-        # Compiled first: it refuses what llama.cpp would not survive.
-        self._programs = {False: _program(plain), True: _program(with_tools)}
         self._model_reference = weakref.ref(native)
+        # Compiled and tried first: that refuses what llama.cpp, which has hardly any bounds, would not survive.
+        self._programs = {False: _program(plain), True: _program(with_tools)}
+        for tools, program in self._programs.items():
+            _try(program, {**self._always, "tools": [_TOOL] if tools else None})
         self._core = NativeChatTemplate(native, source)
         for tools, program in list(self._programs.items()):
             amended = self._core.amended(tools and bool(sources[1]))
@@ -495,6 +497,27 @@ def _conversation(role: str, content: object) -> list[dict[str, Any]]:
         ],
     }
     return conversations[role]
+
+
+_TOOL = {"type": "function", "function": {"name": "f", "description": "x", "parameters": {"properties": {"x": {}}}}}
+
+
+def _try(program: Program, variables: Mapping[str, Any]) -> None:
+    """Render a few conversations; an Error if the template uses up too much."""
+    everything = {**variables, **_variables("low", True)}
+    for role in ("system", "user", "assistant", "tool"):
+        for add_generation_prompt in (True, False):
+            try:
+                program.render(
+                    {
+                        **everything,
+                        "messages": _conversation(role, "x"),
+                        "add_generation_prompt": add_generation_prompt,
+                    },
+                    0,
+                )
+            except TemplateRefusalError:
+                continue
 
 
 def _with_thinking(message: dict[str, Any]) -> dict[str, Any]:
