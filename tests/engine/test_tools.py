@@ -93,16 +93,22 @@ def test_tools_a_model_calls(model: Model) -> None:
         "Weather in Paris?",
         tools=[WEATHER],
         tool_choice="required",
-        seed=5,
+        seed=1,
         max_tokens=200,
         logits_processors=[begin],
     )
     tokens = list(reply)
-    (call,) = reply.tool_calls
-    assert call.name == "get_weather"
+    # The form of this template lets a model call more than once.
+    call = reply.tool_calls[-1]
+    assert {one.name for one in reply.tool_calls} == {"get_weather"}
     assert isinstance(call.arguments["city"], str)
     assert tokens[-1].tool_call == call
-    assert json.loads("".join(token.text for token in tokens if token.channel == Channel.TOOL_CALL)) == call.arguments
+    written = "".join(token.text for token in tokens if token.channel == Channel.TOOL_CALL)
+    for one in reply.tool_calls:
+        arguments, end = json.JSONDecoder().raw_decode(written.lstrip())
+        written = written.lstrip()[end:]
+        assert arguments == one.arguments
+    assert not written.strip()
     chat = Chat(model, temperature=0)
     chat.messages = [{"role": "user", "content": "Weather in Paris?"}, reply.message]
     chat.add_result(call, {"degrees": 20})

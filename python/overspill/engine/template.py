@@ -136,6 +136,8 @@ class ChatTemplate:
         model = self._model_reference()
         if model is None:
             raise ClosedError("the model of the chat template is gone")
+        if model.closed:
+            raise ClosedError("the model of the chat template is closed")
         return model
 
     @property
@@ -243,6 +245,7 @@ class ChatTemplate:
         variables: Mapping[str, Any],
         add_generation_prompt: bool,
     ) -> _Rendered:
+        _ = self._model  # whose error says that it is closed
         # A copy of values that JSON knows: a template gets no object of the caller.
         written = as_json("messages", [messages, tools])
         said, described = json.loads(written)
@@ -259,10 +262,14 @@ class ChatTemplate:
         is_marked = (marked, described) != (given, json.loads(written)[1])
         everything = {**self._always, **variables, "tools": described or None}
         everything["add_generation_prompt"] = add_generation_prompt
+        candidates = [{"messages": candidate} for candidate in _repaired(marked)]
+        # Some count the tools, whether there are any or not; some want them as text.
+        functions = json.dumps([tool["function"] for tool in described], ensure_ascii=False, indent=4)
+        candidates += [{**candidate, "tools": described, "functions": functions} for candidate in candidates]
         refusal: TemplateRefusalError | None = None
-        for candidate in _repaired(marked):
+        for candidate in candidates:
             try:
-                text = program.render({**everything, "messages": candidate}, len(written))
+                text = program.render({**everything, **candidate}, len(written))
                 break
             except TemplateRefusalError as error:
                 refusal = refusal or error
@@ -475,9 +482,9 @@ class _Ways:
         return "reasoning_content"
 
     def _rendered(self, messages: list[dict[str, Any]]) -> str:
-        variables = {**self._variables, **_variables(None, True), "tools": None, "add_generation_prompt": False}
+        variables = {**self._variables, **_variables(None, True), "tools": [], "functions": "[]"}
         try:
-            return self._program.render({**variables, "messages": messages}, 0)
+            return self._program.render({**variables, "messages": messages, "add_generation_prompt": False}, 0)
         except (TemplateRefusalError, Error):
             return ""
 
