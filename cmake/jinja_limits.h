@@ -1,6 +1,6 @@
-// Included by force before llama.cpp's common library, whose Jinja has no bounds: a template that counts to a billion, or
-// a macro that calls itself, would take all memory or end the process. All values are made by mk_val in jinja/value.h,
-// so it asks us first. cpp/text/chat_template.cpp has the answer.
+// Included by force before llama.cpp's common library, whose Jinja has no bounds: a template that counts to a billion,
+// or a macro that calls itself, would take all memory or end the process. All values are made by mk_val in
+// jinja/value.h, so it asks us first. cpp/text/chat_template.cpp has the answer.
 #pragma once
 
 #ifdef __cplusplus

@@ -88,8 +88,7 @@ void bind_chat(py::module_ & m) {
         .def("form", &form, "messages"_a, py::kw_only(), "tools"_a, "tool_choice"_a, "schema_grammar"_a,
              "enable_thinking"_a, "variables"_a)
         .def(
-            "amended",
-            [](const ChatTemplate & chat, bool with_tools) { return lenient_str(chat.amended(with_tools)); },
+            "amended", [](const ChatTemplate & chat, bool with_tools) { return lenient_str(chat.amended(with_tools)); },
             "with_tools"_a);
 }
 

@@ -118,7 +118,9 @@ void bind_model(py::module_ & m) {
         .def_property_readonly("has_chat_template", &ChatTemplate::exists)
         .def(
             "chat_template_source",
-            [](const Model & model, bool with_tools) { return lenient_str(ChatTemplate::source_of(model, with_tools)); },
+            [](const Model & model, bool with_tools) {
+                return lenient_str(ChatTemplate::source_of(model, with_tools));
+            },
             "with_tools"_a)
         .def(
             "dry_breakers",

@@ -126,8 +126,8 @@ std::vector<ControlToken> control_tokens(const llama_vocab & vocab) {
         if ((attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN)) != 0) {
             const std::string text = llama_vocab_get_text(&vocab, token);
             if (!text.empty()) {
-                tokens.push_back({text, (attributes & LLAMA_TOKEN_ATTR_LSTRIP) != 0,
-                                  (attributes & LLAMA_TOKEN_ATTR_RSTRIP) != 0});
+                tokens.push_back(
+                    {text, (attributes & LLAMA_TOKEN_ATTR_LSTRIP) != 0, (attributes & LLAMA_TOKEN_ATTR_RSTRIP) != 0});
             }
         }
     }

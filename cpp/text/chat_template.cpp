@@ -42,8 +42,8 @@ class Budget {
     static thread_local Budget * current;
 
   private:
-    static constexpr std::size_t most_values = 4'000'000;
-    static constexpr std::size_t most_bytes = std::size_t(1) << 28;
+    static constexpr std::size_t most_values = 1'000'000;
+    static constexpr std::size_t most_bytes = std::size_t(1) << 24;
     static constexpr std::uintptr_t deepest = std::uintptr_t(1) << 18;  // bytes of the stack; some have 512 KiB
 
     Budget * before_;

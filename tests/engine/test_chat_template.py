@@ -259,7 +259,7 @@ HOSTILE = {
     "doubled in a block": "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
     "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}",
     "squared": "{% set n = namespace(x=3) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
-    "power": "{{ 10 ** 10 ** 10 ** 10 }}",
+    "power": "{{ 10 ** 10 ** 10 ** 10 ** 10 }}",
     "multiplied": "{{ 'x' * 10 ** 10 }}",
     "lists": "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
     "slices": "{% set a = 'a' * 9999999 %}" + "".join(f"{{% set b{i} = a[1:] %}}" for i in range(3000)),

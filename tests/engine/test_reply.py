@@ -26,7 +26,6 @@ from overspill import (
     StopReason,
     _core,
 )
-from overspill.engine.tools import describe_tools
 from reference_prompts import TEMPLATES
 from sweeps import sweep
 
@@ -91,10 +90,7 @@ class _Spoken:
 
 def form_of(model: Model, name: str, tools: list[Any] | None = None) -> _core.ReplyForm:
     """Return the form of a template's replies."""
-    rendered = ChatTemplate(model, template(name))._render(
-        [{"role": "user", "content": "Hi"}], describe_tools(tools or ()), "auto", "", "", None, True, True
-    )
-    return rendered.form
+    return ChatTemplate(model, template(name)).prepare("Hi", tools=tools).form
 
 
 def said(

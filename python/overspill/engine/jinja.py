@@ -318,7 +318,7 @@ def _counted(node: nodes.Node) -> nodes.Node:
 
 
 def _count(tree: nodes.Template) -> None:
-    """Make all parts of a template count; a ValueError if they are nested too deep."""
+    """Make all parts of a template count; an error if they are nested too deep."""
     waiting: list[tuple[nodes.Node, int]] = [(tree, 0)]
     while waiting:
         node, depth = waiting.pop()
@@ -333,6 +333,16 @@ def _count(tree: nodes.Template) -> None:
                 step = 1 if name == "elif_" else 0
                 waiting += [(v, depth + 1 + i * step) for i, v in enumerate(value) if isinstance(v, nodes.Node)]
                 setattr(node, name, [_counted(v) if isinstance(v, nodes.Node) else v for v in value])
+
+
+def _check_brackets(environment: Environment, source: str) -> None:
+    # The tree has no brackets, but llama.cpp's parser calls itself for each.
+    depth = 0
+    for _, kind, text in environment.lex(source):
+        if kind == "operator":
+            depth += (text in "([{") - (text in ")]}")
+        if depth > _DEEPEST:
+            raise _LimitError(f"its brackets are nested more than {_DEEPEST} deep")
 
 
 class Program:
@@ -352,6 +362,7 @@ class Program:
         environment = _environment()
         try:
             with _metered(len(source)):
+                _check_brackets(environment, source)
                 tree = environment.parse(source)
                 _count(tree)
                 code = environment.compile(tree)

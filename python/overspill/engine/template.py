@@ -119,9 +119,11 @@ class ChatTemplate:
             )
         plain, with_tools = sources[0] or sources[1], sources[1] or sources[0]
         self._source = plain
-        # Compiled first: it refuses what llama.cpp would not survive.
-        self._programs = {False: _program(plain), True: _program(with_tools)}
         self._model_reference = weakref.ref(native)
+        # Compiled and tried first: that refuses what llama.cpp, which has hardly any bounds, would not survive.
+        self._programs = {False: _program(plain), True: _program(with_tools)}
+        for tools, program in self._programs.items():
+            _try(program, {**self._always, "tools": [_TOOL] if tools else None})
         self._core = NativeChatTemplate(native, source)
         for tools, program in list(self._programs.items()):
             amended = self._core.amended(tools and bool(sources[1]))
@@ -134,6 +136,8 @@ class ChatTemplate:
         model = self._model_reference()
         if model is None:
             raise ClosedError("the model of the chat template is gone")
+        if model.closed:
+            raise ClosedError("the model of the chat template is closed")
         return model
 
     @property
@@ -238,6 +242,7 @@ class ChatTemplate:
         variables: Mapping[str, Any],
         add_generation_prompt: bool,
     ) -> _Rendered:
+        _ = self._model  # whose error says that it is closed
         # A copy of values that JSON knows: a template gets no object of the caller.
         written = as_json("messages", [messages, tools])
         said, described = json.loads(written)
@@ -254,10 +259,14 @@ class ChatTemplate:
         is_marked = (marked, described) != (given, json.loads(written)[1])
         everything = {**self._always, **variables, "tools": described or None}
         everything["add_generation_prompt"] = add_generation_prompt
+        candidates = [{"messages": candidate} for candidate in _repaired(marked)]
+        # Some count the tools, whether there are any or not; some want them as text.
+        functions = json.dumps([tool["function"] for tool in described], ensure_ascii=False, indent=4)
+        candidates += [{**candidate, "tools": described, "functions": functions} for candidate in candidates]
         refusal: TemplateRefusalError | None = None
-        for candidate in _repaired(marked):
+        for candidate in candidates:
             try:
-                text = program.render({**everything, "messages": candidate}, len(written))
+                text = program.render({**everything, **candidate}, len(written))
                 break
             except TemplateRefusalError as error:
                 refusal = refusal or error
@@ -470,9 +479,9 @@ class _Ways:
         return "reasoning_content"
 
     def _rendered(self, messages: list[dict[str, Any]]) -> str:
-        variables = {**self._variables, **_variables(None, True), "tools": None, "add_generation_prompt": False}
+        variables = {**self._variables, **_variables(None, True), "tools": [], "functions": "[]"}
         try:
-            return self._program.render({**variables, "messages": messages}, 0)
+            return self._program.render({**variables, "messages": messages, "add_generation_prompt": False}, 0)
         except (TemplateRefusalError, Error):
             return ""
 
@@ -492,6 +501,27 @@ def _conversation(role: str, content: object) -> list[dict[str, Any]]:
         ],
     }
     return conversations[role]
+
+
+_TOOL = {"type": "function", "function": {"name": "f", "description": "x", "parameters": {"properties": {"x": {}}}}}
+
+
+def _try(program: Program, variables: Mapping[str, Any]) -> None:
+    """Render a few conversations; an Error if the template uses up too much."""
+    everything = {**variables, **_variables("low", True)}
+    for role in ("system", "user", "assistant", "tool"):
+        for add_generation_prompt in (True, False):
+            try:
+                program.render(
+                    {
+                        **everything,
+                        "messages": _conversation(role, "x"),
+                        "add_generation_prompt": add_generation_prompt,
+                    },
+                    0,
+                )
+            except TemplateRefusalError:
+                continue
 
 
 def _with_thinking(message: dict[str, Any]) -> dict[str, Any]:
