@@ -51,7 +51,7 @@ bool is_for_want_of_memory(const std::string & assertion) {
 
 void throw_if_out_of_memory(const ErrorCapture & errors, const std::string & what) {
     for (const auto & line : errors.lines()) {
-        if (line.find("bad_alloc") != std::string::npos) {
+        if (line.find("bad_alloc") != std::string::npos || line.find("insufficient memory") != std::string::npos) {
             throw ram_refused(what);
         }
     }
