@@ -63,8 +63,7 @@ uint32_t n_forks() noexcept {
 
 void Origin::check(const char * what) const {
     if (!is_here()) {
-        throw Error(std::string(what) +
-                    " was made before this process was forked, and its threads are not here: " +
+        throw Error(std::string(what) + " was made before this process was forked, and its threads are not here: " +
                     how_to_start_processes);
     }
 }

@@ -55,9 +55,9 @@ void bind_errors(py::module_ & m) {
         } catch (const OutOfMemoryError & memory) {
             raise_out_of_memory(out_of_memory, memory);
         } catch (const std::system_error & refused) {
-            py::set_error(error, ("the system refuses, maybe since there are too many threads: " +
-                                  std::string(refused.what()))
-                                     .c_str());
+            py::set_error(
+                error,
+                ("the system refuses, maybe since there are too many threads: " + std::string(refused.what())).c_str());
         } catch (const std::bad_alloc &) {
             raise_out_of_memory(out_of_memory, ram_refused());
         } catch (const AssertionFailed & failed) {

@@ -36,9 +36,8 @@ void bind_measurement(py::module_ & m) {
         .def(py::init([](const std::string & device, int32_t n_threads, uint64_t working_set_bytes,
                          std::vector<std::string> gpus, bool host_buffers, double budget_s) {
                  MeterOptions options{n_threads, working_set_bytes, std::move(gpus), host_buffers, budget_s};
-                 return without_gil([&] {
-                     return left_alone_by_forks(std::make_unique<DeviceMeter>(device, std::move(options)));
-                 });
+                 return without_gil(
+                     [&] { return left_alone_by_forks(std::make_unique<DeviceMeter>(device, std::move(options))); });
              }),
              "device"_a, py::kw_only(), "n_threads"_a, "working_set_bytes"_a, "gpus"_a, "host_buffers"_a, "budget_s"_a)
         .def(

@@ -48,8 +48,7 @@ std::shared_ptr<Model> load_model(const std::string & path, ModelOptions options
         }
     };
     try {
-        return without_gil(
-            [&] { return left_alone_by_forks(std::make_unique<Model>(path, std::move(options))); });
+        return without_gil([&] { return left_alone_by_forks(std::make_unique<Model>(path, std::move(options))); });
     } catch (const CancelledError &) {
         if (raised) {
             std::rethrow_exception(raised);

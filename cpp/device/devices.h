@@ -17,8 +17,8 @@ struct DeviceMemory {
     size_t total_bytes = 0;
 };
 
-// Drivers and connections do not outlive a fork: in a process that was forked, only the CPU can be used. Throws Error for
-// others there.
+// Drivers and connections do not outlive a fork: in a process that was forked, only the CPU can be used. Throws Error
+// for others there.
 void check_usable_after_fork(ggml_backend_dev_t device);
 
 // What the device has; zeros if its RPC server does not answer, or for what a fork has made unusable.

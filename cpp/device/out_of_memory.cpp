@@ -25,29 +25,36 @@ std::string device_of_buffer(const std::string & buffer) {
 
 }  // namespace
 
-OutOfMemoryError ram_refused() {
-    return {"this process gets no more memory: give a smaller n_ctx or n_batch, close other models, or raise its limit "
-            "(ulimit -v)",
+OutOfMemoryError ram_refused(const std::string & what) {
+    return {what +
+                "this process gets no more memory: give a smaller n_ctx or n_batch, close other models, or raise its "
+                "limit (ulimit -v)",
             "CPU", 0};
 }
 
 bool is_for_want_of_memory(const std::string & assertion) {
     // Of ggml.c, ggml-alloc.c and ggml-backend.cpp: what was allocated is not null.
-    static constexpr std::array<const char *, 12> asserted{
-        "ctx->mem_buffer",        "galloc",
-        "galloc->bufts",          "galloc->buffers",
-        "galloc->buf_tallocs",    "galloc->hash_set.keys",
-        "galloc->hash_values",    "galloc->node_allocs",
-        "galloc->leaf_allocs",    "ctx->buffers",
-        "talloc->chunks[i]",      "sched"};
-    return std::any_of(asserted.begin(), asserted.end(), [&](const char * pointer) {
-               return assertion.find("GGML_ASSERT(" + std::string(pointer) + " != NULL) failed") != std::string::npos;
-           }) ||
+    static constexpr std::array<const char *, 12> asserted{"ctx->mem_buffer",     "galloc",
+                                                           "galloc->bufts",       "galloc->buffers",
+                                                           "galloc->buf_tallocs", "galloc->hash_set.keys",
+                                                           "galloc->hash_values", "galloc->node_allocs",
+                                                           "galloc->leaf_allocs", "ctx->buffers",
+                                                           "talloc->chunks[i]",   "sched"};
+    return std::any_of(asserted.begin(), asserted.end(),
+                       [&](const char * pointer) {
+                           return assertion.find("GGML_ASSERT(" + std::string(pointer) + " != NULL) failed") !=
+                                  std::string::npos;
+                       }) ||
            // ggml_malloc() and ggml_calloc() say no more than that.
            (assertion.find("ggml.c:") != std::string::npos && assertion.find(": fatal error") != std::string::npos);
 }
 
 void throw_if_out_of_memory(const ErrorCapture & errors, const std::string & what) {
+    for (const auto & line : errors.lines()) {
+        if (line.find("bad_alloc") != std::string::npos || line.find("insufficient memory") != std::string::npos) {
+            throw ram_refused(what);
+        }
+    }
     static const std::string mark = "failed to allocate ";
     static const std::string size_mark = " buffer of size ";
     for (const auto & line : errors.lines()) {

@@ -8,8 +8,8 @@
 
 namespace overspill {
 
-// Of this process's own memory, which a device has no part in.
-OutOfMemoryError ram_refused();
+// Of this process's own memory, which a device has no part in; its text begins with `what`.
+OutOfMemoryError ram_refused(const std::string & what = "");
 
 // Whether a failed assertion of llama.cpp's, by its message, says that the system has refused memory.
 bool is_for_want_of_memory(const std::string & assertion);

@@ -15,8 +15,9 @@ void add_rpc_server(const std::string & endpoint) {
     using AddServer = ggml_backend_reg_t (*)(const char *);
     const Activity activity("adding an RPC server");
     if (n_forks() > 0) {
-        throw Error(std::string("RPC servers cannot be used in a process that was forked after overspill was imported: ") +
-                    how_to_start_processes);
+        throw Error(
+            std::string("RPC servers cannot be used in a process that was forked after overspill was imported: ") +
+            how_to_start_processes);
     }
     const ErrorCapture errors;
     ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");

@@ -1,6 +1,7 @@
 #include "device/thread_pool.h"
 
 #include "device/devices.h"
+#include "device/out_of_memory.h"
 
 #include <utility>
 
@@ -29,6 +30,9 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::check() const {
+    if (failed() && is_for_want_of_memory(team_->why())) {
+        throw ram_refused(owner_ + " cannot be used any more, and must be loaded anew: ");
+    }
     if (failed()) {
         throw UnusableError(owner_ + " cannot be used any more, since llama.cpp failed while " + team_->why());
     }

@@ -32,8 +32,8 @@ std::shared_ptr<Generation> Generation::start(std::shared_ptr<Model> model, std:
     // Where Python chooses, or looks at the logits, a step cannot be taken before it is asked for.
     options.look_ahead = options.look_ahead && !options.choose && !options.keep_logits &&
                          (!options.constraint || options.constraint->is_native());
-    const auto generation = left_alone_by_forks(
-        std::unique_ptr<Generation>(new Generation(model, std::move(prompt), std::move(options))));
+    const auto generation =
+        left_alone_by_forks(std::unique_ptr<Generation>(new Generation(model, std::move(prompt), std::move(options))));
     model->add(generation);
     return generation;
 }

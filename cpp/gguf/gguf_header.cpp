@@ -12,6 +12,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <new>
 #include <utility>
 
 namespace overspill {
@@ -111,7 +112,11 @@ GgufHeader::GgufHeader(std::string path) : path_(std::move(path)), n_file_bytes_
     const ErrorCapture errors;
     context_.reset(gguf_init_from_file(path_.c_str(), {/*no_alloc =*/true, /*ctx =*/nullptr}));
     if (!context_) {
-        throw ModelLoadError(path_ + ": is damaged or truncated: " + errors.reason("the GGUF header cannot be read"));
+        const std::string reason = errors.reason("the GGUF header cannot be read");
+        if (reason.find("bad_alloc") != std::string::npos) {
+            throw std::bad_alloc();
+        }
+        throw ModelLoadError(path_ + ": is damaged or truncated: " + reason);
     }
 }
 

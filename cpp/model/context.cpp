@@ -247,6 +247,7 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
         throw ContextFullError("the KV cache has no room for " + std::to_string(n) + " more tokens");
     }
     if (status != 0) {
+        throw_if_out_of_memory(errors, "decoding failed: ");
         throw Error("decoding failed: " + errors.reason("llama_decode returned " + std::to_string(status)));
     }
 }

@@ -22,8 +22,8 @@ class Turns {
     // `what` takes turns, for messages: "the model".
     explicit Turns(const char * what) : what_(what) {}
 
-    // Throws CancelledError if it is cancelled before its turn has come, or this thread was told to stop; null only asks
-    // for the latter.
+    // Throws CancelledError if it is cancelled before its turn has come, or this thread was told to stop; null only
+    // asks for the latter.
     void lock(const Interrupt * interrupt = nullptr);
     void unlock();
     // Whether this thread has the turn, or is waiting for it.

@@ -120,3 +120,109 @@ def test_a_model_that_chatted_is_freed(smollm2_path: Path) -> None:
     command = [sys.executable, "-c", READINGS + CHAT, str(smollm2_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "flat\n"), done.stderr[-1000:]
+
+
+# Children of one process, each with another limit: to import the library anew would take most of the time.
+LIMITED = """
+import os, resource, sys, time
+import overspill
+from overspill import Model
+
+path, chosen, factor = sys.argv[1], sys.argv[2], float(sys.argv[3])
+options = {"n_ctx": 2048, "n_threads": 2, "load_mode": "read", "repack": "off", "offload": "cpu"}
+
+def limit(n_bytes):
+    with open("/proc/self/status") as status:
+        used = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmSize:"))
+    resource.setrlimit(resource.RLIMIT_AS, (used + n_bytes, resource.RLIM_INFINITY))
+
+def use(n_bytes):
+    if chosen == "load":
+        limit(n_bytes)
+        Model(path, **options).generate("x", max_tokens=1)
+        return
+    model = Model(path, **options)
+    limit(n_bytes)
+    if chosen == "stream":
+        streams = [model.stream("x", max_tokens=2), model.stream("y", max_tokens=2)]
+        for stream in streams:
+            list(stream)
+    elif chosen == "batch":
+        list(model.generate_many(["a b c"] * 8, max_tokens=4, parallel=8))
+    else:
+        model.eval(list(range(1, 300)), logits="all")
+
+def outcome(n_bytes):
+    try:
+        use(n_bytes)
+    except (overspill.OutOfMemoryError, MemoryError):
+        return 3
+    except overspill.Error as error:
+        if "does not give 2 threads" in str(error):  # their stacks are memory
+            return 3
+        os.write(2, f"{n_bytes}: {type(error).__name__}: {error}".encode())
+        return 4
+    return 0
+
+codes, n_bytes = [], 20_000
+while n_bytes < 1 << 29:
+    pid = os.fork()
+    if pid == 0:
+        code = 5
+        try:
+            code = outcome(n_bytes)
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + 60
+    while not (found := os.waitpid(pid, os.WNOHANG))[0]:
+        assert time.monotonic() < deadline or os.kill(pid, 9), f"{n_bytes} hangs"
+        time.sleep(0.005)
+    codes.append(found[1] >> 8 if os.WIFEXITED(found[1]) else -found[1])
+    assert codes[-1] in (0, 3), f"{n_bytes} bytes: {codes[-1]}"
+    n_bytes = int(n_bytes * factor)
+assert codes[0] == 3 and codes[-1] == 0, codes
+print("flat")
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "factor"),
+    [
+        ("load", 12),
+        *(pytest.param(call, 1.7, marks=pytest.mark.slow) for call in ("load", "stream", "batch", "eval")),
+    ],
+)
+def test_little_memory(tiny_gpt_oss_path: Path, call: str, factor: float) -> None:
+    """From little to enough: too little is an OutOfMemoryError, wherever it is noticed, and the process goes on."""
+    command = [sys.executable, "-W", "ignore", "-c", LIMITED, str(tiny_gpt_oss_path), call, str(factor)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "flat\n"), done.stderr[-1500:]
+
+
+ARENAS = """
+from threading import Thread
+
+def load():
+    for _ in range(2):
+        with overspill.Model(sys.argv[1], n_ctx=128, n_threads=1, load_mode="read") as model:
+            next(model.stream("x"))
+
+load()
+before = reading("VmRSS")
+threads = [Thread(target=load) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+grown = reading("VmRSS") - before
+assert grown < 64 * 1024, f"resident memory grew by {grown} KiB in 24 loads by 12 threads"
+print("flat")
+"""
+
+
+@pytest.mark.slow
+def test_threads_that_load_leave_little_behind(tiny_gpt_oss_path: Path) -> None:
+    """The C library's arenas keep what was freed in them, of which each thread may have one."""
+    command = [sys.executable, "-c", READINGS + ARENAS, str(tiny_gpt_oss_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "flat\n"), done.stderr[-1000:]

@@ -1,4 +1,4 @@
-"""Signals, and code of the caller's that runs in the middle of a step: nothing waits for itself, and Ctrl-C is heard."""
+"""Signals and callbacks in the middle of a step: nothing waits for itself, and Ctrl-C is heard."""
 
 from __future__ import annotations
 
@@ -19,16 +19,33 @@ from overspill import Model
 
 path, chosen = sys.argv[1], sys.argv[2]
 PROMPT = [5] * 700
-model = other = stream = many = None
+model = stream = many = None
+other = Model(path, n_ctx=64, n_threads=1)
 
 def begin():
     # `stream` and `many` are those that are in the middle of a step in some of the cases.
-    global model, other, stream, many
+    global model, stream, many
     model = Model(path, n_ctx=1024, n_threads=1)
-    other = Model(path, n_ctx=64, n_threads=1)
     stream = model.stream(PROMPT, max_tokens=3)
     many = model._core.open_batch([PROMPT], [overspill.Sampler(temperature=0)._core],
                                   overspill._core.GenerationOptions(), n_parallel=1, n_ctx=1024)
+
+def hold_the_turn():
+    # A thread has the model's turn until the function that is returned is called.
+    entered, leave = threading.Event(), threading.Event()
+    def hold(logits, tokens):
+        entered.set()
+        leave.wait(20)  # at most, should something go wrong
+    options = overspill._core.GenerationOptions()
+    options.max_tokens, options.choose = 1, hold
+    batch = model._core.open_batch([[5]], [overspill.Sampler(temperature=0)._core], options, n_parallel=1, n_ctx=64)
+    holder = threading.Thread(target=lambda: list(batch), daemon=True)
+    holder.start()
+    entered.wait()
+    def end():
+        leave.set()
+        holder.join()
+    return end
 
 def drop_a_stream():
     dropped = model.stream("x")
@@ -68,35 +85,34 @@ from itertools import product
 
 def wait_for_a_turn(step):
     # Another thread has the turn until the handler is done.
-    entered, leave = threading.Event(), threading.Event()
-    def hold(logits, tokens):
-        entered.set()
-        leave.wait()
-    holder = threading.Thread(target=model.generate, args=("x",), kwargs={"max_tokens": 1, "logits_processors": [hold]})
-    holder.start()
-    entered.wait()
-    handled_now.append(leave.set)
+    end = hold_the_turn()
+    handled_now.append(end)
+    try:
+        signalled(step, after_s=0.2)
+    finally:
+        end()
+
+def signalled(step, after_s=0.02):
+    # Again and again, should a signal come too early.
+    signal.setitimer(signal.ITIMER_REAL, after_s, 0.02)
     try:
         step()
     finally:
-        leave.set()
-        holder.join()
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 STEPS = {
-    "eval": lambda: model.eval(PROMPT),
-    "stream": lambda: next(stream, None),
-    "batch": lambda: next(many, None),
+    "eval": lambda: signalled(lambda: model.eval(PROMPT)),
+    "stream": lambda: signalled(lambda: next(stream, None)),
+    "batch": lambda: signalled(lambda: next(many, None)),
     "waiting stream": lambda: wait_for_a_turn(lambda: next(stream, None)),
     "waiting eval": lambda: wait_for_a_turn(lambda: model.eval([5])),
     "waiting batch": lambda: wait_for_a_turn(lambda: next(many, None)),
 }
-handled_now, inside = [], False
+handled_now = []
 for call in CALLS:
     begin()
     handled = []
     def handler(*_):
-        if not inside:
-            return
         signal.setitimer(signal.ITIMER_REAL, 0)
         handled.append(attempt(call))
         for function in handled_now:
@@ -104,15 +120,10 @@ for call in CALLS:
         handled_now.clear()
     signal.signal(signal.SIGALRM, handler)
     for _ in range(20):  # until the signal has come in its middle
-        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
-        inside = True
         try:
             STEPS[chosen]()
         except overspill.Error as error:
             assert "closed" in str(error) or "interrupted" in str(error), (call, error)
-        finally:
-            inside = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
         if handled:
             break
         begin()
@@ -178,28 +189,16 @@ WAITING = ["eval", "stream", "generate", "generate_many", "next", "batch.next", 
 
 for name in WAITING:
     begin()
-    entered, leave = threading.Event(), threading.Event()
-    def hold(logits, tokens):
-        entered.set()
-        leave.wait()
-    held = model.stream("x", max_tokens=1, logits_processors=[hold])
-    holder = threading.Thread(target=lambda: list(held))
-    holder.start()
-    entered.wait()
-    calls = {**CALLS, "close of a stream that steps": held.close}
-    for call in {name, "close of a stream that steps"} if name == "eval" else {name}:
-        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        try:
-            calls[call]()
-        except KeyboardInterrupt:
-            pass
-        else:
-            raise AssertionError(call + " was not interrupted")
-        finally:
-            timer.join()
-    leave.set()
-    holder.join()
+    end = hold_the_turn()
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        CALLS[name]()
+    except KeyboardInterrupt:
+        timer.join()
+    else:
+        raise AssertionError(name + " was not interrupted")
+    end()
     if name != "close":
         assert model.generate("x", max_tokens=2).tokens
         model.close()

@@ -22,8 +22,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
@@ -33,7 +33,7 @@ from rpc_server import free_port, start_server
 
 N_THREADS = 4
 HANG_S = 120.0
-OPTIONS = {"n_ctx": 512, "n_threads": 1, "offload": "cpu"}
+OPTIONS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "offload": "cpu"}
 
 
 def resident_bytes() -> int:
@@ -47,12 +47,12 @@ def resident_bytes() -> int:
 
 def n_threads() -> int:
     """Return the threads of this process."""
-    return len(os.listdir("/proc/self/task"))
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def n_descriptors() -> int:
     """Return what this process has open."""
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class Soak:
@@ -185,7 +185,8 @@ class Soak:
                     for _ in range(5):
                         model.generate(self.prompt(random), max_tokens=5)
             except overspill.Error as error:
-                assert how == "dies" and "RPC server" in str(error), (how, error)
+                if how != "dies" or "RPC server" not in str(error):
+                    raise
             finally:
                 timer.join(), again.join()
                 server.kill()
@@ -253,8 +254,12 @@ def main() -> int:
     def count_alarm(number: int, frame: object) -> None:
         n_alarms[0] += 1
 
+    may_interrupt = [False]
+
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        if may_interrupt[0]:
+            may_interrupt[0] = False
+            raise KeyboardInterrupt
 
     Model(arguments.model, **OPTIONS).close()  # what is made once stays
     at_first = n_threads(), n_descriptors()
@@ -274,14 +279,14 @@ def main() -> int:
         timer = threading.Timer(source.random() * 0.5, os.kill, (os.getpid(), signal.SIGINT))
         try:
             timer.start()
-            soak.model(source).generate(soak.prompt(source), max_tokens=200)
-            timer.join()
-            time.sleep(1)
+            try:
+                may_interrupt[0] = True
+                soak.model(source).generate(soak.prompt(source), max_tokens=200)
+            finally:
+                may_interrupt[0] = False
         except (KeyboardInterrupt, overspill.ClosedError):
             soak.counts["interrupted"] += 1
-        with suppress(KeyboardInterrupt):  # which may come late
-            timer.join()
-            time.sleep(0.1)
+        timer.join()
         if not settled and time.monotonic() > settled_at:
             settled = resident_bytes()
         if time.monotonic() - min(soak.busy_since) > HANG_S:

@@ -244,7 +244,10 @@ else:
         del logits
         assert interrupted(calls[chosen])
     else:  # nothing has to be waited for, unless the connection is full
-        interrupted(model.close)
+        try:
+            interrupted(model.close)
+        except KeyboardInterrupt:
+            pass
         assert model.closed
     model.close()
     del stream
@@ -386,8 +389,10 @@ def test_the_connection_breaks_anywhere(tiny_gpt_oss_path: Path, n_servers: int)
 @pytest.mark.parametrize(
     "call",
     sweep(
-        ["decode", "look-ahead", "context", "eval", "eval of more rows", "batch", "memory of an open model"]
-        + ["load", "devices", "close"],
+        [
+            *("decode", "look-ahead", "context", "eval", "eval of more rows", "batch", "memory of an open model"),
+            *("load", "devices", "close"),
+        ],
         always=[0],
     ),
 )
