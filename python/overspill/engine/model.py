@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill._core import BatchGeneration, ClosedError, Error, Evaluation, GenerationOptions, ReplyForm
-from overspill.base.checks import as_integer
+from overspill.base.checks import as_flag, as_function, as_integer, as_list, as_text, check_choice, naming
+from overspill.base.units import parse_memory
 from overspill.base.values import (
     DEFAULT_CACHE_TYPE,
     DEFAULT_LOAD_MODE,
@@ -41,7 +42,7 @@ from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server
 from overspill.placement.placement import Placement
-from overspill.planning.offload import Offload, tuned_beside
+from overspill.planning.offload import Offload, check_offload, tuned_beside
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
 from overspill.sampling.sampler import Sampler
@@ -169,10 +170,11 @@ class Model:
         progress: Progress | None = None,
     ) -> None:
         """Load the model."""
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be callable, not {progress!r}")
-        if isinstance(rpc, str):
-            raise TypeError(f'rpc must be a sequence of "host:port", not {rpc!r}')
+        if progress is not None:
+            as_function("progress", progress)
+        endpoints = as_list("rpc", rpc, '"host:port"')
+        check_offload(offload)
+        sizes = parse_memory(memory)
         given: dict[str, Any] = {
             "n_ctx": n_ctx,
             "n_batch": n_batch,
@@ -187,17 +189,21 @@ class Model:
             "offload_min_batch": offload_min_batch,
         }
         exchange: dict[str, Any] = {"prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens}
-        switches: dict[str, Any] = {"vocab_only": bool(vocab_only), "check_tensors": bool(check_tensors)}
+        switches: dict[str, Any] = {
+            "vocab_only": as_flag("vocab_only", vocab_only),
+            "check_tensors": as_flag("check_tensors", check_tensors),
+        }
         settings = checked_settings(**given, **exchange, **switches)
         self._path = resolve(path)
         if isinstance(path, ModelInfo):
             self.info = path
-        for endpoint in rpc:
-            add_rpc_server(endpoint)
-        if offload == "tuned":
+        for endpoint in endpoints:
+            with naming("rpc"):
+                add_rpc_server(endpoint)
+        if isinstance(offload, str) and offload == "tuned":
             offload, tuned = tuned_beside(self.info, given)
             settings = checked_settings(**{**given, **tuned}, **exchange, **switches)
-        loaded = load(self._path, None if vocab_only else self.info, offload, settings, memory or {}, progress)
+        loaded = load(self._path, None if vocab_only else self.info, offload, settings, sizes, progress)
         self._core, self._settings, self._wanted = loaded.native, loaded.settings, loaded.placement
         self._evaluation: Evaluation | None = None
         self._logits: NDArray[np.float32] | None = None
@@ -333,8 +339,8 @@ class Model:
         options.stop = stop_strings(stop)
         options.grammar, options.mask = constraint(grammar, json_schema)
         options.n_logprobs = n_logprobs(logprobs)
-        options.keep_logits = bool(logits)
-        options.reuse = bool(reuse)
+        options.keep_logits = as_flag("logits", logits)
+        options.reuse = as_flag("reuse", reuse)
         if form is not None:
             options.form = form
         if isinstance(sampler, Sampler):
@@ -344,8 +350,11 @@ class Model:
         else:
             options.sampler = Sampler(sampling, model=self)._core
             options.choose = chooser(sampler, logits_processors)
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)
+        tokens = self._prompt("prompt", prompt)
         return Stream(self._core.open_stream(tokens, options), self._read_bytes)
+
+    def _prompt(self, name: str, prompt: str | Sequence[int]) -> list[int]:
+        return self.tokenize(as_text(name, prompt)) if isinstance(prompt, str) else token_ids(name, prompt)
 
     def astream(self, prompt: str | Sequence[int], **options: Any) -> AsyncStream:
         """Return a stream for ``async for`` that continues ``prompt``; ``options`` as for :meth:`stream`.
@@ -469,8 +478,7 @@ class Model:
         ContextFullError, ClosedError, Error, ValueError, TypeError
             As for :meth:`stream`.
         """
-        if logits not in ("last", "all"):
-            raise ValueError(f'logits must be "last" or "all", not {logits!r}')
+        check_choice("logits", logits, ("last", "all"))
         if self._evaluation is None:
             if self.closed:
                 raise ClosedError(f"the model {self._path} is closed")
@@ -506,7 +514,7 @@ class Model:
 
     def dry_breakers(self, texts: Sequence[str]) -> list[list[int]]:
         """Return every sequence of token ids in which one of the texts can be written, for DRY."""
-        key = tuple(texts)
+        key = tuple(as_text("texts", text) for text in as_list("texts", texts, "strings"))
         if key not in self._dry_breakers:
             self._dry_breakers[key] = self._core.dry_breakers(list(key))
         return self._dry_breakers[key]
@@ -555,12 +563,8 @@ class Model:
         ClosedError, Error, ValueError, TypeError
             As for :meth:`stream`.
         """
-        if isinstance(prompts, str):
-            raise TypeError(f"prompts must be a sequence of texts, not {prompts!r:.80}")
-        tokens = [
-            self.tokenize(prompt) if isinstance(prompt, str) else token_ids(f"prompts[{i}]", prompt)
-            for i, prompt in enumerate(prompts)
-        ]
+        listed = as_list("prompts", prompts, "texts or lists of token ids")
+        tokens = [self._prompt(f"prompts[{i}]", prompt) for i, prompt in enumerate(listed)]
         parallel = as_integer("parallel", parallel, 1, 256)
         sampling = merge(self.sampling if sampling is None else sampling, keywords)
         options = GenerationOptions()
@@ -599,17 +603,17 @@ class Model:
             Whether to recognise special tokens that are written out in the text; give False for text that you do
             not trust.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a string, not {text!r}")
-        return self._core.tokenize(text.encode(), add_special, parse_special)
+        add_special, parse_special = as_flag("add_special", add_special), as_flag("parse_special", parse_special)
+        return self._core.tokenize(as_text("text", text).encode(), add_special, parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
         """Return the text of ``tokens``; invalid UTF-8 becomes U+FFFD. ``skip_special`` leaves special tokens out."""
-        return self._core.detokenize(token_ids("tokens", tokens), skip_special).decode(errors="replace")
+        ids = token_ids("tokens", tokens)
+        return self._core.detokenize(ids, as_flag("skip_special", skip_special)).decode(errors="replace")
 
     def token_bytes(self, token: int, *, special: bool = True) -> bytes:
         """Return the bytes of one token, which may be part of a character; of a special token its name, or b""."""
-        return self._core.token_bytes(as_integer("token", token, 0, 2**31 - 1), special)
+        return self._core.token_bytes(as_integer("token", token, 0, 2**31 - 1), as_flag("special", special))
 
     @property
     def special_tokens(self) -> dict[str, int]:

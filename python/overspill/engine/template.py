@@ -15,7 +15,7 @@ from overspill._core import ChatPrompt as NativeChatPrompt
 from overspill._core import ChatTemplate as NativeChatTemplate
 from overspill._core import ClosedError, Error, Model, ReplyForm, grammar_of_json_schema
 from overspill._core import ToolChoice as NativeToolChoice
-from overspill.base.checks import check_choice
+from overspill.base.checks import as_flag, as_json, as_text, check_choice, shown
 from overspill.engine.tools import Tool, describe_tools
 from overspill.sampling.json_schema import checked_schema
 
@@ -26,7 +26,6 @@ __all__ = [
     "Message",
     "OnFull",
     "ToolChoice",
-    "as_json",
     "checked_messages",
 ]
 
@@ -36,6 +35,7 @@ Message: TypeAlias = Mapping[str, Any]
 ToolChoice: TypeAlias = Literal["auto", "required", "none"]
 OnFull: TypeAlias = Literal["error", "shift"]
 
+_ROLES = ("system", "user", "assistant", "tool")
 _MOST_KNOWN = 4  # prompts and replies whose tokens are remembered
 _MOST_DROPPED = 16  # turns that are forgotten in the middle of one reply
 
@@ -86,6 +86,9 @@ class ChatTemplate:
         Error
             The file has no template, or the template has mistakes.
         """
+        if not isinstance(getattr(model, "_core", None), NativeModel):
+            raise TypeError(f"model must be an overspill.Model, not {shown(model)}")
+        as_text("source", source)
         if not source and not model._core.has_chat_template:
             raise Error(
                 f"{model.path} has no chat template: it is a base model, to be continued with model.stream(prompt); or "
@@ -127,12 +130,12 @@ class ChatTemplate:
         """
         rendered = self._render(
             checked_messages(messages),
-            describe_tools(tools or ()),
+            describe_tools(() if tools is None else tools),
             "auto",
             "",
             reasoning_effort,
-            thinking,
-            add_generation_prompt,
+            as_flag("thinking", thinking),
+            as_flag("add_generation_prompt", add_generation_prompt),
         )
         return rendered.text
 
@@ -146,16 +149,26 @@ class ChatTemplate:
         thinking: bool,
         add_generation_prompt: bool,
     ) -> NativeChatPrompt:
-        variables = {} if reasoning_effort is None else {"reasoning_effort": json.dumps(reasoning_effort)}
+        variables = {}
+        if reasoning_effort is not None:
+            variables["reasoning_effort"] = json.dumps(as_text("reasoning_effort", reasoning_effort))
+        self._check_roles(messages)
         return self._core.render(
             as_json("messages", list(messages)),
             tools=as_json("tools", tools_described) if tools_described else "",
             tool_choice=NativeToolChoice[tool_choice],
             json_schema=json_schema,
-            enable_thinking=bool(thinking),
+            enable_thinking=thinking,
             add_generation_prompt=add_generation_prompt,
             variables=variables,
         )
+
+    def _check_roles(self, messages: Sequence[Message]) -> None:
+        """Raise a ValueError for a role that is not common, and that the template does not know either."""
+        for i, message in enumerate(messages):
+            role = message["role"]
+            if role not in _ROLES and not any(f"{mark}{role}{mark}" in self.source for mark in ("'", '"')):
+                raise ValueError(f"messages[{i}]: role must be one of {', '.join(_ROLES)}, not {shown(role)}")
 
     def prepare(
         self,
@@ -171,14 +184,15 @@ class ChatTemplate:
         """Return the prompt of a conversation, and the form of its reply; parameters as for :meth:`Model.chat`."""
         check_choice("on_full", on_full, get_args(OnFull))
         check_choice("tool_choice", tool_choice, get_args(ToolChoice))
-        if tools and json_schema is not None:
+        thinking = as_flag("thinking", thinking)
+        described = describe_tools(() if tools is None else tools)
+        if described and json_schema is not None:
             raise ValueError("give either tools or json_schema")
         schema = ""
         if json_schema is not None:
             schema = checked_schema(json_schema)
             grammar_of_json_schema(schema)  # whose error says where the schema is wrong
         said = checked_messages(messages)
-        described = describe_tools(tools or ())
 
         def render(part: Sequence[Message], add_generation_prompt: bool = True) -> NativeChatPrompt:
             return self._render(part, described, tool_choice, schema, reasoning_effort, thinking, add_generation_prompt)
@@ -260,30 +274,23 @@ class ChatTemplate:
         return [(a, b) for a, b in pairwise(places) if a is not None and b is not None and a < b]
 
 
-def as_json(argument: str, value: object) -> str:
-    """Return ``value`` in JSON; a TypeError that names the argument if JSON cannot hold it."""
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{argument}: {error}") from None
-
-
 def checked_messages(messages: str | Sequence[Message]) -> list[Message]:
     """Return copies of the messages, or a text as one message of the user; an error names the first wrong one."""
     if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
-    if isinstance(messages, Mapping) or not isinstance(messages, Sequence):
-        raise TypeError(f"messages must be a string or a sequence of mappings, not {messages!r:.80}")
+        return [{"role": "user", "content": as_text("messages", messages)}]
+    if isinstance(messages, bytes | bytearray | Mapping) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages must be a string or a sequence of mappings, not {shown(messages)}")
     said: list[Any] = list(messages)
     if not said:
         raise ValueError("messages must have at least one message")
     for i, message in enumerate(said):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise TypeError(
-                f'messages[{i}] must be a mapping such as {{"role": "user", "content": "Hello"}}, not {message!r:.80}'
+                f'messages[{i}] must be a mapping such as {{"role": "user", "content": "Hello"}}, not {shown(message)}'
             )
         if not isinstance(message.get("content"), str | list | None):
-            raise TypeError(f"messages[{i}]: content must be a text, not {message['content']!r:.80}")
+            raise TypeError(f"messages[{i}]: content must be a text, not {shown(message['content'])}")
         if "content" not in message and "tool_calls" not in message:
             raise ValueError(f"messages[{i}] must have content")
+        as_json(f"messages[{i}]", dict(message))
     return [dict(message) for message in said]

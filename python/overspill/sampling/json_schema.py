@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from overspill._core import grammar_of_json_schema as native_grammar_of_json_schema
+from overspill.base.checks import as_json, as_text, shown
 
 __all__ = ["checked_schema", "grammar_of_json_schema"]
 
@@ -48,13 +49,26 @@ def grammar_of_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
 
 def checked_schema(schema: str | Mapping[str, Any] | bool) -> str:
     """Return the schema in JSON for llama.cpp's converter; errors as for :func:`grammar_of_json_schema`."""
-    text = schema if isinstance(schema, str) else json.dumps(schema)
+    if not isinstance(schema, str | Mapping | bool):
+        raise TypeError(f"json_schema must be a JSON schema, as a mapping or as JSON, not {shown(schema)}")
+    text = as_text("json_schema", schema) if isinstance(schema, str) else as_json("json_schema", _plain(schema))
     try:
         root = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"json_schema: line {error.lineno}, column {error.colno}: {error.msg}") from None
-    _check(root, "#", root)
-    return json.dumps(root)
+    except RecursionError:
+        raise ValueError("json_schema is nested too deeply") from None
+    except ValueError as error:  # a number of too many digits
+        raise ValueError(f"json_schema: {error}") from None
+    try:
+        _check(root, "#", root)
+        return as_json("json_schema", root)
+    except RecursionError:
+        raise ValueError("json_schema is nested too deeply") from None
+
+
+def _plain(schema: Mapping[str, Any] | bool) -> dict[str, Any] | bool:
+    return dict(schema) if isinstance(schema, Mapping) else schema
 
 
 def _refuse(where: str, why: str) -> ValueError:
