@@ -493,3 +493,16 @@ def test_a_wrong_argument_is_named(world: Calls, path: str) -> None:
 def test_any_wrong_argument_is_named(world: Calls, path: str) -> None:
     """Every parameter of every public function, with values of every kind."""
     check(world, path, VALUES)
+
+
+def test_what_cannot_generate_says_so(vocab_path: Path) -> None:
+    """However it is asked to."""
+    with Model(vocab_path, vocab_only=True) as model:
+        for call in (
+            lambda: model.stream("Hello"),
+            lambda: model.eval([1]),
+            lambda: model.generate_many(["Hello"]),
+            lambda: model.generate_many([]),
+        ):
+            with pytest.raises(Error, match="was loaded with vocab_only"):
+                call()

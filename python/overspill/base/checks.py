@@ -173,18 +173,20 @@ def as_json(name: str, value: object) -> str:
     TypeError
         JSON cannot hold it.
     ValueError
-        It has text that UTF-8 cannot hold, or is nested too deeply.
+        It has a number that is not finite or text that UTF-8 cannot hold, or is nested too deeply.
     """
     try:
-        text = json.dumps(value)
+        text = json.dumps(value, allow_nan=False)
         if "\\ud" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError(f"{name} must be text that UTF-8 can hold, without surrogates") from None
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply") from None
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise TypeError(f"{name}: {error}") from None
+    except ValueError as error:  # an infinite number, or a list in itself
+        raise ValueError(f"{name}: {error}") from None
     return text
 
 

@@ -356,6 +356,11 @@ class Model:
     def _prompt(self, name: str, prompt: str | Sequence[int]) -> list[int]:
         return self.tokenize(as_text(name, prompt)) if isinstance(prompt, str) else token_ids(name, prompt)
 
+    def _check_that_it_generates(self) -> None:
+        """Raise the error that a stream of an encoder, or of a vocabulary alone, raises."""
+        if self.n_ctx == 0:
+            self._core.open_stream([0], GenerationOptions())
+
     def astream(self, prompt: str | Sequence[int], **options: Any) -> AsyncStream:
         """Return a stream for ``async for`` that continues ``prompt``; ``options`` as for :meth:`stream`.
 
@@ -399,13 +404,15 @@ class Model:
         messages
             A question, or the messages of a conversation: mappings with the keys of OpenAI's API.
 
-            - ``role``: ``"system"``, ``"user"``, ``"assistant"`` or ``"tool"``;
+            - ``role``: ``"system"``, ``"developer"``, ``"user"``, ``"assistant"`` or ``"tool"``, or another one that
+              the template knows;
             - ``content``: the text;
             - ``reasoning_content`` and ``tool_calls``, of assistants;
             - ``tool_call_id`` and ``name``, of tools.
         tools
             Tools that the model may ask for: functions with types and a docstring, or descriptions with the keys of
-            OpenAI's API. They are not called; see :attr:`ChatStream.tool_calls`.
+            OpenAI's API; for ``parameters``, MCP's ``inputSchema`` and Anthropic's ``input_schema`` will do. They are
+            not called; see :attr:`ChatStream.tool_calls`.
         tool_choice
             ``"auto"``: the model calls a tool or answers; ``"required"``: it calls one; ``"none"``: it calls none.
         reasoning_effort
@@ -482,6 +489,7 @@ class Model:
         if self._evaluation is None:
             if self.closed:
                 raise ClosedError(f"the model {self._path} is closed")
+            self._check_that_it_generates()
             self._evaluation = Evaluation(self._core)
         self._logits = None  # so that it does not count as in use
         values = self._evaluation.eval(token_ids("tokens", tokens), logits == "all")
@@ -574,6 +582,7 @@ class Model:
         options.grammar, mask = constraint(grammar, json_schema)
         if mask is not None:
             raise TypeError("grammar must be GBNF here: a mask has the state of one reply")
+        self._check_that_it_generates()
         longest = max(map(len, tokens), default=1)
         n_ctx = self.n_ctx if limit < 0 else min(self.n_ctx, longest + limit)
         check_ram_for_caches(self.info, self._settings, self._wanted, min(parallel, len(tokens)), n_ctx)

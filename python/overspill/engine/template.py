@@ -35,7 +35,7 @@ Message: TypeAlias = Mapping[str, Any]
 ToolChoice: TypeAlias = Literal["auto", "required", "none"]
 OnFull: TypeAlias = Literal["error", "shift"]
 
-_ROLES = ("system", "user", "assistant", "tool")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 _MOST_KNOWN = 4  # prompts and replies whose tokens are remembered
 _MOST_DROPPED = 16  # turns that are forgotten in the middle of one reply
 
@@ -292,5 +292,5 @@ def checked_messages(messages: str | Sequence[Message]) -> list[Message]:
             raise TypeError(f"messages[{i}]: content must be a text, not {shown(message['content'])}")
         if "content" not in message and "tool_calls" not in message:
             raise ValueError(f"messages[{i}] must have content")
-        as_json(f"messages[{i}]", dict(message))
+        as_json("messages", dict(message))
     return [dict(message) for message in said]

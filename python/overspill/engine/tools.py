@@ -78,6 +78,11 @@ def _described(where: str, tool: Tool) -> dict[str, Any]:
 def _from_mapping(where: str, tool: Mapping[str, Any]) -> dict[str, Any]:
     """Return the description of a function, with OpenAI's keys; its parameters may have MCP's or Anthropic's key."""
     function = tool.get("function", tool)
+    if tool.get("type") not in (None, "function", "custom"):
+        raise ValueError(f'{where}: type must be "function", not {shown(tool["type"])}')
+    outside = [key for key in tool if function is not tool and key in _PARAMETERS]
+    if outside:
+        raise ValueError(f"{where}: {outside[0]} must be in its function, as parameters")
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise ValueError(f'{where} must have a "name", as in {{"name": "search", "parameters": {{...}}}}')
     as_json(where, dict(function))
@@ -88,8 +93,10 @@ def _from_mapping(where: str, tool: Mapping[str, Any]) -> dict[str, Any]:
     if not found and others:
         raise ValueError(f"{where}: {others[0]} is not known: give the JSON schema of the arguments as parameters")
     key, schema = next(iter(found.items()), ("parameters", {"type": "object", "properties": {}}))
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, Mapping) or not isinstance(schema.get("properties", {}), Mapping):
         raise ValueError(f"{where}: {key} must be a JSON schema, not {shown(schema)}")
+    if schema.get("type", "object") != "object":
+        raise ValueError(f"{where}: {key} must be the JSON schema of an object, not of {shown(schema['type'])}")
     said = {key: value for key, value in function.items() if key not in _PARAMETERS and value is not None}
     if not isinstance(said.get("description", ""), str):
         raise TypeError(f"{where}: description must be a string, not {shown(said['description'])}")
