@@ -43,10 +43,14 @@ def itself() -> list[Any]:
     return value
 
 
-class Hostile:
-    """What raises whenever it is looked at."""
+class Anything:
+    """What can be made of anything, and is nothing that is wanted."""
 
     def __init__(self, *arguments: object) -> None: ...
+
+
+class Hostile:
+    """What raises whenever it is looked at."""
 
     def __repr__(self) -> str:
         raise RuntimeError("this has no text")
@@ -100,7 +104,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "generator": lambda: (i for i in ("a", b"b")),
     "object": object,
     "hostile object": Hostile,
-    "class": lambda: Hostile,
+    "class": lambda: Anything,
     "function": lambda: lambda *arguments, **keywords: None,
     "path": lambda: Path("none/such"),
     "numpy integer": lambda: np.int64(2),
