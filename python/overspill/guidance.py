@@ -23,6 +23,8 @@ try:
 except ImportError as error:
     raise ImportError("overspill.guidance needs llguidance: pip install 'overspill[guidance]'") from error
 
+from overspill.base.checks import as_integer, as_json, as_text, shown
+
 if TYPE_CHECKING:
     from overspill.engine.model import Model
 
@@ -60,15 +62,21 @@ class Guidance:
         lark: str | None = None,
     ) -> None:
         """Compile the grammar."""
+        for name in ("special_tokens", "token_bytes", "is_end_of_generation"):
+            if isinstance(model, type) or not hasattr(model, name):
+                raise TypeError(f"model must be an overspill.Model, not {shown(model)}")
         if sum(given is not None for given in (json_schema, regex, lark)) != 1:
             raise ValueError("give one of json_schema, regex and lark")
         if json_schema is not None:
-            schema = json_schema if isinstance(json_schema, str) else json.dumps(json_schema)
+            if not isinstance(json_schema, str | Mapping):
+                raise TypeError(f"json_schema must be a mapping or JSON, not {shown(json_schema)}")
+            as_json("json_schema", dict(json_schema) if isinstance(json_schema, Mapping) else json_schema)
+            schema = json_schema if isinstance(json_schema, str) else json.dumps(dict(json_schema))
             grammar = llguidance.LLMatcher.grammar_from_json_schema(schema)
         elif regex is not None:
-            grammar = llguidance.LLMatcher.grammar_from_regex(regex)
+            grammar = llguidance.LLMatcher.grammar_from_regex(as_text("regex", regex))
         else:
-            grammar = llguidance.LLMatcher.grammar_from_lark(str(lark))
+            grammar = llguidance.LLMatcher.grammar_from_lark(as_text("lark", lark))
         self._matcher = llguidance.LLMatcher(_tokenizer(model), grammar, log_level=0)
         self._check()
         self._bits = llguidance.numpy.allocate_token_bitmask(1, model.n_vocab)
@@ -86,7 +94,7 @@ class Guidance:
 
     def accept(self, token: int) -> None:
         """Advance the grammar by ``token``."""
-        self._matcher.consume_token(token)
+        self._matcher.consume_token(as_integer("token", token, 0, 2**31 - 1))
         self._check()
 
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from overspill._core import Error
+from overspill.base.checks import as_path, as_text
 from overspill.base.files import cache_folder
 
 __all__ = ["demo_model", "resolve"]
@@ -31,14 +32,15 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     ------
     Error
         The hub does not have the file, does not let you have it, or cannot be reached.
-    ValueError
-        ``path`` begins with ``hf:`` and is not of that form.
+    ValueError, TypeError
+        ``path`` is no path, or begins with ``hf:`` and is not of that form.
     """
+    file = as_path("path", path)
     if not isinstance(path, str) or not path.startswith("hf:"):
-        return Path(path)
-    spec = _SPEC.fullmatch(path)
+        return file
+    spec = _SPEC.fullmatch(as_text("path", path))
     if spec is None:
-        raise ValueError(f"a model on the hub is written hf:OWNER/REPOSITORY/FILE.gguf, not {path}")
+        raise ValueError(f"path: a model on the hub is written hf:OWNER/REPOSITORY/FILE.gguf, not {path:.200}")
     first = spec["file"]
     parts = [first]
     if split := _PART.search(first):

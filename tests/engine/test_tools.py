@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -74,6 +74,67 @@ def test_functions_become_tools() -> None:
     ):
         with pytest.raises((TypeError, ValueError), match=text):
             describe_tools(tools)  # type: ignore[arg-type]
+
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "description": "Where"}}, "required": ["city"]}
+
+
+@pytest.mark.parametrize("key", ["parameters", "inputSchema", "input_schema"])
+def test_schemas_by_any_usual_key(key: str) -> None:
+    """OpenAI's, MCP's and Anthropic's: a template gets them by one."""
+    for tool in ({"name": "f", key: SCHEMA}, {"type": "function", "function": {"name": "f", key: SCHEMA}}):
+        assert describe_tools([tool])[0]["function"] == {"name": "f", "description": "", "parameters": SCHEMA}
+
+
+def test_nulls_are_left_out() -> None:
+    """A template would take them for texts."""
+    city = {"type": "string", "description": None, "default": None}
+    tool = {
+        "name": "f",
+        "description": None,
+        "parameters": {"type": "object", "title": None, "properties": {"a": city}},
+    }
+    expected = {"type": "object", "properties": {"a": {"type": "string", "default": None}}}
+    assert describe_tools([tool])[0]["function"] == {"name": "f", "description": "", "parameters": expected}
+    assert describe_tools([{"name": "f", "parameters": None}])[0]["function"]["parameters"]["properties"] == {}
+
+
+@pytest.mark.parametrize(
+    ("tool", "text"),
+    [
+        ({"name": "f", "params": SCHEMA}, "params is not known"),
+        ({"name": "f", "parameters": SCHEMA, "inputSchema": SCHEMA}, "parameters and inputSchema say the same"),
+        ({"type": "function", "function": {"name": "f"}, "inputSchema": SCHEMA}, "inputSchema must be in its function"),
+        ({"type": "web_search_20250305", "name": "web_search"}, "type must be"),
+        ({"name": "f", "input_schema": [1]}, "input_schema must be a JSON schema"),
+        ({"name": "f", "parameters": {"type": "string"}}, "parameters must be the JSON schema of an object"),
+        ({"name": "f", "parameters": {"properties": None}}, "parameters must be a JSON schema"),
+        ({"name": "f", "description": 3}, "description must be a string"),
+        ({"name": "", "parameters": SCHEMA}, 'must have a "name"'),
+        ({"name": "f", "parameters": {"enum": [float("nan")]}}, "JSON"),
+        ({"name": "\ud800"}, "surrogates"),
+        (print, "args cannot be given by its name"),
+        (int, "int cannot be described"),
+    ],
+)
+def test_a_tool_in_another_form_is_refused(tool: Any, text: str) -> None:
+    """Rather than that the model is told of a tool without parameters."""
+    with pytest.raises((TypeError, ValueError), match=rf"^tools\[0\].*{text}"):
+        describe_tools([tool])
+
+
+@pytest.mark.parametrize("role", ["usr", "User", "", "critic", "\n"])
+def test_a_role_that_the_template_does_not_know(tiny_gpt_oss: Model, role: str) -> None:
+    """It would be rendered like any other, or left out."""
+    mark = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    message = {"role": role, "content": "Hello"}
+    with pytest.raises(
+        ValueError, match=r"^messages\[0\]: role must be one of system, developer, user, assistant, tool, not"
+    ):
+        ChatTemplate(tiny_gpt_oss, mark).render([message])
+    if role == "critic":
+        knows = ChatTemplate(tiny_gpt_oss, f"{mark}{{% if messages[0].role == 'critic' %}}!{{% endif %}}")
+        assert knows.render([message]) == "<critic>Hello!"
 
 
 def test_tools_a_model_calls(model: Model) -> None:

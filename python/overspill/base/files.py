@@ -1,14 +1,19 @@
-"""The folders of the user, and files that are replaced whole."""
+"""The folders of the user, and JSON files: read strictly, and replaced whole."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import stat
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-__all__ = ["cache_folder", "replace_json", "user_folder"]
+from overspill._core import Error
+
+__all__ = ["cache_folder", "read_json", "replace_json", "user_folder"]
 
 
 def user_folder(variable: str, unix: str, mac: str) -> Path:
@@ -38,9 +43,58 @@ def cache_folder() -> Path:
 
 def replace_json(file: Path, data: object) -> None:
     """Write ``data`` to a file as JSON; readers see the old content or the new, never a part."""
+    text = json.dumps(data, indent=1, allow_nan=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=file.parent, prefix=f"{file.stem}-", delete=False
+        "w", encoding="utf-8", dir=file.parent, prefix=f"{file.stem:.40}-", delete=False
     ) as draft:
-        json.dump(data, draft, indent=1, allow_nan=False)
-    Path(draft.name).replace(file)
+        try:
+            draft.write(text)
+            draft.close()
+            Path(draft.name).replace(file)
+        except BaseException:
+            Path(draft.name).unlink()
+            raise
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return what a JSON file says; it is read strictly, since what is damaged must not pass for something else.
+
+    Raises
+    ------
+    Error
+        The file is missing, cannot be read, or is no regular file.
+    ValueError
+        It is no JSON in UTF-8, has a key twice, a number that is not finite, or text that UTF-8 cannot hold.
+    """
+    file = Path(path)
+    try:
+        # A pipe would be waited for.
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise Error(f"{path}: is {'a folder' if file.is_dir() else 'no regular file'}")
+        content = file.read_bytes()
+    except OSError as error:
+        raise Error(f"{path}: {error.strerror}") from None
+    try:
+        data = json.loads(
+            content.decode(), object_pairs_hook=_without_repetition, parse_float=_finite, parse_constant=_finite
+        )
+        json.dumps(data, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError(f"{path} is no JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    return data
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text:.20} is no finite number")
+    return number

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
+
+from overspill.base.checks import as_mapping, as_real, shown
 
 __all__ = [
     "BinaryUnit",
@@ -14,6 +17,7 @@ __all__ = [
     "format_count",
     "format_rate",
     "parse_bytes",
+    "parse_memory",
     "parse_rate",
 ]
 
@@ -33,10 +37,14 @@ _UNITS: Final = {"B": 1.0} | {
 _NUMBER: Final = re.compile(r"\s*([+-]?\d+(?:\.\d*)?|[+-]?\.\d+)\s*(.*?)\s*")
 
 
-def _checked(name: str, value: float, shown: object, unit: str, low: float) -> float:
+def _checked(name: str, value: float, given: Size | Rate, unit: str, low: float) -> float:
     if not low <= value <= _LARGEST:
-        raise ValueError(f"{name} must be {'over 0' if low else '0'} to 2**50 {unit}, not {shown}")
+        raise ValueError(f"{name} must be {'over 0' if low else '0'} to 2**50 {unit}, not {_quoted(given)}")
     return value
+
+
+def _quoted(given: Size | Rate) -> str:
+    return f'"{given:.80}"' if isinstance(given, str) else shown(given)
 
 
 def parse_bytes(name: str, value: Size) -> int:
@@ -61,14 +69,16 @@ def parse_bytes(name: str, value: Size) -> int:
         try:
             return int(_checked(name, operator.index(value), value, "bytes", 0))
         except TypeError:
-            raise TypeError(f'{name} must be bytes as an integer, or a text such as "24GiB", not {value!r}') from None
+            raise TypeError(
+                f'{name} must be bytes as an integer, or a text such as "24GiB", not {shown(value)}'
+            ) from None
     found = _NUMBER.fullmatch(value)
     if found is None:
-        raise ValueError(f'{name} must be a size such as "24GiB", not "{value}"')
+        raise ValueError(f'{name} must be a size such as "24GiB", not {_quoted(value)}')
     number, unit = found.groups()
     if unit.upper() not in _UNITS:
-        raise ValueError(f'{name} must have a unit: "{number}GiB" or "{number}GB", not "{value}"')
-    return int(_checked(name, float(number) * _UNITS[unit.upper()], f'"{value}"', "bytes", 0))
+        raise ValueError(f'{name} must have a unit: "{number}GiB" or "{number}GB", not {_quoted(value)}')
+    return int(_checked(name, float(number) * _UNITS[unit.upper()], value, "bytes", 0))
 
 
 def parse_rate(name: str, value: Rate) -> float:
@@ -91,19 +101,33 @@ def parse_rate(name: str, value: Rate) -> float:
     smallest = 1.0
     if not isinstance(value, str):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f'{name} must be bytes per second, or a text such as "936GB/s", not {value!r}')
-        return _checked(name, float(value), value, "bytes per second", smallest)
+            raise TypeError(f'{name} must be bytes per second, or a text such as "936GB/s", not {shown(value)}')
+        return _checked(name, as_real(name, value), value, "bytes per second", smallest)
     found = _NUMBER.fullmatch(value)
     if found is None:
-        raise ValueError(f'{name} must be a rate such as "936GB/s", not "{value}"')
+        raise ValueError(f'{name} must be a rate such as "936GB/s", not {_quoted(value)}')
     number, unit = found.groups()
     size, slash, second = (part.strip() for part in unit.partition("/"))
     scale = {"MBIT": 1e6 / 8, "GBIT": 1e9 / 8}.get(size.upper()) or _UNITS.get(size.upper())
     if scale is None or slash != "/" or second.lower() != "s":
-        raise ValueError(f'{name} must have a unit: "{number}GB/s" or "{number}Gbit/s", not "{value}"')
+        raise ValueError(f'{name} must have a unit: "{number}GB/s" or "{number}Gbit/s", not {_quoted(value)}')
     if size.endswith("b"):
-        raise ValueError(f'{name}: write "{number}GB/s" for bytes or "{number}Gbit/s" for bits, not "{value}"')
-    return _checked(name, float(number) * scale, f'"{value}"', "bytes per second", smallest)
+        raise ValueError(f'{name}: write "{number}GB/s" for bytes or "{number}Gbit/s" for bits, not {_quoted(value)}')
+    return _checked(name, float(number) * scale, value, "bytes per second", smallest)
+
+
+def parse_memory(memory: Mapping[str, Size] | None) -> dict[str, int]:
+    """Return the argument ``memory`` in bytes: sizes by the names of devices; empty for None.
+
+    Raises
+    ------
+    ValueError, TypeError
+        It is no such mapping, or a size is wrong as for :func:`parse_bytes`.
+    """
+    if memory is None:
+        return {}
+    sizes = as_mapping("memory", memory, 'a mapping from devices to sizes, such as {"gpu": "20GiB"}')
+    return {name: parse_bytes(f"memory[{name!r:.40}]", size) for name, size in sizes.items()}
 
 
 def format_bytes(n_bytes: int, *, digits: int | None = None, unit: BinaryUnit | None = None) -> str:

@@ -11,10 +11,12 @@ from types import TracebackType
 from typing import Any
 
 from overspill._core import ClosedError, Error, OutOfMemoryError
-from overspill.base.units import parse_bytes
+from overspill.base.checks import as_flag, as_path, as_text, naming, shown
+from overspill.base.units import parse_memory
 from overspill.cascade.budget import fit_together
 from overspill.cascade.signals import Escalation, mean_logprob
 from overspill.cascade.stream import CascadeStream, Which
+from overspill.engine.arguments import check_options
 from overspill.engine.model import Model
 from overspill.engine.reply import ChatStream
 from overspill.engine.stream import Stream
@@ -77,11 +79,12 @@ class Cascade:
         **options: Any,
     ) -> None:
         """Load the small model, and the large one if there is room for both."""
+        check_options(options, Model.__init__)
         given = [mean_logprob()] if escalate is None else escalate if isinstance(escalate, Sequence) else [escalate]
         if not given or not all(map(callable, given)):
             raise TypeError(
                 "escalate must be a function of a draft, such as overspill.mean_logprob(below=-1.0), or several, "
-                f"not {escalate!r}"
+                f"not {shown(escalate)}"
             )
         self.escalations: Sequence[Escalation] = tuple(given)
         """The functions that judge the small model's replies, in order."""
@@ -90,7 +93,7 @@ class Cascade:
         self.budget = ""
         """Why both are or one is in memory, in words."""
         self._options = options
-        self._memory = dict(memory or {})
+        self._memory = parse_memory(memory)
         self._lock = threading.Lock()
         self._closed = False
         self._streams: weakref.WeakSet[CascadeStream] = weakref.WeakSet()
@@ -101,7 +104,9 @@ class Cascade:
             if isinstance(one, Model):
                 self.models[which] = one
             else:
-                self._files[which] = resolve(one)
+                as_path(which, one)
+                with naming(which):
+                    self._files[which] = resolve(one)
         if len(self._files) == 2:
             self._plan_budget()
         else:
@@ -140,7 +145,7 @@ class Cascade:
             for name, size in memory.items():
                 device = hardware.device(name).name
                 used = sum(model.memory[device].total_bytes for model in self.models.values() if device in model.memory)
-                memory[name] = max(0, parse_bytes(f"memory[{name!r}]", size) - used)
+                memory[name] = max(0, size - used)
         options = dict(self._options)
         report = options.pop("progress", None)
         if user is not None or report is not None:
@@ -193,7 +198,8 @@ class Cascade:
         The other parameters and the errors are those of :meth:`Model.stream` and of :meth:`chat`.
         """
         if not isinstance(prompt, str):
-            raise TypeError(f"prompt must be a string, since token ids are one model's own, not {prompt!r:.80}")
+            raise TypeError(f"prompt must be a string, since token ids are one model's own, not {shown(prompt)}")
+        as_text("prompt", prompt)
         return self._opened(lambda model, more: model.stream(prompt, **more), options, show_draft)
 
     def _opened(
@@ -202,7 +208,9 @@ class Cascade:
         options: Mapping[str, Any],
         show_draft: bool,
     ) -> CascadeStream:
-        return CascadeStream(self._take, self.escalations, start, _checked_options(options), show_draft)
+        return CascadeStream(
+            self._take, self.escalations, start, _checked_options(options), as_flag("show_draft", show_draft)
+        )
 
     def close(self) -> None:
         """End the open streams, and close the models that were loaded here. Idempotent."""

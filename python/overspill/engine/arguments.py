@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from inspect import signature
 from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from overspill.base.checks import as_integer
+from overspill.base.checks import as_function, as_integer, as_list, as_text, shown
 from overspill.base.values import LogitsProcessor, TokenChooser, TokenMask
 from overspill.sampling.json_schema import grammar_of_json_schema
+from overspill.sampling.options import SamplingOptions
 
-__all__ = ["chooser", "constraint", "n_logprobs", "n_tokens_at_most", "stop_strings", "token_ids"]
+__all__ = ["check_options", "chooser", "constraint", "n_logprobs", "n_tokens_at_most", "stop_strings", "token_ids"]
 
 
 def token_ids(name: str, values: Iterable[SupportsIndex]) -> list[int]:
     """Return token ids as integers; whether they are in the vocabulary, the core checks."""
     try:
-        tokens = [operator.index(value) for value in values]
+        tokens = [operator.index(value) for value in as_list(name, values, "token ids")]
     except TypeError:
-        text = "a string or " if name == "prompt" else ""
-        raise TypeError(f"{name} must be {text}a sequence of token ids, not {values!r:.80}") from None
+        text = "a string or " if name.startswith("prompt") else ""
+        raise TypeError(f"{name} must be {text}a sequence of token ids, not {shown(values)}") from None
     for extreme in (min(tokens, default=0), max(tokens, default=0)):
         if abs(extreme) >= 2**31:
-            raise ValueError(f"{name}: {extreme} is not in the vocabulary")
+            raise ValueError(f"{name}: {shown(extreme)} is not in the vocabulary")
     return tokens
 
 
 def stop_strings(stop: str | Sequence[str]) -> list[str]:
     """Return one or more stop strings as a list."""
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    if not all(isinstance(text, str) for text in stops):
-        raise TypeError(f"stop must be a string or a sequence of strings, not {stop!r}")
-    return stops
+    try:
+        stops = [stop] if isinstance(stop, str) else as_list("stop", stop, "strings")
+        return [as_text("stop", text) for text in stops]
+    except TypeError:
+        raise TypeError(f"stop must be a string or a sequence of strings, not {shown(stop)}") from None
 
 
 def n_tokens_at_most(max_tokens: int | None) -> int:
@@ -49,9 +53,11 @@ def n_logprobs(logprobs: bool | int) -> int:
 
 def chooser(sampler: TokenChooser | None, processors: Sequence[LogitsProcessor]) -> TokenChooser | None:
     """Return one function for processors and sampler, or None if there is neither."""
-    for function in (*processors, *([sampler] if sampler is not None else [])):
-        if not callable(function):
-            raise TypeError(f"sampler and logits_processors must be callable, not {function!r}")
+    processors = as_list("logits_processors", processors, "functions")
+    for i, function in enumerate(processors):
+        as_function(f"logits_processors[{i}]", function)
+    if sampler is not None:
+        as_function("sampler", sampler)
     if not processors:
         return sampler
 
@@ -74,7 +80,17 @@ def constraint(
             raise ValueError("give either grammar or json_schema")
         return grammar_of_json_schema(json_schema), None
     if grammar is None or isinstance(grammar, str):
-        return grammar, None
-    if not isinstance(grammar, TokenMask):
-        raise TypeError(f"grammar must be GBNF or have the methods of TokenMask, not {grammar!r}")
+        return grammar if grammar is None else as_text("grammar", grammar), None
+    if isinstance(grammar, type) or not isinstance(grammar, TokenMask):
+        raise TypeError(f"grammar must be GBNF or have the methods of TokenMask, not {shown(grammar)}")
     return None, grammar
+
+
+def check_options(options: Iterable[str], *functions: Callable[..., Any]) -> None:
+    """Raise a TypeError for the first name that is no keyword of the functions, and no sampling option."""
+    known = {option.name for option in fields(SamplingOptions)}
+    for function in functions:
+        known |= {one.name for one in signature(function).parameters.values() if one.kind is one.KEYWORD_ONLY}
+    for name in options:
+        if name not in known:
+            raise TypeError(f"there is no option {name!r}; there are {', '.join(sorted(known))}")

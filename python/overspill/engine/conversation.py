@@ -7,15 +7,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from overspill._core import Error
-from overspill.base.files import replace_json
+from overspill.base.checks import as_instance, as_json, as_path, as_text, naming, shown
+from overspill.base.files import read_json, replace_json
 from overspill.base.values import StopReason
+from overspill.engine.arguments import check_options
 from overspill.engine.model import Model
 from overspill.engine.reply import ChatStream, ToolCall
-from overspill.engine.template import Message, as_json, checked_messages
+from overspill.engine.template import Message, checked_messages
 
 __all__ = ["Chat"]
 
@@ -46,8 +47,11 @@ class Chat:
         ------
         Error
             The model has no chat template.
+        TypeError
+            There is no such option.
         """
-        self.model = model
+        self.model = as_instance("model", model, Model)
+        check_options(options, Model.chat, Model.stream)
         _ = model.chat_template  # whose error says why there is none
         self.options = dict(options)
         self._open: ChatStream | None = None
@@ -64,6 +68,8 @@ class Chat:
 
     @system.setter
     def system(self, text: str | None) -> None:
+        if text is not None:
+            as_text("system", text)
         if self.system is not None:
             del self.messages[0]
         if text is not None:
@@ -84,7 +90,10 @@ class Chat:
         """
         new: list[dict[str, Any]] = []
         if message is not None:
-            new = [dict(part) for part in checked_messages(message if isinstance(message, str) else [message])]
+            if not isinstance(message, str | Mapping):
+                raise TypeError(f"message must be a string or a mapping, not {shown(message)}")
+            with naming("message"):
+                new = [dict(part) for part in checked_messages(message if isinstance(message, str) else [message])]
         self._close_open()
         return self._answer([*self.messages, *new], options)
 
@@ -113,7 +122,8 @@ class Chat:
 
     def add_result(self, call: ToolCall, result: object) -> None:
         """Add the result of a tool, a text or anything that JSON can hold; ``send()`` then streams the reply to it."""
-        content = result if isinstance(result, str) else as_json("result", result)
+        as_instance("call", call, ToolCall)
+        content = as_text("result", result) if isinstance(result, str) else as_json("result", result)
         self.messages.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
 
     def _last_question(self) -> int | None:
@@ -156,9 +166,19 @@ class Chat:
         """Write the conversation to a JSON file, with a checksum and the model's identity.
 
         An earlier file is replaced as a whole: an interruption leaves the old one.
+
+        Raises
+        ------
+        Error
+            The file cannot be written.
         """
+        file = as_path("path", path)
+        as_json("messages", self.messages)
         content = {"format": self._FORMAT, "model": _identity(self.model), "messages": self.messages}
-        replace_json(Path(path), {**content, "sha256": _checksum(content)})
+        try:
+            replace_json(file, {**content, "sha256": _checksum(content)})
+        except OSError as error:
+            raise Error(f"{file}: {error.strerror}") from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model, **options: Any) -> Chat:
@@ -169,24 +189,28 @@ class Chat:
         Error
             The file is missing, damaged, or no saved conversation; or it is one with another model.
         """
+        file = as_path("path", path)
+        as_instance("model", model, Model)
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise Error(f"{path}: {error.strerror}") from None
-        except (ValueError, RecursionError):
+            data = read_json(file)
+        except ValueError:
             data = None
         if not isinstance(data, dict) or data.get("format") != cls._FORMAT:
             raise Error(f"{path}: is damaged, or not a chat that was saved by this version")
         checksum = data.pop("sha256", None)
         if checksum != _checksum(data):
             raise Error(f"{path}: is damaged: its checksum is wrong")
+        try:
+            name, messages = data["model"]["name"], data["messages"]
+            messages = [dict(message) for message in checked_messages(messages)] if messages != [] else []
+        except (KeyError, TypeError, ValueError) as error:
+            raise Error(f"{path}: is damaged: {shown(error)}") from None
         if data["model"] != _identity(model):
             raise Error(
-                f"{path}: was saved with another model, {data['model']['name']!r}, and not with {model.path.name}; "
-                "load that one"
+                f"{path}: was saved with another model, {shown(name)}, and not with {model.path.name}; load that one"
             )
         chat = cls(model, **options)
-        chat.messages = data["messages"]
+        chat.messages = messages
         return chat
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill._core import BatchGeneration, ClosedError, Error, Evaluation, GenerationOptions, ReplyForm
-from overspill.base.checks import as_integer
+from overspill.base.checks import as_flag, as_function, as_integer, as_list, as_text, check_choice, naming
+from overspill.base.units import parse_memory
 from overspill.base.values import (
     DEFAULT_CACHE_TYPE,
     DEFAULT_LOAD_MODE,
@@ -41,7 +42,7 @@ from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server
 from overspill.placement.placement import Placement
-from overspill.planning.offload import Offload, tuned_beside
+from overspill.planning.offload import Offload, check_offload, tuned_beside
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
 from overspill.sampling.sampler import Sampler
@@ -169,10 +170,11 @@ class Model:
         progress: Progress | None = None,
     ) -> None:
         """Load the model."""
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be callable, not {progress!r}")
-        if isinstance(rpc, str):
-            raise TypeError(f'rpc must be a sequence of "host:port", not {rpc!r}')
+        if progress is not None:
+            as_function("progress", progress)
+        endpoints = as_list("rpc", rpc, '"host:port"')
+        check_offload(offload)
+        sizes = parse_memory(memory)
         given: dict[str, Any] = {
             "n_ctx": n_ctx,
             "n_batch": n_batch,
@@ -187,17 +189,21 @@ class Model:
             "offload_min_batch": offload_min_batch,
         }
         exchange: dict[str, Any] = {"prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens}
-        switches: dict[str, Any] = {"vocab_only": bool(vocab_only), "check_tensors": bool(check_tensors)}
+        switches: dict[str, Any] = {
+            "vocab_only": as_flag("vocab_only", vocab_only),
+            "check_tensors": as_flag("check_tensors", check_tensors),
+        }
         settings = checked_settings(**given, **exchange, **switches)
         self._path = resolve(path)
         if isinstance(path, ModelInfo):
             self.info = path
-        for endpoint in rpc:
-            add_rpc_server(endpoint)
-        if offload == "tuned":
+        for endpoint in endpoints:
+            with naming("rpc"):
+                add_rpc_server(endpoint)
+        if isinstance(offload, str) and offload == "tuned":
             offload, tuned = tuned_beside(self.info, given)
             settings = checked_settings(**{**given, **tuned}, **exchange, **switches)
-        loaded = load(self._path, None if vocab_only else self.info, offload, settings, memory or {}, progress)
+        loaded = load(self._path, None if vocab_only else self.info, offload, settings, sizes, progress)
         self._core, self._settings, self._wanted = loaded.native, loaded.settings, loaded.placement
         self._evaluation: Evaluation | None = None
         self._logits: NDArray[np.float32] | None = None
@@ -336,8 +342,8 @@ class Model:
         options.stop = stop_strings(stop)
         options.grammar, options.mask = constraint(grammar, json_schema)
         options.n_logprobs = n_logprobs(logprobs)
-        options.keep_logits = bool(logits)
-        options.reuse = bool(reuse)
+        options.keep_logits = as_flag("logits", logits)
+        options.reuse = as_flag("reuse", reuse)
         if form is not None:
             options.form = form
         if isinstance(sampler, Sampler):
@@ -347,8 +353,19 @@ class Model:
         else:
             options.sampler = Sampler(sampling, model=self)._core
             options.choose = chooser(sampler, logits_processors)
-        tokens = self._prompt_tokens("prompt", prompt, special)
+        tokens = self._prompt("prompt", prompt, special)
         return Stream(self._core.open_stream(tokens, options), self._read_bytes)
+
+    def _prompt(self, name: str, prompt: str | Sequence[int], special: bool) -> list[int]:
+        special = as_flag("special", special)
+        if isinstance(prompt, str):
+            return self.tokenize(as_text(name, prompt), parse_special=special)
+        return token_ids(name, prompt)
+
+    def _check_that_it_generates(self) -> None:
+        """Raise the error that a stream of an encoder, or of a vocabulary alone, raises."""
+        if self.n_ctx == 0:
+            self._core.open_stream([0], GenerationOptions())
 
     def astream(self, prompt: str | Sequence[int], **options: Any) -> AsyncStream:
         """Return a stream for ``async for`` that continues ``prompt``; ``options`` as for :meth:`stream`.
@@ -393,14 +410,16 @@ class Model:
         messages
             A question, or the messages of a conversation: mappings with the keys of OpenAI's API.
 
-            - ``role``: ``"system"``, ``"user"``, ``"assistant"`` or ``"tool"``;
+            - ``role``: ``"system"``, ``"developer"``, ``"user"``, ``"assistant"`` or ``"tool"``, or another one that
+              the template knows;
             - ``content``: the text, or a list of parts such as ``{"type": "text", "text": "Hello"}``;
             - ``reasoning_content`` and ``tool_calls``, of assistants;
             - ``tool_call_id`` and ``name``, of tools;
             - ``trusted``: whether names of control tokens in the message make these tokens. Without it they stay text.
         tools
             Tools that the model may ask for: functions with types and a docstring, or descriptions with the keys of
-            OpenAI's API. They are not called; see :attr:`ChatStream.tool_calls`.
+            OpenAI's API; for ``parameters``, MCP's ``inputSchema`` and Anthropic's ``input_schema`` will do. They are
+            not called; see :attr:`ChatStream.tool_calls`.
         tool_choice
             ``"auto"``: the model calls a tool or answers; ``"required"``: it calls one; ``"none"``: it calls none.
         reasoning_effort
@@ -473,11 +492,11 @@ class Model:
         ContextFullError, ClosedError, Error, ValueError, TypeError
             As for :meth:`stream`.
         """
-        if logits not in ("last", "all"):
-            raise ValueError(f'logits must be "last" or "all", not {logits!r}')
+        check_choice("logits", logits, ("last", "all"))
         if self._evaluation is None:
             if self.closed:
                 raise ClosedError(f"the model {self._path} is closed")
+            self._check_that_it_generates()
             self._evaluation = Evaluation(self._core)
         self._logits = None  # so that it does not count as in use
         values = self._evaluation.eval(token_ids("tokens", tokens), logits == "all")
@@ -510,7 +529,7 @@ class Model:
 
     def dry_breakers(self, texts: Sequence[str]) -> list[list[int]]:
         """Return every sequence of token ids in which one of the texts can be written, for DRY."""
-        key = tuple(texts)
+        key = tuple(as_text("texts", text) for text in as_list("texts", texts, "strings"))
         if key not in self._dry_breakers:
             self._dry_breakers[key] = self._core.dry_breakers(list(key))
         return self._dry_breakers[key]
@@ -560,9 +579,8 @@ class Model:
         ClosedError, Error, ValueError, TypeError
             As for :meth:`stream`.
         """
-        if isinstance(prompts, str):
-            raise TypeError(f"prompts must be a sequence of texts, not {prompts!r:.80}")
-        tokens = [self._prompt_tokens(f"prompts[{i}]", prompt, special) for i, prompt in enumerate(prompts)]
+        listed = as_list("prompts", prompts, "texts or lists of token ids")
+        tokens = [self._prompt(f"prompts[{i}]", prompt, special) for i, prompt in enumerate(listed)]
         parallel = as_integer("parallel", parallel, 1, 256)
         sampling = merge(self.sampling if sampling is None else sampling, keywords)
         options = GenerationOptions()
@@ -572,6 +590,7 @@ class Model:
         options.grammar, mask = constraint(grammar, json_schema)
         if mask is not None:
             raise TypeError("grammar must be GBNF here: a mask has the state of one reply")
+        self._check_that_it_generates()
         longest = max(map(len, tokens), default=1)
         n_ctx = self.n_ctx if limit < 0 else min(self.n_ctx, longest + limit)
         check_ram_for_caches(self.info, self._settings, self._wanted, min(parallel, len(tokens)), n_ctx)
@@ -588,11 +607,6 @@ class Model:
         finally:
             batch.close()
 
-    def _prompt_tokens(self, argument: str, prompt: str | Sequence[int], special: bool) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenize(prompt, parse_special=bool(special))
-        return token_ids(argument, prompt)
-
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of ``text``.
 
@@ -606,17 +620,17 @@ class Model:
             Whether to recognise special tokens that are written out in the text; give False for text that you do
             not trust.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a string, not {text!r}")
-        return self._core.tokenize(text.encode(), add_special, parse_special)
+        add_special, parse_special = as_flag("add_special", add_special), as_flag("parse_special", parse_special)
+        return self._core.tokenize(as_text("text", text).encode(), add_special, parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
         """Return the text of ``tokens``; invalid UTF-8 becomes U+FFFD. ``skip_special`` leaves special tokens out."""
-        return self._core.detokenize(token_ids("tokens", tokens), skip_special).decode(errors="replace")
+        ids = token_ids("tokens", tokens)
+        return self._core.detokenize(ids, as_flag("skip_special", skip_special)).decode(errors="replace")
 
     def token_bytes(self, token: int, *, special: bool = True) -> bytes:
         """Return the bytes of one token, which may be part of a character; of a special token its name, or b""."""
-        return self._core.token_bytes(as_integer("token", token, 0, 2**31 - 1), special)
+        return self._core.token_bytes(as_integer("token", token, 0, 2**31 - 1), as_flag("special", special))
 
     @property
     def special_tokens(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 from overspill._core import ChatTemplate as NativeChatTemplate
 from overspill._core import ClosedError, Error, Model, ReplyForm
 from overspill._core import ToolChoice as NativeToolChoice
-from overspill.base.checks import check_choice
+from overspill.base.checks import as_flag, as_json, as_text, check_choice, shown
 from overspill.engine.control_tokens import ControlTokens, unused_character
 from overspill.engine.jinja import Program, TemplateRefusalError
 from overspill.engine.tools import Tool, describe_tools
@@ -30,7 +30,6 @@ __all__ = [
     "Message",
     "OnFull",
     "ToolChoice",
-    "as_json",
     "checked_messages",
 ]
 
@@ -40,6 +39,7 @@ Message: TypeAlias = Mapping[str, Any]
 ToolChoice: TypeAlias = Literal["auto", "required", "none"]
 OnFull: TypeAlias = Literal["error", "shift"]
 
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 _MOST_KNOWN = 4  # prompts and replies whose tokens are remembered
 _MOST_DROPPED = 16  # turns that are forgotten in the middle of one reply
 
@@ -110,6 +110,9 @@ class ChatTemplate:
         Error
             The file has no template, or the template has mistakes, or is too large or nested too deep.
         """
+        if not isinstance(getattr(model, "_core", None), NativeModel):
+            raise TypeError(f"model must be an overspill.Model, not {shown(model)}")
+        as_text("source", source)
         native = model._core
         sources = [source, ""] if source else [native.chat_template_source(False), native.chat_template_source(True)]
         if not any(sources):
@@ -163,9 +166,17 @@ class ChatTemplate:
         add_generation_prompt
             Whether the text ends with the template's request for a reply.
         """
-        described = describe_tools(tools or ())
-        variables = _variables(reasoning_effort, thinking)
-        return self._render(checked_messages(messages), described, variables, add_generation_prompt).text
+        described = describe_tools(() if tools is None else tools)
+        variables = _variables(reasoning_effort, as_flag("thinking", thinking))
+        asks = as_flag("add_generation_prompt", add_generation_prompt)
+        return self._render(checked_messages(messages), described, variables, asks).text
+
+    def _check_roles(self, messages: Sequence[Message]) -> None:
+        """Raise a ValueError for a role that is not common, and that the template does not know either."""
+        for i, message in enumerate(messages):
+            role = message["role"]
+            if role not in _ROLES and not any(f"{mark}{role}{mark}" in self.source for mark in ("'", '"')):
+                raise ValueError(f"messages[{i}]: role must be one of {', '.join(_ROLES)}, not {shown(role)}")
 
     def prepare(
         self,
@@ -181,11 +192,12 @@ class ChatTemplate:
         """Return the prompt of a conversation, and the form of its reply; parameters as for :meth:`Model.chat`."""
         check_choice("on_full", on_full, get_args(OnFull))
         check_choice("tool_choice", tool_choice, get_args(ToolChoice))
-        if tools and json_schema is not None:
+        thinking = as_flag("thinking", thinking)
+        described = describe_tools(() if tools is None else tools)
+        if described and json_schema is not None:
             raise ValueError("give either tools or json_schema")
         rules = "" if json_schema is None else schema_rules(parsed_schema(json_schema))
         said = checked_messages(messages)
-        described = describe_tools(tools or ())
         variables = _variables(reasoning_effort, thinking)
 
         def render(part: Sequence[Message], add_generation_prompt: bool = True) -> _Rendered:
@@ -243,6 +255,7 @@ class ChatTemplate:
         add_generation_prompt: bool,
     ) -> _Rendered:
         _ = self._model  # whose error says that it is closed
+        self._check_roles(messages)
         # A copy of values that JSON knows: a template gets no object of the caller.
         written = as_json("messages", [messages, tools])
         said, described = json.loads(written)
@@ -379,12 +392,13 @@ def _variables(reasoning_effort: str | None, thinking: bool) -> dict[str, Any]:
     """Return what a template is told beside the conversation; each template knows some of the names."""
     now = datetime.now()
     variables: dict[str, Any] = {
-        "enable_thinking": bool(thinking),
-        "thinking": bool(thinking),
+        "enable_thinking": thinking,
+        "thinking": thinking,
         "date_string": now.strftime("%d %b %Y"),
         "datetime": now.strftime("%b %d %Y"),
     }
     if reasoning_effort is not None:
+        as_text("reasoning_effort", reasoning_effort)
         variables |= {"reasoning_effort": reasoning_effort, "reasoning_strength": reasoning_effort}
     return variables
 
@@ -583,56 +597,47 @@ def _call_as_json(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
 
 
-def as_json(argument: str, value: object) -> str:
-    """Return ``value`` in JSON; a TypeError that names the argument if JSON cannot hold it."""
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{argument}: {error}") from None
-    except RecursionError:
-        raise ValueError(f"{argument}: values are nested too deep") from None
-
-
 def checked_messages(messages: str | Sequence[Message]) -> list[Message]:
     """Return copies of the messages, or a text as one message of the user; an error names the first wrong one."""
     if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
-    if isinstance(messages, Mapping) or not isinstance(messages, Sequence):
-        raise TypeError(f"messages must be a string or a sequence of mappings, not {messages!r:.80}")
+        return [{"role": "user", "content": as_text("messages", messages)}]
+    if isinstance(messages, bytes | bytearray | Mapping) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages must be a string or a sequence of mappings, not {shown(messages)}")
     said: list[Any] = list(messages)
     if not said:
         raise ValueError("messages must have at least one message")
     for i, message in enumerate(said):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise TypeError(
-                f'messages[{i}] must be a mapping such as {{"role": "user", "content": "Hello"}}, not {message!r:.80}'
+                f'messages[{i}] must be a mapping such as {{"role": "user", "content": "Hello"}}, not {shown(message)}'
             )
         if not isinstance(message.get("content"), str | list | None):
-            raise TypeError(f"messages[{i}]: content must be a text, not {message['content']!r:.80}")
+            raise TypeError(f"messages[{i}]: content must be a text, not {shown(message['content'])}")
         if "content" not in message and "tool_calls" not in message:
             raise ValueError(f"messages[{i}] must have content")
         for part in message["content"] if isinstance(message.get("content"), list) else ():
             if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 raise ValueError(
                     f'messages: messages[{i}] has another content part type than {{"type": "text", "text": "..."}}: '
-                    f"{part!r:.80}"
+                    f"{shown(part)}"
                 )
         _check_calls(i, message.get("tool_calls"))
         for key in ("reasoning_content", "name", "tool_call_id"):
             if not isinstance(message.get(key), str | None):
-                raise TypeError(f"messages[{i}]: {key} must be a text, not {message[key]!r:.80}")
+                raise TypeError(f"messages[{i}]: {key} must be a text, not {shown(message[key])}")
+        as_json("messages", dict(message))
     return [dict(message) for message in said]
 
 
 def _check_calls(i: int, calls: object) -> None:
     if not isinstance(calls, list | tuple | None):
-        raise TypeError(f"messages[{i}]: tool_calls must be a list, not {calls!r:.80}")
+        raise TypeError(f"messages[{i}]: tool_calls must be a list, not {shown(calls)}")
     for call in calls or ():
         function = call.get("function") if isinstance(call, Mapping) and call.get("type") == "function" else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ValueError(
                 f'messages: messages[{i}] has another tool call type than {{"type": "function", "function": '
-                f'{{"name": "...", "arguments": ...}}}}: {call!r:.80}'
+                f'{{"name": "...", "arguments": ...}}}}: {shown(call)}'
             )
         if not isinstance(function.get("arguments"), str | Mapping):
             raise ValueError(

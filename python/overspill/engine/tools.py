@@ -5,13 +5,19 @@ from __future__ import annotations
 import enum
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+from overspill.base.checks import as_json, as_list, shown
 
 __all__ = ["Tool", "describe_tools"]
 
 Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
 """A function, or the description of one with the keys of OpenAI's API."""
+
+# Keys of a function's parameters: OpenAI's, MCP's and Anthropic's; and others that may hold a schema, but not theirs.
+_PARAMETERS = ("parameters", "inputSchema", "input_schema")
+_KNOWN = (*_PARAMETERS, "name", "description", "strict", "title", "annotations", "outputSchema", "response", "_meta")
 
 _SIMPLE: dict[object, dict[str, Any]] = {
     str: {"type": "string"},
@@ -33,9 +39,8 @@ def describe_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
         A tool is neither a function nor a description, two have the same name, or a parameter's type has no JSON
         schema here.
     """
-    if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
-        raise TypeError(f"tools must be a sequence of functions or descriptions, not {tools!r:.80}")
-    described = [_described(f"tools[{i}]", tool) for i, tool in enumerate(tools)]
+    listed = as_list("tools", tools, "functions or descriptions")
+    described = [_described(f"tools[{i}]", tool) for i, tool in enumerate(listed)]
     names = [tool["function"]["name"] for tool in described]
     for name in names:
         if names.count(name) > 1:
@@ -45,24 +50,20 @@ def describe_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 def _described(where: str, tool: Tool) -> dict[str, Any]:
     if isinstance(tool, Mapping):
-        function = tool.get("function", tool)
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise ValueError(f'{where} must have a "name", as in {{"name": "search", "parameters": {{...}}}}')
-        parameters = function.get("parameters", {"type": "object", "properties": {}})
-        if not isinstance(parameters, Mapping):
-            raise ValueError(f"{where}: parameters must be a JSON schema, not {parameters!r:.80}")
-        # In the caller's order: templates write it down as it is.
-        whole = {**function, "description": function.get("description", ""), "parameters": dict(parameters)}
+        whole = _from_mapping(where, tool)
         return {**tool, "function": whole} if "function" in tool else {"type": "function", "function": whole}
     if not callable(tool):
-        raise TypeError(f"{where} must be a function or a description, not {tool!r:.80}")
+        raise TypeError(f"{where} must be a function or a description, not {shown(tool)}")
     name = getattr(tool, "__name__", None) or type(tool).__name__
-    if not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"{where}: {name} has no name that a model could call it by")
-    hints = get_type_hints(tool)
+    try:
+        hints, parameters = get_type_hints(tool), inspect.signature(tool).parameters.values()
+    except Exception as error:  # a name in a type that is not there, or a function without a signature
+        raise TypeError(f"{where}: {name} cannot be described: {error}; give a description instead") from None
     properties: dict[str, Any] = {}
     required: list[str] = []
-    for parameter in inspect.signature(tool).parameters.values():
+    for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise TypeError(f"{where}: {name}'s parameter {parameter.name} cannot be given by its name")
         if parameter.name not in hints:
@@ -75,8 +76,51 @@ def _described(where: str, tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
 
 
+def _from_mapping(where: str, tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the description of a function, with OpenAI's keys; its parameters may have MCP's or Anthropic's key."""
+    function = tool.get("function", tool)
+    if tool.get("type") not in (None, "function", "custom"):
+        raise ValueError(f'{where}: type must be "function", not {shown(tool["type"])}')
+    outside = [key for key in tool if function is not tool and key in _PARAMETERS]
+    if outside:
+        raise ValueError(f"{where}: {outside[0]} must be in its function, as parameters")
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise ValueError(f'{where} must have a "name", as in {{"name": "search", "parameters": {{...}}}}')
+    as_json(where, dict(function))
+    found = {key: function[key] for key in _PARAMETERS if function.get(key) is not None}
+    if len(found) > 1:
+        raise ValueError(f"{where}: {' and '.join(found)} say the same, give one of them")
+    others = [key for key, value in function.items() if key not in _KNOWN and _looks_like_schema(value)]
+    if not found and others:
+        raise ValueError(f"{where}: {others[0]} is not known: give the JSON schema of the arguments as parameters")
+    key, schema = next(iter(found.items()), ("parameters", {"type": "object", "properties": {}}))
+    if not isinstance(schema, Mapping) or not isinstance(schema.get("properties", {}), Mapping):
+        raise ValueError(f"{where}: {key} must be a JSON schema, not {shown(schema)}")
+    if schema.get("type", "object") != "object":
+        raise ValueError(f"{where}: {key} must be the JSON schema of an object, not of {shown(schema['type'])}")
+    # In the caller's order: templates write it down as it is.
+    said = {"parameters" if key in _PARAMETERS else key: value for key, value in function.items() if value is not None}
+    if function is tool:
+        said.pop("type", None)
+    if not isinstance(said.get("description", ""), str):
+        raise TypeError(f"{where}: description must be a string, not {shown(said['description'])}")
+    return {**said, "description": said.get("description", ""), "parameters": _without_nulls(schema)}
+
+
+def _looks_like_schema(value: object) -> bool:
+    return isinstance(value, Mapping) and ("properties" in value or value.get("type") == "object")
+
+
+def _without_nulls(schema: Any) -> Any:
+    """Return a schema without annotations that are null, which templates would take for texts."""
+    if isinstance(schema, Mapping):
+        kept = {key: one for key, one in schema.items() if not (one is None and key in ("description", "title"))}
+        return {key: _without_nulls(one) for key, one in kept.items()}
+    return [_without_nulls(one) for one in schema] if isinstance(schema, list | tuple) else schema
+
+
 def _schema_of(kind: object, where: str) -> dict[str, Any]:
-    if kind in _SIMPLE:
+    if isinstance(kind, Hashable) and kind in _SIMPLE:
         return dict(_SIMPLE[kind])
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:

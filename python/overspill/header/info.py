@@ -11,6 +11,7 @@ from math import prod
 from typing import Any, TypeAlias
 
 from overspill._core import GgufArray, file_type_name, read_gguf
+from overspill.base.checks import as_path, shown
 from overspill.base.units import format_bytes
 from overspill.header.tensor_names import Part, layer_of, part_of
 from overspill.sampling.options import SamplingOptions
@@ -55,8 +56,10 @@ class ModelInfo:
         ------
         ModelLoadError
             The file is missing, damaged, or no GGUF file.
+        ValueError, TypeError
+            ``path`` is no path.
         """
-        file = read_gguf(os.fsencode(path))
+        file = read_gguf(os.fsencode(as_path("path", path)))
         metadata = {
             key: _array(value) if isinstance(value, GgufArray) else value for key, value in file.metadata.items()
         }
@@ -196,6 +199,8 @@ class ModelInfo:
 
         Of experts it reads those that the token uses, of the embedding one row, and of a tied embedding everything.
         """
+        if not isinstance(tensor, tuple) or len(tensor) != 4 or not isinstance(tensor[0], str):
+            raise TypeError(f"tensor must be one of ModelInfo.tensors, not {shown(tensor)}")
         name, _, _, size = tensor
         part = part_of(name)
         if part == "experts" and self.n_experts:

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from overspill._core import GPU_BACKENDS, RPC_PROTOCOL_VERSION, Error
 from overspill._core import add_rpc_server as native_add_rpc_server
 from overspill._core import devices as native_devices
+from overspill.base.checks import as_real, as_text, shown
 from overspill.base.values import Device
 
 __all__ = ["add_rpc_server", "devices", "devices_for_layers", "greet_rpc_server"]
 
 logger = logging.getLogger("overspill")
 
+_LONGEST_S = 86400.0
 _adding = threading.RLock()  # a signal handler may ask for it again
 _is_adding = False
 _added: set[str] = set()
@@ -107,10 +109,14 @@ def add_rpc_server(endpoint: str, *, timeout_s: float = 5.0) -> list[Device]:
     Error
         Nothing answers there, the server works for another process, or it speaks another protocol than this llama.cpp.
     """
-    host, _, port = endpoint.rpartition(":")
+    host, _, port = as_text("endpoint", endpoint).rpartition(":")
     # llama.cpp splits at the first colon, so addresses of IPv6 are not for it.
-    if not (host and ":" not in host and port.isdecimal() and 0 < int(port) < 65536):
-        raise ValueError(f'endpoint must be "host:port", not {endpoint!r}')
+    is_host = host and ":" not in host and "\0" not in host and len(host) < 256
+    if not (is_host and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
+        raise ValueError(f'endpoint must be "host:port", not {shown(endpoint)}')
+    timeout_s = as_real("timeout_s", timeout_s)
+    if not 0 < timeout_s <= _LONGEST_S:
+        raise ValueError(f"timeout_s must be over 0, and at most {_LONGEST_S:.0f} seconds, not {timeout_s}")
     global _is_adding
     with _adding:
         if _is_adding:
@@ -157,7 +163,7 @@ def greet_rpc_server(endpoint: str, host: str, port: int, timeout_s: float) -> N
         raise Error(
             f"no RPC server answers at {endpoint} within {timeout_s:g} s; does it work for another process?"
         ) from None
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # of a name that no host can have
         raise Error(f"no RPC server answers at {endpoint}: {error}") from None
     size, major, minor = struct.unpack_from("<QBB", answer.ljust(36, b"\0"))
     if size != 28:

@@ -7,9 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from overspill.base.checks import as_integer, check_choice, device_index
+from overspill.base.checks import (
+    as_flag,
+    as_function,
+    as_instance,
+    as_integer,
+    as_list,
+    as_mapping,
+    as_real,
+    as_text,
+    check_choice,
+    device_index,
+    shown,
+)
 from overspill.base.host import available_ram_bytes, physical_cores
-from overspill.base.units import Rate, Size, format_bytes, format_rate, parse_bytes, parse_rate
+from overspill.base.units import Rate, Size, format_bytes, format_rate, parse_bytes, parse_memory, parse_rate
 from overspill.base.values import Device
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
@@ -94,34 +106,45 @@ class DeviceSpec:
 
     def __post_init__(self) -> None:
         """Check the figures; they may come from a file."""
-        if not self.name or self.kind not in ("cpu", "gpu"):
-            raise ValueError(f'a device must have a name and the kind "cpu" or "gpu", not {self.name!r} {self.kind!r}')
+        if not as_text("name", self.name) or not isinstance(self.kind, str) or self.kind not in ("cpu", "gpu"):
+            raise ValueError(
+                f'a device must have a name and the kind "cpu" or "gpu", not {shown(self.name)} {shown(self.kind)}'
+            )
+        as_text("description", self.description)
+        for flag in ("copies_host_weights", "registers_host_memory"):
+            as_flag(flag, getattr(self, flag))
+        as_integer(f"{self.name}: memory_bytes", self.memory_bytes, 0, 2**63 - 1)
+        for rates in ("rates", "flops"):
+            as_mapping(rates, getattr(self, rates), "a mapping from kinds of weights to numbers")
         figures: dict[str, tuple[float, bool]] = {
             "memory_bytes": (self.memory_bytes, False),
             "bandwidth_bytes_per_s": (self.bandwidth_bytes_per_s, True),
             "op_s": (self.op_s, False),
             "hop_s": (self.hop_s, False),
             "flops_per_s": (self.flops_per_s, True),
-            **{name: (rate, True) for name in _LINKS if (rate := getattr(self, name)) is not None},
+            "link_bytes_per_s": (self.link_bytes_per_s, True),
+            **{name: (rate, True) for name in _LINKS[1:] if (rate := getattr(self, name)) is not None},
             **{f"rates[{key!r}]": (rate, True) for key, rate in self.rates.items()},
             **{f"flops[{key!r}]": (rate, True) for key, rate in self.flops.items()},
         }
-        for key, (value, positive) in figures.items():
+        for key, (given, positive) in figures.items():
+            value = as_real(f"{self.name}: {key:.80}", given)
             if not (value > 0 or (value == 0 and not positive)):
-                raise ValueError(f"{self.name}: {key} must be {'over' if positive else 'at least'} 0, not {value}")
+                raise ValueError(f"{self.name}: {key:.80} must be {'over' if positive else 'at least'} 0, not {value}")
 
     def rate(self, weights: str) -> float:
         """Return the bytes per second for a key of ``rates``; the bandwidth if it was not measured."""
-        return self.rates.get(weights, self.bandwidth_bytes_per_s)
+        return self.rates.get(as_text("weights", weights), self.bandwidth_bytes_per_s)
 
     def batch_flops(self, weights: str) -> float:
         """Return the floating-point operations per second in a large batch for a key of ``rates``."""
+        as_text("weights", weights)
         return self.flops.get(weights, self.flops.get(weights.partition(":")[0], self.flops_per_s))
 
     def copy_bytes_per_s(self, *, pinned: bool) -> float:
         """Return the rate of copies to the device from memory that is pinned or not."""
         unpinned = self.unpinned_link_bytes_per_s
-        return self.link_bytes_per_s if pinned or unpinned is None else unpinned
+        return self.link_bytes_per_s if as_flag("pinned", pinned) or unpinned is None else unpinned
 
     def __str__(self) -> str:
         """Return one line, such as ``CPU: 120.0 GiB · 47.0 GB/s``."""
@@ -144,8 +167,12 @@ class Hardware:
 
     def __post_init__(self) -> None:
         """Check that there is one CPU, and that it is the last device."""
+        listed = as_list("devices", self.devices, "overspill.DeviceSpec")
+        object.__setattr__(self, "devices", tuple(as_instance("devices", one, DeviceSpec) for one in listed))
+        check_choice("source", self.source, ("measured", "given", "assumed"))
+        as_integer("n_threads", self.n_threads, 1, 512)
         if [device.kind for device in self.devices] != ["gpu"] * (len(self.devices) - 1) + ["cpu"]:
-            raise ValueError("hardware must be any number of GPUs and then one CPU")
+            raise ValueError("hardware must be any number of GPUs and then one CPU: see its devices")
         if len({device.name for device in self.devices}) < len(self.devices):
             raise ValueError("the devices must have different names")
 
@@ -171,6 +198,8 @@ class Hardware:
 
     def without(self, taken: Mapping[str, int]) -> Hardware:
         """Return the same hardware with less memory: ``taken`` has the bytes to subtract, by device."""
+        as_mapping("taken", taken, "a mapping from devices to bytes")
+        taken = {name: as_integer("taken", n_bytes, -(2**63), 2**63 - 1) for name, n_bytes in taken.items()}
         left = (
             replace(device, memory_bytes=max(0, device.memory_bytes - taken.get(device.name, 0)))
             for device in self.devices
@@ -227,8 +256,16 @@ class Hardware:
         """
         n_threads = physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512)
         check_choice("kv_type", kv_type, CACHE_TYPES)
+        measure, refresh, no_host = (
+            as_flag(name, flag) for name, flag in (("measure", measure), ("refresh", refresh), ("no_host", no_host))
+        )
+        if info is not None:
+            as_instance("info", info, ModelInfo)
+        if progress is not None:
+            as_function("progress", progress)
+        sizes = parse_memory(memory)
         found = devices_for_layers(devices())
-        caps = _caps(memory or {}, found)
+        caps = _caps(sizes, found)
         figures, complete = known_figures(
             found,
             info,
@@ -307,6 +344,11 @@ class Hardware:
         ValueError
             A size or a rate cannot be read, or the lists differ in length.
         """
+        roofline = as_flag("roofline", roofline)
+        for name, figure in (("gpu_flops", gpu_flops), ("cpu_flops", cpu_flops), ("hop_s", hop_s), ("op_s", op_s)):
+            least = 0.0 if name.endswith("_s") else 1.0
+            if figure is not None and not as_real(name, figure) >= least:
+                raise ValueError(f"{name} must be at least {least:.0f}, not {figure}")
         sizes = [parse_bytes("vram", size) for size in _listed(vram)]
         sizes = [] if sizes == [0] else sizes
         bandwidths = _for_each("gpu_bandwidth", gpu_bandwidth, "936GB/s", len(sizes))
@@ -371,17 +413,16 @@ class Hardware:
         ValueError
             ``data`` is not of that form.
         """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"this is no hardware that was saved: {shown(data)}")
         try:
             specs = tuple(
                 DeviceSpec(**{**device, **{name: _or_infinite(device.get(name)) for name in _UNLIMITED}})
                 for device in data["devices"]
             )
-            source = data["source"]
-            if source not in ("measured", "given", "assumed"):
-                raise ValueError(f"source must be measured, given or assumed, not {source!r}")
-            return cls(specs, source, as_integer("n_threads", data["n_threads"], 1, 512))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"this is no hardware that was saved: {error!r}") from None
+            return cls(specs, data["source"], data["n_threads"])
+        except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
+            raise ValueError(f"this is no hardware that was saved: {shown(error)}") from None
 
     def __str__(self) -> str:
         """Return one line for each device."""
@@ -393,7 +434,7 @@ def _or_infinite(rate: float | None) -> float:
 
 
 def _listed(values: Any) -> list[Any]:
-    return [values] if isinstance(values, str) or not isinstance(values, Sequence) else list(values)
+    return list(values) if isinstance(values, Sequence) and not isinstance(values, str | bytes) else [values]
 
 
 def _for_each(name: str, values: Rate | Sequence[Rate] | None, default: Rate, n: int) -> list[float]:
@@ -406,17 +447,15 @@ def _for_each(name: str, values: Rate | Sequence[Rate] | None, default: Rate, n:
 
 
 def _index_of(argument: str, name: str, names: Sequence[str]) -> int:
-    if (index := device_index(names, name)) is None:
-        raise ValueError(f"{argument} must be one of {', '.join(names)}, not {name}")
+    if (index := device_index(names, as_text(argument, name))) is None:
+        raise ValueError(f"{argument} must be one of {', '.join(names)}, not {name:.80}")
     return index
 
 
-def _caps(memory: Mapping[str, Size], found: Sequence[Device]) -> dict[str, int]:
+def _caps(memory: Mapping[str, int], found: Sequence[Device]) -> dict[str, int]:
     """Return the most bytes to use of devices, by their full names."""
     names = [device.name for device in found]
-    return {
-        names[_index_of("memory", name, names)]: parse_bytes(f"memory[{name!r}]", size) for name, size in memory.items()
-    }
+    return {names[_index_of("memory", name, names)]: size for name, size in memory.items()}
 
 
 def _spec(device: Device, memory_bytes: int, figures: Mapping[str, float]) -> DeviceSpec:

@@ -5,7 +5,6 @@ A question asks for one figure of one device. The file answers it, or a measurem
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from overspill._core import LLAMA_CPP_COMMIT, DeviceMeter, Error
-from overspill.base.files import cache_folder, replace_json
+from overspill.base.checks import as_real
+from overspill.base.files import cache_folder, read_json, replace_json
 from overspill.base.host import last_level_cache_bytes
 from overspill.base.values import Device
 from overspill.header.info import ModelInfo
@@ -294,18 +294,18 @@ class _Cache:
 
     def _read(self) -> dict[tuple[str, str], float]:
         try:
-            data = json.loads(self._file.read_text(encoding="utf-8"))
+            if not self._file.exists():
+                return {}
+            data = read_json(self._file)
             if data["format"] != self._FORMAT:
                 return {}
             return {
                 (device, key): float(value)
                 for device, figures in data["devices"].items()
                 for key, value in figures.items()
-                if math.isfinite(value) and value >= 0
+                if as_real(key, value) > 0
             }
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (Error, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             logger.info("%s is not readable, so it is written anew: %r", self._file, error)
             return {}
 

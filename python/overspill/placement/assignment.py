@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+from overspill.base.checks import as_list, as_text, shown
 from overspill.header.tensor_names import Part
 from overspill.placement.device_names import CPU, find_device
 from overspill.placement.layer_numbers import Layers, format_numbers, selected_layers
@@ -109,14 +110,15 @@ class Assignment:
     def assigned(self, part: str | Sequence[str], device: str, layers: Layers) -> Assignment:
         """Return another assignment, with parts on a device; see :meth:`overspill.Placement.assign`."""
         device = find_device(self.devices, device)
-        wanted = [part] if isinstance(part, str) else list(part)
+        wanted = [part] if isinstance(part, str) else as_list("part", part, "names of parts")
         indices = selected_layers(layers, self.model.n_layers)
         for one in wanted:
+            as_text("part", one)
             if one in ("output", "embedding"):
                 if layers is not None:
                     raise ValueError(f"{one} belongs to no layer: leave layers out")
             elif one not in PARTS:
-                raise ValueError(f"part must be one of {', '.join(PARTS)}, output or embedding, not {one!r}")
+                raise ValueError(f"part must be one of {', '.join(PARTS)}, output or embedding, not {shown(one)}")
             elif one != "kv" and not any(one in self.model.layers[layer] for layer in indices):
                 where = "it has" if layers is None else f"layers {format_numbers(indices)} have"
                 raise ValueError(f"{self.model}: {where} no {one}")
@@ -133,17 +135,18 @@ class Assignment:
 
     def overridden(self, pattern: str, device: str | None) -> Assignment:
         """Return another assignment, with an override or without it; see :meth:`overspill.Placement.override`."""
+        as_text("pattern", pattern)
         kept = tuple(override for override in self.overrides if override[0] != pattern)
         if device is None:
             if len(kept) == len(self.overrides):
-                raise ValueError(f"pattern: there is no override {pattern!r}")
+                raise ValueError(f"pattern: there is no override {shown(pattern)}")
             return replace(self, overrides=kept)
         try:
             matches = any(map(re.compile(pattern).search, self.model.tensors))
-        except re.error as error:
-            raise ValueError(f"pattern: {pattern!r} is no regular expression: {error}") from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"pattern: {shown(pattern)} is no regular expression: {error}") from None
         if not matches:
-            raise ValueError(f"pattern: {pattern!r} matches no tensor of {self.model}")
+            raise ValueError(f"pattern: {shown(pattern)} matches no tensor of {self.model}")
         return replace(self, overrides=(*kept, (pattern, find_device(self.devices, device))))
 
     def applied(self, mapping: Mapping[str, Any]) -> Assignment:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
-from overspill.base.checks import device_index
+from overspill.base.checks import as_list, as_text, device_index, shown
 
-__all__ = ["CPU", "Devices", "device_name", "find_device", "gpu_names", "memory_name"]
+__all__ = ["CPU", "Devices", "device_name", "find_device", "gpu_names", "listed_devices", "memory_name"]
 
 CPU: Final = "CPU"
 """llama.cpp's name for the CPU."""
@@ -41,10 +41,15 @@ def device_name(device: str | _Named) -> str:
     TypeError
         The name is empty or no text.
     """
-    name = device if isinstance(device, str) else device.name
+    name = device if isinstance(device, str) else getattr(device, "name", None)
     if not isinstance(name, str) or not name:
-        raise TypeError(f"devices must be names, or have one, not {device!r}")
-    return name
+        raise TypeError(f"devices must be names, or have one, not {shown(device)}")
+    return as_text("devices", name)
+
+
+def listed_devices(devices: Devices) -> list[Any]:
+    """Return the devices, or raise a TypeError if they are no sequence, and have none."""
+    return as_list("devices", getattr(devices, "devices", devices), "names, such as ['CUDA0'],")
 
 
 def gpu_names(devices: Devices) -> list[str]:
@@ -57,9 +62,7 @@ def gpu_names(devices: Devices) -> list[str]:
     ValueError
         A name is given twice.
     """
-    if isinstance(devices, str):
-        raise TypeError(f"devices must be a sequence, such as [{devices!r}]")
-    listed = list(devices if isinstance(devices, Iterable) else devices.devices)
+    listed = listed_devices(devices)
     # Accelerators compute in the CPU's memory.
     names = [device_name(device) for device in listed if getattr(device, "kind", "gpu") not in ("cpu", "accelerator")]
     names = [name for name in names if name.upper() != CPU]
@@ -80,9 +83,9 @@ def find_device(names: Sequence[str], wanted: str) -> str:
         There is no such device.
     """
     if not isinstance(wanted, str):
-        raise TypeError(f"device must be a string, not {wanted!r}")
+        raise TypeError(f"device must be a string, not {shown(wanted)}")
     if (index := device_index(names, wanted)) is not None:
         return names[index]
     if wanted.casefold() == "gpu":
         raise ValueError("device: there is no GPU among the devices of this placement")
-    raise ValueError(f'device must be one of {", ".join(names)}, "cpu" or "gpu", not {wanted!r}')
+    raise ValueError(f'device must be one of {", ".join(names)}, "cpu" or "gpu", not {shown(wanted)}')

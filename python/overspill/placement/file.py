@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import operator
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from overspill.base.checks import as_integer
+from overspill._core import Error
+from overspill.base.checks import as_integer, as_list, as_path, as_text, shown
+from overspill.base.files import read_json
 from overspill.header.tensor_names import layer_of
 from overspill.placement.assignment import Assignment
 from overspill.placement.device_names import CPU, find_device, gpu_names
 from overspill.placement.layer_numbers import format_numbers, layer_runs, parse_numbers
 from overspill.placement.outline import PARTS, LayerPart, ModelOutline
 
-__all__ = ["from_dict", "read_file", "to_dict", "write_file"]
+__all__ = ["checked_kv_bytes", "from_dict", "read_file", "to_dict", "write_file"]
 
 
 def to_dict(assignment: Assignment) -> dict[str, Any]:
@@ -52,18 +52,21 @@ def from_dict(data: Mapping[str, Any]) -> Assignment:
     ValueError
         ``data`` is not of that form.
     """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"this is no placement: {shown(data)}")
     try:
         return _read(data)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"this is no placement: {detail}") from None
+        raise ValueError(f"this is no placement: {' '.join(detail.split())}") from None
 
 
 def _read(data: Mapping[str, Any]) -> Assignment:
     model = data["model"]
     n_layers = as_integer("n_layers", model["n_layers"], 0, 4096)
     tensors = _unfold_tensors(model["tensor_bytes"], n_layers)
-    outline = ModelOutline(str(model["architecture"]), str(model["name"]), n_layers, tensors)
+    architecture, name = (as_text(key, model[key]) for key in ("architecture", "name"))
+    outline = ModelOutline(architecture, name, n_layers, tensors)
     devices = (*gpu_names(data["devices"]), CPU)
     parts: dict[LayerPart, list[str]] = {part: [CPU] * n_layers for part in PARTS}
     missing = set(range(n_layers))
@@ -77,17 +80,29 @@ def _read(data: Mapping[str, Any]) -> Assignment:
         raise ValueError(f"layers {format_numbers(missing)} are missing")
     output, embedding = (find_device(devices, data[part]) for part in ("output", "embedding"))
     kv_bytes = data.get("kv_bytes_by_layer")
-    sizes = None if kv_bytes is None else [operator.index(n_bytes) for n_bytes in kv_bytes]
+    sizes = None if kv_bytes is None else checked_kv_bytes(kv_bytes, n_layers)
     assignment = Assignment(outline, devices, parts, output, embedding, kv_bytes_by_layer=sizes)
     for pattern, device in data["overrides"]:
         assignment = assignment.overridden(pattern, device)
     return assignment
 
 
+def checked_kv_bytes(sizes: object, n_layers: int) -> list[int]:
+    """Return the bytes of each layer's KV cache, or raise an error if they are not."""
+    listed = as_list("kv_bytes_by_layer", sizes, "bytes")
+    if len(listed) != n_layers:
+        raise ValueError(f"kv_bytes_by_layer must be a number for each of the {n_layers} layers, not {len(listed)}")
+    return [as_integer("kv_bytes_by_layer", size, 0, 2**63 - 1) for size in listed]
+
+
 def write_file(path: str | os.PathLike[str], assignment: Assignment) -> None:
-    """Write an assignment to a file, as JSON."""
+    """Write an assignment to a file, as JSON; an Error if it cannot be written."""
+    file = as_path("path", path)
     text = json.dumps(to_dict(assignment), indent=1, ensure_ascii=False)
-    Path(path).write_text(f"{text}\n", encoding="utf-8")
+    try:
+        file.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise Error(f"{file}: {error.strerror}") from None
 
 
 def read_file(path: str | os.PathLike[str]) -> Assignment:
@@ -97,14 +112,14 @@ def read_file(path: str | os.PathLike[str]) -> Assignment:
     ------
     ValueError
         The file holds no placement.
-    OSError
+    Error
         The file cannot be read.
     """
+    data = read_json(as_path("path", path))
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        return from_dict(data)
     except ValueError as error:
-        raise ValueError(f"{os.fspath(path)} is no JSON: {error}") from None
-    return from_dict(data)
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
 def _fold_tensors(tensors: Mapping[str, int]) -> dict[str, int]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable, Iterable
 from itertools import groupby
 from typing import SupportsIndex, TypeAlias
 
+from overspill.base.checks import shown
+
 __all__ = ["Layers", "format_numbers", "layer_runs", "parse_numbers", "selected_layers"]
 
 Layers: TypeAlias = SupportsIndex | slice | Iterable[SupportsIndex] | None
@@ -27,21 +29,25 @@ def selected_layers(layers: Layers, n_layers: int) -> list[int]:
     if layers is None:
         return list(range(n_layers))
     if isinstance(layers, slice):
-        selected = list(range(n_layers))[layers]
+        try:
+            selected = list(range(n_layers))[layers]
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"layers: {error}") from None
         if not selected:
             raise ValueError(f"layers: {layers} selects none of the {n_layers} layers")
         return selected
     if isinstance(layers, bool):
         raise TypeError("layers must be numbers, not a bool")
     selected = []
-    for layer in layers if isinstance(layers, Iterable) else [layers]:
+    is_one = getattr(layers, "ndim", 1) == 0  # of an array, which can be iterated over for all that
+    for layer in layers if isinstance(layers, Iterable) and not is_one else [layers]:
         try:
-            index = operator.index(layer)
+            index = operator.index(layer)  # type: ignore[arg-type]
         except TypeError:
-            raise TypeError(f"layers must be numbers, not {layer!r}") from None
+            raise TypeError(f"layers must be numbers, not {shown(layer)}") from None
         if not -n_layers <= index < n_layers:
             last = n_layers - 1
-            raise ValueError(f"layers must be 0 to {last}, or -{n_layers} to -1 from the end, not {index}")
+            raise ValueError(f"layers must be 0 to {last}, or -{n_layers} to -1 from the end, not {shown(index)}")
         selected.append(index % n_layers)
     if not selected:
         raise ValueError("layers: none are given")
@@ -68,7 +74,10 @@ def parse_numbers(key: str, text: str, n_layers: int) -> list[int]:
         The text has another form, or names a layer from ``n_layers`` on.
     """
     numbers: list[int] = []
-    for item in str(text).split(","):
+    items = str(text).split(",")
+    if len(items) > max(1, n_layers):
+        raise ValueError(f"{key}: there are {n_layers} layers, and {len(items)} numbers or ranges of them")
+    for item in items:
         found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", item)
         if not found:
             raise ValueError(f"{key}: {item.strip()!r} is no layer and no range of layers such as 0-9")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal, TypeAlias, get_args
 
+from overspill.base.checks import as_instance
 from overspill.header.info import ModelInfo
 from overspill.header.tensor_names import Part, layer_of, part_of
 
@@ -36,6 +37,7 @@ class ModelOutline:
     @classmethod
     def of(cls, info: ModelInfo) -> ModelOutline:
         """Return the outline of a model from its header."""
+        as_instance("info", info, ModelInfo)
         sizes = {name: n_bytes for name, _, _, n_bytes in info.tensors}
         return cls(info.architecture, info.name or info.architecture, info.n_layers, sizes)
 

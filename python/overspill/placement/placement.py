@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 from rich.console import Console, Group
 
-from overspill.base.checks import as_integer
+from overspill.base.checks import as_instance, as_integer, as_list, as_mapping, as_text, naming, shown
 from overspill.base.units import format_bytes
 from overspill.header.info import ModelInfo
 from overspill.placement import file, llama
 from overspill.placement.assignment import Assignment, one_device
-from overspill.placement.device_names import CPU, Devices, device_name, find_device, gpu_names
+from overspill.placement.device_names import CPU, Devices, device_name, find_device, gpu_names, listed_devices
 from overspill.placement.layer_numbers import Layers
 from overspill.placement.layers import LayerSequence
 from overspill.placement.llama import LlamaPlacement
@@ -69,7 +69,9 @@ class Placement:
     def __init__(self, info: ModelInfo, devices: Devices = (), *, default: str = CPU) -> None:
         """Put everything on one device."""
         names = (*gpu_names(devices), CPU)
-        self._assignment = Assignment.on_one_device(ModelOutline.of(info), names, find_device(names, default))
+        with naming("default"):
+            device = find_device(names, default)
+        self._assignment = Assignment.on_one_device(ModelOutline.of(info), names, device)
 
     @staticmethod
     def _of(assignment: Assignment) -> Placement:
@@ -82,12 +84,12 @@ class Placement:
     @classmethod
     def cpu(cls, info: ModelInfo) -> Placement:
         """Return the placement that has everything on the CPU and uses no GPU."""
-        return cls(info)
+        return Placement(info)
 
     @classmethod
     def gpu(cls, info: ModelInfo, devices: Devices) -> Placement:
         """Return the placement that has all layers and the output head on GPUs; see :meth:`from_layers`."""
-        return cls.from_layers(info, devices, info.n_layers + 1)
+        return cls.from_layers(info, devices, as_instance("info", info, ModelInfo).n_layers + 1)
 
     @classmethod
     def from_layers(cls, info: ModelInfo, devices: Devices, n_gpu_layers: int) -> Placement:
@@ -109,8 +111,8 @@ class Placement:
         ValueError
             The number is below 0, or there is no GPU.
         """
-        devices = list(devices if isinstance(devices, Iterable) else devices.devices)
-        placement = cls(info, devices)
+        devices = listed_devices(devices)
+        placement = Placement(info, devices)
         n = min(as_integer("n_gpu_layers", n_gpu_layers, 0, 2**31 - 1), info.n_layers + 1)
         if n == 0:
             return placement
@@ -131,14 +133,14 @@ class Placement:
         Its key ``"default"`` is where to begin: ``"cpu"`` (if the key is missing), ``"gpu"`` (layers on all GPUs), the
         name of a device, or a number of layers as for :meth:`from_layers`.
         """
-        rules = dict(mapping)
+        rules = dict(as_mapping("mapping", mapping, "a mapping from parts to devices"))
         default = rules.pop("default", CPU)
         if isinstance(default, int) and not isinstance(default, bool):
             placement = cls.from_layers(info, devices, default)
         elif isinstance(default, str) and default.lower() == "gpu":
             placement = cls.gpu(info, devices)
         else:
-            placement = cls(info, devices, default=default)
+            placement = Placement(info, devices, default=default)
         placement.apply(rules)
         return placement
 
@@ -152,10 +154,14 @@ class Placement:
             ``offload`` is none of these, or names an unknown device, part or layer.
         """
         if isinstance(offload, Mapping):
-            return cls.from_mapping(info, devices, offload)
-        if offload in ("cpu", "gpu") or (isinstance(offload, int) and not isinstance(offload, bool)):
-            return cls.from_mapping(info, devices, {"default": offload})
-        raise ValueError(f'offload must be "cpu", "gpu", a number of layers or a mapping, not {offload!r}')
+            with naming("offload"):
+                return cls.from_mapping(info, devices, offload)
+        if (isinstance(offload, str) and offload in ("cpu", "gpu")) or (
+            isinstance(offload, int) and not isinstance(offload, bool)
+        ):
+            with naming("offload"):
+                return cls.from_mapping(info, devices, {"default": offload})
+        raise ValueError(f'offload must be "cpu", "gpu", a number of layers or a mapping, not {shown(offload)}')
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], info: ModelInfo | None = None) -> Placement:
@@ -179,7 +185,7 @@ class Placement:
         ------
         ValueError
             The file holds no placement, or one for another model than ``info``.
-        OSError
+        Error
             The file cannot be read.
         """
         placement = cls._of(file.read_file(path))
@@ -201,8 +207,12 @@ class Placement:
         kv
             Device and bytes of each layer's KV cache; empty if the model has none.
         """
+        as_mapping("tensors", tensors, "a mapping from tensors to devices")
+        devices = {name: as_text("tensors", device) for name, device in tensors.items()}
+        caches = [_device_and_bytes(one) for one in as_list("kv", kv, "pairs of a device and bytes")]
         actual = self.copy()
-        actual._assignment = self._assignment.read_back(tensors, kv)
+        with naming("tensors"):
+            actual._assignment = self._assignment.read_back(devices, caches)
         return actual
 
     # --- to ask
@@ -250,7 +260,8 @@ class Placement:
 
     @kv_bytes_by_layer.setter
     def kv_bytes_by_layer(self, sizes: Sequence[int] | None) -> None:
-        self._assignment = replace(self._assignment, kv_bytes_by_layer=sizes)
+        checked = None if sizes is None else file.checked_kv_bytes(sizes, self.n_layers)
+        self._assignment = replace(self._assignment, kv_bytes_by_layer=checked)
 
     @property
     def output(self) -> str:
@@ -259,7 +270,8 @@ class Placement:
 
     @output.setter
     def output(self, device: str) -> None:
-        self.assign(part="output", device=device)
+        with naming("output"):
+            self.assign(part="output", device=device)
 
     @property
     def output_matrix(self) -> str:
@@ -273,7 +285,8 @@ class Placement:
 
     @embedding.setter
     def embedding(self, device: str) -> None:
-        self.assign(part="embedding", device=device)
+        with naming("embedding"):
+            self.assign(part="embedding", device=device)
 
     @property
     def overrides(self) -> tuple[tuple[str, str], ...]:
@@ -295,8 +308,8 @@ class Placement:
         ValueError
             The model has no tensor of that name.
         """
-        if tensor not in self._assignment.tensors:
-            raise ValueError(f"{self._assignment.model} has no tensor {tensor!r}")
+        if as_text("tensor", tensor) not in self._assignment.tensors:
+            raise ValueError(f"{self._assignment.model} has no tensor {shown(tensor)}")
         return self._assignment.tensors[tensor]
 
     def bytes_by_device(self) -> dict[str, int]:
@@ -388,7 +401,9 @@ class Placement:
         ValueError, TypeError
             As for :meth:`assign` and :meth:`override`, or a key has another form.
         """
-        self._assignment = self._assignment.applied(mapping)
+        as_mapping("mapping", mapping, "a mapping from parts to devices")
+        with naming("mapping"):
+            self._assignment = self._assignment.applied(mapping)
 
     # --- for llama.cpp
 
@@ -425,7 +440,12 @@ class Placement:
         TypeError
             There is no such setting.
         """
-        return llama.server_flags(self.llama_arguments(), buffer_types or {}, settings)
+        types = (
+            {} if buffer_types is None else as_mapping("buffer_types", buffer_types, "a mapping from devices to names")
+        )
+        for name in types.values():
+            as_text("buffer_types", name)
+        return llama.server_flags(self.llama_arguments(), types, settings)
 
     # --- for files and people
 
@@ -434,7 +454,7 @@ class Placement:
         return file.to_dict(self._assignment)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the placement to a file, as JSON."""
+        """Write the placement to a file, as JSON; an Error if it cannot be written."""
         file.write_file(path, self._assignment)
 
     def __rich__(self) -> Group:
@@ -454,3 +474,8 @@ class Placement:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{device} {format_bytes(n)}" for device, n in self.bytes_by_device().items() if n)
         return f"<overspill.Placement of {self._assignment.model}: {sizes}>"
+
+
+def _device_and_bytes(pair: object) -> tuple[str, int]:
+    device, n_bytes = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, 0)
+    return as_text("kv", device), as_integer("kv", n_bytes, 0, 2**63 - 1)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from overspill.base.checks import shown
 from overspill.placement.layer_numbers import parse_numbers
 from overspill.placement.outline import PARTS
 
@@ -36,13 +37,13 @@ def mapping_rules(mapping: Mapping[str, Any], n_layers: int) -> list[Rule]:
     rules: list[Rule] = []
     for key, value in mapping.items():
         if not isinstance(key, str):
-            raise TypeError(f"the keys of a placement must be strings, not {key!r}")
+            raise TypeError(f"the keys of a placement must be strings, not {shown(key)}")
         if isinstance(value, Mapping):
             for part, device in value.items():
                 rules += mapping_rules({f"{key} {part}": device}, n_layers)
             continue
         if not isinstance(value, str):
-            raise TypeError(f"{key}: the device must be a string, not {value!r}")
+            raise TypeError(f"{key:.80}: the device must be a string, not {shown(value)}")
         if len(key) > 2 and key[0] == key[-1] == "/":
             rules.append(Rule(None, (), key[1:-1], value))
             continue
@@ -50,7 +51,7 @@ def mapping_rules(mapping: Mapping[str, Any], n_layers: int) -> list[Rule]:
         part = found["part"] if found else None
         if not found or not key.strip() or part not in (None, *PARTS, "output", "embedding"):
             raise ValueError(
-                f"{key!r} must be one of {', '.join(PARTS)}, output, embedding, "
+                f"{shown(key)} must be one of {', '.join(PARTS)}, output, embedding, "
                 '"layers 0-9", "layers 0-9 experts" or a regular expression as "/ffn_down/"'
             )
         layers = None if found["layers"] is None else tuple(parse_numbers(key, found["layers"], n_layers))

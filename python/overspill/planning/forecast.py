@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from overspill.base.checks import as_flag, as_instance, as_integer
 from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
@@ -191,19 +192,20 @@ def forecast(
     ValueError
         A device of the placement is not there, the placement is for another model, or a number is out of range.
     """
-    placement.check(info)
+    as_instance("placement", placement, Placement).check(as_instance("info", info, ModelInfo))
+    as_instance("hardware", hardware, Hardware)
     settings = checked_settings(
         info,
         n_ctx=n_ctx,
         depth=depth,
-        n_ubatch=n_ubatch,
+        n_ubatch=as_integer("n_ubatch", n_ubatch, 1, 65536),
         type_k=type_k,
         type_v=type_v,
         margin_bytes=margin_bytes,
         load_mode=load_mode,
         prompt_tokens=prompt_tokens,
         reply_tokens=reply_tokens,
-        pin_weights=pin_weights,
+        pin_weights=as_flag("pin_weights", pin_weights),
         offload_min_batch=offload_min_batch,
     )
     return Estimate.of(info, placement, hardware, settings).forecast

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from overspill._core import Error
+from overspill.base.checks import naming, shown
 from overspill.base.values import Device, is_given
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import DeviceSpec, Hardware
@@ -16,7 +17,7 @@ from overspill.planning.settings import is_mapped
 from overspill.planning.tuned import tuned_options
 from overspill.planning.workload import pinning_room_bytes
 
-__all__ = ["Offload", "place_and_forecast", "placement_for", "tuned_beside"]
+__all__ = ["Offload", "check_offload", "place_and_forecast", "placement_for", "tuned_beside"]
 
 Offload: TypeAlias = Literal["auto", "cpu", "gpu", "tuned"] | int | Placement | Mapping[str, Any]
 
@@ -24,13 +25,14 @@ Offload: TypeAlias = Literal["auto", "cpu", "gpu", "tuned"] | int | Placement | 
 _SETTINGS = ("n_ctx", "n_ubatch", "type_k", "type_v", "load_mode", "prompt_tokens", "reply_tokens", "offload_min_batch")
 
 
-def _check(offload: object) -> None:
+def check_offload(offload: object) -> None:
+    """Raise a ValueError if ``offload`` is of no kind that there is."""
     is_number = isinstance(offload, int) and not isinstance(offload, bool) and 0 <= offload < 2**31
     is_word = isinstance(offload, str) and offload in ("auto", "cpu", "gpu", "tuned")
     if not (is_number or is_word or isinstance(offload, Placement | Mapping)):
         raise ValueError(
             'offload must be "auto", "cpu", "gpu", "tuned", a number of layers from 0, a Placement or a mapping, '
-            f"not {offload!r}"
+            f"not {shown(offload)}"
         )
 
 
@@ -84,12 +86,13 @@ def placement_for(
     ValueError, TypeError
         ``offload`` is of no kind that there is, or a placement or mapping is for another model or other devices.
     """
-    _check(offload)
+    check_offload(offload)
     if isinstance(offload, Placement):
         offload.check(info, gpus)
         return offload
     if isinstance(offload, Mapping):
-        return Placement.from_mapping(info, gpus, offload)
+        with naming("offload"):
+            return Placement.from_mapping(info, gpus, offload)
     if offload == "gpu" and not gpus:
         raise Error('offload="gpu", but there is no GPU here; overspill.devices() lists what there is')
     if offload in ("cpu", 0) or not gpus:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from rich.console import Group
 from rich.text import Text
 
-from overspill.base.checks import as_integer
+from overspill.base.checks import as_instance, as_integer, as_mapping, as_path, as_real, naming
 from overspill.base.units import format_bytes
 from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
@@ -94,7 +94,7 @@ class Plan(Placement):
 
     @whole_layers_tokens_per_s.setter
     def whole_layers_tokens_per_s(self, tokens_per_s: float | None) -> None:
-        self._whole_layers = tokens_per_s
+        self._whole_layers = None if tokens_per_s is None else as_real("whole_layers_tokens_per_s", tokens_per_s)
 
     def _lines(self) -> list[str]:
         outlook = self.forecast()
@@ -117,7 +117,7 @@ class Plan(Placement):
 
     def for_hardware(self, hardware: Hardware) -> Plan:
         """Return a plan for other hardware with the same settings, and with nothing pinned."""
-        return plan_for(self.info, hardware, self.settings, {}, self.chosen)
+        return plan_for(self.info, as_instance("hardware", hardware, Hardware), self.settings, {}, self.chosen)
 
     def copy(self) -> Plan:
         """Return an equal plan, to edit."""
@@ -189,8 +189,10 @@ def plan(
     ValueError
         A pin names what is not there, or what llama.cpp cannot do; or a number is out of range.
     """
-    info = model if isinstance(model, ModelInfo) else ModelInfo.from_file(model)
-    hardware = Hardware.here(info) if hardware is None else hardware
+    info = model if isinstance(model, ModelInfo) else ModelInfo.from_file(as_path("model", model))
+    hardware = Hardware.here(info) if hardware is None else as_instance("hardware", hardware, Hardware)
+    if pins is not None:
+        as_mapping("pins", pins, "a mapping from parts to devices")
     if offload_min_batch is not None:
         offload_min_batch = as_integer("offload_min_batch", offload_min_batch, 1, 65536)
     optional = {"n_ubatch": n_ubatch, "pin_weights": pin_weights, "offload_min_batch": offload_min_batch}
@@ -299,7 +301,8 @@ def _pins(info: ModelInfo, hardware: Hardware, mapping: Mapping[str, Any]) -> tu
     """Return the pinned tensors, and the other pins, in numbers of devices."""
     # Raises the errors for parts and devices that are not there.
     trial = Placement(info, [device.name for device in hardware.gpus])
-    trial.apply(mapping)
+    with naming("pins"):
+        trial.apply(mapping)
     rules = mapping_rules(mapping, info.n_layers)
     kv: list[int | None] = [None] * info.n_layers
     output: int | None = None

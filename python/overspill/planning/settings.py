@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from overspill.base.checks import as_integer, check_choice
+from overspill.base.checks import as_flag, as_integer, check_choice
 from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
@@ -84,6 +84,6 @@ def checked_settings(info: ModelInfo, **given: Any) -> Settings:
         given["load_mode"],
         as_integer("prompt_tokens", given.get("prompt_tokens", PROMPT_TOKENS), 1, 2**31 - 1),
         as_integer("reply_tokens", given.get("reply_tokens", REPLY_TOKENS), 1, 2**31 - 1),
-        bool(given.get("pin_weights")),
+        given.get("pin_weights") is not None and as_flag("pin_weights", given["pin_weights"]),
         OFFLOAD_TOKENS if least is None else as_integer("offload_min_batch", least, 0, 65536),
     )

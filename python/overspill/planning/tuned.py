@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from overspill._core import LLAMA_CPP_COMMIT, Error
-from overspill.base.files import cache_folder, replace_json
+from overspill.base.checks import as_integer, as_real, check_choice
+from overspill.base.files import cache_folder, read_json, replace_json
 from overspill.base.host import physical_cores
+from overspill.base.values import CacheType, LoadMode, Switch
 from overspill.header.info import ModelInfo
 from overspill.machine.devices import devices
 from overspill.placement.placement import Placement
@@ -25,6 +26,13 @@ SETTINGS = (
     "offload_min_batch",
 )
 """The keywords of :class:`overspill.Model` that are kept, besides the placement."""
+
+_CHOICES = {
+    **dict.fromkeys(("type_k", "type_v"), get_args(CacheType)),
+    **dict.fromkeys(("flash_attention", "repack"), get_args(Switch)),
+    "load_mode": get_args(LoadMode),
+}
+_LARGEST = {"n_ctx": 2**31 - 1, "n_ubatch": 65536, "n_threads": 512, "offload_min_batch": 65536}
 
 _FORMAT = 2
 
@@ -60,17 +68,26 @@ def save_tuned(info: ModelInfo, placement: Placement, settings: Mapping[str, Any
     return file
 
 
+def _checked(name: str, value: Any) -> Any:
+    """Return a setting that :class:`overspill.Model` takes, or raise an error."""
+    if name in _CHOICES:
+        check_choice(name, value, _CHOICES[name])
+        return value
+    return None if value is None and name == "offload_min_batch" else as_integer(name, value, 1, _LARGEST[name])
+
+
 def _read(info: ModelInfo) -> tuple[Placement, dict[str, Any], float] | None:
     file = _file(info)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        if not file.exists():
+            return None
+        data = read_json(file)
         if data["format"] != _FORMAT or data["machine"] != machine():
             return None
-        settings = {name: data["settings"][name] for name in SETTINGS}
-        return Placement.from_dict(data["placement"], info), settings, float(data["tokens_per_s"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        settings = {name: _checked(name, data["settings"][name]) for name in SETTINGS}
+        speed = as_real("tokens_per_s", data["tokens_per_s"])
+        return Placement.from_dict(data["placement"], info), settings, speed
+    except (Error, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         logger.warning("%s is not readable, so it counts as not there: %r", file, error)
         return None
 

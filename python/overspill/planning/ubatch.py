@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from overspill.base.checks import as_integer
+from overspill.base.checks import as_integer, as_list
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
 from overspill.planning.plan import UBATCHES, Plan, plan, plan_for
@@ -46,8 +46,11 @@ def ubatch_trade(
 
     Parameters are those of :func:`plan`; ``ubatches`` has values of ``n_ubatch``.
     """
-    first = plan(model, hardware=hardware, pins=pins, **(settings | {"n_ubatch": ubatches[0]}))
-    return trade_around(first, ubatches)
+    sizes = [as_integer("ubatches", size, 1, 65536) for size in as_list("ubatches", ubatches, "sizes of batches")]
+    if not sizes:
+        raise ValueError("ubatches must have at least one size of batches")
+    first = plan(model, hardware=hardware, pins=pins, **(settings | {"n_ubatch": sizes[0]}))
+    return trade_around(first, sizes)
 
 
 def trade_around(planned: Plan, ubatches: Sequence[int] = UBATCHES) -> list[UbatchTrade]:

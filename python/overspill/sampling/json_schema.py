@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 from urllib.parse import unquote
 
+from overspill.base.checks import shown
 from overspill.sampling.json_text import GrammarText, pattern_expression
 
 __all__ = ["grammar_of_json_schema", "parsed_schema", "schema_rules"]
@@ -118,7 +119,7 @@ def parsed_schema(schema: str | Mapping[str, Any] | bool) -> Any:
         It is no JSON, nested deeper than 500 levels, or has more than 500,000 values.
     """
     if not isinstance(schema, str | Mapping | bool):
-        raise TypeError(f"json_schema must be a mapping, JSON or a bool, not {schema!r}")
+        raise TypeError(f"json_schema must be a mapping, JSON or a bool, not {shown(schema)}")
     try:
         if not isinstance(schema, str):
             _check_size(schema)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
 from overspill._core import SamplingOptions as NativeSamplingOptions
-from overspill.base.checks import as_integer, as_real
+from overspill.base.checks import as_function, as_instance, as_integer, as_list, as_real, as_text, shown
 
 __all__ = ["SamplingKeywords", "SamplingOptions", "merge"]
 
@@ -132,15 +132,21 @@ class SamplingOptions:
                 largest = 2**32 - 2 if option.name == "seed" else 2**31 - 1
                 least = 0 if option.name == "seed" else -(2**31)
                 object.__setattr__(self, option.name, as_integer(option.name, value, least, largest))
-        breakers: object = self.dry_sequence_breakers
-        if isinstance(breakers, str) or not all(isinstance(text, str) for text in self.dry_sequence_breakers):
-            raise TypeError(f"dry_sequence_breakers must be strings, not {self.dry_sequence_breakers!r}")
-        object.__setattr__(self, "dry_sequence_breakers", tuple(self.dry_sequence_breakers))
+        try:
+            breakers = as_list("dry_sequence_breakers", self.dry_sequence_breakers, "strings")
+        except TypeError:
+            raise TypeError(f"dry_sequence_breakers must be strings, not {shown(self.dry_sequence_breakers)}") from None
+        object.__setattr__(
+            self, "dry_sequence_breakers", tuple(as_text("dry_sequence_breakers", text) for text in breakers)
+        )
         if not all(self.dry_sequence_breakers):
             raise ValueError("dry_sequence_breakers must not contain an empty string")
+        given: object = self.logit_bias
+        if not isinstance(given, Mapping):
+            raise TypeError(f"logit_bias must be a mapping from token ids to numbers, not {shown(given)}")
         bias = {
             as_integer("logit_bias", token, 0, 2**31 - 1): as_real("logit_bias", value)
-            for token, value in self.logit_bias.items()
+            for token, value in given.items()
         }
         object.__setattr__(self, "logit_bias", bias)
         self._native()
@@ -152,13 +158,14 @@ class SamplingOptions:
         ``value_of`` returns the value of a key, or None or an empty string. Recommendations that are out of
         range are left out.
         """
+        as_function("value_of", value_of)
         options = cls()
         for name, option in _METADATA_NAMES.items():
             value = value_of(f"general.sampling.{name}")
             try:
                 if value not in (None, ""):
                     options = replace(options, **{option: type(getattr(options, option))(value)})
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
         return options
 
@@ -192,6 +199,7 @@ def merge(options: SamplingOptions, keywords: Mapping[str, Any]) -> SamplingOpti
     for name in keywords:
         if name not in known:
             raise TypeError(f"there is no sampling option {name!r}; there are {', '.join(sorted(known))}")
+    as_instance("sampling", options, SamplingOptions)
     return replace(options, **keywords) if keywords else options
 
 

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from overspill._core import Sampler as NativeSampler
 from overspill._core import SamplerState
-from overspill.base.checks import as_integer
+from overspill.base.checks import as_instance, as_integer, as_mapping, as_real, shown
 from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
 
 __all__ = ["DryVocabulary", "Sampler"]
+
+_MOST_DRAWS = 2**36  # drawing them again takes minutes, more would seem to hang
 
 
 class DryVocabulary(Protocol):
@@ -56,7 +58,11 @@ class Sampler:
         **keywords: Unpack[SamplingKeywords],
     ) -> None:
         """Make a sampler in its initial state."""
-        self._options = merge(options or SamplingOptions(), keywords)
+        if options is not None:
+            as_instance("options", options, SamplingOptions)
+        if model is not None and not callable(getattr(model, "dry_breakers", None)):
+            raise TypeError(f"model must be an overspill.Model, not {shown(model)}")
+        self._options = merge(SamplingOptions() if options is None else options, keywords)
         self._breakers: Sequence[Sequence[int]] = ()
         if self._options.dry_multiplier > 0 and self._options.dry_sequence_breakers:
             if model is None:
@@ -140,10 +146,16 @@ class Sampler:
 
     @state.setter
     def state(self, state: Mapping[str, Any]) -> None:
+        given = as_mapping("state", state, "what Sampler.state gave")
         try:
-            native = SamplerState(**state)
-        except TypeError:
-            raise ValueError(f"state must be what Sampler.state gave, not {state!r}") from None
+            native = SamplerState(
+                seed=as_integer("seed", given["seed"], 0, 2**32 - 1),
+                n_draws=as_integer("n_draws", given["n_draws"], 0, _MOST_DRAWS),
+                history=[as_integer("history", token, 0, 2**31 - 1) for token in given["history"]],
+                mirostat_mu=as_real("mirostat_mu", given["mirostat_mu"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"state must be what Sampler.state gave, not {shown(state)}") from None
         self._core.restore(native)
 
     def __getstate__(self) -> dict[str, Any]:

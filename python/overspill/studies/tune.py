@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from overspill._core import Error
-from overspill.base.checks import as_integer, as_real
+from overspill.base.checks import as_function, as_integer, as_list, as_real, naming, shown
 from overspill.base.host import logical_cpus, physical_cores
-from overspill.base.units import format_count
+from overspill.base.units import format_count, parse_memory
 from overspill.base.values import CacheType
 from overspill.engine.loading import wait_for_pinning
 from overspill.engine.model import Model
@@ -139,24 +139,30 @@ def tune(
     Error, ValueError, TypeError
         As for :class:`overspill.Model`, if the plan itself cannot be loaded.
     """
-    for kind in allow_kv_types:
-        if kind not in CACHE_TYPES:
-            raise ValueError(f"types of the KV cache must be of {', '.join(CACHE_TYPES)}, not {kind!r}")
+    kinds = as_list("allow_kv_types", allow_kv_types, "types of the KV cache")
+    for kind in kinds:
+        if not isinstance(kind, str) or kind not in CACHE_TYPES:
+            known = ", ".join(CACHE_TYPES)
+            raise ValueError(f"allow_kv_types: types of the KV cache must be of {known}, not {shown(kind)}")
+    sizes = parse_memory(memory)
+    if report is not None:
+        as_function("report", report)
     if n_ctx is not None:
         n_ctx = as_integer("n_ctx", n_ctx, 64, 2**31 - 1)
     if seconds is not None and not (seconds := as_real("seconds", seconds)) >= 0:
         raise ValueError(f"seconds must be at least 0, not {seconds}")
     deadline = float("inf") if seconds is None else time.monotonic() + seconds
     file = resolve(path)
-    for endpoint in rpc:
-        add_rpc_server(endpoint)
+    for endpoint in as_list("rpc", rpc, '"host:port"'):
+        with naming("rpc"):
+            add_rpc_server(endpoint)
     exchange = (as_integer("prompt_tokens", prompt_tokens, 1, 2**31 - 1),
                 as_integer("reply_tokens", reply_tokens, 1, 2**31 - 1))  # fmt: skip
     info = ModelInfo.from_file(file)
-    search = _Search(info, n_ctx, memory or {}, exchange, deadline, report or (lambda trial: None))
+    search = _Search(info, n_ctx, sizes, exchange, deadline, report or (lambda trial: None))
     stopped: Literal["", "interrupted", "out of time"] = ""
     try:
-        search.run(allow_kv_types)
+        search.run(kinds)
     except _TimeIsUpError:
         stopped = "out of time"
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from overspill._core import DeviceMeter
-from overspill.base.checks import as_integer
+from overspill.base.checks import as_function, as_integer
 from overspill.base.host import logical_cpus
 from overspill.base.values import DEFAULT_CACHE_TYPE, DEFAULT_LOAD_MODE, Breakdown, CacheType, LoadMode
 from overspill.engine.loading import wait_for_pinning
@@ -20,6 +20,7 @@ from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
 from overspill.header.tensor_names import part_of
+from overspill.hub import resolve
 from overspill.machine.devices import devices
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
@@ -116,6 +117,9 @@ def bench(
     n_gen = as_integer("n_gen", n_gen, 4, 2**31 - 1)
     n_depth = as_integer("n_depth", n_depth, 0, 2**31 - 1)
     repetitions = as_integer("repetitions", repetitions, 1, 1000)
+    file = resolve(path)
+    if progress is not None:
+        as_function("progress", progress)
     n_ctx = max(n_prompt, max(1, n_depth) + n_gen) + 1
     n_steps = 3 + (repetitions + 1) * (1 + (n_prompt > 0))
     done = 0
@@ -128,7 +132,15 @@ def bench(
 
     step("loading")
     options: dict[str, Any] = {"n_batch": n_batch, "n_threads": n_threads, "type_k": type_k, "type_v": type_v}
-    with Model(path, offload=offload, rpc=rpc, n_ctx=n_ctx, load_mode=load_mode, memory=memory, **options) as model:
+    with Model(
+        path if isinstance(path, ModelInfo) else file,
+        offload=offload,
+        rpc=rpc,
+        n_ctx=n_ctx,
+        load_mode=load_mode,
+        memory=memory,
+        **options,
+    ) as model:
         wait_for_pinning(model._core)
         random_ids = random.Random(0)
         prompt = [random_ids.randrange(model.n_vocab) for _ in range(max(n_prompt, n_depth, 1))]

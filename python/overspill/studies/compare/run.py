@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from overspill._core import Error, OutOfMemoryError
+from overspill.base.checks import as_flag, as_function, as_integer, as_list, as_path, as_text, naming, shown
+from overspill.base.units import parse_memory
 from overspill.base.values import DEFAULT_LOAD_MODE, LoadMode
+from overspill.engine.arguments import check_options
 from overspill.engine.model import Model
 from overspill.engine.reply import ChatStream
 from overspill.engine.stream import Stream
 from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server
-from overspill.planning.offload import Offload
+from overspill.planning.offload import Offload, check_offload
 from overspill.sampling.options import SamplingOptions, merge
 from overspill.studies.compare.answers import Answer, ComparedModel
 from overspill.studies.compare.comparison import Comparison
@@ -91,21 +94,38 @@ def compare(
     ValueError, TypeError
         An argument is out of its range, or there are too few models or questions.
     """
-    asked = [questions] if isinstance(questions, str) else list(questions)
-    files = [resolve(path) for path in _listed("models", models)]
+    check_options(options, Model.stream)
+    for name, text in (("system", system), ("reasoning_effort", reasoning_effort)):
+        if text is not None:
+            as_text(name, text)
+    thinking, sizes = as_flag("thinking", thinking), parse_memory(memory)
+    for name, function in (("progress", progress), ("report", report)):
+        if function is not None:
+            as_function(name, function)
+    if seed is not None:
+        seed = as_integer("seed", seed, 0, 2**32 - 2)
+    asked = [questions] if isinstance(questions, str) else as_list("questions", questions, "strings")
+    paths = [
+        as_path("models", path) if isinstance(path, bytes) else path for path in as_list("models", models, "paths")
+    ]
+    with naming("models"):
+        files = [resolve(path) for path in paths]
     offloads: list[Any] = list(offload) if isinstance(offload, list | tuple) else [offload] * len(files)
     if len(files) < 2:
         raise ValueError(f"models must be two or more, not {len(files)}")
     if len(offloads) != len(files):
         raise ValueError(f"offload must be one for all or one for each of the {len(files)} models, not {len(offloads)}")
     _check_questions(asked)
-    for endpoint in rpc:
-        add_rpc_server(endpoint)
+    for one in offloads:
+        check_offload(one)
+    for endpoint in as_list("rpc", rpc, '"host:port"'):
+        with naming("rpc"):
+            add_rpc_server(endpoint)
     show = progress or (lambda what, share: None)
     loading: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": n_batch, "n_threads": n_threads, "load_mode": load_mode}
     headers = {file: ModelInfo.from_file(file) for file in dict.fromkeys(files)}
     compared = [
-        plan_alone(label, headers[file], one, asked, loading, memory or {}, show)
+        plan_alone(label, headers[file], one, asked, loading, sizes, show)
         for label, file, one in zip(_labels(files, offloads), files, offloads, strict=True)
     ]
     together = plan_together(compared, loading)
@@ -129,18 +149,13 @@ def compare(
     return comparison
 
 
-def _listed(name: str, values: Sequence[Any]) -> list[Any]:
-    if isinstance(values, str | os.PathLike):
-        raise TypeError(f"{name} must be a sequence, not {values!r}")
-    return list(values)
-
-
 def _check_questions(questions: Sequence[str]) -> None:
     if not questions:
         raise ValueError("questions: there are none")
     for number, question in enumerate(questions, start=1):
         if not isinstance(question, str):
-            raise TypeError(f"questions must be strings, not {question!r}")
+            raise TypeError(f"questions must be strings, not {shown(question)}")
+        as_text("questions", question)
         if not question.strip():
             raise ValueError(f"questions: number {number} is empty")
 
