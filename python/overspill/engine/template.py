@@ -272,7 +272,7 @@ class ChatTemplate:
         is_marked = (marked, described) != (given, json.loads(written)[1])
         everything = {**self._always, **variables, "tools": described or None}
         everything["add_generation_prompt"] = add_generation_prompt
-        candidates = [{"messages": candidate} for candidate in _repaired(marked)]
+        candidates: list[dict[str, Any]] = [{"messages": candidate} for candidate in _repaired(marked)]
         # Some count the tools, whether there are any or not; some want them as text.
         functions = json.dumps([tool["function"] for tool in described], ensure_ascii=False, indent=4)
         candidates += [{**candidate, "tools": described, "functions": functions} for candidate in candidates]
