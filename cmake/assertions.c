@@ -3,6 +3,8 @@
 
 #ifndef _WIN32
 
+#undef pthread_create  // here it is meant
+
 static struct overspill_assertion_hooks hooks;
 
 void overspill_set_assertion_hooks(struct overspill_assertion_hooks given) {

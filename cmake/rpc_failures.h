@@ -2,7 +2,8 @@
 //
 // Here a command that is lost is answered with zeros, so that whoever waits for it goes on, and one line of the
 // log says so: cpp/base/log.cpp counts these lines, and cpp/device/rpc.cpp looks for the server. A failure to connect,
-// which happens on the caller's own thread, is an exception. Who waits for an answer asks whether to go on. Everything else ends the process as before.
+// which happens on the caller's own thread, is an exception. Who waits for an answer asks whether to go on. Everything
+// else ends the process as before.
 #pragma once
 
 #include "ggml-impl.h"

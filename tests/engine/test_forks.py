@@ -117,7 +117,7 @@ print("parted")
 """
 
 
-@pytest.mark.parametrize("ending", ["os._exit"])
+@pytest.mark.parametrize("ending", ["os._exit", "sys.exit"])
 @pytest.mark.parametrize("n_forks", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_forks(tiny_gpt_oss_path: Path, ending: str, n_forks: int) -> None:
     """Whatever has threads is refused in the child, what has none works, and everything can be closed or dropped."""

@@ -177,7 +177,7 @@ def test_mistakes(model: Model) -> None:
         _ = model.logits
     with pytest.raises(ValueError, match="must not be empty"):
         model.eval([])
-    with pytest.raises(ValueError, match='"last" or "all"'):
+    with pytest.raises(ValueError, match="logits must be one of last, all"):
         model.eval([1], logits="some")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not in the vocabulary"):
         model.eval([1, model.n_vocab])

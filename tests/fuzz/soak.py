@@ -178,7 +178,8 @@ class Soak:
                 }[how],
             )
             again = threading.Timer(1.5, lambda: server.send_signal(signal.SIGCONT))
-            timer.start(), again.start()
+            timer.start()
+            again.start()
             try:
                 options = OPTIONS | {"offload": random.choice([1, 3, "gpu"])}
                 with Model(self.path, rpc=[f"127.0.0.1:{port}"], **options) as model:
@@ -188,7 +189,8 @@ class Soak:
                 if how != "dies" or "RPC server" not in str(error):
                     raise
             finally:
-                timer.join(), again.join()
+                timer.join()
+                again.join()
                 server.kill()
                 server.communicate()
         finally:

@@ -476,7 +476,9 @@ class _Ways:
         call = _conversation("tool", _PROBE)
         arguments = json.dumps({_OTHER_PROBE: 1})
         call[1]["tool_calls"][0]["function"]["arguments"] = arguments
-        return arguments in self._rendered(call)
+        text = self._rendered(call)
+        # Some write brackets around whatever they get.
+        return arguments in text and f"{{{arguments}}}" not in text
 
     @cached_property
     def _reasoning(self) -> str:

@@ -15,8 +15,6 @@ from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
 
 __all__ = ["DryVocabulary", "Sampler"]
 
-_MOST_DRAWS = 2**36  # drawing them again takes minutes, more would seem to hang
-
 
 class DryVocabulary(Protocol):
     """The part of a model that DRY needs: the tokens of its sequence breakers."""
@@ -150,7 +148,7 @@ class Sampler:
         try:
             native = SamplerState(
                 seed=as_integer("seed", given["seed"], 0, 2**32 - 1),
-                n_draws=as_integer("n_draws", given["n_draws"], 0, _MOST_DRAWS),
+                n_draws=as_integer("n_draws", given["n_draws"], 0, 2**64 - 1),
                 history=[as_integer("history", token, 0, 2**31 - 1) for token in given["history"]],
                 mirostat_mu=as_real("mirostat_mu", given["mirostat_mu"]),
             )
