@@ -1,5 +1,5 @@
 // Included by the two headers beside it: whoever waits for an RPC server asks now and then whether to go on, since a
-// server that hangs would be waited for for ever.
+// server that hangs would keep it for ever.
 // A connection that is given up is lost, as if the server had hung up.
 #pragma once
 

@@ -74,7 +74,7 @@ std::unique_lock<std::mutex> Origin::lock(std::mutex & mutex) const {
     }
     std::unique_lock lock(mutex, std::try_to_lock);
     if (!lock) {
-        check("this");
+        check("what this belongs to");
     }
     return lock;
 }

@@ -8,7 +8,6 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
-#include <type_traits>
 
 namespace overspill {
 
@@ -31,26 +30,16 @@ auto with_gil(Work && work) {
 }
 
 // Runs native work without the GIL, and passes its log on whether it succeeds or not. What a signal handler raised
-// meanwhile takes the place of the result, and of an error.
+// meanwhile takes the place of an error. After a success the interpreter raises it, so that no result is lost.
 template <typename Work>
 auto without_gil(Work && work) {
     struct Drain {
         ~Drain() { drain_log_to_python(); }
     } const drain;
-    const auto run = [&] {
+    try {
         const pybind11::gil_scoped_release release;
         const AssertionGuard guard;
         return work();
-    };
-    try {
-        if constexpr (std::is_void_v<decltype(work())>) {
-            run();
-            raise_from_signals();
-        } else {
-            auto result = run();
-            raise_from_signals();
-            return result;
-        }
     } catch (...) {
         raise_from_signals();
         throw;

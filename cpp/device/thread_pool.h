@@ -28,8 +28,8 @@ class ThreadPool {
     // Throws UnusableError if so.
     void check() const;
 
-    // Does work of llama.cpp that may compute with the threads, one thread at a time. Throws UnusableError if an
-    // assertion fails in it, and from then on.
+    // Does work of llama.cpp that may compute with the threads; one thread does at a time. Throws UnusableError if an
+    // assertion fails in it, and from then on. For other work, check() and an AssertionGuard will do.
     template <typename Work>
     auto use(Work && work) const {
         check();

@@ -14,6 +14,14 @@
 
 namespace overspill {
 
+// Work that does not compute: where an assertion fails, other contexts of the model go on.
+template <typename Work>
+auto Context::guarded(Work && work) const {
+    threads_->check();
+    const AssertionGuard guard;
+    return work();
+}
+
 Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool> threads,
                  const ContextOptions & options)
     : servers_(options.servers),
@@ -59,7 +67,7 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool>
     hook_devices();
     const ComputeScope scope(offload_min_batch_);
     const ErrorCapture errors;
-    threads_->use([&] { context_.reset(llama_init_from_model(model_.get(), params)); });
+    guarded([&] { context_.reset(llama_init_from_model(model_.get(), params)); });
     if (servers_) {
         servers_->check("a context was made");
     }
@@ -88,7 +96,7 @@ MemoryReport Context::memory() const {
     const Activity activity("reading a model's placement back");
     const ComputeScope scope(offload_min_batch_);
     MemoryReport report =
-        threads_->use([&] { return report_memory(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_, dry_run_); });
+        guarded([&] { return report_memory(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_, dry_run_); });
     report.n_splits = n_splits_;
     return report;
 }
@@ -96,7 +104,7 @@ MemoryReport Context::memory() const {
 std::vector<MappedTensor> Context::mapped_weights() const {
     const Activity activity("looking for mapped weights");
     const ComputeScope scope(offload_min_batch_);
-    return threads_->use([&] { return overspill::mapped_weights(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_); });
+    return guarded([&] { return overspill::mapped_weights(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_); });
 }
 
 bool Context::can_continue_text() const {
@@ -105,7 +113,7 @@ bool Context::can_continue_text() const {
 
 void Context::clear() {
     // Not the data: cells without a position are never looked at.
-    threads_->use([&] { llama_memory_clear(llama_get_memory(context_.get()), /*data =*/false); });
+    guarded([&] { llama_memory_clear(llama_get_memory(context_.get()), /*data =*/false); });
     decoded_.clear();
     remembered_.clear();
     incomplete_ = false;
@@ -113,7 +121,7 @@ void Context::clear() {
 
 size_t Context::keep(const std::vector<int32_t> & tokens) {
     const Activity activity("going back to the beginning that two prompts share");
-    return threads_->use([&] { return keep_beginning(tokens); });
+    return guarded([&] { return keep_beginning(tokens); });
 }
 
 size_t Context::keep_beginning(const std::vector<int32_t> & tokens) {
@@ -155,7 +163,7 @@ void Context::remember() {
         return;
     }
     const Activity activity("remembering the state of a context");
-    threads_->use([&] {
+    guarded([&] {
         remembered_.resize(llama_state_seq_get_size_ext(context_.get(), 0, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
         remembered_.resize(llama_state_seq_get_data_ext(context_.get(), remembered_.data(), remembered_.size(), 0,
                                                         LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
@@ -177,7 +185,7 @@ bool Context::drop(uint32_t from, uint32_t to) {
     const Activity activity("dropping old tokens");
     const auto begin = static_cast<llama_pos>(from);
     const auto end = static_cast<llama_pos>(to);
-    const bool dropped = threads_->use([&] {
+    const bool dropped = guarded([&] {
         if (!llama_memory_seq_rm(memory, 0, begin, end)) {
             return false;
         }
@@ -222,6 +230,8 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
     const int32_t n_reused = llama_perf_context(context_.get()).n_reused;
     Stopwatch watch;
     double decode_s = 0;
+    // Until it is known to have gone well: it may throw.
+    const bool was_incomplete = std::exchange(incomplete_, true);
     const int32_t status = threads_->use([&] {
         const int32_t ended = decode();
         decode_s = watch.lap();
@@ -236,7 +246,7 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
         times->sync_s += watch.lap();
         times->n_graphs_reused += llama_perf_context(context_.get()).n_reused - n_reused;
     }
-    incomplete_ = incomplete_ || status != 0;
+    incomplete_ = was_incomplete || status != 0;
     if (status == 2) {
         throw CancelledError("interrupted");
     }
@@ -307,7 +317,7 @@ float * Context::logits_of(size_t place) {
 }
 
 void Context::forget(uint32_t sequence) {
-    threads_->use(
+    guarded(
         [&] { llama_memory_seq_rm(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence), -1, -1); });
 }
 

@@ -101,6 +101,8 @@ class Context {
 
   private:
     class Asking;
+    template <typename Work>
+    auto guarded(Work && work) const;
     size_t keep_beginning(const std::vector<int32_t> & tokens);
     template <typename Decode>
     void run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times, const Decode & decode);

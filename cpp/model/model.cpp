@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <functional>
 #include <utility>
 
@@ -162,10 +163,18 @@ void Model::close() {
         idle.swap(idle_);
         servers.swap(servers_);
     }
+    std::exception_ptr interrupted;  // the others end all the same
     for (const auto & one : users) {
-        if (const auto user = one.lock()) {
-            user->end_with_model();
+        try {
+            if (const auto user = one.lock()) {
+                user->end_with_model();
+            }
+        } catch (const CancelledError &) {
+            interrupted = std::current_exception();
         }
+    }
+    if (interrupted) {
+        std::rethrow_exception(interrupted);
     }
     // Whoever is in the middle of making a context goes first.
     const std::lock_guard turn(turns_);

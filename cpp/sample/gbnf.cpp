@@ -28,7 +28,7 @@ constexpr uint32_t last_surrogate = 0xDFFF;
     if (text.size() > shown) {
         // Whole characters only: the text goes into an exception.
         size_t end = shown;
-        while ((static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) {
+        while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) {
             --end;
         }
         text = text.substr(0, end) + " ...";

@@ -130,6 +130,8 @@ ChatTemplate::ChatTemplate(const Model & model, const std::string & source)
     const Budget budget;
     try {
         templates_->of_model = common_chat_templates_init(loaded.get(), source);
+    } catch (const std::bad_alloc &) {
+        throw;
     } catch (const std::exception &) {
         return;
     }
@@ -157,6 +159,8 @@ std::optional<common_chat_params> applied(const common_chat_templates * template
     try {
         common_chat_params chat = common_chat_templates_apply(templates, inputs);
         return budget.is_spent() ? std::nullopt : std::make_optional(std::move(chat));
+    } catch (const std::bad_alloc &) {
+        throw;
     } catch (const std::exception &) {
         return std::nullopt;
     }

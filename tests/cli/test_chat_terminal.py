@@ -217,7 +217,7 @@ def test_save_and_load(start: Start, smollm2_path: Path, tiny_gpt_oss_path: Path
     for wrong, complaint in (
         (tmp_path / "missing.json", "No such file"),
         (other, "is damaged, or not a chat"),
-        (tmp_path, "Is a directory"),
+        (tmp_path, "is a folder"),
     ):
         answer = terminal.ask(f"/load {wrong}")
         assert answer.startswith("error: ")

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from overspill.base.host import logical_cpus
 from programs import WITHOUT_GPU, python_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="functions are replaced by LD_PRELOAD")
 
-N_PLACES = int(os.environ.get("OVERSPILL_TEST_PLACES", "20"))
-"""Of each case; more threads than cores, which spin, take a second for each place."""
+N_PLACES, N_PLACES_WITHOUT_CORES = 20, 2
+"""Of each case. More threads than cores, which spin, take many seconds for a place."""
 SWEEP = """
 import ctypes, os, pathlib, random, sys
 import overspill
@@ -57,15 +58,18 @@ if offload != "cpu":
 other = overspill.Model(path, **options)
 expected = take(other)
 at_rest = n_threads_of_process()
+n_calls = []
+for who in (CALLER, WORKER):
+    with overspill.Model(path, **options) as model:
+        before = places.calls_made(who)
+        assert take(model) == expected
+        n_calls.append(places.calls_made(who) - before)
+assert n_calls[CALLER] > 50 and (n_threads == 1 or n_calls[WORKER] > 50)
 for i in range(n_places):
     who = draw.choice([CALLER, WORKER]) if n_threads > 1 else CALLER
-    before = places.calls_made(who)
     model = overspill.Model(path, **options)
-    ready = places.calls_made(who)
-    assert take(model) == expected
-    n = places.calls_made(who) - ready
-    assert n > 50
-    place = draw.randrange(n)
+    # Streams look ahead, and may compute less when they are closed early.
+    place = draw.randrange(n_calls[who] * 3 // 4)
     n_failures = places.failures()
     fail_after(who, place)
     try:
@@ -73,11 +77,16 @@ for i in range(n_places):
     except overspill.UnusableError as error:
         first = str(error)
         assert "made to fail on a " + ("caller", "worker")[who] in first and path in first, first
+    except overspill.Error as error:
+        # While a context was made, which has harmed nothing else.
+        assert "made to fail on a caller" in str(error), error
+        assert take(model) == expected
+        first = None
     else:
-        # The tokens of the first run were known to the second, which computed less.
         fail_after(who, -1)
         assert places.failures() == n_failures
-    if places.failures() > n_failures:
+        first = None
+    if first is not None:
         for call in (
             lambda: model.stream([1], max_tokens=1),
             lambda: model.eval([1, 2]),
@@ -116,7 +125,9 @@ def sweep(tools: Path, path: Path, n_threads: int, n_streams: int, n_places: int
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 4])
 def test_every_place_of_a_decode(upstream_tools: Path, tiny_gpt_oss_path: Path, n_threads: int, n_streams: int) -> None:
     """Wherever it fails, the model is unusable with the reason, no thread stays, and another model answers right."""
-    assert sweep(upstream_tools, tiny_gpt_oss_path, n_threads, n_streams, N_PLACES) > N_PLACES // 2
+    n_places = N_PLACES if n_threads <= logical_cpus() else N_PLACES_WITHOUT_CORES
+    n_places = int(os.environ.get("OVERSPILL_TEST_PLACES", n_places))
+    assert sweep(upstream_tools, tiny_gpt_oss_path, n_threads, n_streams, n_places) >= n_places // 2
 
 
 def test_some_places_of_a_decode(upstream_tools: Path, tiny_gpt_oss_path: Path) -> None:

@@ -16,7 +16,7 @@ from overspill.cli.chat import chat
 from overspill.cli.compare import compare
 from overspill.cli.devices import devices
 from overspill.cli.doctor import doctor
-from overspill.cli.exits import EXIT_CODES, USAGE
+from overspill.cli.exits import EXIT_CODES, INTERRUPTED, USAGE
 from overspill.cli.info import info
 from overspill.cli.plan import plan
 from overspill.cli.run import run
@@ -59,6 +59,8 @@ def main() -> None:
     """Run the command line."""
     try:
         code = app(standalone_mode=False)
+    except typer.Abort:  # Ctrl-C before or after a command
+        code = INTERRUPTED
     except Exception as error:
         # The parser's errors quote the arguments; which package they are of depends on typer's version.
         show: Any = getattr(error, "show", None)

@@ -33,6 +33,24 @@ class ControlTokens:
         return frozenset(name[:n] for name in self._names for n in range(1, len(name)))
 
     @cached_property
+    def _ends(self) -> frozenset[str]:
+        return frozenset(name[n:] for name in self._names for n in range(1, len(name)))
+
+    @cached_property
+    def _middles(self) -> frozenset[str]:
+        """What is left of names without some of the brackets around them."""
+        found = set()
+        for name in self._names:
+            word = re.search(r"\w.*\w|\w", name)
+            if word:
+                found |= {name[a:b] for a in range(1, word.start() + 1) for b in range(word.end(), len(name) + 1)}
+        return frozenset(found)
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._names), default=0)
+
+    @cached_property
     def _lengths(self) -> dict[str, list[int]]:
         """Lengths of the names that begin with a character, the longest first."""
         lengths: dict[str, set[int]] = {}
@@ -63,13 +81,17 @@ class ControlTokens:
 
     def _marked_text(self, text: str, mark: str) -> str:
         places = [match.start() for match in self._first.finditer(text) if self._at(text, match.start())]
-        # The template, or the next text, may go on with the rest of a name.
-        longest = max(map(len, self._begins), default=0)
+        # The template, or the next text, may go on with the rest of a name; some templates strip spaces first.
         last = places[-1] if places else -1
-        for n in range(min(longest, len(text)), 0, -1):
-            if text[-n:] in self._begins and len(text) - n > last:
-                places.append(len(text) - n)
-        pieces, before = [], 0
+        for size in sorted({len(text), len(text.rstrip())}):
+            for n in range(min(self._longest, size), 0, -1):
+                if size - n > last and text[size - n : size] in self._begins:
+                    places.append(size - n)
+        places = sorted(set(places))
+        # Or it may have begun one.
+        begin = text.lstrip()
+        goes_on = begin in self._middles or any(begin[:n] in self._ends for n in range(1, self._longest))
+        pieces, before = [mark] if goes_on else [], 0
         for place in places:
             pieces += [text[before : place + 1], mark]
             before = place + 1

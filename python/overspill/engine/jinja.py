@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MappingView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -88,6 +88,11 @@ class _Meter:
         if isinstance(value, Namespace):  # it can change, so that no size is kept
             self.step()
             return sum(self.size(part) for part in value._Namespace__attrs.values())
+        if isinstance(value, range):
+            return 8 * len(value)
+        if isinstance(value, MappingView):
+            self.step()
+            return sum(2 + self.size(part) for part in value)
         if not isinstance(value, list | tuple | set | frozenset | Mapping):
             return 8
         known = self._sizes.get(id(value))
@@ -115,9 +120,33 @@ def _numbers_in(text: str) -> int:
 def _formatted(text: str, values: Any) -> int:
     """Return a bound of the characters that a format makes of values."""
     meter = _meter.get()
-    widths = _numbers_in(text) + sum(abs(v) if isinstance(v, int) else 0 for v in values)
-    widths += sum(_numbers_in(v) for v in values if isinstance(v, str)) if "{" in text else 0
-    return len(text) + (text.count("%") + text.count("{") + 1) * sum(map(meter.size, values)) + widths
+    n_fields = text.count("%") + text.count("{") + 1
+    return len(text) + n_fields * (sum(map(meter.size, values)) + _widest(values)) + _numbers_in(text)
+
+
+def _widest(values: Any) -> int:
+    """Return the greatest number in values, and in what they hold: a format may take it for a width."""
+    widest, waiting, seen = 0, [values], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, int | float):
+            widest = max(widest, int(min(abs(value), 1e12)) if value == value else 0)
+        elif isinstance(value, str):
+            widest = max(widest, _numbers_in(value))
+        elif isinstance(value, list | tuple | Mapping) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, Mapping) else value
+    return widest
+
+
+def _depth(value: Any, known: dict[int, int]) -> int:
+    """Return how deep lists and mappings are nested."""
+    if not isinstance(value, list | tuple | Mapping):
+        return 0
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, Mapping) else value
+        known[id(value)] = 1 + max((_depth(part, known) for part in parts), default=0)
+    return known[id(value)]
 
 
 def _replaced(text: str, old: str, new: str) -> int:
@@ -155,6 +184,8 @@ def _of_filter(name: str, value: Any, values: list[Any]) -> int:
         if (widest := _whole(values)) > _WIDEST and name not in ("truncate", "wordwrap"):
             raise _LimitError(f"it gives {widest} to the filter {name}; {_WIDEST} is the most")
         lines = str(value).count("\n") + 1 if name == "indent" and isinstance(value, str) else n
+        if name == "tojson" and widest:
+            lines *= _depth(value, {})
         return n + (1 + lines) * sum(len(v) for v in values if isinstance(v, str)) + lines * min(widest, _WIDEST)
     if name == "replace" and len(values) >= 2:
         return _replaced(str(value), str(values[0]), str(values[1]))
@@ -254,8 +285,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Return the value of ``left operator right``, if it is not too large."""
         meter = _meter.get()
-        if operator == "%" and isinstance(left, str):
-            meter.check(_formatted(left, right if isinstance(right, tuple) else [right]))
+        if operator == "%" and isinstance(left, str | bytes):
+            form = left if isinstance(left, str) else left.decode("latin-1")
+            meter.check(_formatted(form, right if isinstance(right, tuple) else [right]))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             if left.bit_length() * abs(right) > _MOST_DIGITS * 3:
                 raise _LimitError(f"it makes a number of more than {_MOST_DIGITS:,} digits")
@@ -310,6 +342,8 @@ def _counted(node: nodes.Node) -> nodes.Node:
         node.test = nodes.And(_filtered(" step", nodes.Const(True, lineno=line)), node.test, lineno=line)
     if isinstance(node, nodes.Concat):
         node.nodes = [_filtered(" made", part) for part in node.nodes]
+    if isinstance(node, nodes.Compare | nodes.Test):
+        return _filtered(" step", node)
     is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
     if is_slice or (isinstance(node, nodes.List | nodes.Tuple | nodes.Dict) and getattr(node, "ctx", "load") == "load"):
         assert isinstance(node, nodes.Expr)

@@ -175,6 +175,8 @@ class ChatTemplate:
         """Raise a ValueError for a role that is not common, and that the template does not know either."""
         for i, message in enumerate(messages):
             role = message["role"]
+            if role not in _ROLES and self._controls.marked(role, "\ue000") != role:
+                raise ValueError(f"messages[{i}]: role must not name a control token, as {shown(role)} does")
             if role not in _ROLES and not any(f"{mark}{role}{mark}" in self.source for mark in ("'", '"')):
                 raise ValueError(f"messages[{i}]: role must be one of {', '.join(_ROLES)}, not {shown(role)}")
 
@@ -256,11 +258,14 @@ class ChatTemplate:
     ) -> _Rendered:
         _ = self._model  # whose error says that it is closed
         self._check_roles(messages)
+        effort = variables.get("reasoning_effort", "")
+        if self._controls.marked(effort, "\ue000") != effort:
+            raise ValueError(f"reasoning_effort must not name a control token, as {shown(effort)} does")
         # A copy of values that JSON knows: a template gets no object of the caller.
         written = as_json("messages", [messages, tools])
         said, described = json.loads(written)
         program = self._programs[bool(tools)]
-        trusted = [bool(message.pop("trusted", False)) for message in said]
+        trusted = [as_flag(f"messages[{i}]: trusted", m.pop("trusted", False)) for i, m in enumerate(said)]
         given = [self._ways(bool(tools)).fitting(message) for message in said]
         mark = unused_character(f"{written}{program.source}")
         marked = [
@@ -628,7 +633,11 @@ def checked_messages(messages: str | Sequence[Message]) -> list[Message]:
             if not isinstance(message.get(key), str | None):
                 raise TypeError(f"messages[{i}]: {key} must be a text, not {shown(message[key])}")
         as_json("messages", dict(message))
-    return [dict(message) for message in said]
+        if any(not isinstance(call.get("id"), str | None) for call in message.get("tool_calls") or ()):
+            raise TypeError(f"messages[{i}]: the id of a call must be a text")
+    # A key without a value says as much as no key.
+    optional = ("reasoning_content", "name", "tool_call_id", "tool_calls")
+    return [{key: v for key, v in message.items() if v is not None or key not in optional} for message in said]
 
 
 def _check_calls(i: int, calls: object) -> None:

@@ -51,7 +51,7 @@ def describe_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 def _described(where: str, tool: Tool) -> dict[str, Any]:
     if isinstance(tool, Mapping):
         whole = _from_mapping(where, tool)
-        return {**tool, "function": whole} if "function" in tool else {"type": "function", "function": whole}
+        return {**(tool if "function" in tool else {}), "type": "function", "function": whole}
     if not callable(tool):
         raise TypeError(f"{where} must be a function or a description, not {shown(tool)}")
     name = getattr(tool, "__name__", None) or type(tool).__name__

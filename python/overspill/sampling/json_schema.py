@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 from urllib.parse import unquote
@@ -16,6 +17,21 @@ from overspill.sampling.json_text import GrammarText, pattern_expression
 __all__ = ["grammar_of_json_schema", "parsed_schema", "schema_rules"]
 
 Node = tuple[str, dict[str, Any]]  # a schema, and where it is
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What is sure of the values that a grammar makes of a schema."""
+
+    kinds: set[str]
+    """Their types."""
+    stated_kinds: set[str]
+    """Types that the schema itself allows."""
+    values: set[str] | None
+    """All of them, in canonical JSON; None if they are not listed."""
+    tags: dict[str, set[str]]
+    """The values of required properties that have a list of them."""
+
 
 _MOST_LEVELS = 500
 _MOST_VALUES = 500_000
@@ -124,7 +140,7 @@ def parsed_schema(schema: str | Mapping[str, Any] | bool) -> Any:
         if not isinstance(schema, str):
             _check_size(schema)
             schema = json.dumps(schema, default=_as_dict)
-        root = json.loads(schema, parse_constant=_refuse_constant)
+        root = json.loads(schema, parse_constant=_refuse_constant, parse_float=_finite)
         json.dumps(root, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"json_schema: line {error.lineno}, column {error.colno}: {error.msg}") from None
@@ -158,6 +174,13 @@ def _as_dict(value: object) -> dict[Any, Any]:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"json_schema: {value!r} has no form in JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"json_schema: {digits:.20} is too large a number")
+    return number
 
 
 def _refuse_constant(name: str) -> None:
@@ -361,8 +384,8 @@ class _Writer:
                 if a is not None and b is not None and not _are_disjoint(a, b):
                     raise _refuse(where, f"oneOf whose parts {i} and {j} may both fit (anyOf may)")
 
-    def summary(self, nodes: list[tuple[str, Any]]) -> tuple[set[str], set[str] | None, dict[str, set[str]]] | None:
-        """Return what is sure of all values that fit: their types, values, and the values of required properties."""
+    def summary(self, nodes: list[tuple[str, Any]]) -> Summary | None:
+        """Return what is sure of all values that fit, as far as a grammar makes them."""
         flattened = self.flattened(nodes)
         if flattened is None:
             return None
@@ -380,7 +403,9 @@ class _Writer:
             of_property = None if inner is None else _common_values(inner[0])
             if of_property is not None:
                 tags[name] = set(of_property)
-        return _kinds(flat, values), None if values is None else set(values), tags
+        stated = {"type", "enum", "const"} & {keyword for _, schema in flat for keyword in schema}
+        kinds = _kinds(flat, values)
+        return Summary(kinds, kinds if stated else set(_TYPES), None if values is None else set(values), tags)
 
     # Types
 
@@ -716,15 +741,14 @@ def _kinds(nodes: list[Node], values: dict[str, object] | None) -> set[str]:
     return kinds
 
 
-def _are_disjoint(
-    a: tuple[set[str], set[str] | None, dict[str, set[str]]], b: tuple[set[str], set[str] | None, dict[str, set[str]]]
-) -> bool:
-    both = a[0] & b[0]
-    if not both:
+def _are_disjoint(a: Summary, b: Summary) -> bool:
+    # A schema that names no type lets all values of other types than it speaks of through.
+    if not a.kinds & b.stated_kinds and not a.stated_kinds & b.kinds:
         return True
-    if a[1] is not None and b[1] is not None and not a[1] & b[1]:
+    if a.values is not None and b.values is not None and not a.values & b.values:
         return True
-    return both == {"object"} and any(not a[2][name] & b[2][name] for name in a[2].keys() & b[2].keys())
+    names = a.tags.keys() & b.tags.keys()
+    return a.kinds & b.kinds == {"object"} and any(not a.tags[name] & b.tags[name] for name in names)
 
 
 def _naturals(low: int, high: int | None) -> list[str]:
