@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, MappingView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -90,7 +90,7 @@ class _Meter:
             return sum(self.size(part) for part in value._Namespace__attrs.values())
         if isinstance(value, range):
             return 8 * len(value)
-        if isinstance(value, MappingView):
+        if isinstance(value, KeysView | ValuesView | ItemsView):
             self.step()
             return sum(2 + self.size(part) for part in value)
         if not isinstance(value, list | tuple | set | frozenset | Mapping):
