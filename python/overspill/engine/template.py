@@ -439,7 +439,7 @@ class _Ways:
 
     def _fitting_call(self, call: dict[str, Any]) -> dict[str, Any]:
         arguments = call["function"]["arguments"]
-        if isinstance(arguments, str) and not self._reads_json:
+        if isinstance(arguments, str) and self._reads_mappings:
             try:
                 arguments = json.loads(arguments)
             except (ValueError, RecursionError):
@@ -477,13 +477,12 @@ class _Ways:
         return self._rendered(without).count("None") > self._rendered(empty).count("None")
 
     @cached_property
-    def _reads_json(self) -> bool:
+    def _reads_mappings(self) -> bool:
+        """Whether it writes arguments in a form of its own, or as JSON, if it gets a mapping."""
         call = _conversation("tool", _PROBE)
-        arguments = json.dumps({_OTHER_PROBE: 1})
-        call[1]["tool_calls"][0]["function"]["arguments"] = arguments
+        call[1]["tool_calls"][0]["function"]["arguments"] = {_OTHER_PROBE: 1}
         text = self._rendered(call)
-        # Some write brackets around whatever they get.
-        return arguments in text and f"{{{arguments}}}" not in text
+        return _OTHER_PROBE in text and f"{{'{_OTHER_PROBE}'" not in text
 
     @cached_property
     def _reasoning(self) -> str:
