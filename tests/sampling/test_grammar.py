@@ -140,7 +140,7 @@ class Closing:
             for i, piece in enumerate(pieces)
         ]
         self.closers = np.flatnonzero(closes)
-        self.digits = np.flatnonzero([re.search(rb"[0-9]$", piece) is not None for piece in pieces])
+        self.digits = np.flatnonzero([re.search(rb"[0-9\\]$", piece) is not None for piece in pieces])
         self.blanks = np.flatnonzero([re.search(rb"\s$|[{]", piece) is not None for piece in pieces])
         self.n_prompt = n_prompt
 
