@@ -139,7 +139,7 @@ def parsed_schema(schema: str | Mapping[str, Any] | bool) -> Any:
     try:
         if not isinstance(schema, str):
             _check_size(schema)
-            schema = json.dumps(schema, default=_as_dict)
+            schema = _as_text(schema)
         root = json.loads(schema, parse_constant=_refuse_constant, parse_float=_finite)
         json.dumps(root, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -174,6 +174,13 @@ def _as_dict(value: object) -> dict[Any, Any]:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"json_schema: {value!r} has no form in JSON")
+
+
+def _as_text(schema: Any) -> str:
+    try:
+        return json.dumps(schema, default=_as_dict)
+    except TypeError as error:  # a key that is no text
+        raise TypeError(f"json_schema: {str(error).removeprefix('json_schema: ')}") from None
 
 
 def _finite(digits: str) -> float:
@@ -213,6 +220,8 @@ def schema_rules(schema: object) -> str:
     """Return the same rules for a parsed schema, for a grammar with another start; ``fits`` is what fits."""
     try:
         return _Writer(schema).grammar()
+    except _NothingFitsError as error:
+        raise ValueError(str(error)) from None
     except RecursionError:
         raise _too_deep() from None
 
