@@ -6,9 +6,8 @@ import json
 import re
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from overspill._core import ToolChoice as NativeToolChoice
 from overspill.base.checks import as_flag, as_json, as_text, check_choice, shown
 from overspill.engine.control_tokens import ControlTokens, unused_character
 from overspill.engine.jinja import Program, TemplateRefusalError
+from overspill.engine.message_forms import ANY_TOOL, MessageForms, repaired, try_out, variables_of
 from overspill.engine.tools import Tool, describe_tools
 from overspill.sampling.json_schema import parsed_schema, schema_rules
 
@@ -126,7 +126,7 @@ class ChatTemplate:
         # Compiled and tried first: that refuses what llama.cpp, which has hardly any bounds, would not survive.
         self._programs = {False: _program(plain), True: _program(with_tools)}
         for tools, program in self._programs.items():
-            _try(program, {**self._always, "tools": [_TOOL] if tools else None})
+            try_out(program, {**self._always, "tools": [ANY_TOOL] if tools else None})
         self._core = NativeChatTemplate(native, source)
         for tools, program in list(self._programs.items()):
             amended = self._core.amended(tools and bool(sources[1]))
@@ -167,7 +167,7 @@ class ChatTemplate:
             Whether the text ends with the template's request for a reply.
         """
         described = describe_tools(() if tools is None else tools)
-        variables = _variables(reasoning_effort, as_flag("thinking", thinking))
+        variables = variables_of(reasoning_effort, as_flag("thinking", thinking))
         asks = as_flag("add_generation_prompt", add_generation_prompt)
         return self._render(checked_messages(messages), described, variables, asks).text
 
@@ -200,7 +200,7 @@ class ChatTemplate:
             raise ValueError("give either tools or json_schema")
         rules = "" if json_schema is None else schema_rules(parsed_schema(json_schema))
         said = checked_messages(messages)
-        variables = _variables(reasoning_effort, thinking)
+        variables = variables_of(reasoning_effort, thinking)
 
         def render(part: Sequence[Message], add_generation_prompt: bool = True) -> _Rendered:
             return self._render(part, described, variables, add_generation_prompt)
@@ -266,7 +266,7 @@ class ChatTemplate:
         said, described = json.loads(written)
         program = self._programs[bool(tools)]
         trusted = [as_flag(f"messages[{i}]: trusted", m.pop("trusted", False)) for i, m in enumerate(said)]
-        given = [self._ways(bool(tools)).fitting(message) for message in said]
+        given = [self._forms(bool(tools)).fitting(message) for message in said]
         mark = unused_character(f"{written}{program.source}")
         marked = [
             message if is_trusted else {**self._controls.marked(message, mark), "role": message["role"]}
@@ -277,7 +277,7 @@ class ChatTemplate:
         is_marked = (marked, described) != (given, json.loads(written)[1])
         everything = {**self._always, **variables, "tools": described or None}
         everything["add_generation_prompt"] = add_generation_prompt
-        candidates: list[dict[str, Any]] = [{"messages": candidate} for candidate in _repaired(marked)]
+        candidates: list[dict[str, Any]] = [{"messages": candidate} for candidate in repaired(marked)]
         # Some count the tools, whether there are any or not; some want them as text.
         functions = json.dumps([tool["function"] for tool in described], ensure_ascii=False, indent=4)
         candidates += [{**candidate, "tools": described, "functions": functions} for candidate in candidates]
@@ -311,13 +311,13 @@ class ChatTemplate:
         }
         return {**names, "documents": None}
 
-    def _ways(self, with_tools: bool) -> _Ways:
+    def _forms(self, with_tools: bool) -> MessageForms:
         if with_tools not in self._found:
-            self._found[with_tools] = _Ways(self._programs[with_tools], self._always)
+            self._found[with_tools] = MessageForms(self._programs[with_tools], self._always)
         return self._found[with_tools]
 
     @cached_property
-    def _found(self) -> dict[bool, _Ways]:
+    def _found(self) -> dict[bool, MessageForms]:
         return {}
 
     # --- tokens
@@ -383,224 +383,14 @@ class ChatTemplate:
                 places.append(ends.get(len(before) + offset))
                 continue
             # Some end a conversation with another token than a message.
-            at = ends.get(len(self._controls.without_last(before.decode()).encode()) + offset)
+            begun = self._controls.without_last(before.decode()).encode()
+            at = ends.get(len(begun) + offset) if whole.startswith(begun) else None
             is_control = at is not None and self._model.token_bytes(tokens[at], False) == b""
-            is_same = at is not None and whole.startswith(self._controls.without_last(before.decode()).encode())
-            places.append(at + 1 if at is not None and is_control and is_same else None)
+            places.append(at + 1 if at is not None and is_control else None)
         return [(a, b) for a, b in pairwise(places) if a is not None and b is not None and a < b]
 
 
 _NO_CHARACTER = re.compile("[\ud800-\udfff]")
-
-
-def _variables(reasoning_effort: str | None, thinking: bool) -> dict[str, Any]:
-    """Return what a template is told beside the conversation; each template knows some of the names."""
-    now = datetime.now()
-    variables: dict[str, Any] = {
-        "enable_thinking": thinking,
-        "thinking": thinking,
-        "date_string": now.strftime("%d %b %Y"),
-        "datetime": now.strftime("%b %d %Y"),
-    }
-    if reasoning_effort is not None:
-        as_text("reasoning_effort", reasoning_effort)
-        variables |= {"reasoning_effort": reasoning_effort, "reasoning_strength": reasoning_effort}
-    return variables
-
-
-# --- what a template can read
-
-_PROBE, _OTHER_PROBE = "qprobea", "qprobeb"
-
-
-class _Ways:
-    """The ways in which a template reads what conversations may have, found by trying."""
-
-    def __init__(self, program: Program, variables: Mapping[str, Any]) -> None:
-        self._program, self._variables = program, variables
-
-    def fitting(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Return a message in the way that the template reads."""
-        message = dict(message)
-        if message["role"] == "developer" and "developer" not in self._program.source:
-            message["role"] = "system"
-        content = message.get("content")
-        if isinstance(content, list) and not self._reads_parts(message["role"]):
-            message["content"] = "\n".join(part["text"] for part in content)
-        if isinstance(content, str) and not self._reads_text(message["role"]):
-            message["content"] = [{"type": "text", "text": content}]
-        if content is None and "content" in message and self._writes_none:
-            message["content"] = ""
-        if message.get("reasoning_content"):
-            message = _REASONING[self._reasoning](message)
-        if message.get("tool_calls"):
-            message["tool_calls"] = [self._fitting_call(call) for call in message["tool_calls"]]
-        return message
-
-    def _fitting_call(self, call: dict[str, Any]) -> dict[str, Any]:
-        arguments = call["function"]["arguments"]
-        if isinstance(arguments, str) and self._reads_mappings:
-            try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError):
-                return call
-        return {**call, "function": {**call["function"], "arguments": arguments}}
-
-    def _reads_text(self, role: str) -> bool:
-        if role not in ("system", "user", "assistant", "tool"):
-            return True
-        return not self._probed(role)[1]
-
-    def _reads_parts(self, role: str) -> bool:
-        if role not in ("system", "user", "assistant", "tool"):
-            return False
-        return self._probed(role)[0]
-
-    def _probed(self, role: str) -> tuple[bool, bool]:
-        """Return whether the template reads parts as it reads their text, and whether it reads parts alone."""
-        if role not in self._known:
-            text = self._rendered(_conversation(role, _PROBE))
-            parts = self._rendered(_conversation(role, [{"type": "text", "text": _PROBE}]))
-            # A template that does not know parts writes them down as they are, keys included.
-            reads_parts = _PROBE in parts and parts.count("type") <= text.count("type")
-            self._known[role] = reads_parts, reads_parts and _PROBE not in text
-        return self._known[role]
-
-    @cached_property
-    def _known(self) -> dict[str, tuple[bool, bool]]:
-        return {}
-
-    @cached_property
-    def _writes_none(self) -> bool:
-        without, empty = _conversation("tool", _PROBE), _conversation("tool", _PROBE)
-        without[1]["content"] = None
-        return self._rendered(without).count("None") > self._rendered(empty).count("None")
-
-    @cached_property
-    def _reads_mappings(self) -> bool:
-        """Whether it writes arguments in a form of its own, or as JSON, if it gets a mapping."""
-        call = _conversation("tool", _PROBE)
-        call[1]["tool_calls"][0]["function"]["arguments"] = {_OTHER_PROBE: 1}
-        text = self._rendered(call)
-        return _OTHER_PROBE in text and f"{{'{_OTHER_PROBE}'" not in text
-
-    @cached_property
-    def _reasoning(self) -> str:
-        """The way in which the template reads reasoning; as it is given, if in none."""
-        called = _conversation("tool", "x")
-        called[1] |= {"reasoning_content": _PROBE}
-        answered = _conversation("assistant", _OTHER_PROBE)[:2]
-        answered[1] |= {"reasoning_content": _PROBE}
-        for way, given in _REASONING.items():
-            texts = [self._rendered([*map(given, said)]) for said in ([dict(m) for m in called], answered)]
-            is_read = any(_PROBE in text for text in texts) and _OTHER_PROBE in texts[1]
-            if is_read and not any(re.search(f"thinking['\"]: *['\"]{_PROBE}", text) for text in texts):
-                return way
-        return "reasoning_content"
-
-    def _rendered(self, messages: list[dict[str, Any]]) -> str:
-        variables = {**self._variables, **_variables(None, True), "tools": [], "functions": "[]"}
-        try:
-            return self._program.render({**variables, "messages": messages, "add_generation_prompt": False}, 0)
-        except (TemplateRefusalError, Error):
-            return ""
-
-
-def _conversation(role: str, content: object) -> list[dict[str, Any]]:
-    """Return a conversation whose message of a role has a content."""
-    call = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {"x": 1}}}
-    question = {"role": "user", "content": "x"}
-    conversations: dict[str, list[dict[str, Any]]] = {
-        "system": [{"role": "system", "content": content}, question],
-        "user": [{"role": "user", "content": content}],
-        "assistant": [question, {"role": "assistant", "content": content}, question],
-        "tool": [
-            question,
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "abcdefghi", "name": "f", "content": content},
-        ],
-    }
-    return conversations[role]
-
-
-_TOOL = {"type": "function", "function": {"name": "f", "description": "x", "parameters": {"properties": {"x": {}}}}}
-
-
-def _try(program: Program, variables: Mapping[str, Any]) -> None:
-    """Render a few conversations; an Error if the template uses up too much."""
-    everything = {**variables, **_variables("low", True)}
-    for role in ("system", "user", "assistant", "tool"):
-        for add_generation_prompt in (True, False):
-            try:
-                program.render(
-                    {
-                        **everything,
-                        "messages": _conversation(role, "x"),
-                        "add_generation_prompt": add_generation_prompt,
-                    },
-                    0,
-                )
-            except TemplateRefusalError:
-                continue
-
-
-def _with_thinking(message: dict[str, Any]) -> dict[str, Any]:
-    return {**message, "thinking": message["reasoning_content"]} if "reasoning_content" in message else message
-
-
-def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    return {**message, "reasoning": message["reasoning_content"]} if "reasoning_content" in message else message
-
-
-def _with_thinking_part(message: dict[str, Any]) -> dict[str, Any]:
-    if "reasoning_content" not in message:
-        return message
-    content = message.get("content") or []
-    said = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return {**message, "content": [{"type": "thinking", "thinking": message["reasoning_content"]}, *said]}
-
-
-# Ways to give a message's reasoning to a template.
-_REASONING: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "reasoning_content": lambda message: message,
-    "thinking": _with_thinking,
-    "reasoning": _with_reasoning,
-    "part": _with_thinking_part,
-}
-
-
-def _repaired(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the messages, and then what says the same to templates that refuse them."""
-    yield messages
-    # gpt-oss takes either reasoning or content beside a call; Jinja cannot add None to a text.
-    changed = [dict(message) for message in messages]
-    for message in changed:
-        if message.get("tool_calls"):
-            content = message.get("content") or ""
-            if message.get("thinking") and content and isinstance(content, str):
-                message |= {"thinking": f"{message['thinking']}\n\n{content}"}
-                content = ""
-            message["content"] = content
-    if changed != messages:
-        yield changed
-    # Some know no system message.
-    told = changed
-    if len(changed) > 1 and changed[0]["role"] == "system":
-        first, second = changed[0]["content"], changed[1].get("content")
-        if isinstance(first, str) and isinstance(second, str):
-            told = [{**changed[1], "content": f"{first}\n{second}"}, *changed[2:]]
-            yield told
-    # Some know arguments as JSON only.
-    calls = [{**m, "tool_calls": [*map(_call_as_json, m["tool_calls"])]} if m.get("tool_calls") else m for m in told]
-    if calls != told:
-        yield calls
-
-
-def _call_as_json(call: dict[str, Any]) -> dict[str, Any]:
-    arguments = call["function"]["arguments"]
-    if isinstance(arguments, str):
-        return call
-    return {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
 
 
 def checked_messages(messages: str | Sequence[Message]) -> list[Message]:
