@@ -13,7 +13,7 @@ from typing import Any
 
 from overspill._core import Error
 
-__all__ = ["cache_folder", "read_json", "replace_json", "user_folder"]
+__all__ = ["cache_folder", "finite", "read_json", "replace_json", "user_folder", "without_repetition"]
 
 
 def user_folder(variable: str, unix: str, mac: str) -> Path:
@@ -77,7 +77,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise Error(f"{path}: {error.strerror}") from None
     try:
         data = json.loads(
-            content.decode(), object_pairs_hook=_without_repetition, parse_float=_finite, parse_constant=_finite
+            content.decode(), object_pairs_hook=without_repetition, parse_float=finite, parse_constant=finite
         )
         json.dumps(data, ensure_ascii=False).encode()
     except RecursionError:
@@ -87,14 +87,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return data
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; a ValueError if it has a key twice, of which one value would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key is there twice")
     return found
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """Return a number of JSON; a ValueError if it is beyond what a float holds, or none."""
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text:.20} is no finite number")
     return number

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from overspill._core import ReplyForm, ReplyPart, ReplyPiece
+from overspill.base.files import without_repetition
 from overspill.base.values import Stats, StopReason
 from overspill.engine.stream import Stream, until_left
 
@@ -228,16 +229,8 @@ def _arguments_of(text: str) -> dict[str, Any] | None:
     """Return the arguments of a call; None if they are no JSON object that Python can hold and write again."""
     try:
         # Models write line breaks in strings as they are.
-        values = json.loads(text or "{}", strict=False, object_pairs_hook=_object)
+        values = json.loads(text or "{}", strict=False, object_pairs_hook=without_repetition)
         json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON; a ValueError if it has a key twice, of which one value would be lost."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a key is there twice")
-    return made

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from overspill.base.checks import shown
+from overspill.base.files import finite
 from overspill.sampling.json_text import GrammarText, pattern_expression
 
 __all__ = ["grammar_of_json_schema", "parsed_schema", "schema_rules"]
@@ -140,7 +141,7 @@ def parsed_schema(schema: str | Mapping[str, Any] | bool) -> Any:
         if not isinstance(schema, str):
             _check_size(schema)
             schema = _as_text(schema)
-        root = json.loads(schema, parse_constant=_refuse_constant, parse_float=_finite)
+        root = json.loads(schema, parse_constant=_refuse_constant, parse_float=finite)
         json.dumps(root, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"json_schema: line {error.lineno}, column {error.colno}: {error.msg}") from None
@@ -181,13 +182,6 @@ def _as_text(schema: Any) -> str:
         return json.dumps(schema, default=_as_dict)
     except TypeError as error:  # a key that is no text
         raise TypeError(f"json_schema: {str(error).removeprefix('json_schema: ')}") from None
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError(f"json_schema: {digits:.20} is too large a number")
-    return number
 
 
 def _refuse_constant(name: str) -> None:
