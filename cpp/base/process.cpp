@@ -6,7 +6,6 @@
 #include <ggml-threading.h>
 
 #include <atomic>
-#include <string>
 
 #ifndef _WIN32
 #include <pthread.h>
@@ -20,6 +19,9 @@ namespace overspill {
 namespace {
 
 std::atomic<uint32_t> forks{0};
+
+constexpr const char * how_to_start_processes =
+    "start processes with multiprocessing.get_context(\"spawn\"), and load the model in each of them";
 
 #ifndef _WIN32
 // Locks that every model of the child needs as well: nobody else has them when the process is forked.
@@ -55,6 +57,13 @@ void return_freed_memory() {
     mallopt(M_MMAP_THRESHOLD, large_bytes);
     mallopt(M_TRIM_THRESHOLD, 2 * large_bytes);
 #endif
+}
+
+void check_not_forked(const std::string & what) {
+    if (n_forks() > 0) {
+        throw Error(what + " cannot be used in a process that was forked after overspill was imported: " +
+                    how_to_start_processes);
+    }
 }
 
 uint32_t n_forks() noexcept {

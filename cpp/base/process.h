@@ -4,18 +4,18 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 
 namespace overspill {
 
 // To be called once, before other threads run.
 void watch_forks();
 
-// For errors.
-constexpr const char * how_to_start_processes =
-    "start processes with multiprocessing.get_context(\"spawn\"), and load the model in each of them";
-
 // Has the C library return large pieces of memory when they are freed. To be called once, before other threads run.
 void return_freed_memory();
+
+// Throws Error in a process that was forked after overspill was imported; `what` begins its text: "the device X".
+void check_not_forked(const std::string & what);
 
 // How often this process, or one that it comes from, was forked since.
 uint32_t n_forks() noexcept;

@@ -24,10 +24,8 @@ const char * kind_of(ggml_backend_dev_t device) {
 
 void check_usable_after_fork(ggml_backend_dev_t device) {
     const auto type = ggml_backend_dev_type(device);
-    if (n_forks() > 0 && (type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU)) {
-        throw Error(ggml_backend_dev_name(device) +
-                    std::string(" cannot be used in a process that was forked after overspill was imported: ") +
-                    how_to_start_processes);
+    if (type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU) {
+        check_not_forked(ggml_backend_dev_name(device));
     }
 }
 

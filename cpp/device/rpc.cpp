@@ -14,11 +14,7 @@ namespace overspill {
 void add_rpc_server(const std::string & endpoint) {
     using AddServer = ggml_backend_reg_t (*)(const char *);
     const Activity activity("adding an RPC server");
-    if (n_forks() > 0) {
-        throw Error(
-            std::string("RPC servers cannot be used in a process that was forked after overspill was imported: ") +
-            how_to_start_processes);
-    }
+    check_not_forked("RPC servers");
     const ErrorCapture errors;
     ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
     if (rpc == nullptr) {

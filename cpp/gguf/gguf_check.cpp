@@ -171,12 +171,14 @@ std::vector<uint64_t> numbers_of(const GgufHeader & file, const std::string & ke
     const GgufValue value = file.value(id);
     const auto * list = std::get_if<GgufArray>(&value);
     if (list != nullptr && limits.per_layer && list->length <= max_layers) {
-        if (const auto * found = std::get_if<std::vector<uint64_t>>(&list->values)) {
-            std::for_each(found->begin(), found->end(), add);
-            return numbers;
-        }
-        if (const auto * found = std::get_if<std::vector<int64_t>>(&list->values)) {
-            std::for_each(found->begin(), found->end(), add);
+        const auto add_all = [&](const auto * found) {
+            if (found != nullptr) {
+                std::for_each(found->begin(), found->end(), add);
+            }
+            return found != nullptr;
+        };
+        if (add_all(std::get_if<std::vector<uint64_t>>(&list->values)) ||
+            add_all(std::get_if<std::vector<int64_t>>(&list->values))) {
             return numbers;
         }
     } else if (const auto * natural = std::get_if<uint64_t>(&value)) {
