@@ -51,9 +51,8 @@ struct ViewsInUseError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// What an exception of upstream's common library says: one sentence, sometimes with a picture of the place after it.
-inline std::string one_line_of(const std::exception & error) {
-    std::string why = error.what();
+// A text that a file or upstream had a part in, which may be long or have several lines.
+inline std::string one_line_of(std::string why) {
     std::replace(why.begin(), why.end(), '\n', ' ');
     constexpr size_t longest = 500;
     if (why.size() > longest) {

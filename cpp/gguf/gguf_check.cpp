@@ -135,7 +135,7 @@ constexpr Limits limits_of_keys[] = {
 };
 
 [[noreturn]] void refuse(const GgufHeader & file, const std::string & why) {
-    throw ModelLoadError(file.path() + ": is damaged: " + why);
+    throw ModelLoadError(file.path() + ": is damaged: " + one_line_of(why));
 }
 
 // The architecture's keys begin with it; none if there is no such name, which upstream says itself.

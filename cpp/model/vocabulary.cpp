@@ -43,6 +43,12 @@ class TokenizingPoll {
     Interrupt interrupt_;
 };
 
+bool is_token(const llama_vocab & vocab, int32_t token) { return 0 <= token && token < llama_vocab_n_tokens(&vocab); }
+
+[[noreturn]] void refuse_incomplete() {
+    throw Error("the text cannot be tokenized: the model's vocabulary is incomplete and has no tokens for some bytes");
+}
+
 }  // namespace
 
 std::vector<int32_t> tokenize(const llama_vocab & vocab, std::string_view text, bool add_special, bool parse_special,
@@ -66,8 +72,11 @@ std::vector<int32_t> tokenize(const llama_vocab & vocab, std::string_view text, 
         }
         tokens.resize(static_cast<size_t>(std::max(n, 0)));
     } catch (const std::out_of_range &) {
-        throw Error(
-            "the text cannot be tokenized: the model's vocabulary is incomplete and has no tokens for some bytes");
+        refuse_incomplete();
+    }
+    // What has no token is the one for unknown text, and that may be missing as well.
+    if (std::any_of(tokens.begin(), tokens.end(), [&](int32_t token) { return !is_token(vocab, token); })) {
+        refuse_incomplete();
     }
     return tokens;
 }

@@ -188,7 +188,7 @@ ReplyForm ChatTemplate::form(const ChatOptions & options) const {
             inputs.tools = common_chat_tools_parse_oaicompat(common_json::parse(options.tools));
         }
     } catch (const std::exception & error) {
-        throw std::invalid_argument("messages: " + one_line_of(error));
+        throw std::invalid_argument("messages: " + one_line_of(error.what()));
     }
     const bool has_tools = !options.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
     std::optional<common_chat_params> made = applied(templates_->of_model.get(), inputs);

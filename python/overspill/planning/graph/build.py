@@ -118,7 +118,7 @@ class StepBuilder:
         if "output_norm" in self._head:
             node = Node("rms_norm", node.shape, (node,))
             node = Node("mul", node.shape, (node, self._head_weight("output_norm")))
-        block.output = Node("mul_mat", (self._head["output"].shape[1], 1), (self._head_weight("output"), node))
+        block.output = Node("mul_mat", (self._head["output"].n_rows, 1), (self._head_weight("output"), node))
         block.expand(block.output)
         return block
 

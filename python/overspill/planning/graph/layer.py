@@ -95,7 +95,7 @@ class _Builder:
         weight = self.weights.get(f"{stem}.weight")
         if weight is None or len(weight.shape) < 2:  # not as in any model that is known
             return node
-        node = Node("mul_mat", (weight.shape[1], *node.shape[1:]), (self.weight(weight), node))
+        node = Node("mul_mat", (weight.n_rows, *node.shape[1:]), (self.weight(weight), node))
         return self.more(stem, node, "add")
 
     def more(self, stem: str, node: Node, add: str, *sources: Node) -> Node:
@@ -175,8 +175,8 @@ class _Builder:
         if self.has("attn_v_b"):
             weight = self.weights["attn_v_b.weight"]
             permuted = self.view(out, value_width, n, n_heads, strided=True)
-            out = Node("mul_mat", (weight.shape[1], n, n_heads), (self.weight(weight), permuted))
-            out = Node("cont", (weight.shape[1], n_heads, n), (self.view(out, 0, strided=True),))
+            out = Node("mul_mat", (weight.n_rows, n, n_heads), (self.weight(weight), permuted))
+            out = Node("cont", (weight.n_rows, n_heads, n), (self.view(out, 0, strided=True),))
         out = self.view(out, prod(out.shape[:2]), n)
         self.expand(out)
         out = self.turn(out, "v") if v is not None else out
@@ -186,8 +186,8 @@ class _Builder:
         """Attend over one latent head, as deepseek2 does."""
         n = self.n
         down, up = self.weights["attn_kv_a_mqa.weight"], self.weights["attn_k_b.weight"]
-        rank, n_heads = up.shape[1], up.shape[2] if len(up.shape) > 2 else 1
-        rope_width = down.shape[1] - rank
+        rank, n_heads = up.n_rows, up.shape[2] if len(up.shape) > 2 else 1
+        rope_width = down.n_rows - rank
         if self.has("attn_q_a"):
             q = self.linear("attn_q_b", self.norm(self.linear("attn_q_a", node), "attn_q_a_norm"))
         else:
@@ -215,7 +215,7 @@ class _Builder:
                 node = Node("set_rows", node.shape, (node, cache))
                 self.expand(Node("set_rows", (0,), (node, self.inputs["k_indices"], cache), base=cache, n_bytes=0))
             weight = self.weights[name]
-            width = weight.shape[1] if name in matrices else node.shape[0]
+            width = weight.n_rows if name in matrices else node.shape[0]
             node = Node("mul_mat" if name in matrices else "mul", (width, self.n), (self.weight(weight), node))
             if place == 0:
                 self.expand(node)
@@ -259,7 +259,7 @@ class _Builder:
 
         def work(stem: str, source: Node) -> Node:
             weight = self.weights[f"{stem}.weight"]
-            out = Node("mul_mat_id", (weight.shape[1], n_used, n), (self.weight(weight), source, chosen))
+            out = Node("mul_mat_id", (weight.n_rows, n_used, n), (self.weight(weight), source, chosen))
             return self.more(stem, out, "add_id", chosen)
 
         if self.has("ffn_gate_up_exps"):

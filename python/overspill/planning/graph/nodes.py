@@ -21,6 +21,11 @@ class Weight:
     shape: tuple[int, ...]
     n_bytes: int
 
+    @property
+    def n_rows(self) -> int:
+        """Of a matrix; one where the file leaves out the last ones of a shape."""
+        return self.shape[1] if len(self.shape) > 1 else 1
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphLayer:
