@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -212,8 +213,15 @@ def grammar_of_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
 
 def schema_rules(schema: object) -> str:
     """Return the same rules for a parsed schema, for a grammar with another start; ``fits`` is what fits."""
+    writer = _Writer(schema, GrammarText(_COMMON, _MOST_RULES))
+    with _said_plainly():
+        return writer.text.written(writer.start())
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
     try:
-        return _Writer(schema).grammar()
+        yield
     except _NothingFitsError as error:
         raise ValueError(str(error)) from None
     except RecursionError:
@@ -240,19 +248,27 @@ def _wrong(where: str, keyword: str, wanted: str, value: object) -> ValueError:
 class _Writer:
     """Writes one schema's rules; no call of its own for parts within parts, however deep."""
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, text: GrammarText) -> None:
         self.root = root
-        self.text = GrammarText(_COMMON, _MOST_RULES)
+        self.text = text
         self.names: dict[tuple[int, ...], str] = {}
+        self.places: dict[str, str] = {}  # of rules: where their schema is
         self.n_combined = 0
         self.todo: list[tuple[str, list[Node]]] = []
         self.bare: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # without what refers to other schemas
 
-    def grammar(self) -> str:
+    def start(self) -> str:
+        """Write all rules, and return the name of the one that they start with."""
         _check_forms(self.root)
         start = self.rule([("#", self.root)])
         if start == "fits-nothing":
             raise _nothing_fits("#", "it is false")
+        self.write()
+        self.check_end(start)
+        return start
+
+    def write(self) -> None:
+        """Define the rules that were asked for, and those that they ask for."""
         while self.todo:
             name, nodes = self.todo.pop()
             try:
@@ -262,7 +278,18 @@ class _Writer:
                 if len(nodes) == 1:
                     raise
                 self.text.define(name, self.text.use("nothing"))
-        return self.text.written(start)
+
+    def check_end(self, start: str) -> set[str]:
+        """Raise an error that names the schema if only values without an end fit; return all such rules."""
+        endless = self.text.endless()
+        if start in endless:
+            where, at, seen = "#", start, {start}
+            while left := [name for name in endless[at] if name not in seen]:
+                at = left[0]
+                seen.add(at)
+                where = self.places.get(at, where)
+            raise _nothing_fits(where, "it has no value that ends")
+        return set(endless)
 
     def rule(self, parts: Iterable[tuple[str, Any]]) -> str:
         """Return the name of the rule for values that fit all of these schemas."""
@@ -279,6 +306,7 @@ class _Writer:
         key = tuple(nodes)
         if key not in self.names:
             self.names[key] = self.text.new_name()
+            self.places[self.names[key]] = next(iter(nodes.values()))[0]
             self.n_combined += len(nodes)
             if self.n_combined > _MOST_COMBINED:
                 raise ValueError(f"json_schema: {next(iter(nodes.values()))[0]}: it combines too many schemas")
@@ -556,7 +584,8 @@ class _Writer:
         for name in required:
             if name not in properties and not is_open:
                 raise _nothing_fits(nodes[0][0], f"required {name[:60]!r} is none of the properties")
-            properties.setdefault(name, list(others))
+            if any(part is False for _, part in properties.setdefault(name, list(others))):
+                raise _nothing_fits(nodes[0][0], f"required {name[:60]!r} must not be there")
         if not properties and not others:
             return self.text.use("object")
         members = [
