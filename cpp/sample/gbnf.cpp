@@ -390,8 +390,8 @@ class Parser {
             }
             ++at_;
             if (most < least) {
-                fail(at, gbnf_.substr(at, at_ - at) + ": the most, " + std::to_string(most) +
-                             ", is below the least, " + std::to_string(least));
+                fail(at, gbnf_.substr(at, at_ - at) + ": the most, " + std::to_string(most) + ", is below the least, " +
+                             std::to_string(least));
             }
         }
         repeat(sequence, item, least, is_bounded ? most - least : 0, !is_bounded, at);

@@ -108,8 +108,8 @@ void Grammar::wait(int32_t token, const ShouldStop & should_stop) {
     pieces_.clear();
 }
 
-// The first `n_known` bytes have none. Triggers are marks, and names between them; so only so much of these can belong to
-// one, and the work for a token does not grow with the reply.
+// The first `n_known` bytes have none. Triggers are marks, and names between them; so only so much of these can belong
+// to one, and the work for a token does not grow with the reply.
 std::optional<size_t> Grammar::find_trigger(size_t n_known) const {
     constexpr size_t longest = 1024;
     size_t from = n_known - std::min(n_known, longest);

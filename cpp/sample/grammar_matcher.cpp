@@ -70,8 +70,7 @@ void TokenTexts::add(int32_t token, std::string_view bytes) {
     for (size_t i = 0; i < sizeof(beginning); ++i) {
         beginning = beginning << 8U | (i < bytes.size() ? static_cast<unsigned char>(bytes[i]) : 0U);
     }
-    entries_.push_back(
-        {beginning, token, static_cast<uint32_t>(bytes_.size()), static_cast<uint32_t>(bytes.size())});
+    entries_.push_back({beginning, token, static_cast<uint32_t>(bytes_.size()), static_cast<uint32_t>(bytes.size())});
     bytes_ += bytes;
 }
 

@@ -47,7 +47,8 @@ class GrammarMatcher {
     bool may_end() const { return now_.may_end && now_.n_missing == 0; }
     // Whether a token with these bytes may come next. Throws Error where the grammar is too ambiguous.
     bool allows(int32_t token, std::string_view bytes, const ShouldStop & should_stop = {});
-    // Calls `take` for each of these that may come next. What tokens have in common at their beginning is followed once.
+    // Calls `take` for each of these that may come next. What tokens have in common at their beginning is followed
+    // once.
     void find_allowed(const TokenTexts & texts, const std::function<void(int32_t)> & take,
                       const ShouldStop & should_stop);
     // The token has come. Returns false, and stays where it was, if it may not.

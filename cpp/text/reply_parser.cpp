@@ -482,8 +482,8 @@ class Reader : public ReplyReader {
     // Cuts out the middle of a long text, so that its end costs no more to read than its beginning. A text of a part
     // was given out, and a string of a call comes back by restore().
     void shorten() {
-        constexpr size_t longest = 4096;
-        constexpr size_t kept = 1024;  // at both ends, more than a mark has
+        constexpr size_t longest = 1024;
+        constexpr size_t kept = 256;  // at both ends, more than a mark has
         if (last_.open_string) {
             const Span span = last_.open_string->span;
             if (span.end - span.begin > longest) {
@@ -736,8 +736,8 @@ class Reader : public ReplyReader {
     static constexpr char filler = '\x01';
     std::vector<Shortened> shortened_;  // of the call that goes on
     std::vector<Span> strings_;         // the same
-    bool is_plain_ = false;     // the rest, from at_, does not follow the format
-    bool is_thinking_ = false;  // and stands in the reasoning
+    bool is_plain_ = false;             // the rest, from at_, does not follow the format
+    bool is_thinking_ = false;          // and stands in the reasoning
     size_t at_;
     size_t n_searched_ = 0;  // bytes in which no other message begins
     bool is_malformed_ = false;

@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from chats import WEATHER, template, text_of
-from model_files import llama_cpp_folder
+from chats import ALL_TEMPLATES, WEATHER, template, text_of
 from overspill import (
     Channel,
     ChatStream,
@@ -29,7 +28,6 @@ from overspill import (
 from reference_prompts import TEMPLATES
 from sweeps import sweep
 
-ALL_TEMPLATES = sorted(path.stem for path in (llama_cpp_folder() / "models" / "templates").glob("*.jinja"))
 # One for each way in which llama.cpp reads replies, of those that most people use.
 COMMON_TEMPLATES = {
     "openai-gpt-oss-120b",
@@ -419,6 +417,64 @@ def test_brackets_without_end(smollm2: Model) -> None:
             _, answer, calls, _, stream = said(form, texts)
             assert (answer, calls) == (deep, [])
             assert stream.is_malformed == deep.startswith("<tool_call>")
+
+
+DEPTHS = [1, 2, 50, 127, 128, 129, 130, 300, 1000, 5000]
+
+
+@pytest.mark.parametrize("name", sweep(ALL_TEMPLATES, {ALL_TEMPLATES.index(name) for name in COMMON_TEMPLATES}))
+def test_brackets_of_any_depth(smollm2: Model, name: str) -> None:
+    """In texts they are text, and the call after them is one; in arguments, a call that is too deep is text."""
+    rendered = ChatTemplate(smollm2, template(name))
+    question = {"role": "user", "content": "Hi"}
+
+    def written(content: str, arguments: str) -> str | None:
+        function = {"name": "get_weather", "arguments": arguments}
+        call = {"type": "function", "id": "call00001", "function": function}
+        message = {"role": "assistant", "content": content, "tool_calls": [call]}
+        try:
+            prompt = rendered.render([question], tools=[WEATHER])
+            whole = rendered.render([question, message], tools=[WEATHER], add_generation_prompt=False)
+        except ValueError:  # some templates want another order, or know no tools
+            return None
+        raw = whole.removeprefix(prompt)
+        return raw if raw != whole and content in raw and "Paris" in raw else None
+
+    try:
+        form = form_of(smollm2, name, [WEATHER])
+    except ValueError:
+        form = form_of(smollm2, name)
+    shallow = written("w0z w1z", '{"city": "Paris"}')
+    reads_calls = shallow is not None and said(form, [shallow])[2] == PARIS and "w0z w1z" in said(form, [shallow])[1]
+    for depth in DEPTHS:
+        for bracket in ("[", '{"a":', "("):
+            text = f"w0z {bracket * depth} w1z"
+            raw = text if shallow is None else shallow.replace("w0z w1z", text)
+            by_cut = [said(form, texts)[:3] for texts in cuts(raw)]
+            assert by_cut[0] == by_cut[1]
+            reasoning, answer, calls = by_cut[0]
+            assert text in f"{reasoning}|{answer}", depth
+            if reads_calls and not begins_a_call(form, bracket):
+                assert calls == PARIS, (depth, bracket)
+        if shallow is not None:
+            raw = shallow.replace("Paris", f"w2z{'[' * depth}w3z")
+            nested = shallow.replace('"Paris"', "[" * depth + '"w2z w3z"' + "]" * depth)
+            for texts in (*cuts(raw), *(cuts(nested) if '"Paris"' in shallow else ())):
+                reasoning, answer, calls, arguments, _ = said(form, texts)
+                shown = f"{reasoning}|{answer}|{arguments}"
+                assert [shown.count(f"w{i}z") for i in range(4)] == [1] * 4, depth
+                if reads_calls and "".join(texts) == raw:
+                    assert calls == [("get_weather", {"city": f"w2z{'[' * depth}w3z"})], depth
+
+
+def cuts(raw: str) -> list[list[str]]:
+    """Return a text as a whole, and in small pieces."""
+    return [[raw], [raw[at : at + 7] for at in range(0, len(raw), 7)]]
+
+
+def begins_a_call(form: _core.ReplyForm, text: str) -> bool:
+    """Return whether a text waits, since calls begin with it."""
+    return "".join(piece.text for piece in form.new_reader().add(f"a {text}")).strip() == "a"
 
 
 def test_a_call_that_goes_wrong(model: Model) -> None:

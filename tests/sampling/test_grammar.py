@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import random
 import re
 import signal
 import threading
@@ -17,8 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 from chi_square import Z_OF_1_IN_10_000, deviation
-from overspill import Model, StopReason
+from overspill import Error, Model, StopReason
 from overspill.guidance import Guidance
+from overspill.sampling.json_schema import schema_rules
 from sweeps import sweep
 
 
@@ -391,6 +393,41 @@ def test_schemas_that_cannot_be_compiled(
     assert capfd.readouterr() == ("", "")
     with pytest.raises(ValueError, match="either grammar or json_schema"):
         gemma.stream("x", json_schema={}, grammar="root ::= .")
+
+
+@pytest.mark.parametrize("beginning", ["", "é", "ab", '{"', "日"])
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= [a-z]* | "é" . "日" | "日本" root',
+        'root ::= (("a" | "ab" | "b")* | [^a] | "{\\"" root)*',
+        'root ::= .{0,3} "<" | <[77]> "a" | [\\u0080-\\uffff] root',
+        f"root ::= fits\n{schema_rules({'properties': {'ab': {'type': 'integer'}, 'é': {}}})}",
+    ],
+)
+def test_the_whole_vocabulary_is_asked_as_each_token_is(tiny_gpt_oss: Model, grammar: str, beginning: str) -> None:
+    """Mirostat gets the answers for all tokens at once, and a sampler of one's own for the one that it returns."""
+    begun = tiny_gpt_oss.tokenize(beginning, add_special=False)
+    tokens = [
+        *random.Random(1).sample(range(tiny_gpt_oss.n_vocab), 60),
+        *tiny_gpt_oss.tokenize("a<日1}", add_special=False),
+    ]
+
+    def says(token: int, **options: Any) -> bool:
+        wanted = iter([*begun, token])
+
+        def force(logits: NDArray[np.float32], before: NDArray[np.int32]) -> None:
+            logits[:] = -np.inf
+            logits[next(wanted)] = 0
+
+        how = {"logits_processors": [force]} if options else {"sampler": lambda logits, before: next(wanted)}
+        try:
+            list(tiny_gpt_oss.stream([1, 2], grammar=grammar, max_tokens=len(begun) + 1, **how, **options))
+        except (ValueError, Error):
+            return False
+        return True
+
+    assert [says(token) for token in tokens] == [says(token, mirostat=2) for token in tokens]
 
 
 @pytest.mark.slow
