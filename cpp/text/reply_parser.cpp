@@ -18,11 +18,12 @@ namespace {
 
 using Builder = common_chat_peg_builder;
 
-// Tags that llama.cpp's own do not collide with: of a literal, of any text that its parsers pass over, and of any text
-// that is all of a part.
+// Tags that llama.cpp's own do not collide with: of a literal, of any text that its parsers pass over, of any text that
+// is all of a part, and of a string between quotes.
 constexpr const char * mark_tag = "overspill-mark";
 constexpr const char * skipped_tag = "overspill-skipped";
 constexpr const char * run_tag = "overspill-run";
+constexpr const char * string_tag = "overspill-string";
 
 bool is_space(char c) {
     return c == ' ' || c == '\n' || c == '\r' || c == '\t';
@@ -93,7 +94,6 @@ struct Format {
     common_peg_arena arena;
     std::set<std::string> call_rules;     // rules that hold calls with their marks
     std::set<std::string> run_rules;      // rules of any text up to a delimiter
-    std::set<std::string> string_rules;   // rules of a string in quotes, with escapes
     std::vector<std::string> delimiters;  // at which texts end
     std::vector<std::string> marks;       // that a text would not have
     std::string opening;                  // what the prompt has of the reply
@@ -117,6 +117,11 @@ struct Format {
     void load(const std::string & saved) {
         common_json data = common_json::parse(saved);
         common_json & parsers = data["parsers"];
+        const auto wrap = [&](size_t id, const char * tag) {
+            const common_json parser = parsers[id];
+            parsers[id] = common_json{{"type", "tag"}, {"child", parsers.size()}, {"tag", tag}};
+            parsers.push_back(parser);
+        };
         const size_t n = parsers.size();
         std::vector<bool> is_seen(n, false);
         std::vector<size_t> next{data["root"].get<size_t>()};
@@ -133,9 +138,7 @@ struct Format {
                 continue;  // what is in there is a part
             }
             if (type == "literal" || type == "until" || type == "any") {
-                parsers[id] = common_json{
-                    {"type", "tag"}, {"child", parsers.size()}, {"tag", type == "literal" ? mark_tag : skipped_tag}};
-                parsers.push_back(parser);
+                wrap(id, type == "literal" ? mark_tag : skipped_tag);
             } else if (type == "ref") {
                 next.push_back(data["rules"].at(parser.at("name").get<std::string>()).get<size_t>());
             } else if (parser.contains("child")) {
@@ -148,15 +151,15 @@ struct Format {
         }
         for (size_t id = 0; id < n; ++id) {
             const common_json parser = parsers[id];
-            const std::string tag = parser.contains("tag") ? parser.at("tag").get<std::string>() : "";
-            if (tag.empty() || tag == mark_tag || tag == skipped_tag || tag == run_tag) {
-                continue;
-            }
-            const size_t child = parser.at("child").get<size_t>();
-            const common_json run = parsers[child];
-            if (run.at("type").get<std::string>() == "until") {
-                parsers[child] = common_json{{"type", "tag"}, {"child", parsers.size()}, {"tag", run_tag}};
-                parsers.push_back(run);
+            const std::string type = parser.at("type");
+            const std::string tag = type == "tag" ? parser.at("tag").get<std::string>() : "";
+            if (type == "string") {
+                wrap(id, string_tag);
+            } else if (!tag.empty() && tag != mark_tag && tag != skipped_tag) {
+                const size_t child = parser.at("child").get<size_t>();
+                if (parsers[child].at("type").get<std::string>() == "until") {
+                    wrap(child, run_tag);
+                }
             }
         }
         arena = common_peg_arena::from_json(data);
@@ -175,14 +178,8 @@ struct Format {
             call_rules.insert(rule.name);
         }
         const common_peg_parser_variant & child = arena.get(rule.child);
-        if (const auto * sequence = std::get_if<common_peg_sequence_parser>(&child)) {
-            if (std::any_of(sequence->children.begin(), sequence->children.end(), [&](common_peg_parser_id part) {
-                    return std::holds_alternative<common_peg_string_parser>(arena.get(part));
-                })) {
-                string_rules.insert(rule.name);
-            }
-        } else if (const auto * tag = std::get_if<common_peg_tag_parser>(&child);
-                   std::holds_alternative<common_peg_until_parser>(tag != nullptr ? arena.get(tag->child) : child)) {
+        const auto * tag = std::get_if<common_peg_tag_parser>(&child);
+        if (std::holds_alternative<common_peg_until_parser>(tag != nullptr ? arena.get(tag->child) : child)) {
             run_rules.insert(rule.name);
         }
     }
@@ -274,7 +271,7 @@ class TreeReader {
         while (!at->children.empty() && parsed_.ast.get(at->children.back()).is_partial) {
             at = &parsed_.ast.get(at->children.back());
         }
-        const bool has_escapes = format_.string_rules.count(at->rule) > 0;
+        const bool has_escapes = at->tag == string_tag;
         if (!at->is_partial || !(has_escapes || at->tag == run_tag || format_.run_rules.count(at->rule) > 0)) {
             return std::nullopt;
         }
@@ -640,13 +637,27 @@ class Reader : public ReplyReader {
         size_t good = n_good_;
         while (n - good > 1) {
             const size_t middle = good + (n - good) / 2;
-            (continues(read(middle, /*is_open =*/true)) ? good : n) = middle;
+            const size_t whole = whole_characters(middle);
+            const size_t sure = std::max(good, whole - n_begun(whole));
+            (sure == good || continues(read(sure, /*is_open =*/true)) ? good : n) = middle;
         }
         // Nothing that comes continues it, so it is taken as it is.
-        Reading longest = read(good, /*is_open =*/false);
-        if (continues(longest)) {
-            give(std::move(longest), good);
+        good = whole_characters(good);
+        for (const size_t end : {good, std::max(n_good_, good - n_begun(good))}) {
+            Reading longest = read(end, /*is_open =*/false);
+            if (continues(longest)) {
+                give(std::move(longest), end);
+                return;
+            }
         }
+    }
+
+    // Upstream takes a character that has come in part for the rest of any mark.
+    size_t whole_characters(size_t end) const {
+        while (end > n_good_ && end < input_.size() && (static_cast<unsigned char>(input_[end]) & 0xC0U) == 0x80U) {
+            --end;
+        }
+        return end;
     }
 
     // How many bytes before `end` may be the beginning of a delimiter; without them, others may be one in turn.
