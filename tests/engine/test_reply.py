@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import re
+import time
 from functools import cache
 from typing import Any
 
@@ -406,6 +407,27 @@ def test_a_long_reply_comes_as_it_is_made(smollm2: Model, name: str, beginning: 
         n_given = len(stream.reasoning) + len(stream.text)
         assert n_given >= len(stream.raw) - len(beginning) - 4, token
     assert (stream.reasoning + stream.text).endswith("abc " * 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [
+        ("gpt-oss", FINAL),
+        ("qwen3", "<think>"),
+        (HERMES, '<tool_call>\n{"name": "get_weather", "arguments": {"city": "'),
+        ("Qwen3-Coder", "<tool_call>\n<function=get_weather>\n<parameter=city>\n"),
+    ],
+)
+def test_a_reply_of_any_length(smollm2: Model, name: str, beginning: str) -> None:
+    """A token costs the same after many; otherwise this would take minutes."""
+    reader = form_of(smollm2, TEMPLATES.get(name, name), [WEATHER]).new_reader()
+    started = time.monotonic()
+    n = 0
+    for text in itertools.chain([beginning], ["a < ", "b [", "c\\n ", "</d "] * 25_000):
+        n += sum(len(piece.text) for piece in reader.add(text))
+    assert n + sum(len(piece.text) for piece in reader.finish(False)) >= 350_000
+    assert time.monotonic() - started < 60
 
 
 def test_brackets_without_end(smollm2: Model) -> None:

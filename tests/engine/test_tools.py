@@ -19,6 +19,7 @@ from overspill import (
     ChatTemplate,
     Model,
 )
+from overspill.engine.template import ToolChoice
 from overspill.engine.tools import describe_tools
 from reference_prompts import TEMPLATES
 from sweeps import sweep
@@ -215,8 +216,8 @@ def wide_model(tiny_gpt_oss: Model) -> Iterator[Model]:
         yield model
 
 
-def reached(model: Model, raw: str, tool: dict[str, Any]) -> int:
-    """Return how many bytes of a reply the grammar of a required call lets through."""
+def reached(model: Model, raw: str, tool: dict[str, Any], tool_choice: ToolChoice = "required") -> int:
+    """Return how many bytes of a reply the grammar of its calls lets through."""
     of_bytes = {model.token_bytes(token): token for token in range(model.n_vocab)}
     asked: list[int] = []
     refusal = ""
@@ -226,7 +227,7 @@ def reached(model: Model, raw: str, tool: dict[str, Any]) -> int:
         return of_bytes[bytes(asked[-1:])]
 
     try:
-        list(model.chat("Hi", tools=[tool], tool_choice="required", sampler=say, max_tokens=len(raw.encode())))
+        list(model.chat("Hi", tools=[tool], tool_choice=tool_choice, sampler=say, max_tokens=len(raw.encode())))
     except ValueError as error:
         refusal = str(error)
     assert not refusal or "is not a token that the grammar allows here" in refusal
@@ -251,24 +252,52 @@ def test_arguments_fit_their_schema(wide_model: Model, name: str) -> None:
         whole = chat.render([question, call], tools=[ALARM], add_generation_prompt=False)
         return whole.removeprefix(prompt) if whole.startswith(prompt) else ""
 
-    def passes(raw: str, value: str) -> bool:
-        return value in raw and reached(wide_model, raw, ALARM) >= len(raw[: raw.index(value)].encode()) + len(value)
+    def end_of(value: str, raw: str) -> int:
+        return len(raw[: raw.index(value)].encode()) + len(value)
 
     try:
         good = written(hour=7, days=["mon", "tue"], tone="abc")
     except ValueError:
-        pytest.skip("the template does not write this conversation")
+        good = ""
+    if not good:
+        pytest.skip("the template does not write this conversation, or the prompt has the beginning of the reply")
     wrong: list[tuple[str, str, dict[str, Any]]] = [
         ("7", "24", {"hour": 24, "days": ["mon"]}),
         ("mon", "wed", {"hour": 7, "days": ["wed"]}),
         ("abc", "ABC", {"hour": 7, "days": ["mon"], "tone": "ABC"}),
     ]
-    # Of some, the prompt has the beginning of the reply; or llama.cpp knows another form than the template writes.
-    written_so = [(value, written(**arguments)) for right, value, arguments in wrong if passes(good, right)]
+    # Of some, llama.cpp knows another form than the template writes.
+    n_good = reached(wide_model, good, ALARM)
+    written_so = [
+        (value, written(**arguments))
+        for right, value, arguments in wrong
+        if right in good and n_good >= end_of(right, good)
+    ]
     assert len(written_so) == 3 or name not in ALWAYS
     free = {"ABC"} if name in TEXTS_ARE_FREE else {"ABC", "wed"} if name in VALUES_ARE_FREE else set()
     expected = {value: name in ALL_IS_FREE or value in free for value, _ in written_so}
-    assert {value: passes(raw, value) for value, raw in written_so} == expected
+    found = {value: reached(wide_model, raw, ALARM) >= end_of(value, raw) for value, raw in written_so}
+    assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "before", "call"),
+    [
+        ("NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "", '<tool_call>\n{"name": "set_alarm", "arguments": '),
+        (
+            "openai-gpt-oss-120b",
+            "<|channel|>analysis<|message|>",
+            "<|end|><|start|>assistant<|channel|>commentary to=functions.set_alarm <|constrain|>json<|message|>",
+        ),
+    ],
+)
+def test_a_call_after_a_long_text(wide_model: Model, name: str, before: str, call: str) -> None:
+    """The text is free, and the grammar holds from the call's marks on."""
+    wide_model.chat_template = ChatTemplate(wide_model, template(name))
+    for text in ("x", "A <tool_cal and é. " * 60):
+        raw = f'{before}{text}{call}{{"hour": 24'
+        assert reached(wide_model, raw, ALARM, "auto") == len(raw.encode()) - 1
 
 
 @pytest.mark.parametrize(
