@@ -25,12 +25,16 @@ std::unique_ptr<ChatTemplate> new_chat_template(const std::shared_ptr<Model> & m
     return without_gil([&] { return std::make_unique<ChatTemplate>(*model, source); });
 }
 
-ReplyForm form(const ChatTemplate & chat, std::string messages, std::string tools, ToolChoice tool_choice,
-               std::string schema_grammar, bool enable_thinking, std::map<std::string, std::string> variables) {
+ReplyForm form(const ChatTemplate & chat, std::string messages, std::string tools, std::string tools_by_call,
+               std::string tools_by_parameter, ToolChoice tool_choice, bool has_schema, std::string rules,
+               bool enable_thinking, std::map<std::string, std::string> variables) {
     ChatOptions options{std::move(messages)};
     options.tools = std::move(tools);
+    options.tools_by_call = std::move(tools_by_call);
+    options.tools_by_parameter = std::move(tools_by_parameter);
     options.tool_choice = tool_choice;
-    options.schema_grammar = std::move(schema_grammar);
+    options.has_schema = has_schema;
+    options.rules = std::move(rules);
     options.enable_thinking = enable_thinking;
     options.variables = std::move(variables);
     return without_gil([&] { return chat.form(options); });
@@ -85,8 +89,8 @@ void bind_chat(py::module_ & m) {
 
     py::class_<ChatTemplate>(m, "ChatTemplate", py::is_final())
         .def(py::init(&new_chat_template), "model"_a, "source"_a)
-        .def("form", &form, "messages"_a, py::kw_only(), "tools"_a, "tool_choice"_a, "schema_grammar"_a,
-             "enable_thinking"_a, "variables"_a)
+        .def("form", &form, "messages"_a, py::kw_only(), "tools"_a, "tools_by_call"_a, "tools_by_parameter"_a,
+             "tool_choice"_a, "has_schema"_a, "rules"_a, "enable_thinking"_a, "variables"_a)
         .def(
             "amended", [](const ChatTemplate & chat, bool with_tools) { return lenient_str(chat.amended(with_tools)); },
             "with_tools"_a);

@@ -82,8 +82,12 @@ class Parser {
 
     [[noreturn]] void fail(size_t at, const std::string & why) const { refuse(gbnf_, at, why); }
 
-    // Users do not know the rules of a schema, which begin with the one of this name.
-    bool is_of_schema() const { return named_.find("fits") != named_.end(); }
+    // Users do not know the rules of schemas, whose names begin with this.
+    std::string origin() const {
+        const auto rule = named_.lower_bound("fits");
+        const bool is_of_schema = rule != named_.end() && rule->first.substr(0, 4) == "fits";
+        return !is_of_schema ? "grammar" : rule->first == "fits" ? "json_schema" : "tools";
+    }
 
     char look(size_t ahead = 0) const { return at_ + ahead < gbnf_.size() ? gbnf_[at_ + ahead] : '\0'; }
 
@@ -122,9 +126,9 @@ class Parser {
 
     void count(size_t n_steps, size_t at) {
         n_steps_ += n_steps;
-        if (n_steps_ > most_grammar_steps && is_of_schema()) {
+        if (n_steps_ > most_grammar_steps && origin() != "grammar") {
             throw std::invalid_argument(
-                "json_schema: its grammar has more than " + std::to_string(most_grammar_steps) +
+                origin() + ": the grammar has more than " + std::to_string(most_grammar_steps) +
                 " steps, of which each character, item and property takes as many as it has repetitions");
         }
         if (n_steps_ > most_grammar_steps) {
@@ -386,7 +390,8 @@ class Parser {
             }
             ++at_;
             if (most < least) {
-                fail(at, "repetitions that are fewer at most than at least");
+                fail(at, gbnf_.substr(at, at_ - at) + ": the most, " + std::to_string(most) + ", is below the least, " +
+                             std::to_string(least));
             }
         }
         repeat(sequence, item, least, is_bounded ? most - least : 0, !is_bounded, at);
@@ -488,7 +493,7 @@ class Parser {
             made.rules.push_back({begin, static_cast<uint32_t>(made.starts.size())});
         }
         if (made.rules[root].begin == made.rules[root].end) {
-            throw std::invalid_argument(is_of_schema() ? "json_schema: nothing fits it" : "grammar: no text fits it");
+            throw std::invalid_argument(origin() + ": no text fits it");
         }
         made.sets = std::move(sets_);
         return made;

@@ -87,9 +87,10 @@ void Grammar::wait(int32_t token, const ShouldStop & should_stop) {
         follow(token, text_of(token), should_stop);
         return;
     }
+    const size_t n_before = before_.size();
     before_ += text_of(token);
     pieces_.push_back({token, before_.size()});
-    const std::optional<size_t> start = find_trigger();
+    const std::optional<size_t> start = find_trigger(n_before);
     if (!start) {
         return;
     }
@@ -107,29 +108,64 @@ void Grammar::wait(int32_t token, const ShouldStop & should_stop) {
     pieces_.clear();
 }
 
-std::optional<size_t> Grammar::find_trigger() const {
+// The first `n_known` bytes have none. Triggers are marks, and names between them; so only so much of these can belong
+// to one, and the work for a token does not grow with the reply.
+std::optional<size_t> Grammar::find_trigger(size_t n_known) const {
+    constexpr size_t longest = 1024;
+    size_t from = n_known - std::min(n_known, longest);
+    while (from < n_known && (static_cast<unsigned char>(before_[from]) & 0xC0U) == 0x80U) {
+        ++from;
+    }
+    const auto begin = before_.begin() + static_cast<std::ptrdiff_t>(from);
+    const auto flags = from == 0 ? std::regex_constants::match_default : std::regex_constants::match_not_bol;
     for (const Trigger & trigger : triggers_) {
+        if (trigger.is_whole && from > 0) {
+            continue;
+        }
         std::smatch match;
-        if (trigger.is_whole ? std::regex_match(before_, match, trigger.pattern)
-                             : std::regex_search(before_, match, trigger.pattern)) {
+        if (trigger.is_whole ? std::regex_match(begin, before_.end(), match, trigger.pattern)
+                             : std::regex_search(begin, before_.end(), match, trigger.pattern, flags)) {
             for (size_t i = 1; i < match.size(); ++i) {
                 if (match.length(i) > 0) {
-                    return static_cast<size_t>(match.position(i));
+                    return from + static_cast<size_t>(match.position(i));
                 }
             }
-            return static_cast<size_t>(match.position(0));
+            return from + static_cast<size_t>(match.position(0));
         }
     }
     return std::nullopt;
 }
 
 void Grammar::find_allowed(size_t n, const ShouldStop & should_stop) {
+    if (!matcher_ || waits_) {
+        bits_.assign((n + 31) / 32, ~0U);
+        return;
+    }
     bits_.assign((n + 31) / 32, 0U);
-    for (size_t i = 0; i < n; ++i) {
-        if (allows(static_cast<int32_t>(i), should_stop)) {
-            bits_[i / 32] |= 1U << (i % 32);
+    const auto allow = [this](int32_t token) {
+        bits_[static_cast<size_t>(token) / 32] |= 1U << (static_cast<uint32_t>(token) % 32);
+    };
+    matcher_->find_allowed(texts(n), allow, should_stop);
+    for (const int32_t token : ends_) {
+        if (matcher_->may_end()) {
+            allow(token);
         }
     }
+}
+
+const TokenTexts & Grammar::texts(size_t n) {
+    if (texts_.size() == 0 && ends_.empty()) {
+        for (size_t i = 0; i < n; ++i) {
+            const auto token = static_cast<int32_t>(i);
+            if (is_end(token)) {
+                ends_.push_back(token);
+            } else {
+                texts_.add(token, text_of(token));
+            }
+        }
+        texts_.sort();
+    }
+    return texts_;
 }
 
 int32_t Grammar::sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs,

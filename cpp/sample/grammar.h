@@ -50,9 +50,10 @@ class Grammar : public Constraint {
     const std::string & text_of(int32_t token);
     bool is_end(int32_t token) const { return llama_vocab_is_eog(&vocab_, token); }
     void wait(int32_t token, const ShouldStop & should_stop);
-    std::optional<size_t> find_trigger() const;
+    std::optional<size_t> find_trigger(size_t n_known) const;
     bool follow(int32_t token, std::string_view text, const ShouldStop & should_stop);
     void find_allowed(size_t n, const ShouldStop & should_stop);
+    const TokenTexts & texts(size_t n);
 
     std::shared_ptr<llama_model> model_;
     const llama_vocab & vocab_;
@@ -66,6 +67,8 @@ class Grammar : public Constraint {
     std::vector<Piece> pieces_;
     std::string text_;  // of one token, kept for its memory
     std::vector<uint32_t> bits_;
+    TokenTexts texts_;           // of all tokens but those that end a reply, once they were asked for
+    std::vector<int32_t> ends_;  // those
 };
 
 }  // namespace overspill

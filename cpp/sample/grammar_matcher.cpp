@@ -43,7 +43,41 @@ Lead lead_of(unsigned char byte) {
     return {none, 0, 0};
 }
 
+// A character whose bytes have come in part, as in a place of the grammar. Returns false for a byte that no character
+// has there.
+bool add_byte(unsigned char byte, uint32_t & n_missing, uint32_t & low, uint32_t & high) {
+    if (n_missing == 0) {
+        const Lead lead = lead_of(byte);
+        n_missing = lead.n_more;
+        low = lead.low;
+        high = lead.high;
+        return lead.n_more != none;
+    }
+    --n_missing;
+    // Those of the range whose bits at this place are these.
+    const uint32_t shift = 6 * n_missing;
+    const uint32_t mask = ~((uint32_t{1} << (shift + 6)) - 1);
+    const uint32_t first = (high & mask) | ((byte & 0x3FU) << shift);
+    low = std::max(low, first);
+    high = std::min(high, first + (uint32_t{1} << shift) - 1);
+    return (byte & 0xC0U) == 0x80U && low <= high;
+}
+
 }  // namespace
+
+void TokenTexts::add(int32_t token, std::string_view bytes) {
+    uint64_t beginning = 0;
+    for (size_t i = 0; i < sizeof(beginning); ++i) {
+        beginning = beginning << 8U | (i < bytes.size() ? static_cast<unsigned char>(bytes[i]) : 0U);
+    }
+    entries_.push_back({beginning, token, static_cast<uint32_t>(bytes_.size()), static_cast<uint32_t>(bytes.size())});
+    bytes_ += bytes;
+}
+
+void TokenTexts::sort() {
+    std::sort(entries_.begin(), entries_.end(),
+              [](const Entry & a, const Entry & b) { return a.beginning < b.beginning; });
+}
 
 GrammarMatcher::GrammarMatcher(GrammarRules rules)
     : rules_(std::move(rules)), seen_(256), collect_at_(fewest_to_collect) {
@@ -107,38 +141,18 @@ bool GrammarMatcher::follow_bytes(std::string_view bytes, const ShouldStop & sho
     uint32_t low = now_.low;
     uint32_t high = now_.high;
     for (const char c : bytes) {
-        const auto byte = static_cast<unsigned char>(c);
-        if (n_missing == 0) {
-            const Lead lead = lead_of(byte);
-            if (lead.n_more == none) {
-                return false;
-            }
-            n_missing = lead.n_more;
-            low = lead.low;
-            high = lead.high;
-        } else {
-            --n_missing;
-            // Those of the range whose bits at this place are these.
-            const uint32_t shift = 6 * n_missing;
-            const uint32_t mask = ~((uint32_t{1} << (shift + 6)) - 1);
-            const uint32_t first = (high & mask) | ((byte & 0x3FU) << shift);
-            low = std::max(low, first);
-            high = std::min(high, first + (uint32_t{1} << shift) - 1);
-            if ((byte & 0xC0U) != 0x80U || low > high) {
-                return false;
-            }
+        if (!add_byte(static_cast<unsigned char>(c), n_missing, low, high)) {
+            return false;
         }
         if (n_missing == 0) {
-            if (!take_character(*place, low, should_stop)) {
+            if (!take_character(*place, low, spare_, should_stop)) {
                 return false;
             }
+            std::swap(next_, spare_);
             place = &next_;
         }
     }
-    if (n_missing != 0 && std::none_of(place->threads.begin(), place->threads.end(), [&](const Thread & thread) {
-            const auto & step = rules_.steps[thread.step];
-            return step.kind == Kind::characters && rules_.sets[step.value].meets(low, high);
-        })) {
+    if (n_missing != 0 && !meets(*place, low, high)) {
         return false;
     }
     if (place == &now_) {
@@ -151,7 +165,86 @@ bool GrammarMatcher::follow_bytes(std::string_view bytes, const ShouldStop & sho
     return true;
 }
 
-bool GrammarMatcher::take_character(const Place & from, uint32_t character, const ShouldStop & should_stop) {
+void GrammarMatcher::find_allowed(const TokenTexts & texts, const std::function<void(int32_t)> & take,
+                                  const ShouldStop & should_stop) {
+    const bool names_tokens =
+        now_.n_missing == 0 && std::any_of(now_.threads.begin(), now_.threads.end(), [&](const Thread & thread) {
+            return rules_.steps[thread.step].kind != Kind::characters;
+        });
+    if (names_tokens) {
+        for (size_t i = 0; i < texts.size(); ++i) {
+            if (allows(texts.token(i), texts.bytes(i), should_stop)) {
+                take(texts.token(i));
+            }
+        }
+        return;
+    }
+    const auto remember = [this](size_t depth) {
+        path_[depth].n_nodes = nodes_.size();
+        path_[depth].n_links = links_.size();
+    };
+    const auto go_back = [this](size_t depth) {
+        nodes_.resize(path_[depth].n_nodes);
+        links_.resize(path_[depth].n_links);
+    };
+    path_.resize(std::max<size_t>(path_.size(), 1));
+    path_[0].place = now_;
+    remember(0);
+    std::string_view followed;  // the first `depth` bytes may come, and not the one after them, if there is one
+    size_t depth = 0;
+    for (size_t i = 0; i < texts.size(); ++i) {
+        const std::string_view bytes = texts.bytes(i);
+        work(1, should_stop);
+        const size_t n_same = static_cast<size_t>(
+            std::mismatch(bytes.begin(), bytes.end(), followed.begin(), followed.end()).first - bytes.begin());
+        if (bytes.empty() || n_same > depth) {
+            continue;
+        }
+        followed = bytes;
+        depth = n_same;
+        go_back(depth);
+        if (path_.size() <= bytes.size()) {
+            path_.resize(bytes.size() + 1);
+        }
+        while (depth < bytes.size() && take_byte(path_[depth].place, static_cast<unsigned char>(bytes[depth]),
+                                                 path_[depth + 1].place, should_stop)) {
+            remember(++depth);
+        }
+        if (depth == bytes.size()) {
+            take(texts.token(i));
+        }
+    }
+    go_back(0);
+}
+
+bool GrammarMatcher::take_byte(const Place & from, unsigned char byte, Place & to, const ShouldStop & should_stop) {
+    uint32_t n_missing = from.n_missing;
+    uint32_t low = from.low;
+    uint32_t high = from.high;
+    if (!add_byte(byte, n_missing, low, high)) {
+        return false;
+    }
+    if (n_missing == 0) {
+        return take_character(from, low, to, should_stop);
+    }
+    to.threads.assign(from.threads.begin(), from.threads.end());
+    to.may_end = from.may_end;
+    to.n_missing = n_missing;
+    to.low = low;
+    to.high = high;
+    return meets(from, low, high);
+}
+
+bool GrammarMatcher::meets(const Place & place, uint32_t low, uint32_t high) const {
+    return std::any_of(place.threads.begin(), place.threads.end(), [&](const Thread & thread) {
+        const auto & step = rules_.steps[thread.step];
+        return step.kind == Kind::characters && rules_.sets[step.value].meets(low, high);
+    });
+}
+
+bool GrammarMatcher::take_character(const Place & from, uint32_t character, Place & to,
+                                    const ShouldStop & should_stop) {
+    work(from.threads.size(), should_stop);
     begin_round();
     for (const Thread & thread : from.threads) {
         const auto & step = rules_.steps[thread.step];
@@ -159,9 +252,20 @@ bool GrammarMatcher::take_character(const Place & from, uint32_t character, cons
             enter(thread.step + 1, thread.node);
         }
     }
-    close(spare_, should_stop);
-    std::swap(next_, spare_);
-    return next_.may_end || !next_.threads.empty();
+    close(to, should_stop);
+    return to.may_end || !to.threads.empty();
+}
+
+// Asks now and then whether to stop.
+void GrammarMatcher::work(size_t n_steps, const ShouldStop & should_stop) {
+    constexpr size_t steps_per_question = 1U << 14U;
+    n_steps_ += n_steps;
+    if (n_steps_ >= steps_per_question) {
+        n_steps_ = 0;
+        if (should_stop && should_stop()) {
+            throw CancelledError("the grammar was left while a token was chosen");
+        }
+    }
 }
 
 void GrammarMatcher::begin_round() {
@@ -240,10 +344,7 @@ void GrammarMatcher::close(Place & place, const ShouldStop & should_stop) {
     while (!todo_.empty()) {
         const auto [step, node] = todo_.back();
         todo_.pop_back();
-        constexpr size_t asks_per_question = 1U << 14U;
-        if (++n_asked_ % asks_per_question == 0 && should_stop && should_stop()) {
-            throw CancelledError("the grammar was left while a token was chosen");
-        }
+        work(1, should_stop);
         if (n_seen_ > most_readings || links_.size() > most_links) {
             throw Error("the grammar is too ambiguous: it has more than " + std::to_string(most_readings) +
                         " readings of the reply so far");

@@ -6,10 +6,32 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <string_view>
 #include <vector>
 
 namespace overspill {
+
+// Texts of tokens, in an order in which those that begin alike are near each other.
+class TokenTexts {
+  public:
+    void add(int32_t token, std::string_view bytes);
+    void sort();
+    size_t size() const { return entries_.size(); }
+    int32_t token(size_t i) const { return entries_[i].token; }
+    std::string_view bytes(size_t i) const {
+        return std::string_view(bytes_).substr(entries_[i].begin, entries_[i].size);
+    }
+
+  private:
+    struct Entry {
+        uint64_t beginning;  // the first bytes, by which they are sorted
+        int32_t token;
+        uint32_t begin, size;  // in bytes_
+    };
+    std::vector<Entry> entries_;
+    std::string bytes_;
+};
 
 // Follows all readings of a text at once. What is to come after a rule's end is a node that all callers of the rule at
 // one place of the text share (a graph-structured stack), so that the work for a character grows with the grammar and
@@ -25,6 +47,10 @@ class GrammarMatcher {
     bool may_end() const { return now_.may_end && now_.n_missing == 0; }
     // Whether a token with these bytes may come next. Throws Error where the grammar is too ambiguous.
     bool allows(int32_t token, std::string_view bytes, const ShouldStop & should_stop = {});
+    // Calls `take` for each of these that may come next. What tokens have in common at their beginning is followed
+    // once.
+    void find_allowed(const TokenTexts & texts, const std::function<void(int32_t)> & take,
+                      const ShouldStop & should_stop);
     // The token has come. Returns false, and stays where it was, if it may not.
     bool accept(int32_t token, std::string_view bytes, const ShouldStop & should_stop = {});
 
@@ -59,7 +85,10 @@ class GrammarMatcher {
 
     bool follow(int32_t token, std::string_view bytes, const ShouldStop & should_stop);
     bool follow_bytes(std::string_view bytes, const ShouldStop & should_stop);
-    bool take_character(const Place & from, uint32_t character, const ShouldStop & should_stop);
+    bool take_byte(const Place & from, unsigned char byte, Place & to, const ShouldStop & should_stop);
+    bool take_character(const Place & from, uint32_t character, Place & to, const ShouldStop & should_stop);
+    bool meets(const Place & place, uint32_t low, uint32_t high) const;
+    void work(size_t n_steps, const ShouldStop & should_stop);
     void begin_round();
     void enter(uint32_t step, uint32_t node);
     void close(Place & place, const ShouldStop & should_stop);
@@ -78,7 +107,12 @@ class GrammarMatcher {
     std::vector<Slot> seen_;  // in this round: readings, and nodes by their step
     uint32_t round_ = 0;
     size_t n_seen_ = 0;
-    size_t n_asked_ = 0;
+    size_t n_steps_ = 0;  // since it was asked whether to stop
+    struct Step {
+        Place place;  // after so many bytes
+        size_t n_nodes, n_links;
+    };
+    std::vector<Step> path_;  // of find_allowed, kept for its memory
     size_t collect_at_;
 };
 

@@ -87,16 +87,32 @@ void take_triggers(const common_chat_params & chat, Grammar::Start & start) {
 }
 
 // Templates' grammars get this schema in place of the reply's, whose own rules then take the place of its literal.
-constexpr std::string_view schema_mark = R"({"const":"overspill-reply"})";
-constexpr std::string_view mark_in_grammar = R"("\"overspill-reply\"")";
+constexpr std::string_view schema_mark = R"({"const":"overspill:fits"})";
 
-bool replace_all(std::string & text, std::string_view from, std::string_view to) {
+// Replaces literals that are marks by the rules that they name.
+bool replace_marks(std::string & grammar) {
+    struct Form {
+        std::string_view before, after;
+    };
+    constexpr Form forms[] = {{R"("\"overspill:)", R"(\"")"}, {R"("{\"overspill\":\")", R"(\"}")"}};
     bool found = false;
-    for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
-        text.replace(at, from.size(), to);
-        found = true;
+    for (const auto & [before, after] : forms) {
+        for (size_t at = grammar.find(before); at != std::string::npos; at = grammar.find(before, at)) {
+            const size_t name = at + before.size();
+            const size_t end = grammar.find(after, name);
+            if (end == std::string::npos) {
+                break;
+            }
+            grammar.replace(at, end + after.size() - at, grammar.substr(name, end - name));
+            found = true;
+        }
     }
     return found;
+}
+
+// Whether a format has arguments as one JSON object, whose schema its parser knows.
+bool has_json_arguments(const common_chat_params & chat) {
+    return chat.parser.find(R"("type":"schema")") != std::string::npos;
 }
 
 }  // namespace
@@ -173,7 +189,7 @@ ReplyForm ChatTemplate::form(const ChatOptions & options) const {
     inputs.tool_choice = tool_choice_of(options.tool_choice);
     inputs.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
     inputs.enable_thinking = options.enable_thinking;
-    inputs.json_schema = options.schema_grammar.empty() ? "" : schema_mark;
+    inputs.json_schema = options.has_schema ? schema_mark : "";
     inputs.chat_template_kwargs = options.variables;
     const auto model = model_.lock();
     if (!model) {
@@ -184,33 +200,42 @@ ReplyForm ChatTemplate::form(const ChatOptions & options) const {
     inputs.add_eos = llama_vocab_get_add_eos(&vocab);
     try {
         inputs.messages = common_chat_msgs_parse_oaicompat(common_json::parse(options.messages));
-        if (!options.tools.empty()) {
-            inputs.tools = common_chat_tools_parse_oaicompat(common_json::parse(options.tools));
-        }
     } catch (const std::exception & error) {
         throw std::invalid_argument("messages: " + one_line_of(error.what()));
     }
     const bool has_tools = !options.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
-    std::optional<common_chat_params> made = applied(templates_->of_model.get(), inputs);
-    if (!made) {
-        // Its Jinja may fail for these messages alone. The form depends on their last one at most.
-        common_chat_msg question;
-        question.role = "user";
-        question.content = "x";
-        inputs.messages = {question};
-        made = applied(templates_->of_model.get(), inputs);
+    const auto apply = [&](const std::string & tools) {
+        if (!tools.empty()) {
+            inputs.tools = common_chat_tools_parse_oaicompat(common_json::parse(tools));
+        }
+        std::optional<common_chat_params> made = applied(templates_->of_model.get(), inputs);
+        if (!made) {
+            // Its Jinja may fail for these messages alone. The form depends on their last one at most.
+            common_chat_msg question;
+            question.role = "user";
+            question.content = "x";
+            inputs.messages = {question};
+            made = applied(templates_->of_model.get(), inputs);
+        }
+        return made;
+    };
+    std::optional<common_chat_params> made = apply(options.tools_by_call);
+    if (made && has_tools && !has_json_arguments(*made)) {
+        // One format divides values further, by their schemas.
+        made = apply(made->format == COMMON_CHAT_FORMAT_PEG_MINIMAX_M3 ? options.tools : options.tools_by_parameter);
     }
     if (!made && has_tools && inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED) {
         throw std::invalid_argument("tool_choice must not be required: the template's form of calls is not known");
     }
     common_chat_params chat = made ? std::move(*made) : common_chat_params();
-    if (!options.schema_grammar.empty()) {
-        if (!replace_all(chat.grammar, mark_in_grammar, "fits")) {
-            chat.grammar = "root ::= fits\n";  // the template's replies have no form for it
-            chat.grammar_lazy = false;
-            chat.generation_prompt.clear();
-        }
-        chat.grammar += options.schema_grammar;
+    const bool found = replace_marks(chat.grammar);
+    if (options.has_schema && !found) {
+        chat.grammar = "root ::= fits\n";  // the template's replies have no form for it
+        chat.grammar_lazy = false;
+        chat.generation_prompt.clear();
+    }
+    if (!chat.grammar.empty()) {
+        chat.grammar += options.rules;
     }
     ReplyForm form;
     form.stop = chat.additional_stops;

@@ -18,8 +18,12 @@ enum class ToolChoice { automatic, required, none };
 struct ChatOptions {
     std::string messages;    // JSON, as OpenAI's API has them
     std::string tools = {};  // the same; empty: none
+    // The tools with marks in place of all arguments, and in place of single ones: {"const": "overspill:NAME"} and
+    // {"const": {"overspill": NAME}} stand for what fits a rule of this name.
+    std::string tools_by_call = {}, tools_by_parameter = {};
     ToolChoice tool_choice = ToolChoice::automatic;
-    std::string schema_grammar = {};                    // rules in GBNF, of which the reply is `fits`; empty: none
+    bool has_schema = false;                            // the reply is what fits the rule `fits`
+    std::string rules = {};                             // in GBNF, for both
     bool enable_thinking = true;                        // of models that can do without
     std::map<std::string, std::string> variables = {};  // more for the template, as JSON
 };

@@ -18,9 +18,12 @@ namespace {
 
 using Builder = common_chat_peg_builder;
 
-// Tags that llama.cpp's own do not collide with: of a literal, and of any text that its parsers pass over.
+// Tags that llama.cpp's own do not collide with: of a literal, of any text that its parsers pass over, of any text that
+// is all of a part, and of a string between quotes.
 constexpr const char * mark_tag = "overspill-mark";
 constexpr const char * skipped_tag = "overspill-skipped";
+constexpr const char * run_tag = "overspill-run";
+constexpr const char * string_tag = "overspill-string";
 
 bool is_space(char c) {
     return c == ' ' || c == '\n' || c == '\r' || c == '\t';
@@ -54,25 +57,22 @@ size_t begun_at_end(std::string_view text, std::string_view word) {
     return 0;
 }
 
-// Upstream's parser calls itself for every bracket of JSON, and a stack has its end. Brackets in texts count as well:
-// where a text begins cannot be told before it is parsed.
-bool is_too_deep(std::string_view text) {
-    constexpr int deepest = 128;
-    int depth = 0;
-    for (const char c : text) {
-        depth += c == '[' || c == '{' ? 1 : (c == ']' || c == '}') && depth > 0 ? -1 : 0;
-        if (depth > deepest) {
-            return true;
-        }
-    }
-    return false;
-}
+struct Span {
+    size_t begin, end;
+};
 
 // A part of the reply, as a span of the input that was parsed.
 struct Part {
     ReplyPart kind;
     size_t begin, end;
     std::optional<ToolCall> call = std::nullopt;
+    bool is_run = false;  // any text up to a delimiter
+};
+
+// A string in a call that has not ended. Its middle makes no difference to how the rest is read.
+struct OpenString {
+    Span span;
+    bool has_escapes;  // as JSON's
 };
 
 // The beginning of a reply, as the format reads it.
@@ -81,8 +81,11 @@ struct Reading {
     bool has_ended = false;  // the format has nothing after `end`
     size_t end = 0;
     size_t settled = 0;        // what is before is in a part, or a mark
-    bool is_calling = false;   // a tool is named after that
+    size_t nested_from = 0;    // brackets before that are text, or closed
+    bool is_in_call = false;   // a call that has not ended is after that
+    bool is_calling = false;   // and its tool is named
     bool has_skipped = false;  // a part is text that the format passes over
+    std::optional<OpenString> open_string;
     std::vector<Part> parts;
 };
 
@@ -90,6 +93,7 @@ struct Format {
     common_chat_format kind;
     common_peg_arena arena;
     std::set<std::string> call_rules;     // rules that hold calls with their marks
+    std::set<std::string> run_rules;      // rules of any text up to a delimiter
     std::vector<std::string> delimiters;  // at which texts end
     std::vector<std::string> marks;       // that a text would not have
     std::string opening;                  // what the prompt has of the reply
@@ -113,6 +117,11 @@ struct Format {
     void load(const std::string & saved) {
         common_json data = common_json::parse(saved);
         common_json & parsers = data["parsers"];
+        const auto wrap = [&](size_t id, const char * tag) {
+            const common_json parser = parsers[id];
+            parsers[id] = common_json{{"type", "tag"}, {"child", parsers.size()}, {"tag", tag}};
+            parsers.push_back(parser);
+        };
         const size_t n = parsers.size();
         std::vector<bool> is_seen(n, false);
         std::vector<size_t> next{data["root"].get<size_t>()};
@@ -129,9 +138,7 @@ struct Format {
                 continue;  // what is in there is a part
             }
             if (type == "literal" || type == "until" || type == "any") {
-                parsers[id] = common_json{
-                    {"type", "tag"}, {"child", parsers.size()}, {"tag", type == "literal" ? mark_tag : skipped_tag}};
-                parsers.push_back(parser);
+                wrap(id, type == "literal" ? mark_tag : skipped_tag);
             } else if (type == "ref") {
                 next.push_back(data["rules"].at(parser.at("name").get<std::string>()).get<size_t>());
             } else if (parser.contains("child")) {
@@ -142,14 +149,38 @@ struct Format {
                 }
             }
         }
+        for (size_t id = 0; id < n; ++id) {
+            const common_json parser = parsers[id];
+            const std::string type = parser.at("type");
+            const std::string tag = type == "tag" ? parser.at("tag").get<std::string>() : "";
+            if (type == "string") {
+                wrap(id, string_tag);
+            } else if (!tag.empty() && tag != mark_tag && tag != skipped_tag) {
+                const size_t child = parser.at("child").get<size_t>();
+                if (parsers[child].at("type").get<std::string>() == "until") {
+                    wrap(child, run_tag);
+                }
+            }
+        }
         arena = common_peg_arena::from_json(data);
         for (size_t id = 0; id < arena.size(); ++id) {
             const common_peg_parser_variant & parser = arena.get(id);
             if (const auto * until = std::get_if<common_peg_until_parser>(&parser)) {
                 delimiters.insert(delimiters.end(), until->delimiters.begin(), until->delimiters.end());
-            } else if (const auto * rule = std::get_if<common_peg_rule_parser>(&parser); rule && rule->trigger) {
-                call_rules.insert(rule->name);
+            } else if (const auto * rule = std::get_if<common_peg_rule_parser>(&parser)) {
+                take_rule(*rule);
             }
+        }
+    }
+
+    void take_rule(const common_peg_rule_parser & rule) {
+        if (rule.trigger) {
+            call_rules.insert(rule.name);
+        }
+        const common_peg_parser_variant & child = arena.get(rule.child);
+        const auto * tag = std::get_if<common_peg_tag_parser>(&child);
+        if (std::holds_alternative<common_peg_until_parser>(tag != nullptr ? arena.get(tag->child) : child)) {
+            run_rules.insert(rule.name);
         }
     }
 
@@ -163,7 +194,7 @@ class TreeReader {
     TreeReader(const Format & format, const common_peg_parse_context & parsed, size_t begin, bool is_open,
                Reading & reading)
         : format_(format), parsed_(parsed), begin_(begin), is_open_(is_open), reading_(reading) {
-        reading_.settled = begin;
+        reading_.settled = reading_.nested_from = begin;
     }
 
     void read(const common_peg_parse_result & result) {
@@ -215,15 +246,42 @@ class TreeReader {
         take_skipped(start);
         const ReplyPart kind = node.tag == Builder::REASONING ? ReplyPart::reasoning : ReplyPart::answer;
         // Some templates always have marks for reasoning, and models then write nothing between them.
+        const bool is_run = is_run_alone(node);
         if (kind == ReplyPart::answer || !is_blank(view(start, end))) {
-            add({kind, start, end});
+            add({kind, start, end, std::nullopt, is_run});
         }
+        const size_t nested_from = is_run ? end : std::max(reading_.nested_from, start);
         settle(end);
+        reading_.nested_from = nested_from;
+    }
+
+    // Whether a part is one text up to a delimiter.
+    bool is_run_alone(const common_peg_ast_node & node) const {
+        const common_peg_ast_node * at = &node;
+        while (at->children.size() == 1) {
+            at = &parsed_.ast.get(at->children[0]);
+        }
+        const bool is_run = at->tag == run_tag || at->tag == skipped_tag || format_.run_rules.count(at->rule) > 0;
+        return is_run && at->start == node.start && at->end == node.end;
+    }
+
+    // The string at the end of a call that goes on.
+    std::optional<OpenString> open_string(const common_peg_ast_node & call) const {
+        const common_peg_ast_node * at = &call;
+        while (!at->children.empty() && parsed_.ast.get(at->children.back()).is_partial) {
+            at = &parsed_.ast.get(at->children.back());
+        }
+        const bool has_escapes = at->tag == string_tag;
+        if (!at->is_partial || !(has_escapes || at->tag == run_tag || format_.run_rules.count(at->rule) > 0)) {
+            return std::nullopt;
+        }
+        return OpenString{{at->start, at->end}, has_escapes};
     }
 
     void take_call(const common_peg_ast_node & node) {
         if (node.is_partial || (is_open_ && node.end == parsed_.input.size())) {
-            is_unfinished_ = true;
+            is_unfinished_ = reading_.is_in_call = true;
+            reading_.open_string = open_string(node);
             reading_.is_calling = parsed_.ast.find_by_tag(node, Builder::TOOL_NAME, 8) != COMMON_PEG_INVALID_AST_ID;
             return;
         }
@@ -272,12 +330,13 @@ class TreeReader {
         }
         if (!parts.empty() && parts.back().kind == part.kind && parts.back().end == part.begin) {
             parts.back().end = part.end;
+            parts.back().is_run = false;
         } else {
             parts.push_back(part);
         }
     }
 
-    void settle(size_t end) { reading_.settled = std::max(reading_.settled, end); }
+    void settle(size_t end) { reading_.settled = reading_.nested_from = std::max(reading_.settled, end); }
 
     std::string_view view(size_t from, size_t to) const {
         return std::string_view(parsed_.input).substr(from, to - from);
@@ -295,10 +354,7 @@ class TreeReader {
 
 Reading Format::read(const std::string & input, size_t begin, bool is_open) const {
     Reading reading;
-    reading.settled = begin;
-    if (is_too_deep(std::string_view(input).substr(begin))) {
-        return reading;
-    }
+    reading.settled = reading.nested_from = begin;
     try {
         common_peg_parse_context parsed(input, COMMON_PEG_PARSE_FLAG_LENIENT);
         const common_peg_parse_result result = arena.parse(parsed);
@@ -318,7 +374,7 @@ class Reader : public ReplyReader {
   public:
     explicit Reader(std::shared_ptr<const Format> format)
         : format_(std::move(format)), input_(format_->opening), begin_(input_.size()), n_good_(begin_), at_(begin_) {
-        last_.settled = begin_;
+        last_.settled = last_.nested_from = begin_;
     }
 
     std::vector<ReplyPiece> add(const std::string & text) override {
@@ -350,29 +406,159 @@ class Reader : public ReplyReader {
         }
     }
 
-    // Whether it is done; otherwise another message begins, or plain text.
+    // Whether it is done; otherwise there is more to read, another message begins, or plain text.
     bool follow(bool is_over) {
+        const size_t deep = first_too_deep();
+        const bool is_deep = deep < input_.size();
         // What may be the beginning of a delimiter waits: until it is whole, upstream's parser may take it for
         // anything.
-        const size_t n = input_.size() - (is_over ? 0 : n_begun());
-        if (!is_over && n <= n_good_) {
-            return true;
+        const bool is_end = is_over && !is_deep;
+        size_t n = deep - (is_end ? 0 : n_begun(deep));
+        if (n <= n_good_ && !is_end) {
+            if (is_deep) {
+                leave();
+            }
+            return !is_deep;
         }
-        Reading now = read(n, !is_over);
+        if (is_end) {
+            n += restore();
+        }
+        Reading now = read(n, !is_end);
+        if (!shortened_.empty() && (!now.is_in_call || now.parts.size() > last_.parts.size())) {
+            n += restore();
+            now = read(n, !is_end);
+        }
         if (!continues(now)) {
-            give_longest(n);
-            begin_plain(last_.settled, last_.is_calling);
+            give_longest(n + restore());
+            leave();
             return false;
         }
         give(std::move(now), n);
         if (last_.has_ended) {
             return follow_on(is_over);
         }
-        if (is_over && !is_blank(view(last_.settled, input_.size()))) {
-            begin_plain(last_.settled, last_.is_calling);
+        if (is_end && !is_blank(view(last_.settled, input_.size()))) {
+            leave();
             return false;
         }
-        return true;
+        shorten();
+        return !is_deep;
+    }
+
+    void leave() {
+        restore();
+        begin_plain(last_.settled, last_.is_calling);
+    }
+
+    // --- what is read again and again
+
+    // Upstream's parser calls itself for every bracket of JSON, and a stack has its end. Returns where one is that is
+    // within too many others, or the end of the input. Brackets in texts do not count; those of a text that has not
+    // been read do, until it has.
+    size_t first_too_deep() const {
+        constexpr int deepest = 128;
+        int depth = 0;
+        auto string = strings_.begin();
+        for (size_t at = last_.nested_from; at < input_.size(); ++at) {
+            if (string != strings_.end() && at == string->begin) {
+                at = string->end;
+                ++string;
+                if (at >= input_.size()) {
+                    break;
+                }
+            }
+            const char c = input_[at];
+            depth += c == '[' || c == '{' ? 1 : (c == ']' || c == '}') && depth > 0 ? -1 : 0;
+            if (depth > deepest) {
+                return at;
+            }
+        }
+        return input_.size();
+    }
+
+    // Cuts out the middle of a long text, so that its end costs no more to read than its beginning. A text of a part
+    // was given out, and a string of a call comes back by restore().
+    void shorten() {
+        constexpr size_t longest = 1024;
+        constexpr size_t kept = 256;  // at both ends, more than a mark has
+        if (last_.open_string) {
+            const Span span = last_.open_string->span;
+            if (span.end - span.begin > longest) {
+                const size_t from = boundary(span.begin, span.begin + kept);
+                const size_t to = boundary(from, span.end - kept);
+                shortened_.push_back({from, input_.substr(from, to - from)});
+                strings_.back().end = last_.open_string->span.end = span.end - cut(from, to);
+            }
+        } else if (!last_.parts.empty() && last_.parts.back().is_run) {
+            Part & part = last_.parts.back();
+            if (part.end - part.begin > longest) {
+                const size_t from = boundary(part.begin, part.begin + kept);
+                const size_t n_less = cut(from, boundary(from, part.end - kept));
+                part.end -= n_less;
+                last_.settled -= n_less;
+                last_.nested_from -= n_less;
+            }
+        }
+    }
+
+    // A character that is in no mark takes the place of what is cut out, so that both ends do not become one. Returns
+    // how many bytes there are less.
+    size_t cut(size_t from, size_t to) {
+        input_.replace(from, to - from, 1, filler);
+        const size_t n_less = to - from - 1;
+        n_good_ -= n_less;
+        last_.end -= n_less;
+        return n_less;
+    }
+
+    // Returns how many bytes there are more.
+    size_t restore() {
+        size_t n_more = 0;
+        for (auto part = shortened_.rbegin(); part != shortened_.rend(); ++part) {
+            input_.replace(part->begin, 1, part->text);
+            const size_t n = part->text.size() - 1;
+            for (Span & span : strings_) {
+                span.begin += span.begin > part->begin ? n : 0;
+                span.end += span.end > part->begin ? n : 0;
+            }
+            n_good_ += n;
+            last_.end += n;
+            n_more += n;
+        }
+        shortened_.clear();
+        if (last_.open_string) {
+            last_.open_string->span = strings_.back();
+        }
+        return n_more;
+    }
+
+    // The first place from `at` on, at or behind `least`, that is not within an escape or a character.
+    size_t boundary(size_t at, size_t least) const {
+        const bool has_escapes = last_.open_string && last_.open_string->has_escapes;
+        for (; at < least; ++at) {
+            if (has_escapes && input_[at] == '\\') {
+                at += input_[at + 1] == 'u' ? 5 : 1;
+            }
+        }
+        while ((static_cast<unsigned char>(input_[at]) & 0xC0U) == 0x80U) {
+            ++at;
+        }
+        return at;
+    }
+
+    // Strings of the call that goes on, whose brackets are no JSON.
+    void take_strings() {
+        if (!strings_.empty() && strings_.front().begin < last_.nested_from) {
+            strings_.clear();
+        }
+        if (last_.open_string) {
+            const Span span = last_.open_string->span;
+            if (strings_.empty() || strings_.back().begin != span.begin) {
+                strings_.push_back(span);
+            } else {
+                strings_.back().end = span.end;
+            }
+        }
     }
 
     // After the end of a message, with text that is not in it.
@@ -408,6 +594,7 @@ class Reader : public ReplyReader {
         begin_ = at_ = 0;
         n_good_ = 0;
         last_ = {};
+        strings_.clear();
         is_plain_ = false;
         n_searched_ = format_->opening.size();
     }
@@ -441,6 +628,7 @@ class Reader : public ReplyReader {
         }
         last_ = std::move(now);
         n_good_ = n;
+        take_strings();
         is_malformed_ |= last_.has_skipped;
     }
 
@@ -449,23 +637,37 @@ class Reader : public ReplyReader {
         size_t good = n_good_;
         while (n - good > 1) {
             const size_t middle = good + (n - good) / 2;
-            (continues(read(middle, /*is_open =*/true)) ? good : n) = middle;
+            const size_t whole = whole_characters(middle);
+            const size_t sure = std::max(good, whole - n_begun(whole));
+            (sure == good || continues(read(sure, /*is_open =*/true)) ? good : n) = middle;
         }
         // Nothing that comes continues it, so it is taken as it is.
-        Reading longest = read(good, /*is_open =*/false);
-        if (continues(longest)) {
-            give(std::move(longest), good);
+        good = whole_characters(good);
+        for (const size_t end : {good, std::max(n_good_, good - n_begun(good))}) {
+            Reading longest = read(end, /*is_open =*/false);
+            if (continues(longest)) {
+                give(std::move(longest), end);
+                return;
+            }
         }
     }
 
-    // How many bytes at the end may be the beginning of a delimiter; without them, others may be one in turn.
-    size_t n_begun() const {
+    // Upstream takes a character that has come in part for the rest of any mark.
+    size_t whole_characters(size_t end) const {
+        while (end > n_good_ && end < input_.size() && (static_cast<unsigned char>(input_[end]) & 0xC0U) == 0x80U) {
+            --end;
+        }
+        return end;
+    }
+
+    // How many bytes before `end` may be the beginning of a delimiter; without them, others may be one in turn.
+    size_t n_begun(size_t end) const {
         constexpr int most_turns = 16;  // a text may have many of the same character
         size_t n = 0;
         for (int turn = 0; turn < most_turns; ++turn) {
             size_t longest = 0;
             for (const std::string & delimiter : format_->delimiters) {
-                longest = std::max(longest, begun_at_end(view(begin_, input_.size() - n), delimiter));
+                longest = std::max(longest, begun_at_end(view(begin_, end - n), delimiter));
             }
             if (longest == 0) {
                 break;
@@ -538,8 +740,15 @@ class Reader : public ReplyReader {
     size_t begin_;              // where the reply begins in it
     Reading last_;              // of its first n_good_ bytes, whose parts were given out
     size_t n_good_;
-    bool is_plain_ = false;     // the rest, from at_, does not follow the format
-    bool is_thinking_ = false;  // and stands in the reasoning
+    struct Shortened {
+        size_t begin;  // of the filler
+        std::string text;
+    };
+    static constexpr char filler = '\x01';
+    std::vector<Shortened> shortened_;  // of the call that goes on
+    std::vector<Span> strings_;         // the same
+    bool is_plain_ = false;             // the rest, from at_, does not follow the format
+    bool is_thinking_ = false;          // and stands in the reasoning
     size_t at_;
     size_t n_searched_ = 0;  // bytes in which no other message begins
     bool is_malformed_ = false;

@@ -403,7 +403,10 @@ class ChatTemplate(_Native):
         *,
         tools: str,
         tool_choice: ToolChoice,
-        schema_grammar: str,
+        tools_by_call: str,
+        tools_by_parameter: str,
+        has_schema: bool,
+        rules: str,
         enable_thinking: bool,
         variables: dict[str, str],
     ) -> ReplyForm: ...

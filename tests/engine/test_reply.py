@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import re
+import time
 from functools import cache
 from typing import Any
 
@@ -16,8 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from chats import WEATHER, template, text_of
-from model_files import llama_cpp_folder
+from chats import ALL_TEMPLATES, WEATHER, template, text_of
 from overspill import (
     Channel,
     ChatStream,
@@ -29,7 +29,6 @@ from overspill import (
 from reference_prompts import TEMPLATES
 from sweeps import sweep
 
-ALL_TEMPLATES = sorted(path.stem for path in (llama_cpp_folder() / "models" / "templates").glob("*.jinja"))
 # One for each way in which llama.cpp reads replies, of those that most people use.
 COMMON_TEMPLATES = {
     "openai-gpt-oss-120b",
@@ -410,6 +409,27 @@ def test_a_long_reply_comes_as_it_is_made(smollm2: Model, name: str, beginning: 
     assert (stream.reasoning + stream.text).endswith("abc " * 1000)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [
+        ("gpt-oss", FINAL),
+        ("qwen3", "<think>"),
+        (HERMES, '<tool_call>\n{"name": "get_weather", "arguments": {"city": "'),
+        ("Qwen3-Coder", "<tool_call>\n<function=get_weather>\n<parameter=city>\n"),
+    ],
+)
+def test_a_reply_of_any_length(smollm2: Model, name: str, beginning: str) -> None:
+    """A token costs the same after many; otherwise this would take minutes."""
+    reader = form_of(smollm2, TEMPLATES.get(name, name), [WEATHER]).new_reader()
+    started = time.monotonic()
+    n = 0
+    for text in itertools.chain([beginning], ["a < ", "b [", "c\\n ", "</d "] * 25_000):
+        n += sum(len(piece.text) for piece in reader.add(text))
+    assert n + sum(len(piece.text) for piece in reader.finish(False)) >= 350_000
+    assert time.monotonic() - started < 60
+
+
 def test_brackets_without_end(smollm2: Model) -> None:
     """A model that repeats one gets them as text, and does not reach the end of the stack."""
     form = form_of(smollm2, "Qwen-Qwen2.5-7B-Instruct", [WEATHER])
@@ -419,6 +439,95 @@ def test_brackets_without_end(smollm2: Model) -> None:
             _, answer, calls, _, stream = said(form, texts)
             assert (answer, calls) == (deep, [])
             assert stream.is_malformed == deep.startswith("<tool_call>")
+
+
+@pytest.mark.parametrize("name", sweep(ALL_TEMPLATES, {ALL_TEMPLATES.index(name) for name in COMMON_TEMPLATES}))
+def test_long_parts(smollm2: Model, name: str) -> None:
+    """Each part of a long reply is whole, character for character, and the call after it is read."""
+    random_ = random.Random(1)
+    pieces = ["word ", "é🙂", "< </thi ", "a < b", "[1, {2}]", "\\", '"quoted"', "\n", "</", "\u00e9 "]
+    content, thought, city = ("".join(random_.choices(pieces, k=1500)).strip() + end for end in "xyz")
+    rendered = ChatTemplate(smollm2, template(name))
+    arguments = json.dumps({"city": city, "days": 2}, ensure_ascii=random_.random() < 0.5)
+    call = {"type": "function", "id": "call00001", "function": {"name": "get_weather", "arguments": arguments}}
+    question = {"role": "user", "content": "Hi"}
+    for with_call, with_thought in itertools.product((False, True), repeat=2):
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        message |= {"tool_calls": [call]} if with_call else {}
+        message |= {"reasoning_content": thought} if with_thought else {}
+        tools = [WEATHER] if with_call else None
+        try:
+            prompt = rendered.render([question], tools=tools)
+            whole = rendered.render([question, message], tools=tools, add_generation_prompt=False)
+            form = form_of(smollm2, name, tools)
+        except ValueError:  # some templates want another order, or know no tools
+            continue
+        raw = whole.removeprefix(prompt)
+        outcomes = [said(form, texts)[:3] for texts in (*cuts(raw), [raw[:5000], raw[5000:]])]
+        assert outcomes[0] == outcomes[1] == outcomes[2]
+        reasoning, answer, calls = outcomes[0]
+        assert [made for _, made in calls] in ([], [{"city": city, "days": 2}])
+        for text in (content, thought):
+            assert text in f"{reasoning}|{answer}" or text not in raw
+    assert name not in COMMON_TEMPLATES or raw != whole
+
+
+DEPTHS = [1, 2, 50, 127, 128, 129, 130, 300, 1000, 5000]
+
+
+@pytest.mark.parametrize("name", sweep(ALL_TEMPLATES, {ALL_TEMPLATES.index(name) for name in COMMON_TEMPLATES}))
+def test_brackets_of_any_depth(smollm2: Model, name: str) -> None:
+    """In texts they are text, and the call after them is one; in arguments, a call that is too deep is text."""
+    rendered = ChatTemplate(smollm2, template(name))
+    question = {"role": "user", "content": "Hi"}
+
+    def written(content: str, arguments: str) -> str | None:
+        function = {"name": "get_weather", "arguments": arguments}
+        call = {"type": "function", "id": "call00001", "function": function}
+        message = {"role": "assistant", "content": content, "tool_calls": [call]}
+        try:
+            prompt = rendered.render([question], tools=[WEATHER])
+            whole = rendered.render([question, message], tools=[WEATHER], add_generation_prompt=False)
+        except ValueError:  # some templates want another order, or know no tools
+            return None
+        raw = whole.removeprefix(prompt)
+        return raw if raw != whole and content in raw and "Paris" in raw else None
+
+    try:
+        form = form_of(smollm2, name, [WEATHER])
+    except ValueError:
+        form = form_of(smollm2, name)
+    shallow = written("w0z w1z", '{"city": "Paris"}')
+    reads_calls = shallow is not None and said(form, [shallow])[2] == PARIS and "w0z w1z" in said(form, [shallow])[1]
+    for depth in DEPTHS:
+        for bracket in ("[", '{"a":', "("):
+            text = f"w0z {bracket * depth} w1z"
+            raw = text if shallow is None else shallow.replace("w0z w1z", text)
+            by_cut = [said(form, texts)[:3] for texts in cuts(raw)]
+            assert by_cut[0] == by_cut[1]
+            reasoning, answer, calls = by_cut[0]
+            assert text in f"{reasoning}|{answer}", depth
+            if reads_calls and not begins_a_call(form, bracket):
+                assert calls == PARIS, (depth, bracket)
+        if shallow is not None:
+            raw = shallow.replace("Paris", f"w2z{'[' * depth}w3z")
+            nested = shallow.replace('"Paris"', "[" * depth + '"w2z w3z"' + "]" * depth)
+            for texts in (*cuts(raw), *(cuts(nested) if '"Paris"' in shallow else ())):
+                reasoning, answer, calls, arguments, _ = said(form, texts)
+                shown = f"{reasoning}|{answer}|{arguments}"
+                assert [shown.count(f"w{i}z") for i in range(4)] == [1] * 4, depth
+                if reads_calls and "".join(texts) == raw:
+                    assert calls == [("get_weather", {"city": f"w2z{'[' * depth}w3z"})], depth
+
+
+def cuts(raw: str) -> list[list[str]]:
+    """Return a text as a whole, and in small pieces."""
+    return [[raw], [raw[at : at + 7] for at in range(0, len(raw), 7)]]
+
+
+def begins_a_call(form: _core.ReplyForm, text: str) -> bool:
+    """Return whether a text waits, since calls begin with it."""
+    return "".join(piece.text for piece in form.new_reader().add(f"a {text}")).strip() == "a"
 
 
 def test_a_call_that_goes_wrong(model: Model) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import enum
 import json
+import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from chats import WEATHER, template, text_of
+from chats import ALL_TEMPLATES, WEATHER, template, text_of
 from overspill import (
     Channel,
     Chat,
     ChatTemplate,
     Model,
 )
+from overspill.engine.template import ToolChoice
 from overspill.engine.tools import describe_tools
 from reference_prompts import TEMPLATES
+from sweeps import sweep
 
 
 class Unit(enum.Enum):
@@ -173,3 +177,145 @@ def test_tools_a_model_calls(model: Model) -> None:
     assert text_of(chat.send(max_tokens=8))
     with pytest.raises(ValueError, match="knows no tools"):
         ChatTemplate(model, template(TEMPLATES["gemma 2"])).prepare("x", tools=[WEATHER])
+
+
+ALARM = {
+    "name": "set_alarm",
+    "description": "Set it.",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "hour": {"type": "integer", "minimum": 0, "maximum": 23},
+            "days": {"type": "array", "items": {"enum": ["mon", "tue"]}, "minItems": 1},
+            "tone": {"type": "string", "pattern": "^[a-z]+$"},
+        },
+        "required": ["hour", "days"],
+        "additionalProperties": False,
+    },
+}
+# The formats in which each value stands between marks of its own: a text in any form.
+TEXTS_ARE_FREE = {
+    *("ByteDance-Seed-OSS", "GLM-4.6", "Qwen3-Coder", "Qwen3.5-4B", "StepFun3.5-Flash", "deepseek-ai-DeepSeek-V3.2"),
+    *("deepseek-ai-DeepSeek-V4", "deepseek-ai-DeepSeek-V4-Flash-0731", "inclusionai-ling-3.0-flash", "muse-glimmer"),
+    *("poolside-Laguna-S-2.1", "tencent-Hy3"),
+}
+# Those that are not JSON within values either.
+VALUES_ARE_FREE = {"MiniMax-M3"}
+# Those that llama.cpp holds to no schema.
+ALL_IS_FREE = {
+    *("Kimi-K3", "LFM2.5-8B-A1B", "google-gemma-4-31B-it", "google-gemma-4-31B-it-interleaved"),
+    *("LFM2-8B-A1B", "LFM2.5-Instruct"),
+}
+ALWAYS = ("openai-gpt-oss-120b", "Qwen3-Coder", "meta-llama-Llama-3.1-8B-Instruct", "google-gemma-4-31B-it")
+
+
+@pytest.fixture(scope="module")
+def wide_model(tiny_gpt_oss: Model) -> Iterator[Model]:
+    """Yield a model with room for long templates, byte by byte."""
+    with Model(tiny_gpt_oss.path, offload="cpu", n_ctx=4096, n_threads=1) as model:
+        yield model
+
+
+def reached(model: Model, raw: str, tool: dict[str, Any], tool_choice: ToolChoice = "required") -> int:
+    """Return how many bytes of a reply the grammar of its calls lets through."""
+    of_bytes = {model.token_bytes(token): token for token in range(model.n_vocab)}
+    asked: list[int] = []
+    refusal = ""
+
+    def say(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> int:
+        asked.append(raw.encode()[len(asked)])
+        return of_bytes[bytes(asked[-1:])]
+
+    try:
+        list(model.chat("Hi", tools=[tool], tool_choice=tool_choice, sampler=say, max_tokens=len(raw.encode())))
+    except ValueError as error:
+        refusal = str(error)
+    assert not refusal or "is not a token that the grammar allows here" in refusal
+    return len(asked) - bool(refusal)
+
+
+@pytest.mark.parametrize("name", sweep(ALL_TEMPLATES, {ALL_TEMPLATES.index(name) for name in ALWAYS}))
+def test_arguments_fit_their_schema(wide_model: Model, name: str) -> None:
+    """A call as the template itself writes it comes through to the argument that does not fit."""
+    wide_model.chat_template = ChatTemplate(wide_model, template(name))
+
+    def written(**arguments: Any) -> str:
+        function = {"name": "set_alarm", "arguments": json.dumps(arguments)}
+        call = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "id": "1", "function": function}],
+        }
+        question = {"role": "user", "content": "Hi"}
+        chat = wide_model.chat_template
+        prompt = chat.prepare([question], tools=[ALARM]).text
+        whole = chat.render([question, call], tools=[ALARM], add_generation_prompt=False)
+        return whole.removeprefix(prompt) if whole.startswith(prompt) else ""
+
+    def end_of(value: str, raw: str) -> int:
+        return len(raw[: raw.index(value)].encode()) + len(value)
+
+    try:
+        good = written(hour=7, days=["mon", "tue"], tone="abc")
+    except ValueError:
+        good = ""
+    if not good:
+        pytest.skip("the template does not write this conversation, or the prompt has the beginning of the reply")
+    wrong: list[tuple[str, str, dict[str, Any]]] = [
+        ("7", "24", {"hour": 24, "days": ["mon"]}),
+        ("mon", "wed", {"hour": 7, "days": ["wed"]}),
+        ("abc", "ABC", {"hour": 7, "days": ["mon"], "tone": "ABC"}),
+    ]
+    # Of some, llama.cpp knows another form than the template writes.
+    n_good = reached(wide_model, good, ALARM)
+    written_so = [
+        (value, written(**arguments))
+        for right, value, arguments in wrong
+        if right in good and n_good >= end_of(right, good)
+    ]
+    assert len(written_so) == 3 or name not in ALWAYS
+    free = {"ABC"} if name in TEXTS_ARE_FREE else {"ABC", "wed"} if name in VALUES_ARE_FREE else set()
+    expected = {value: name in ALL_IS_FREE or value in free for value, _ in written_so}
+    found = {value: reached(wide_model, raw, ALARM) >= end_of(value, raw) for value, raw in written_so}
+    assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "before", "call"),
+    [
+        ("NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "", '<tool_call>\n{"name": "set_alarm", "arguments": '),
+        (
+            "openai-gpt-oss-120b",
+            "<|channel|>analysis<|message|>",
+            "<|end|><|start|>assistant<|channel|>commentary to=functions.set_alarm <|constrain|>json<|message|>",
+        ),
+    ],
+)
+def test_a_call_after_a_long_text(wide_model: Model, name: str, before: str, call: str) -> None:
+    """The text is free, and the grammar holds from the call's marks on."""
+    wide_model.chat_template = ChatTemplate(wide_model, template(name))
+    for text in ("x", "A <tool_cal and é. " * 60):
+        raw = f'{before}{text}{call}{{"hour": 24'
+        assert reached(wide_model, raw, ALARM, "auto") == len(raw.encode()) - 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"properties": {"a": {"type": "number", "multipleOf": 2}}}, "#/properties/a: multipleOf"),
+        ({"properties": {"a": {"type": "strin"}}}, "#/properties/a: unrecognized type 'strin'"),
+        ({"type": "object", "required": ["x"], "additionalProperties": False}, "required 'x' must not be there"),
+        ({"properties": {"a": {"$ref": "#/nowhere"}}}, "leads nowhere"),
+        ({"properties": {"a": {"items": {"$ref": "#"}, "minItems": 1}}, "required": ["a"]}, "no value that ends"),
+        ({"properties": {"a": {"type": "string", "pattern": "("}}}, "unbalanced parentheses"),
+        ({"properties": {name: {"type": "string", "maxLength": 99999} for name in "abc"}}, "more than 1000000 steps"),
+    ],
+)
+@pytest.mark.parametrize("name", ["NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "Qwen3-Coder"])
+def test_schemas_of_tools_that_are_refused(tiny_gpt_oss: Model, name: str, parameters: Any, text: str) -> None:
+    """As those of replies are, and the error names the tool."""
+    tiny_gpt_oss.chat_template = ChatTemplate(tiny_gpt_oss, template(name))
+    tools = [{"name": "look_up", "parameters": parameters}]
+    with pytest.raises(ValueError, match=r"^tools: (look_up: )?.*" + re.escape(text)):
+        tiny_gpt_oss.chat("Hi", tools=tools, tool_choice="required")

@@ -53,7 +53,7 @@ extern "C" int LLVMFuzzerInitialize(int *, char ***) {
         std::ifstream stream(file);
         const std::string source{std::istreambuf_iterator<char>(stream), {}};
         for (const std::string & offered : {std::string(), tools}) {
-            options.tools = offered;
+            options.tools_by_call = options.tools_by_parameter = options.tools = offered;
             try {
                 parsers.push_back(overspill::ChatTemplate(*model, source).form(options).parser);
             } catch (const std::exception &) {  // one that wants other messages, or knows no tools

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import random
 import re
 import signal
 import threading
@@ -17,8 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 from chi_square import Z_OF_1_IN_10_000, deviation
-from overspill import Model, StopReason
+from overspill import Error, Model, StopReason
 from overspill.guidance import Guidance
+from overspill.sampling.json_schema import schema_rules
 from sweeps import sweep
 
 
@@ -274,7 +276,7 @@ def test_a_grammar_does_not_shift_what_it_allows(request: pytest.FixtureRequest,
         ('root ::= "\\ud800"', "line 1, column 11: a surrogate"),
         ("root ::= [z-a]", "line 1, column 11: a range that ends before it begins"),
         ("root ::= [] | [^]", "line 1, column 10: a class without characters"),
-        ('root ::= "a"{5,2}', "line 1, column 13: repetitions that are fewer"),
+        ('root ::= "a"{5,2}', "line 1, column 13: {5,2}: the most, 2, is below the least, 5"),
         ("root ::= <[99999999]>", "line 1, column 10: the model has no such token"),
         ("root ::= <no such token>", "line 1, column 10: the model has no such token"),
         ('root ::= "a" root | x\nx ::= x "a"', "no text fits it"),
@@ -321,7 +323,7 @@ def test_grammars_that_cannot_be_compiled(
         ({"type": "string", "pattern": "[z-a]"}, "a range in a class"),
         ({"type": "string", "pattern": "+a"}, "nothing to repeat"),
         ({"type": "string", "pattern": "a++"}, "nothing to repeat"),
-        ({"type": "string", "pattern": "a{3,2}"}, "{3,2} is at most less than at least"),
+        ({"type": "string", "pattern": "a{3,2}"}, "{3,2}: the most, 2, is below the least, 3"),
         ({"type": "string", "pattern": "a{0,1000000}"}, "counts of more than 100000"),
         ({"type": "string", "pattern": "\\bword"}, "\\b is not supported"),
         ({"type": "string", "pattern": "(a)\\1"}, "\\1 is not supported"),
@@ -391,6 +393,41 @@ def test_schemas_that_cannot_be_compiled(
     assert capfd.readouterr() == ("", "")
     with pytest.raises(ValueError, match="either grammar or json_schema"):
         gemma.stream("x", json_schema={}, grammar="root ::= .")
+
+
+@pytest.mark.parametrize("beginning", ["", "é", "ab", '{"', "日"])
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= [a-z]* | "é" . "日" | "日本" root',
+        'root ::= (("a" | "ab" | "b")* | [^a] | "{\\"" root)*',
+        'root ::= .{0,3} "<" | <[77]> "a" | [\\u0080-\\uffff] root',
+        f"root ::= fits\n{schema_rules({'properties': {'ab': {'type': 'integer'}, 'é': {}}})}",
+    ],
+)
+def test_the_whole_vocabulary_is_asked_as_each_token_is(tiny_gpt_oss: Model, grammar: str, beginning: str) -> None:
+    """Mirostat gets the answers for all tokens at once, and a sampler of one's own for the one that it returns."""
+    begun = tiny_gpt_oss.tokenize(beginning, add_special=False)
+    tokens = [
+        *random.Random(1).sample(range(tiny_gpt_oss.n_vocab), 60),
+        *tiny_gpt_oss.tokenize("a<日1}", add_special=False),
+    ]
+
+    def says(token: int, **options: Any) -> bool:
+        wanted = iter([*begun, token])
+
+        def force(logits: NDArray[np.float32], before: NDArray[np.int32]) -> None:
+            logits[:] = -np.inf
+            logits[next(wanted)] = 0
+
+        how = {"logits_processors": [force]} if options else {"sampler": lambda logits, before: next(wanted)}
+        try:
+            list(tiny_gpt_oss.stream([1, 2], grammar=grammar, max_tokens=len(begun) + 1, **how, **options))
+        except (ValueError, Error):
+            return False
+        return True
+
+    assert [says(token) for token in tokens] == [says(token, mirostat=2) for token in tokens]
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from overspill import Model, StopReason
+from overspill.sampling.json_schema import grammar_of_json_schema
 from sweeps import sweep
 
 UNUSUAL = 'a\\"/\n\x01\x7fé日😀 '
@@ -330,6 +331,85 @@ def test_schemas(tiny_gpt_oss: Model, case: tuple[Any, Any], other: tuple[Any, A
 def test_many_schemas(tiny_gpt_oss: Model, case: tuple[Any, Any], other: tuple[Any, Any], seed: int) -> None:
     """The same, deeper."""
     check_schema(tiny_gpt_oss, case, other, seed)
+
+
+@st.composite
+def schemas_within_themselves(draw: st.DrawFn, depth: int = 2) -> dict[str, Any]:
+    """Draw a schema that may require itself, or a name that must not be there."""
+    kinds = ["null", "#", "#/$defs/d", *(("object", "array", "anyOf") if depth else ())]
+    kind = draw(st.sampled_from(kinds))
+    inner = schemas_within_themselves(depth - 1)
+    if kind.startswith("#"):
+        return {"$ref": kind}
+    if kind == "object":
+        properties = draw(st.dictionaries(st.sampled_from("ab"), inner, max_size=2))
+        required = draw(st.lists(st.sampled_from("abc"), unique=True, max_size=2))
+        others = draw(st.just(False) | inner)
+        return {"type": kind, "properties": properties, "required": required, "additionalProperties": others}
+    if kind == "array":
+        return {"type": kind, "items": draw(inner), "minItems": draw(st.integers(0, 2))}
+    if kind == "anyOf":  # not of references: jsonschema would follow one that comes back without end
+        return {kind: draw(st.lists(inner.filter(lambda part: "$ref" not in part), min_size=1, max_size=2))}
+    return {"type": kind}
+
+
+def small_values(depth: int = 2) -> list[Any]:
+    """Return all values of these names that are nested so deep."""
+    inner = small_values(depth - 1) if depth else []
+    objects = [{name: value} for name in "abc" for value in inner]
+    pairs = [{p: v, q: w} for p, q in ("ab", "ac", "bc") for v in inner[:6] for w in inner[:6]]
+    return [None, {}, [], *([value] * n for value in inner for n in (1, 2)), *objects, *pairs]
+
+
+@given(schemas_within_themselves(), schemas_within_themselves(), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_schemas_within_themselves(tiny_gpt_oss: Model, schema: Any, other: Any, seed: int) -> None:
+    """What can end is written to its end; of what cannot, the error names a place that no small value fits."""
+    schema = {**schema, "$defs": {"d": other}}
+    judge = jsonschema.Draft202012Validator(schema)
+    refusal = ""
+    try:
+        grammar_of_json_schema(schema)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        place = re.fullmatch("json_schema: (#[^:]*): (.*), so nothing fits", refusal)
+        assert place or "refers to itself and says nothing else" in refusal
+        where = {"$ref": place[1] if place else "#"}
+        for value in small_values() if place else ():
+            assert any(judge.descend(value, where)), (refusal, value)
+        return
+    ends = [i for i in range(tiny_gpt_oss.n_vocab) if re.fullmatch(rb"[}\]nul]|null", tiny_gpt_oss.token_bytes(i))]
+
+    def close(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> None:
+        logits[[*ends, end_of(tiny_gpt_oss)]] += 0.3 * len(tokens)
+
+    said = tiny_gpt_oss.generate([1, 2], json_schema=schema, max_tokens=60, seed=seed, logits_processors=[close])
+    if said.stats.stop_reason == StopReason.EOS:
+        judge.validate(json.loads(said.text))
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"type": "object", "required": ["x"], "additionalProperties": False}, "#: required 'x' must not be there"),
+        ({"properties": {"a": False}, "required": ["a"]}, "#: required 'a' must not be there"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "#/items: it has no value that ends"),
+        (
+            {"$ref": "#/$defs/n", "$defs": {"n": {"properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]}}},
+            "#/$defs/n/properties/n: it has no value that ends",
+        ),
+        (
+            {"properties": {"a": {"type": "string", "pattern": "[^\\s\\S]"}}, "required": ["a"]},
+            "#/properties/a: it has no value that ends",
+        ),
+    ],
+)
+def test_schemas_that_nothing_fits(tiny_gpt_oss: Model, schema: Any, place: str) -> None:
+    """The error names the place, wherever the schema is given."""
+    for use in (grammar_of_json_schema, lambda schema: tiny_gpt_oss.stream([1], json_schema=schema)):
+        with pytest.raises(ValueError, match=re.escape(f"json_schema: {place}, so nothing fits")):
+            use(schema)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from overspill import (
     ChatStream,
 )
 
+ALL_TEMPLATES = sorted(path.stem for path in (llama_cpp_folder() / "models" / "templates").glob("*.jinja"))
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 
 

@@ -20,7 +20,7 @@ from overspill.base.checks import as_flag, as_json, as_text, check_choice, shown
 from overspill.engine.control_tokens import ControlTokens, unused_character
 from overspill.engine.jinja import Program, TemplateRefusalError
 from overspill.engine.message_forms import ANY_TOOL, MessageForms, repaired, try_out, variables_of
-from overspill.engine.tools import Tool, describe_tools
+from overspill.engine.tools import MarkedTools, Tool, describe_tools, marked_tools
 from overspill.sampling.json_schema import parsed_schema, schema_rules
 
 __all__ = [
@@ -199,6 +199,7 @@ class ChatTemplate:
         if described and json_schema is not None:
             raise ValueError("give either tools or json_schema")
         rules = "" if json_schema is None else schema_rules(parsed_schema(json_schema))
+        marked = marked_tools(as_json("tools", described)) if described else MarkedTools("", "", rules)
         said = checked_messages(messages)
         variables = variables_of(reasoning_effort, thinking)
 
@@ -221,7 +222,10 @@ class ChatTemplate:
             as_json("messages", said),
             tools=as_json("tools", described) if described else "",
             tool_choice=NativeToolChoice[tool_choice],
-            schema_grammar=rules,
+            tools_by_call=marked.by_call,
+            tools_by_parameter=marked.by_parameter,
+            has_schema=json_schema is not None,
+            rules=marked.rules,
             enable_thinking=bool(thinking),
             variables={name: json.dumps(value) for name, value in variables.items() if name != "enable_thinking"},
         )

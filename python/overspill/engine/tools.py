@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import enum
 import inspect
+import json
 import types
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from overspill.base.checks import as_json, as_list, shown
+from overspill.sampling.json_schema import argument_rules
 
-__all__ = ["Tool", "describe_tools"]
+__all__ = ["MarkedTools", "Tool", "describe_tools", "marked_tools"]
 
 Tool: TypeAlias = Mapping[str, Any] | Callable[..., Any]
 """A function, or the description of one with the keys of OpenAI's API."""
@@ -28,6 +32,55 @@ _SIMPLE: dict[object, dict[str, Any]] = {
     Any: {},
     object: {},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedTools:
+    """Tools for llama.cpp, which makes a grammar of them: marks stand for our own rules, whose names they have."""
+
+    by_call: str
+    """Tools in JSON, with a mark in place of each one's arguments."""
+    by_parameter: str
+    """The same, with a mark in place of each value that is no text, for formats in which values stand on their own."""
+    rules: str
+
+
+@lru_cache(maxsize=8)
+def marked_tools(described: str) -> MarkedTools:
+    """Return the tools, which are given as JSON, with marks and the rules that these name.
+
+    Raises
+    ------
+    ValueError
+        A schema has a keyword that a grammar cannot hold, or no arguments fit it; the message names the tool.
+    """
+    tools = json.loads(described)
+    functions = [tool["function"] for tool in tools]
+    arguments, rules = argument_rules({function["name"]: function["parameters"] for function in functions})
+
+    def with_parameters(tool: dict[str, Any], **mark: object) -> dict[str, Any]:
+        function = tool["function"]
+        of_tool = arguments[function["name"]]
+        properties = {
+            name: _marked(*found, function["parameters"].get("properties", {}).get(name))
+            for name, found in of_tool.parameters.items()
+        }
+        required = [name for name in of_tool.required if name in properties]
+        schema = {"type": "object", "properties": properties, "required": required, **mark}
+        return {**tool, "function": {**function, "parameters": schema}}
+
+    by_call = [with_parameters(tool, const=f"overspill:{arguments[tool['function']['name']].rule}") for tool in tools]
+    return MarkedTools(json.dumps(by_call), json.dumps([with_parameters(tool) for tool in tools]), rules)
+
+
+def _marked(rule: str, kinds: set[str], schema: object) -> dict[str, Any]:
+    described = schema.get("description") if isinstance(schema, dict) else None
+    start = {"description": described} if isinstance(described, str) else {}
+    if kinds == {"string"}:
+        return {**start, "type": "string"}
+    if "string" in kinds:  # which formats let through as any text
+        return {**start, "type": sorted(kinds - ({"integer"} if "number" in kinds else set()))}
+    return {**start, "type": "object", "const": {"overspill": rule}}
 
 
 def describe_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -15,7 +16,7 @@ from overspill.base.checks import shown
 from overspill.base.files import finite
 from overspill.sampling.json_text import GrammarText, pattern_expression
 
-__all__ = ["grammar_of_json_schema", "parsed_schema", "schema_rules"]
+__all__ = ["Arguments", "argument_rules", "grammar_of_json_schema", "parsed_schema", "schema_rules"]
 
 Node = tuple[str, dict[str, Any]]  # a schema, and where it is
 
@@ -34,12 +35,25 @@ class Summary:
     """The values of required properties that have a list of them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The rules for the arguments of a tool."""
+
+    rule: str
+    """The name of the rule for all of them, as an object."""
+    parameters: dict[str, tuple[str, set[str]]]
+    """The names of the rules for each one's values, and the types of these."""
+    required: list[str]
+
+
 _MOST_LEVELS = 500
 _MOST_VALUES = 500_000
 _MOST_COUNT = 100_000
 _MOST_RULES = 50_000
 _MOST_COMBINED = 100_000
 _MOST_DIGITS = 100
+_OBJECT: dict[str, Any] = {"type": "object"}
+_EMPTY_OBJECT: dict[str, Any] = {"type": "object", "additionalProperties": False}
 _TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 # What a grammar holds, by the type that it speaks of.
@@ -212,8 +226,34 @@ def grammar_of_json_schema(schema: str | Mapping[str, Any] | bool) -> str:
 
 def schema_rules(schema: object) -> str:
     """Return the same rules for a parsed schema, for a grammar with another start; ``fits`` is what fits."""
+    writer = _Writer(schema, GrammarText(_COMMON, _MOST_RULES))
+    with _said_plainly():
+        return writer.text.written(writer.start())
+
+
+def argument_rules(schemas: Mapping[str, Any]) -> tuple[dict[str, Arguments], str]:
+    """Return the rules' names for the arguments of tools, by the tools' names, and all rules.
+
+    Raises
+    ------
+    ValueError
+        For a schema that :func:`grammar_of_json_schema` would refuse; the message names the tool.
+    """
+    text = GrammarText(_COMMON, _MOST_RULES)
+    found = {}
+    for name, schema in schemas.items():
+        try:
+            with _said_plainly():
+                found[name] = _Writer(parsed_schema(schema), text).arguments()
+        except ValueError as error:
+            raise ValueError(f"tools: {name}: {str(error).removeprefix('json_schema: ')}") from None
+    return found, text.written()
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
     try:
-        return _Writer(schema).grammar()
+        yield
     except _NothingFitsError as error:
         raise ValueError(str(error)) from None
     except RecursionError:
@@ -240,29 +280,79 @@ def _wrong(where: str, keyword: str, wanted: str, value: object) -> ValueError:
 class _Writer:
     """Writes one schema's rules; no call of its own for parts within parts, however deep."""
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, text: GrammarText) -> None:
         self.root = root
-        self.text = GrammarText(_COMMON, _MOST_RULES)
+        self.text = text
         self.names: dict[tuple[int, ...], str] = {}
+        self.places: dict[str, str] = {}  # of rules: where their schema is
         self.n_combined = 0
         self.todo: list[tuple[str, list[Node]]] = []
         self.bare: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # without what refers to other schemas
 
-    def grammar(self) -> str:
+    def start(self, also: dict[str, Any] | None = None) -> str:
+        """Write all rules, and return the name of the one that they start with; what fits, fits ``also`` as well."""
         _check_forms(self.root)
-        start = self.rule([("#", self.root)])
+        start = self.rule([("#", self.root), *([] if also is None else [("#", also)])])
         if start == "fits-nothing":
             raise _nothing_fits("#", "it is false")
+        self.write()
+        self.check_end(start)
+        return start
+
+    def arguments(self) -> Arguments:
+        root = self.root
+        says_more = any(keyword in root for keyword in ("additionalProperties", "$ref", "allOf", "anyOf", "oneOf"))
+        start = self.start(_EMPTY_OBJECT if root.get("properties") == {} and not says_more else _OBJECT)
+        flattened = self.flattened([("#", root)])
+        nodes = flattened[0] if flattened is not None else []
+        parameters = {
+            name: (self.rule(parts), self.kinds(parts))
+            for name, parts in self.properties(nodes)[0].items()
+            if all(part is not False for _, part in parts)
+        }
+        self.write()
+        endless = self.check_end(start)
+        return Arguments(
+            start,
+            {name: found for name, found in parameters.items() if found[0] not in endless},
+            [name for where, schema in nodes for name in _required(where, schema)],
+        )
+
+    def kinds(self, nodes: list[tuple[str, Any]], above: frozenset[int] = frozenset()) -> set[str]:
+        """Return the types that values which fit may have."""
+        flattened = self.flattened(nodes)
+        if flattened is None:
+            return set()
+        flat, choices = flattened
+        kinds = _kinds(flat, _common_values(flat))
+        for where, keyword, parts in choices:
+            named = [(f"{where}/{keyword}/{i}", part) for i, part in enumerate(parts) if id(part) not in above]
+            kinds &= {kind for one in named for kind in self.kinds([one], above | {id(one[1])})}
+        return kinds
+
+    def write(self) -> None:
+        """Define the rules that were asked for, and those that they ask for."""
         while self.todo:
             name, nodes = self.todo.pop()
             try:
                 self.text.define(name, self.expression(nodes))
             except _NothingFitsError:
                 # Within one schema it is a mistake. A combination of several may be one of many.
-                if len(nodes) == 1:
+                if sum(schema is not _OBJECT for _, schema in nodes) == 1:
                     raise
                 self.text.define(name, self.text.use("nothing"))
-        return self.text.written(start)
+
+    def check_end(self, start: str) -> set[str]:
+        """Raise an error that names the schema if only values without an end fit; return all such rules."""
+        endless = self.text.endless()
+        if start in endless:
+            where, at, seen = "#", start, {start}
+            while left := [name for name in endless[at] if name not in seen]:
+                at = left[0]
+                seen.add(at)
+                where = self.places.get(at, where)
+            raise _nothing_fits(where, "it has no value that ends")
+        return set(endless)
 
     def rule(self, parts: Iterable[tuple[str, Any]]) -> str:
         """Return the name of the rule for values that fit all of these schemas."""
@@ -279,6 +369,7 @@ class _Writer:
         key = tuple(nodes)
         if key not in self.names:
             self.names[key] = self.text.new_name()
+            self.places[self.names[key]] = next(iter(nodes.values()))[0]
             self.n_combined += len(nodes)
             if self.n_combined > _MOST_COMBINED:
                 raise ValueError(f"json_schema: {next(iter(nodes.values()))[0]}: it combines too many schemas")
@@ -531,7 +622,10 @@ class _Writer:
             tail = self.text.add(item if i < low else f"({item})?")
         return f'"[" {space} {tail} {space} "]"'
 
-    def object(self, nodes: list[Node]) -> str:
+    def properties(
+        self, nodes: list[Node]
+    ) -> tuple[dict[str, list[tuple[str, Any]]], list[tuple[str, Any]], list[str], bool]:
+        """Return the schemas of each property and of all others, what is required, and whether others may be there."""
         properties: dict[str, list[tuple[str, Any]]] = {}
         named: list[set[str]] = []
         others: list[tuple[str, Any]] = []
@@ -556,7 +650,12 @@ class _Writer:
         for name in required:
             if name not in properties and not is_open:
                 raise _nothing_fits(nodes[0][0], f"required {name[:60]!r} is none of the properties")
-            properties.setdefault(name, list(others))
+            if any(part is False for _, part in properties.setdefault(name, list(others))):
+                raise _nothing_fits(nodes[0][0], f"required {name[:60]!r} must not be there")
+        return properties, others, required, is_open
+
+    def object(self, nodes: list[Node]) -> str:
+        properties, others, required, is_open = self.properties(nodes)
         if not properties and not others:
             return self.text.use("object")
         members = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 __all__ = ["GrammarText", "pattern_expression"]
 
@@ -14,6 +14,7 @@ Ranges = tuple[tuple[int, int], ...]
 _ANY: Ranges = ((0, 0xD7FF), (0xE000, 0x10FFFF))
 _UNESCAPED: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, 0x10FFFF))
 _SHORT_ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[a-z][\w-]*|\{\d*,?\d*\}|[()|?*+]')
 _MOST_GROUPS = 100
 _MOST_COUNT = 100_000
 
@@ -52,6 +53,28 @@ def _literal(text: str) -> str:
         return character if character >= " " and character != "\x7f" else f"\\x{ord(character):02X}"
 
     return '"' + "".join(map(escaped, text)) + '"'
+
+
+def _ends(tokens: Iterable[str], ending: Container[str]) -> bool:
+    """Return whether a text fits a rule's tokens, of which the rules ``ending`` have one."""
+    outer: list[tuple[bool, bool]] = []
+    some, all_before, last = False, True, True  # an alternative does, this one does so far, its last item does
+    for token in tokens:
+        if token in ("?", "*") or token[:2] == "{0":
+            last = True
+        elif token == ")":
+            last = some or (all_before and last)
+            some, all_before = outer.pop()
+        elif token != "+" and token[0] != "{":
+            all_before, last = all_before and last, True
+            if token == "(":
+                outer.append((some, all_before))
+                some, all_before = False, True
+            elif token == "|":
+                some, all_before = some or all_before, True
+            elif token[0] not in '"[':
+                last = token in ending
+    return some or (all_before and last)
 
 
 def _hex_digits(low: int, high: int, n: int) -> Iterator[str]:
@@ -103,9 +126,28 @@ class GrammarText:
         self._characters: dict[Ranges, str] = {}
         self._n_names = 0
 
-    def written(self, start: str) -> str:
-        """Return all rules, of which ``fits`` is the one that they start with."""
-        return "".join(f"{name} ::= {rule}\n" for name, rule in {"fits": start, **self._rules}.items())
+    def written(self, start: str | None = None) -> str:
+        """Return all rules; ``fits`` is the one that they start with."""
+        rules = self._rules if start is None else {"fits": start, **self._rules}
+        return "".join(f"{name} ::= {rule}\n" for name, rule in rules.items())
+
+    def endless(self) -> dict[str, list[str]]:
+        """Return the rules that no text of finite length fits, each with those among them that it names."""
+        tokens = {name: _TOKEN.findall(rule) for name, rule in self._rules.items()}
+        users: dict[str, list[str]] = {name: [] for name in tokens}
+        for name, of_rule in tokens.items():
+            for token in of_rule:
+                if token in users:
+                    users[token].append(name)
+        ending: set[str] = set()
+        todo = list(tokens)
+        while todo:
+            name = todo.pop()
+            if name not in ending and _ends(tokens[name], ending):
+                ending.add(name)
+                todo += users[name]
+        left = tokens.keys() - ending
+        return {name: [token for token in tokens[name] if token in left] for name in left}
 
     def new_name(self) -> str:
         """Return the name of a rule that is to be defined."""
@@ -325,7 +367,7 @@ class _Pattern:
             if any(int(count[:9] or 0) > _MOST_COUNT for count in (low, high)):
                 raise ValueError(f"{counts[0][:40]} has counts of more than {_MOST_COUNT}")
             if high and int(low) > int(high):
-                raise ValueError(f"{counts[0]} is at most less than at least")
+                raise ValueError(f"{counts[0]}: the most, {int(high)}, is below the least, {int(low)}")
             atom += f"{{{int(low)},{int(high) if high else ''}}}"
         elif self.look() and self.look() in "*+?":
             atom += self.look()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +19,7 @@ from fuzz.mutators import mutated_json, mutated_text
 from fuzz.targets.gguf_files import check_message
 from fuzz.targets.languages import small_model
 from model_files import llama_cpp_folder
-from overspill import Channel, ChatStream, ChatTemplate, Error, StopReason
+from overspill import Channel, ChatStream, ChatTemplate, Error, StopReason, _core
 
 __all__ = ["MARKS", "ChatTemplates", "Replies"]
 
@@ -173,10 +175,10 @@ MARKS = (
         "<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>",
         "<|im_end|>",
     ),
-    *('{"name": "get_weather", "arguments": {"city": "Rome"}}', '{"name": "get_weather", "parameters": {"city": "R"}}'),
-    *('{"city": "Rome", "days": 3}', '{"city": ', "}", "]", "```json\n", "```", "<|START_ACTION|>[", "<|END_ACTION|>"),
-    *("<arg_key>city</arg_key>", "<arg_value>Rome</arg_value>", "<minimax:tool_call>", '<invoke name="get_weather">'),
-    *("Hello ", "日本 ", "\n", " ", "a < b", "<", "&amp;", "\\u00e9", "**bold**"),
+    *('{"name": "get_weather", "arguments": {"city": "WORD"}}', '{"name": "get_weather", "parameters": {"city": "R"}}'),
+    *('{"city": "WORD", "days": 3}', '{"city": ', "}", "]", "```json\n", "```", "<|START_ACTION|>[", "<|END_ACTION|>"),
+    *("<arg_key>city</arg_key>", "<arg_value>WORD</arg_value>", "<minimax:tool_call>", '<invoke name="get_weather">'),
+    *("WORD ", "日本 WORD", "WORD", "\n", " ", "a < b", "<", "&amp;", "\\u00e9", "**bold**"),
 )
 
 
@@ -190,7 +192,7 @@ class Said:
 
 
 class Replies:
-    """Replies that are nearly in their format. They end, and the pieces given out are the whole."""
+    """Replies that are nearly in their format. Each of their words is in one piece, in order, however they are cut."""
 
     def __init__(self, folder: Path) -> None:
         """Load the model."""
@@ -203,7 +205,8 @@ class Replies:
         text = "".join(random.choice(MARKS) for _ in range(1 + int(random.expovariate(0.12))))
         if random.random() < 0.7:
             text = mutated_text(random, text, MARKS)
-        text = text[:1500]
+        number = itertools.count()
+        text = re.sub("WORD", lambda _: f"w{next(number)}z", text)[:1500]
         cuts = sorted(random.randrange(len(text) + 1) for _ in range(len(text) // random.choice((1, 3, 20))))
         pieces = [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
         return Said(random.choice(self._sources), [WEATHER] if random.random() < 0.7 else [], pieces)
@@ -220,10 +223,32 @@ class Replies:
         reply = ChatStream(_Script(case.pieces), prompt.form, lambda text, ids: None)  # type: ignore[arg-type]
         for token in reply:
             said[token.channel] += token.text
-        assert reply.raw == "".join(case.pieces)
+        raw = "".join(case.pieces)
+        assert reply.raw == raw
+        parts = _parts(prompt.form, case.pieces)
+        assert parts == _parts(prompt.form, [raw]) == _parts(prompt.form, list(raw)), "the cut makes a difference"
+        assert _words("|".join(text for _, text in parts)) == _words(raw), "a word is lost, or there twice"
+        shown = "|".join(text for part, text in parts if part == _core.ReplyPart.answer)
+        assert not set(_words(shown)) - set(_words(reply.text)), "a word of the answer is not in it"
         assert said[Channel.FINAL] == reply.text, "the answer is not the sum of its pieces"
         assert said[Channel.REASONING] == reply.reasoning, "the reasoning is not the sum of its pieces"
         json.dumps(reply.message)
+
+
+def _parts(form: _core.ReplyForm, pieces: Sequence[str]) -> list[tuple[_core.ReplyPart, str]]:
+    """Return what a reader makes of a reply: its texts, each as one, and its calls."""
+    reader = form.new_reader()
+    parts: list[tuple[_core.ReplyPart, str]] = []
+    for piece in itertools.chain(*(reader.add(text) for text in pieces), reader.finish(True)):
+        if parts and parts[-1][0] == piece.part != _core.ReplyPart.call:
+            parts[-1] = (piece.part, parts[-1][1] + piece.text)
+        else:
+            parts.append((piece.part, piece.text))
+    return parts
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"w\d+z", text)
 
 
 class _Script:
