@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import permutations
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 
-from chats import GREEDY, template, text_of
+from chats import GREEDY, cuts, template, text_of
 from overspill import (
     ChatTemplate,
     Error,
@@ -242,16 +240,6 @@ def test_control_tokens_in_texts_stay_text(smollm2: Model, name: str) -> None:
     assert n_made > 0
 
 
-def cuts(source: str) -> list[str]:
-    """Return what a template may cut out of texts: what it looks for, and what is between two of these."""
-    quoted = r"""(?:"((?:[^"\\\n]|\\.)+)"|'((?:[^'\\\n]|\\.)+)')"""
-    looked_for = rf"(?:split|replace|strip|startswith|endswith|find|partition|removeprefix|removesuffix)\({quoted}"
-    found = {text for match in re.findall(rf"{looked_for}|{quoted} (?:not )?in ", source) for text in match}
-    marks = sorted(text for text in found if re.search(r"[^\w\s]", text))
-    pairs = [f"{a}x{b}" for a, b in permutations(marks, 2) if re.sub(r"\W", "", a) == re.sub(r"\W", "", b)]
-    return [*marks, *pairs, "<think>x</think>", " ", "\n", "<|im_end|>"]
-
-
 def test_what_templates_cut_out() -> None:
     """It is found in their sources."""
     assert "<|channel>x<channel|>" in cuts(template(TEMPLATES["gemma 4"]))
@@ -270,7 +258,7 @@ def test_no_control_token_is_left_of_a_text_that_is_cut(smollm2: Model, name: st
     """Names with something inside that a template takes out, or divides a text at."""
     chat = ChatTemplate(smollm2, template(name)) if name else smollm2.chat_template
     n_tried = 0
-    for cut in cuts(chat.source):
+    for cut in [*cuts(chat.source), "<think>x</think>", " ", "\n", "<|im_end|>"]:
         text = f"a <|im_{cut}end|>{cut}<|im_start|> b<{cut}|im_end|{cut}> {cut}end|>c <|im_end|{cut}"
         hostile, others = with_text(text), with_text(harmless(text))
         for places in (["user", "assistant"], ["reasoning", "keys"], ["system"], ["result", "tool"]):
@@ -427,7 +415,7 @@ HOSTILE = {
     "{% for i in range(99999999) %}x{% endfor %}{% endif %}{{ 1 // 0 }}",
 }
 TRY_HOSTILE = """
-import json, sys, time
+import json, sys
 from pathlib import Path
 from overspill import ChatTemplate, Error, Model
 from test_sources import HOSTILE
@@ -439,13 +427,12 @@ sys.setrecursionlimit(int(sys.argv[2]))
 outcomes = {}
 with Model(sys.argv[1], vocab_only=True) as model:
     for name, source in HOSTILE.items():
-        began = time.process_time()
         try:
             ChatTemplate(model, source).prepare("Hello")
             said = ""
         except (Error, ValueError) as error:
             said = str(error)
-        outcomes[name] = [said, time.process_time() - began]
+        outcomes[name] = said
 most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0
 print(json.dumps([outcomes, most]))
 """
@@ -454,15 +441,14 @@ print(json.dumps([outcomes, most]))
 @pytest.mark.slow
 @pytest.mark.parametrize("deepest", [1000, 100_000])
 def test_hostile_templates_are_stopped(smollm2_path: Any, tmp_path: Any, deepest: int) -> None:
-    """Each is an error of one line, soon and with bounded memory, whatever Python lets calls nest."""
+    """Each is an error of one line, before the process is taken for hanging, and with bounded memory."""
     (tmp_path / "test_sources.py").write_text(f"HOSTILE = {HOSTILE!r}", encoding="utf-8")
     outcomes, most_kib = in_process(TRY_HOSTILE, str(smollm2_path), str(deepest), folders=[tmp_path])
     assert set(outcomes) == set(HOSTILE)
-    for name, (said, seconds) in outcomes.items():
+    for name, said in outcomes.items():
         assert said, name
         assert "\n" not in said, name
         assert len(said) < 500, name
-        assert seconds < 30, name  # a hang, and no more
     assert most_kib < 2 << 20
 
 
