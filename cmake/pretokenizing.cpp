@@ -15,7 +15,7 @@ namespace {
 
 thread_local void (*poll_function)(void *) = nullptr;
 thread_local void * poll_data = nullptr;
-thread_local uint32_t n_steps = 0;
+thread_local size_t n_steps = 0;
 
 // The characters that an element of an expression takes.
 class CharacterSet {
@@ -510,10 +510,14 @@ void overspill_poll_while_tokenizing(void (*poll)(void *), void * data) {
     poll_data = data;
 }
 
-void overspill_tokenizing_step() {
-    constexpr uint32_t steps_between_polls = 1024;
-    if (++n_steps % steps_between_polls == 0 && poll_function != nullptr) {
-        poll_function(poll_data);
+void overspill_tokenizing_step(size_t n) {
+    constexpr size_t steps_between_polls = 1024;
+    n_steps += n;
+    if (n_steps >= steps_between_polls) {
+        n_steps = 0;
+        if (poll_function != nullptr) {
+            poll_function(poll_data);
+        }
     }
 }
 

@@ -14,8 +14,8 @@
 // Asked now and then while this thread tokenizes; what it throws ends that. Null: nothing is asked.
 LLAMA_API void overspill_poll_while_tokenizing(void (*poll)(void * data), void * data);
 
-// To be called for each step of work that a text makes.
-void overspill_tokenizing_step();
+// To be called for each step of work that a text makes, or for several.
+void overspill_tokenizing_step(size_t n = 1);
 
 // Lengths of the words of each fragment, whose lengths are `offsets`, and of what is between them.
 LLAMA_API std::vector<size_t> overspill_split(const std::u32string & text, const std::u32string & expression,

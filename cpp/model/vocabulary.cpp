@@ -7,9 +7,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <cstdio>
 #include <iterator>
 #include <limits>
 #include <stdexcept>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
 
 namespace overspill {
 
@@ -43,10 +48,115 @@ class TokenizingPoll {
     Interrupt interrupt_;
 };
 
-bool is_token(const llama_vocab & vocab, int32_t token) { return 0 <= token && token < llama_vocab_n_tokens(&vocab); }
+bool is_token(const llama_vocab & vocab, int32_t token) {
+    return 0 <= token && token < llama_vocab_n_tokens(&vocab);
+}
 
 [[noreturn]] void refuse_incomplete() {
     throw Error("the text cannot be tokenized: the model's vocabulary is incomplete and has no tokens for some bytes");
+}
+
+bool is_control(const llama_vocab & vocab, int32_t token) {
+    const llama_token_attr attributes = llama_vocab_get_attr(&vocab, token);
+    // As in llama_vocab::impl::tokenizer_st_partition.
+    if ((attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN)) != 0) {
+        return true;
+    }
+    if ((attributes & LLAMA_TOKEN_ATTR_USER_DEFINED) == 0) {
+        return false;
+    }
+    // llama.cpp gives some of gpt-oss another type, so that they are shown.
+    const std::string_view name = llama_vocab_get_text(&vocab, token);
+    return name.size() > 4 && name.substr(0, 2) == "<|" && name.substr(name.size() - 2) == "|>";
+}
+
+// Whether a tokenizer has a token for what it has no other for.
+bool has_unknown(const llama_vocab & vocab) {
+    switch (llama_vocab_type(&vocab)) {
+        case LLAMA_VOCAB_TYPE_WPM:
+        case LLAMA_VOCAB_TYPE_UGM:
+        case LLAMA_VOCAB_TYPE_RWKV: return true;
+        default: return false;
+    }
+}
+
+// Puts tokens of parts of their names in the place of control tokens. Most tokenizers look up a word, or what they have
+// merged, among all tokens.
+void spell_out_control_tokens(const llama_vocab & vocab, bool add_special, std::vector<int32_t> & tokens) {
+    // Those that a vocabulary adds to every text stay.
+    size_t n_before = 0;
+    size_t n_behind = 0;
+    if (add_special) {
+        std::array<int32_t, 8> added;
+        const int32_t n = llama_tokenize(&vocab, "", 0, added.data(), static_cast<int32_t>(added.size()), true, false);
+        n_before = n > 0 && (llama_vocab_get_add_bos(&vocab) || llama_vocab_type(&vocab) == LLAMA_VOCAB_TYPE_WPM);
+        n_behind = static_cast<size_t>(std::max(n, 0)) - n_before;
+    }
+    const auto begin = tokens.begin() + static_cast<std::ptrdiff_t>(n_before);
+    const auto end = tokens.end() - static_cast<std::ptrdiff_t>(n_behind);
+    const bool keeps_unknown = has_unknown(vocab);
+    const auto is_spelled = [&](int32_t token) {
+        if (!is_control(vocab, token)) {
+            return false;
+        }
+        const std::string_view name = llama_vocab_get_text(&vocab, token);
+        const bool is_unknown =
+            (llama_vocab_get_attr(&vocab, token) & LLAMA_TOKEN_ATTR_UNKNOWN) != 0 || name == "[UNK]" || name == "<unk>";
+        return !(keeps_unknown && is_unknown);
+    };
+    if (std::none_of(begin, end, is_spelled)) {
+        return;
+    }
+    // What the names can be made of: their parts, of which a token may be one.
+    constexpr size_t longest = 32;
+    std::unordered_map<std::string_view, int32_t> parts;
+    std::unordered_set<int32_t> seen;
+    for (auto at = begin; at != end; ++at) {
+        const std::string_view name = llama_vocab_get_text(&vocab, *at);
+        if (is_spelled(*at) && seen.insert(*at).second) {
+            for (size_t i = 0; i < name.size(); ++i) {
+                for (size_t n = 1; n <= std::min(longest, name.size() - i); ++n) {
+                    parts.emplace(name.substr(i, n), LLAMA_TOKEN_NULL);
+                }
+            }
+        }
+    }
+    std::unordered_map<std::string_view, int32_t> bytes;  // by names such as <0x0A>
+    for (int32_t token = 0; token < llama_vocab_n_tokens(&vocab); ++token) {
+        const std::string_view text = llama_vocab_get_text(&vocab, token);
+        const llama_token_attr attributes = llama_vocab_get_attr(&vocab, token);
+        if ((attributes & LLAMA_TOKEN_ATTR_BYTE) != 0) {
+            bytes.emplace(text, token);
+        } else if (const auto part = parts.find(text); part != parts.end()) {
+            if ((attributes & LLAMA_TOKEN_ATTR_UNUSED) == 0 && !is_control(vocab, token)) {
+                part->second = token;
+            }
+        }
+    }
+    std::vector<int32_t> spelled(tokens.begin(), begin);
+    for (auto at = begin; at != end; ++at) {
+        if (!is_spelled(*at)) {
+            spelled.push_back(*at);
+            continue;
+        }
+        std::string_view rest = llama_vocab_get_text(&vocab, *at);
+        while (!rest.empty()) {
+            size_t n = std::min(longest, rest.size());
+            while (n > 1 && parts.at(rest.substr(0, n)) == LLAMA_TOKEN_NULL) {
+                --n;
+            }
+            int32_t part = parts.at(rest.substr(0, n));
+            if (part == LLAMA_TOKEN_NULL) {
+                std::array<char, 8> name;
+                std::snprintf(name.data(), name.size(), "<0x%02X>", static_cast<unsigned char>(rest[0]));
+                part = bytes.at(name.data());  // which throws what the caller knows
+            }
+            spelled.push_back(part);
+            rest.remove_prefix(n);
+        }
+    }
+    spelled.insert(spelled.end(), end, tokens.end());
+    tokens = std::move(spelled);
 }
 
 }  // namespace
@@ -71,11 +181,14 @@ std::vector<int32_t> tokenize(const llama_vocab & vocab, std::string_view text, 
             n = fill();
         }
         tokens.resize(static_cast<size_t>(std::max(n, 0)));
+        // What has no token is the one for unknown text, and that may be missing as well.
+        if (std::any_of(tokens.begin(), tokens.end(), [&](int32_t token) { return !is_token(vocab, token); })) {
+            refuse_incomplete();
+        }
+        if (!parse_special) {
+            spell_out_control_tokens(vocab, add_special, tokens);
+        }
     } catch (const std::out_of_range &) {
-        refuse_incomplete();
-    }
-    // What has no token is the one for unknown text, and that may be missing as well.
-    if (std::any_of(tokens.begin(), tokens.end(), [&](int32_t token) { return !is_token(vocab, token); })) {
         refuse_incomplete();
     }
     return tokens;
@@ -130,14 +243,11 @@ std::map<std::string, int32_t> special_tokens(const llama_vocab & vocab) {
 std::vector<ControlToken> control_tokens(const llama_vocab & vocab) {
     std::vector<ControlToken> tokens;
     for (int32_t token = 0; token < llama_vocab_n_tokens(&vocab); ++token) {
-        const llama_token_attr attributes = llama_vocab_get_attr(&vocab, token);
-        // As in llama_vocab::impl::tokenizer_st_partition.
-        if ((attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN)) != 0) {
-            const std::string text = llama_vocab_get_text(&vocab, token);
-            if (!text.empty()) {
-                tokens.push_back(
-                    {text, (attributes & LLAMA_TOKEN_ATTR_LSTRIP) != 0, (attributes & LLAMA_TOKEN_ATTR_RSTRIP) != 0});
-            }
+        const std::string text = llama_vocab_get_text(&vocab, token);
+        if (!text.empty() && is_control(vocab, token)) {
+            const llama_token_attr attributes = llama_vocab_get_attr(&vocab, token);
+            tokens.push_back(
+                {text, (attributes & LLAMA_TOKEN_ATTR_LSTRIP) != 0, (attributes & LLAMA_TOKEN_ATTR_RSTRIP) != 0});
         }
     }
     return tokens;

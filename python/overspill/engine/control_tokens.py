@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, TypeAlias
 
 from overspill._core import Model
 
-__all__ = ["ControlTokens", "unused_character"]
+__all__ = ["ControlTokens", "rewritten", "unused_character", "written_out"]
 
 NativeModel: TypeAlias = Model
+
+_WHITE = " \t\n\v\f\r"  # what llama.cpp's isspace() says, and no other white space
 
 
 class ControlTokens:
@@ -20,6 +23,9 @@ class ControlTokens:
     A mark, a character that nothing else in the conversation has, is put into each name of a control token that a
     message spells out, behind its first character. A template copies the mark with the text. So in its prompt the names
     without a mark are the template's own.
+
+    A template can also cut a text, and what is left may be a name. Then marks around every character tell: no name that
+    has a character of a message is without one.
     """
 
     def __init__(self, model: NativeModel) -> None:
@@ -62,6 +68,16 @@ class ControlTokens:
     def _first(self) -> re.Pattern[str]:
         return re.compile("[" + re.escape("".join(self._lengths)) + "]" if self._lengths else "(?!)")
 
+    @cached_property
+    def _characters(self) -> frozenset[str]:
+        """What names are made of, but for white space: templates take that away around texts."""
+        return frozenset(letter for name in self._names for letter in name if not letter.isspace())
+
+    @cached_property
+    def _brackets(self) -> frozenset[str]:
+        """What names are told from words by."""
+        return frozenset(letter for letter in self._characters if not (letter.isalnum() or letter in "-_"))
+
     def _at(self, text: str, place: int) -> str | None:
         """Return the longest name that begins at a place of a text, or None."""
         for length in self._lengths.get(text[place], ()):
@@ -69,17 +85,14 @@ class ControlTokens:
                 return name
         return None
 
-    def marked(self, value: Any, mark: str) -> Any:
-        """Return a copy of a text, or of the lists and mappings of texts, with marks in the names of control tokens."""
-        if isinstance(value, str):
-            return self._marked_text(value, mark)
-        if isinstance(value, Mapping):
-            return {self.marked(key, mark): self.marked(part, mark) for key, part in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.marked(part, mark) for part in value]
-        return value
+    def fenced(self, text: str, mark: str) -> str:
+        """Return a text with marks around each character that names have, if it can be cut so that a name is left."""
+        if not any(letter in text for letter in self._brackets):
+            return self.marked(text, mark)
+        return text.translate({ord(letter): f"{mark}{letter}{mark}" for letter in self._characters})
 
-    def _marked_text(self, text: str, mark: str) -> str:
+    def marked(self, text: str, mark: str) -> str:
+        """Return a text with marks in the names of control tokens, and where the text around it may complete one."""
         places = [match.start() for match in self._first.finditer(text) if self._at(text, match.start())]
         # The template, or the next text, may go on with the rest of a name; some templates strip spaces first.
         last = places[-1] if places else -1
@@ -97,6 +110,10 @@ class ControlTokens:
             before = place + 1
         return "".join([*pieces, text[before:]])
 
+    def names(self, text: str) -> list[str]:
+        """Return the control tokens of a prompt with marks."""
+        return [name for name, _, _ in self._pieces(text) if name is not None]
+
     def parts(self, text: str, mark: str) -> Iterator[tuple[str, bool]]:
         """Yield the parts of a prompt with marks, without them; and whether control tokens are recognised in each.
 
@@ -110,8 +127,8 @@ class ControlTokens:
                     yield text[begin:end], True
                 plain = text[a:b].replace(mark, "")
                 following = self._at(text, b) if b < len(text) else None
-                plain = plain.lstrip() if drops_space else plain
-                yield plain.rstrip() if following and self._strips[following][0] else plain, False
+                plain = plain.lstrip(_WHITE) if drops_space else plain
+                yield plain.rstrip(_WHITE) if following and self._strips[following][0] else plain, False
                 begin = b
             end = b
             drops_space = kind is not None and self._strips[kind][1]
@@ -137,8 +154,78 @@ class ControlTokens:
             yield None, done, len(text)
 
 
+# Keys of messages and tools whose values are a caller's own data, and those whose value has names of its own as keys.
+_DATA = frozenset({"arguments", "const", "default", "enum", "examples"})
+_NAMED = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
+
+
+def rewritten(value: Any, rewrite: Callable[[str], str]) -> Any:
+    """Return a copy of a message or a tool in which each text is another one.
+
+    Words that OpenAI's API and JSON Schema give a meaning stay, as keys and as types: a template looks for them. Keys
+    of arguments, and names of properties, are texts.
+    """
+    if isinstance(value, str):
+        return rewrite(value)
+    if isinstance(value, list):
+        return [rewritten(part, rewrite) for part in value]
+    if not isinstance(value, Mapping):
+        return value
+    changed = {}
+    for key, part in value.items():
+        if not _is_word(key):
+            changed[rewrite(key)] = _all_rewritten(part, rewrite)
+        elif key in _DATA:
+            changed[key] = _all_rewritten(part, rewrite)
+        elif key in _NAMED and isinstance(part, Mapping):
+            changed[key] = {rewrite(name): rewritten(schema, rewrite) for name, schema in part.items()}
+        elif key == "type" and all(map(_is_word, part if isinstance(part, list) else [part])):
+            changed[key] = part
+        else:
+            changed[key] = rewritten(part, rewrite)
+    return changed
+
+
+def _all_rewritten(value: Any, rewrite: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return rewrite(value)
+    if isinstance(value, list):
+        return [_all_rewritten(part, rewrite) for part in value]
+    if isinstance(value, Mapping):
+        return {rewrite(key): _all_rewritten(part, rewrite) for key, part in value.items()}
+    return value
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and value.removeprefix("$").isidentifier()
+
+
 def unused_character(text: str) -> str:
-    """Return a character that a text does not have, and its JSON neither: a letter without case."""
-    used, escapes = set(text), set(re.findall(r"\\u([0-9a-f]{4})", text.lower()))
-    letters = (chr(code) for code in range(0xA000, 0x110000) if f"{code:04x}" not in escapes)
-    return next(letter for letter in letters if letter not in used and letter.isalpha())
+    """Return a character that a text does not have, however it is written there: a letter without case, if one is left.
+
+    Raises
+    ------
+    ValueError
+        The text has every character.
+    """
+    used = set(text)
+    escapes = {int(digits, 16) for digits in re.findall(r"\\u([0-9a-f]{4})", text.lower())}
+    for is_last_resort in (False, True):
+        for code in range(0xA000, 0x110000):
+            letter = chr(code)
+            if letter in used or 0xD800 <= code < 0xE000 or _escaped(code) & escapes:
+                continue
+            if is_last_resort or (letter.isalpha() and letter.lower() == letter.upper() == letter):
+                return letter
+    raise ValueError("messages have every character that there is; one has to be left, to tell texts from the template")
+
+
+def _escaped(code: int) -> set[int]:
+    """Return the numbers by which JSON writes a character."""
+    units = chr(code).encode("utf-16-be")
+    return {int.from_bytes(units[i : i + 2]) for i in range(0, len(units), 2)}
+
+
+def written_out(text: str, mark: str) -> str:
+    """Return a text in which the mark is a character wherever a template has written it by its number."""
+    return text.replace(json.dumps(mark)[1:-1], mark)

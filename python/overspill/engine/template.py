@@ -17,7 +17,7 @@ from overspill._core import ChatTemplate as NativeChatTemplate
 from overspill._core import ClosedError, Error, Model, ReplyForm
 from overspill._core import ToolChoice as NativeToolChoice
 from overspill.base.checks import as_flag, as_json, as_text, check_choice, shown
-from overspill.engine.control_tokens import ControlTokens, unused_character
+from overspill.engine.control_tokens import ControlTokens, rewritten, unused_character, written_out
 from overspill.engine.jinja import Program, TemplateRefusalError
 from overspill.engine.message_forms import ANY_TOOL, MessageForms, repaired, try_out, variables_of
 from overspill.engine.tools import MarkedTools, Tool, describe_tools, marked_tools
@@ -46,7 +46,7 @@ _MOST_DROPPED = 16  # turns that are forgotten in the middle of one reply
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
-    """A prompt with marks in the names of control tokens that are only text."""
+    """A prompt with marks in the names of control tokens that are only text; the mark is empty if there are none."""
 
     marked: str
     mark: str
@@ -271,39 +271,56 @@ class ChatTemplate:
         program = self._programs[bool(tools)]
         trusted = [as_flag(f"messages[{i}]: trusted", m.pop("trusted", False)) for i, m in enumerate(said)]
         given = [self._forms(bool(tools)).fitting(message) for message in said]
-        mark = unused_character(f"{written}{program.source}")
-        marked = [
-            message if is_trusted else {**self._controls.marked(message, mark), "role": message["role"]}
-            for message, is_trusted in zip(given, trusted, strict=True)
-        ]
-        described = self._controls.marked(described, mark)
-        # Nothing had to be marked: then the prompt is read as any other text.
-        is_marked = (marked, described) != (given, json.loads(written)[1])
-        everything = {**self._always, **variables, "tools": described or None}
-        everything["add_generation_prompt"] = add_generation_prompt
-        candidates: list[dict[str, Any]] = [{"messages": candidate} for candidate in repaired(marked)]
-        # Some count the tools, whether there are any or not; some want them as text.
-        functions = json.dumps([tool["function"] for tool in described], ensure_ascii=False, indent=4)
-        candidates += [{**candidate, "tools": described, "functions": functions} for candidate in candidates]
-        refusal: TemplateRefusalError | None = None
-        for candidate in candidates:
-            try:
-                text = program.render({**everything, **candidate}, len(written))
-                break
-            except TemplateRefusalError as error:
-                refusal = refusal or error
-        else:
-            raise ValueError(f"messages: the chat template refuses them: {refusal}") from None
-        text = _NO_CHARACTER.sub("\ufffd", text)
-        if is_marked:  # in JSON and in Python's own way, a mark may have become its number
-            text = text.replace(f"\\u{ord(mark):04x}", mark)
+        always = {**self._always, **variables, "add_generation_prompt": add_generation_prompt}
+        mark = unused_character(f"{written}{program.source}{always}")
+
+        def conversation(marked: Callable[[str, str], str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+            def rewrite(text: str) -> str:
+                return marked(text, mark)
+
+            told = [
+                message if is_trusted else {**rewritten(message, rewrite), "role": message["role"]}
+                for message, is_trusted in zip(given, trusted, strict=True)
+            ]
+            return told, rewritten(described, rewrite)
+
+        marked, fenced = conversation(self._controls.marked), conversation(self._controls.fenced)
+        text = written_out(self._rendered(program, *marked, always, len(written)), mark)
+        if fenced != marked:
+            # A template that cuts texts may have made a name of what it left of them.
+            other = written_out(self._rendered(program, *fenced, always, len(written)), mark)
+            if self._controls.names(other) != self._controls.names(text):
+                text = other
         bos, eos = self._always["bos_token"], self._always["eos_token"]
         before, after = self._added
         if before and bos:
             text = text.removeprefix(bos)
         if after and eos:
             text = text.removesuffix(eos)
-        return _Rendered(text, mark if is_marked else "")
+        # Where no text had to be marked, the prompt is read as any other text.
+        return _Rendered(text, mark if mark in text else "")
+
+    def _rendered(
+        self,
+        program: Program,
+        messages: list[dict[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        n_given: int,
+    ) -> str:
+        """Return a prompt from messages as they are, or from what says the same to a template that refuses them."""
+        everything = {**variables, "tools": tools or None}
+        candidates: list[dict[str, Any]] = [{"messages": candidate} for candidate in repaired(messages)]
+        # Some count the tools, whether there are any or not; some want them as text.
+        functions = json.dumps([tool["function"] for tool in tools], ensure_ascii=False, indent=4)
+        candidates += [{**candidate, "tools": tools, "functions": functions} for candidate in candidates]
+        refusal: TemplateRefusalError | None = None
+        for candidate in candidates:
+            try:
+                return _NO_CHARACTER.sub("\ufffd", program.render({**everything, **candidate}, n_given))
+            except TemplateRefusalError as error:
+                refusal = refusal or error
+        raise ValueError(f"messages: the chat template refuses them: {refusal}") from None
 
     @cached_property
     def _always(self) -> dict[str, Any]:
@@ -344,11 +361,11 @@ class ChatTemplate:
             for one in tuple(self._known)
             if one[0].mark in ("", rendered.mark) and rendered.marked.startswith(one[0].marked)
         ]
-        if known:
+        if known and not self._added[1]:
             begun, tokens = max(known, key=lambda one: len(one[0].marked))
             rest = self._tokens_of(rendered.marked[len(begun.marked) :], rendered.mark)
-            # Only before a special token can a text be cut in two and give the same tokens.
-            if not rest or self._model.token_bytes(rest[0], True) == b"":
+            # Only before a control token can a text be cut in two and give the same tokens.
+            if not rest or self._model.token_bytes(rest[0], False) == b"":
                 return [*tokens, *rest]
         if rendered.mark:
             before, after = self._added

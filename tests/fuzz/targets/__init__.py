@@ -35,7 +35,7 @@ QUICK = {
     "prompts": 40,
     "grammars": 100,
     "schemas": 150,
-    "templates": 100,
+    "templates": 60,
     "replies": 100,
     "chats": 200,
     "placements": 300,

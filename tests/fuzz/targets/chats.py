@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-from chats import WEATHER
+from chats import WEATHER, cuts
 from fuzz.mutators import mutated_json, mutated_text
 from fuzz.targets.gguf_files import check_message
 from fuzz.targets.languages import small_model
@@ -95,7 +96,26 @@ _CONVERSATION: list[dict[str, Any]] = [
     {"role": "assistant", "content": "It is sunny."},
     {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "now?"}]},
 ]
+# The model's control tokens, and texts of the same length that are none.
+_CONTROLS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
+_OTHERS = ("<|ab_cde|>", "<|ab_fghij|>", "<|klmnopqrs|>")
 _NAMES = ("role", "content", "tool_calls", "function", "arguments", "name", "type", "text", "reasoning_content", "user")
+
+
+def _with_names(random: Random, value: Any, names: Sequence[str], between: Sequence[str], key: str = "") -> Any:
+    """Return a copy of messages whose texts have names in some places, with something in between."""
+    if isinstance(value, dict):
+        return {name: _with_names(random, part, names, between, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_with_names(random, part, names, between, key) for part in value]
+    if key not in ("content", "text", "reasoning_content", "arguments") or not isinstance(value, str):
+        return value
+    at = value.find("Rome") if key == "arguments" else random.randrange(len(value) + 1)
+    for _ in range(random.randrange(3)):
+        name = random.choice(names)
+        n = random.randrange(1, len(name))
+        value = value[:at] + name[:n] + random.choice(between) + name[n:] + value[at:]
+    return value
 
 
 def _sources() -> list[str]:
@@ -109,6 +129,8 @@ class Conversation:
 
     source: str
     messages: Any
+    harmless: Any
+    """The same messages without control tokens."""
     tools: list[Any]
     thinking: bool
 
@@ -127,10 +149,16 @@ class ChatTemplates:
         if random.random() < 0.7:
             source = mutated_text(random, source, _JINJA)
         messages: Any = copy.deepcopy(_CONVERSATION)[random.randrange(6) :]
-        if random.random() < 0.5:
-            messages = mutated_json(random, messages, _NAMES)
+        between = ["", " ", "<think>x</think>", "<|im_end|>", *cuts(source)]
+        is_named, is_changed, seed = random.random() < 0.5, random.random() < 0.5, random.random()
+
+        def changed(names: Sequence[str]) -> Any:
+            chance = Random(seed)
+            said = _with_names(chance, messages, names, between) if is_named else messages
+            return mutated_json(chance, said, _NAMES) if is_changed else said
+
         tools = [WEATHER] if random.random() < 0.5 else []
-        return Conversation(source, messages, tools, random.random() < 0.7)
+        return Conversation(source, changed(_CONTROLS), changed(_OTHERS), tools, random.random() < 0.7)
 
     def check(self, case: Conversation) -> None:
         """Make the prompt, and the form of its reply."""
@@ -146,6 +174,15 @@ class ChatTemplates:
             check_message(error)
             return
         assert all(0 <= token < self._model.n_vocab for token in prompt.tokens)
+        try:
+            other = template.prepare(case.harmless, tools=case.tools, thinking=case.thinking)
+        except (Error, ValueError, TypeError):
+            return
+        found, expected = (self._control_tokens(one.tokens) for one in (prompt, other))
+        assert found == expected, f"texts make control tokens: {found} instead of {expected}"
+
+    def _control_tokens(self, tokens: list[int]) -> Counter[int]:
+        return Counter(token for token in tokens if self._model.token_bytes(token, special=False) == b"")
 
 
 # What formats are made of; the pieces of one are near each other in every template.
