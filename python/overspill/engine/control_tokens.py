@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Any, TypeAlias
 
 from overspill._core import Model
+from overspill.base.cached import cached_property
 
 __all__ = ["ControlTokens", "unused_character"]
 
