@@ -154,6 +154,11 @@ async def a_reply():
         pass
 
 
+def load_for(cascade):
+    with cascade._lock:  # as long as one of its models is loaded
+        overspill.Model(path, n_ctx=64, n_threads=1, offload="cpu").close()
+
+
 meter = new_meter()
 cascade = overspill.Cascade(model, model)
 form = model.chat_template.prepare("Hello").form
@@ -168,6 +173,7 @@ WORK = [
     lambda: asyncio.run(a_reply()),
     lambda: list(cascade.stream("Hello", max_tokens=2)),
     lambda: (reader.add("word " * 50), reader.is_malformed),
+    lambda: load_for(cascade),
 ]
 over = threading.Event()
 
@@ -198,7 +204,7 @@ def child(held):
     assert STEPS <= refused, sorted(STEPS - refused)
     for call in (
         lambda: next(stream), lambda: next(unread), lambda: next(chat), lambda: next(batch),
-        lambda: meter.operation_s(256), lambda: asyncio.run(asynchronous.__anext__()),
+        lambda: meter.operation_s(256), lambda: cascade.stream("Hello"), lambda: asyncio.run(asynchronous.__anext__()),
     ):
         assert "spawn" in outcome(call), outcome(call)
     for call in (

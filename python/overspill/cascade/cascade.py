@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from overspill._core import ClosedError, Error, OutOfMemoryError
+from overspill._core import ClosedError, Error, Origin, OutOfMemoryError
 from overspill.base.checks import as_flag, as_path, as_text, check_keywords, naming, shown
 from overspill.base.units import parse_memory
 from overspill.cascade.budget import fit_together
@@ -93,6 +93,7 @@ class Cascade:
         """Why both are or one is in memory, in words."""
         self._options = options
         self._memory = parse_memory(memory)
+        self._origin = Origin()
         self._lock = threading.Lock()
         self._closed = False
         self._streams: weakref.WeakSet[CascadeStream] = weakref.WeakSet()
@@ -155,6 +156,7 @@ class Cascade:
 
     def _take(self, which: Which, user: CascadeStream) -> tuple[Model, bool]:
         """Return a model, and whether it was loaded for that."""
+        self._origin.check("the cascade")
         with self._lock:
             if self._closed:
                 raise ClosedError("the cascade is closed")
@@ -214,6 +216,8 @@ class Cascade:
 
     def close(self) -> None:
         """End the open streams, and close the models that were loaded here. Idempotent."""
+        if not self._origin.is_here:
+            return  # they are another process's
         for stream in list(self._streams):
             stream.close()
         with self._lock:
