@@ -7,6 +7,7 @@
 
 #include "rpc_waiting.h"
 
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -61,8 +62,13 @@ static int overspill_setsockopt(int fd, int level, int name, const void * value,
     if (level == IPPROTO_TCP && name == TCP_NODELAY) {
         const auto set = [fd](int of_level, int option, int to) { setsockopt(fd, of_level, option, &to, sizeof(to)); };
         set(SOL_SOCKET, SO_KEEPALIVE, 1);
-#if defined(TCP_KEEPIDLE) && defined(TCP_KEEPINTVL) && defined(TCP_KEEPCNT)
-        set(IPPROTO_TCP, TCP_KEEPIDLE, 10);  // seconds; with the next two: lost after half a minute
+        // Seconds; all three: lost after half a minute. macOS has another name for the first.
+#if defined(TCP_KEEPIDLE)
+        set(IPPROTO_TCP, TCP_KEEPIDLE, 10);
+#elif defined(TCP_KEEPALIVE)
+        set(IPPROTO_TCP, TCP_KEEPALIVE, 10);
+#endif
+#if defined(TCP_KEEPINTVL) && defined(TCP_KEEPCNT)
         set(IPPROTO_TCP, TCP_KEEPINTVL, 5);
         set(IPPROTO_TCP, TCP_KEEPCNT, 4);
 #endif
@@ -90,7 +96,10 @@ static hostent * overspill_gethostbyname(const char * host) {
     return found;
 }
 
+// Without blocking, since only Linux has connect() heed SO_SNDTIMEO.
 static int overspill_connect(int fd, const sockaddr * address, socklen_t size) {
+    const int flags = fcntl(fd, F_GETFL);
+    fcntl(fd, F_SETFL, flags | O_NONBLOCK);
     int status = connect(fd, address, size);
     int error = status == 0 ? 0 : errno;
     while ((error == EINTR || error == EINPROGRESS) && overspill_goes_on(fd)) {
@@ -101,6 +110,7 @@ static int overspill_connect(int fd, const sockaddr * address, socklen_t size) {
             status = error == 0 ? 0 : -1;
         }
     }
+    fcntl(fd, F_SETFL, flags);
     if (status != 0) {
         overspill_close_unanswered();
     }

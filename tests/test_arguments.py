@@ -9,7 +9,7 @@ import importlib
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -497,6 +497,65 @@ def test_a_wrong_argument_is_named(world: Calls, path: str) -> None:
 def test_any_wrong_argument_is_named(world: Calls, path: str) -> None:
     """Every parameter of every public function, with values of every kind."""
     check(world, path, VALUES)
+
+
+def kinds_of(path: str) -> dict[str, Any]:
+    """Return the kinds of a public function's parameters; none of a property."""
+    one = public_callables()[path]
+    found = {} if isinstance(one, property) else inspect.signature(one).parameters
+    return {name: parameter.kind for name, parameter in found.items() if name != "self"}
+
+
+def keywords_of(path: str) -> set[str]:
+    """Return the parameters of a public function that are given as keywords alone."""
+    return {name for name, kind in kinds_of(path).items() if kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def options_of() -> dict[str, Set[str]]:
+    """Return what each function takes as ``**options`` or ``**settings``, as its documentation says."""
+    sampling = {field.name for field in dataclasses.fields(overspill.SamplingOptions)}
+    stream = keywords_of("Model.stream") | sampling
+    chat = (keywords_of("Model.chat") | stream) - {"form", "reuse", "special"}
+    flags = "n_ctx n_batch n_ubatch n_threads type_k type_v flash_attention load_mode rpc"
+    return {
+        "Cascade": keywords_of("Model"),
+        "Cascade.chat": chat,
+        "Cascade.stream": stream - {"form"},
+        **dict.fromkeys(("Chat", "Chat.load", "Chat.retry", "Chat.send", "Model.chat"), chat),
+        **dict.fromkeys(("Model.astream", "Model.generate"), stream),
+        **dict.fromkeys(("Model.generate_many", "Model.stream", "Sampler"), sampling),
+        **dict.fromkeys(("Placement.server_flags", "Plan.server_flags"), frozenset(flags.split())),
+        "compare": stream & chat,
+        "ubatch_trade": keywords_of("plan") - {"n_ubatch"},
+    }
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_each_takes_its_own_keywords(world: Calls, path: str) -> None:
+    """Each parameter of every other function is refused by its name, before anything is done; its own are known."""
+    one = public_callables()[path]
+    if isinstance(one, property):
+        return
+    call, given = world[path]
+    own = {name for name, kind in kinds_of(path).items() if kind is not inspect.Parameter.VAR_KEYWORD}
+    options = options_of().get(path, set())
+    assert bool(options) == (inspect.Parameter.VAR_KEYWORD in kinds_of(path).values())
+    every = {name for other in NAMES for name in kinds_of(other)} | set().union(*options_of().values())
+    wrong = []
+    for name in sorted(every):
+        is_own = name in own | options
+        if is_own and path in LOADS:
+            continue
+        try:
+            use(call(**given | {name: None}))
+        except (TypeError, ValueError, Error) as error:
+            said = str(error)
+        else:
+            said = ""
+        is_refused = re.search(rf"(no option|unexpected keyword argument) '{name}'|^{name} is none of", said)
+        if bool(is_refused) == is_own:
+            wrong.append(f"{name}: {said:.200}")
+    assert not wrong, "\n" + "\n".join(wrong)
 
 
 def test_what_cannot_generate_says_so(vocab_path: Path) -> None:

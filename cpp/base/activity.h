@@ -13,7 +13,7 @@ class Activity {
     Activity(const Activity &) = delete;
     Activity & operator=(const Activity &) = delete;
 
-    inline static std::atomic<const char *> current{"nothing"};
+    inline static std::atomic<const char *> current{"idle"};
 
   private:
     const char * before_;

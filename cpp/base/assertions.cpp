@@ -19,12 +19,13 @@ thread_local int n_guards = 0;
 thread_local const std::shared_ptr<Team> * team = nullptr;
 thread_local bool is_member = false;  // one of the threads that a team's own thread has started
 
-void (*say_last_words)(const char *, const char *) = nullptr;
+void (*say_last_words)(const char *) = nullptr;
 std::terminate_handler terminate_as_before = nullptr;
 
-void end_process(const char * message) {
+// `failure` is the whole story. Once: what is said may fail as well.
+void end_process(const char * failure) {
     if (say_last_words != nullptr) {
-        std::exchange(say_last_words, nullptr)(message, Activity::current.load());
+        std::exchange(say_last_words, nullptr)(failure);
     }
 }
 
@@ -38,6 +39,18 @@ std::string what_failed(const char * message) {
     return text;
 }
 
+std::string failed_while(const std::string & why) {
+    return "llama.cpp failed while " + why;
+}
+
+void end_process_of(const char * message) {
+    try {
+        end_process(failed_while(what_failed(message)).c_str());
+    } catch (const std::bad_alloc &) {
+        end_process(message);
+    }
+}
+
 #ifndef _WIN32
 
 // Unwinds a member to where it has started. Not an exception of the standard library, which llama.cpp catches.
@@ -47,7 +60,7 @@ struct MemberEnds {};
     if ((*team)->end_others) {
         std::exchange((*team)->end_others, nullptr)();
     }
-    throw AssertionFailed("llama.cpp failed while " + why);
+    throw AssertionFailed(failed_while(why));
 }
 
 void on_abort(const char * message) {
@@ -61,10 +74,10 @@ void on_abort(const char * message) {
             give_up((*team)->why());
         }
         if (n_guards > 0) {
-            throw AssertionFailed("llama.cpp failed while " + what_failed(message));
+            throw AssertionFailed(failed_while(what_failed(message)));
         }
     }
-    end_process(message);
+    end_process_of(message);
 }
 
 void while_waiting() {
@@ -117,6 +130,11 @@ void on_terminate() {
     } catch (const AssertionFailed & failure) {
         end_process(failure.what());
         std::abort();
+#ifndef _WIN32
+    } catch (const MemberEnds &) {
+        end_process(failed_while((*team)->why()).c_str());
+        std::abort();
+#endif
     } catch (...) {
     }
     terminate_as_before();
@@ -158,11 +176,11 @@ void Team::fail(const char * message) noexcept {
     }
 }
 
-void catch_assertions(void (*last_words)(const char *, const char *)) {
+void catch_assertions(void (*last_words)(const char *)) {
     say_last_words = last_words;
     terminate_as_before = std::set_terminate(on_terminate);
 #ifdef _WIN32
-    ggml_set_abort_callback(end_process);
+    ggml_set_abort_callback(end_process_of);
 #else
     overspill_set_assertion_hooks({while_waiting, start_thread});
     ggml_set_abort_callback(on_abort);

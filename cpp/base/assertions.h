@@ -79,7 +79,7 @@ class Team {
 };
 
 // From now on llama.cpp's failed assertions come here. `last_words` is called before one ends the process after all,
-// with what was being done. Call once, before anything else.
-void catch_assertions(void (*last_words)(const char * message, const char * activity));
+// with one line: what was being done, and which. Call once, before anything else.
+void catch_assertions(void (*last_words)(const char * failure));
 
 }  // namespace overspill

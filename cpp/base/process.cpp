@@ -1,17 +1,15 @@
 #include "base/process.h"
 
 #include "base/error.h"
-#include "base/log.h"
 
 #include <ggml-threading.h>
 
+#include <algorithm>
 #include <atomic>
+#include <utility>
 
 #ifndef _WIN32
 #include <pthread.h>
-#endif
-#ifdef __GLIBC__
-#include <malloc.h>
 #endif
 
 namespace overspill {
@@ -24,14 +22,21 @@ constexpr const char * how_to_start_processes =
     "start processes with multiprocessing.get_context(\"spawn\"), and load the model in each of them";
 
 #ifndef _WIN32
-// Locks that every model of the child needs as well: nobody else has them when the process is forked.
+// Never destroyed: the process may be forked until it is gone.
+std::vector<std::mutex *> & locks_of_all() {
+    static auto * instance = new std::vector<std::mutex *>;
+    return *instance;
+}
+
 void before_fork() {
     ggml_critical_section_start();
-    log_mutex().lock();
+    for (std::mutex * one : locks_of_all()) {
+        one->lock();
+    }
 }
 
 void after_fork() {
-    log_mutex().unlock();
+    std::for_each(locks_of_all().rbegin(), locks_of_all().rend(), [](std::mutex * one) { one->unlock(); });
     ggml_critical_section_end();
 }
 
@@ -43,19 +48,10 @@ void after_fork_in_child() {
 
 }  // namespace
 
-void watch_forks() {
+void watch_forks([[maybe_unused]] std::vector<std::mutex *> locks) {
 #ifndef _WIN32
+    locks_of_all() = std::move(locks);
     pthread_atfork(before_fork, after_fork, after_fork_in_child);
-#endif
-}
-
-void return_freed_memory() {
-#ifdef __GLIBC__
-    // Otherwise glibc raises its thresholds to 32 and 64 MiB, and each of its arenas keeps so much: after 60 loads of a
-    // model of 13 MB by 12 threads, a process had 229 MB, and has 78 MB with these.
-    constexpr int large_bytes = 4 << 20;
-    mallopt(M_MMAP_THRESHOLD, large_bytes);
-    mallopt(M_TRIM_THRESHOLD, 2 * large_bytes);
 #endif
 }
 

@@ -5,14 +5,13 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 namespace overspill {
 
-// To be called once, before other threads run.
-void watch_forks();
-
-// Has the C library return large pieces of memory when they are freed. To be called once, before other threads run.
-void return_freed_memory();
+// To be called once, before other threads run. `locks` are those that every model of a child needs as well, in the
+// order in which they are taken where one holds several: nobody else has them when the process is forked.
+void watch_forks(std::vector<std::mutex *> locks);
 
 // Throws Error in a process that was forked after overspill was imported; `what` begins its text: "the device X".
 void check_not_forked(const std::string & what);

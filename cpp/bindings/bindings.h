@@ -6,6 +6,7 @@
 namespace overspill {
 
 void bind_errors(pybind11::module_ & m);
+void bind_process(pybind11::module_ & m);
 void bind_log(pybind11::module_ & m);
 void bind_devices(pybind11::module_ & m);
 void bind_files(pybind11::module_ & m);

@@ -23,6 +23,16 @@ void raise_out_of_memory(const py::handle & type, const OutOfMemoryError & memor
     PyErr_SetObject(type.ptr(), value.ptr());
 }
 
+// Of threads and locks alone: nothing else here throws it. Some libraries have their own words around the system's.
+std::string reason_of(const std::system_error & refused) {
+    if (refused.code() == std::errc::resource_unavailable_try_again) {
+        return "the system gives this process no more threads: close streams or models, or raise its limits (ulimit "
+               "-u, "
+               "ulimit -v)";
+    }
+    return refused.code() ? "the system refuses: " + refused.code().message() : std::string(refused.what());
+}
+
 }  // namespace
 
 void bind_errors(py::module_ & m) {
@@ -55,9 +65,7 @@ void bind_errors(py::module_ & m) {
         } catch (const OutOfMemoryError & memory) {
             raise_out_of_memory(out_of_memory, memory);
         } catch (const std::system_error & refused) {
-            py::set_error(
-                error,
-                ("the system refuses, maybe since there are too many threads: " + std::string(refused.what())).c_str());
+            py::set_error(error, reason_of(refused).c_str());
         } catch (const std::bad_alloc &) {
             raise_out_of_memory(out_of_memory, ram_refused());
         } catch (const AssertionFailed & failed) {

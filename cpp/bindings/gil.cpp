@@ -1,7 +1,9 @@
 #include "bindings/gil.h"
 
 #include <atomic>
+#include <chrono>
 #include <exception>
+#include <thread>
 #include <utility>
 
 namespace py = pybind11;
@@ -13,6 +15,8 @@ namespace {
 // Asked when the module is made: asking Python later on, behind a lock of C++, could wait for a thread that waits for
 // the GIL.
 std::atomic<unsigned long> main_thread{0};
+
+std::atomic<bool> is_ending{false};  // models are closed, and the interpreter is about to end
 
 // What a signal handler has raised, until raise_from_signals(). With the GIL, and on the main thread only.
 std::exception_ptr raised;
@@ -54,9 +58,22 @@ void hear_signals() {
     remember();
     const py::module_ os = py::module_::import("os");
     if (py::hasattr(os, "register_at_fork")) {
-        os.attr("register_at_fork")(py::arg("after_in_child") = py::cpp_function(remember));
+        os.attr("register_at_fork")(py::arg("after_in_child") = py::cpp_function([remember] {
+                                        remember();
+                                        raised = nullptr;  // the parent's to raise
+                                    }));
     }
+    // Before the package registers that models are closed, and so called after that.
+    py::module_::import("atexit").attr("register")(py::cpp_function([] { is_ending = true; }));
     answer_told_to_stop(has_been_told_to_stop);
+}
+
+ReleasedGil::~ReleasedGil() noexcept(false) {
+    // A daemon thread would be ended here in the middle of C++. Nobody waits for it, and nothing is left for it to do.
+    while (is_ending.load(std::memory_order_relaxed) && !is_main_thread()) {
+        std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+    PyEval_RestoreThread(state_);
 }
 
 bool is_main_thread() noexcept {

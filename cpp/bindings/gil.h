@@ -21,6 +21,19 @@ bool is_main_thread() noexcept;
 // Raises what a signal handler has raised during native work, if one did. With the GIL.
 void raise_from_signals();
 
+// While it exists, this thread does not have the GIL.
+class ReleasedGil {
+  public:
+    ReleasedGil() : state_(PyEval_SaveThread()) {}
+    // Where the interpreter ends, it ends threads that ask for the GIL, by an exception that must come through.
+    ~ReleasedGil() noexcept(false);
+    ReleasedGil(const ReleasedGil &) = delete;
+    ReleasedGil & operator=(const ReleasedGil &) = delete;
+
+  private:
+    PyThreadState * state_;
+};
+
 // Runs native work that takes microseconds, with the GIL. A failed assertion of llama.cpp is an exception in it, as in
 // the others.
 template <typename Work>
@@ -34,10 +47,14 @@ auto with_gil(Work && work) {
 template <typename Work>
 auto without_gil(Work && work) {
     struct Drain {
-        ~Drain() { drain_log_to_python(); }
+        ~Drain() {
+            if (PyGILState_Check() == 1) {
+                drain_log_to_python();
+            }
+        }
     } const drain;
     try {
-        const pybind11::gil_scoped_release release;
+        const ReleasedGil released;
         const AssertionGuard guard;
         return work();
     } catch (...) {

@@ -8,6 +8,7 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <cstdio>
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -42,12 +43,13 @@ void drain_log_to_python() {
 namespace {
 
 // The process ends right after this, so it says why where it can be seen.
-void report_abort(const char * message, const char * activity) {
-    if (!Py_IsInitialized()) {
+void report_abort(const char * failure) {
+    if (Py_IsInitialized() == 0) {
+        std::fprintf(stderr, "overspill: %s; this ends the process\n", failure);
         return;
     }
     const py::gil_scoped_acquire gil;
-    PySys_WriteStderr("overspill: llama.cpp gave up while %s and ends the process: %s\n", activity, message);
+    PySys_FormatStderr("overspill: %s; this ends the process\n", failure);
     drain_log_to_python();
 }
 

@@ -1,18 +1,20 @@
 // What Python sees of the core, one file per class or concept. Only this folder knows Python.
 #include "bindings/bindings.h"
 
+#include "base/log.h"
 #include "base/process.h"
 #include "bindings/gil.h"
+#include "device/compute_hooks.h"
 
 #include <llama.h>
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "The native core of overspill. Use the package's own names instead.";
     m.attr("LLAMA_CPP_COMMIT") = OVERSPILL_LLAMA_CPP_COMMIT;
-    overspill::return_freed_memory();
-    overspill::watch_forks();
+    overspill::watch_forks({&overspill::hooking_mutex(), &overspill::log_mutex()});
     overspill::hear_signals();
     overspill::bind_errors(m);
+    overspill::bind_process(m);
     overspill::bind_log(m);  // before anything of llama.cpp's runs
     llama_backend_init();
     overspill::bind_devices(m);

@@ -99,7 +99,7 @@ void bind_sampler(py::module_ & m) {
             "restore",
             [](Sampler & sampler, const SamplerState & state) {
                 // To draw so many random numbers again may take seconds.
-                without_gil([&] { sampler.restore(state); });
+                interruptible([&](const Interrupt::Poll & poll) { sampler.restore(state, poll); });
             },
             "state"_a);
 

@@ -119,6 +119,10 @@ void hook_devices() {
     }
 }
 
+std::mutex & hooking_mutex() noexcept {
+    return originals().mutex;
+}
+
 ComputeScope::ComputeScope(int32_t offload_min_batch, Interrupt * interrupt, const Interrupt::Poll * poll)
     : offload_min_batch_(offload_min_batch), interrupt_(interrupt), poll_(poll), outer_(std::exchange(scope, this)) {}
 

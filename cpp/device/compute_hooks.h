@@ -6,12 +6,15 @@
 #include "base/interrupt.h"
 
 #include <cstdint>
+#include <mutex>
 
 namespace overspill {
 
 // From now on, what the devices besides the CPU compute asks the scope of its thread. Of devices that became known
 // since the last call, too. Cheap; from any thread.
 void hook_devices();
+// Held for that; for whoever forks the process.
+std::mutex & hooking_mutex() noexcept;
 
 // What llama.cpp computes or plans on this thread while this exists. The innermost counts.
 class ComputeScope {

@@ -146,6 +146,7 @@ DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
     check_range("budget_s", options_.budget_s, 0.0, 60.0);
     for (const std::string & gpu : options_.gpus) {
         gpus_.push_back(device_named(gpu));
+        check_usable_after_fork(gpus_.back());
     }
     const Activity activity("preparing to measure a device");
     const ErrorCapture errors;
@@ -153,7 +154,7 @@ DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
     servers_ = std::make_unique<const RpcServers>(devices);
     cpu_.reset(ggml_backend_dev_init(cpu_device(), nullptr));
     if (device_ != cpu_device()) {
-        other_.reset(ggml_backend_dev_init(device_, nullptr));
+        other_ = held<ggml_backend_ptr>(ggml_backend_dev_init(device_, nullptr));
     }
     backend_ = device_ == cpu_device() ? cpu_.get() : other_.get();
     if (!cpu_ || backend_ == nullptr) {
@@ -165,13 +166,26 @@ DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
                                                                                                 threads_->get());
 }
 
+bool DeviceMeter::is_broken() const {
+    return threads_ != nullptr && threads_->failed() && !can_be_freed_half_done(device_);
+}
+
+// One at a time, and all of it as the work of the threads: a failed assertion is then known before anything is freed.
+template <typename Work>
+auto DeviceMeter::measure(const char * activity, Work && work) {
+    origin_.check("the meter of a device");
+    const std::lock_guard lock(mutex_);
+    const Activity now(activity);
+    return threads_->use(std::forward<Work>(work));
+}
+
 Error DeviceMeter::no_memory() const {
     check_server();
     return Error(name_ + " has no memory to be measured with");
 }
 
 void DeviceMeter::compute(ggml_cgraph * graph) {
-    if (threads_->use([&] { return ggml_backend_graph_compute(backend_, graph); }) != GGML_STATUS_SUCCESS) {
+    if (ggml_backend_graph_compute(backend_, graph) != GGML_STATUS_SUCCESS) {
         throw Error(name_ + " failed while it was measured");
     }
     wait_for(ggml_graph_node(graph, -1));
@@ -179,11 +193,11 @@ void DeviceMeter::compute(ggml_cgraph * graph) {
 }
 
 ggml_backend_buffer_t DeviceMeter::working_set(ggml_backend_buffer_type_t type) {
-    ggml_backend_buffer_ptr & buffer = working_sets_[type];
+    HeldBuffer & buffer = working_sets_[type];
     if (!buffer) {
         const ErrorCapture errors;
         const size_t n_bytes = std::min<size_t>(options_.working_set_bytes, ggml_backend_buft_get_max_size(type));
-        buffer.reset(ggml_backend_buft_alloc_buffer(type, n_bytes));
+        buffer = held<ggml_backend_buffer_ptr>(ggml_backend_buft_alloc_buffer(type, n_bytes));
         if (!buffer) {
             check_server();
             throw Error(name_ + " has no " + std::to_string(n_bytes >> 20) +
@@ -223,8 +237,8 @@ std::vector<ggml_tensor *> DeviceMeter::fill(ggml_backend_buffer_t buffer,
     return tensors;
 }
 
-ggml_backend_buffer_ptr DeviceMeter::allocate(ggml_context * context) {
-    ggml_backend_buffer_ptr buffer(
+DeviceMeter::HeldBuffer DeviceMeter::allocate(ggml_context * context) {
+    HeldBuffer buffer = held<ggml_backend_buffer_ptr>(
         ggml_backend_alloc_ctx_tensors_from_buft(context, ggml_backend_dev_buffer_type(device_)));
     if (!buffer) {
         throw no_memory();
@@ -237,11 +251,12 @@ double DeviceMeter::graph_s(size_t n_operations, size_t n_distinct, double budge
                             const Build & build) {
     const Graph pass(n_operations);
     ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(device_);
-    ggml_backend_buffer_ptr output;
+    HeldBuffer output;
     for (size_t i = 0; i < n_operations; ++i) {
         ggml_tensor * result = build(pass.context.get(), i % n_distinct);
         if (!output) {
-            output.reset(ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alloc_size(type, result)));
+            output = held<ggml_backend_buffer_ptr>(
+                ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alloc_size(type, result)));
             if (!output) {
                 throw no_memory();
             }
@@ -321,71 +336,71 @@ DeviceMeter::Weights DeviceMeter::lay_out(WeightUse use) {
 WeightRate DeviceMeter::weight_rate(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,
                                     int64_t n_used) {
     const WeightUse wanted = checked_use(type, n_in, n_out, n_experts, n_used);
-    const std::lock_guard lock(mutex_);
-    const Activity activity("measuring how fast a device reads weights");
-    const Weights weights = lay_out(wanted);
-    const WeightUse & use = weights.use;
-    // Each expert once; those of one token are apart.
-    const auto n_groups = static_cast<size_t>(n_experts == 0 ? 1 : std::min<int64_t>(use.n_experts / n_used, 256));
-    const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * (n_groups + 1), nullptr, true}));
-    ggml_tensor * input = use.input(inputs_context.get(), 1);
-    std::vector<ggml_tensor *> experts(n_groups);
-    for (ggml_tensor *& group : experts) {
-        group = use.experts(inputs_context.get(), 1);
-    }
-    const ggml_backend_buffer_ptr inputs = allocate(inputs_context.get());
-    set(input, 0.1F);
-    for (size_t group = 0; n_experts > 0 && group < n_groups; ++group) {
-        std::vector<int32_t> numbers(static_cast<size_t>(n_used));
-        for (size_t i = 0; i < numbers.size(); ++i) {
-            numbers[i] = static_cast<int32_t>(i * n_groups + group);
+    return measure("measuring how fast a device reads weights", [&] {
+        const Weights weights = lay_out(wanted);
+        const WeightUse & use = weights.use;
+        // Each expert once; those of one token are apart.
+        const auto n_groups = static_cast<size_t>(n_experts == 0 ? 1 : std::min<int64_t>(use.n_experts / n_used, 256));
+        const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * (n_groups + 1), nullptr, true}));
+        ggml_tensor * input = use.input(inputs_context.get(), 1);
+        std::vector<ggml_tensor *> experts(n_groups);
+        for (ggml_tensor *& group : experts) {
+            group = use.experts(inputs_context.get(), 1);
         }
-        ggml_backend_tensor_set(experts[group], numbers.data(), 0, ggml_nbytes(experts[group]));
-    }
-    const size_t n_distinct = weights.copies.size() * n_groups;
-    const double operation_s = average_s(n_distinct, n_distinct, [&](ggml_context * context, size_t i) {
-        return WeightUse::product(context, weights.copies[i / n_groups], input, experts[i % n_groups]);
+        const HeldBuffer inputs = allocate(inputs_context.get());
+        set(input, 0.1F);
+        for (size_t group = 0; n_experts > 0 && group < n_groups; ++group) {
+            std::vector<int32_t> numbers(static_cast<size_t>(n_used));
+            for (size_t i = 0; i < numbers.size(); ++i) {
+                numbers[i] = static_cast<int32_t>(i * n_groups + group);
+            }
+            ggml_backend_tensor_set(experts[group], numbers.data(), 0, ggml_nbytes(experts[group]));
+        }
+        const size_t n_distinct = weights.copies.size() * n_groups;
+        const double operation_s = average_s(n_distinct, n_distinct, [&](ggml_context * context, size_t i) {
+            return WeightUse::product(context, weights.copies[i / n_groups], input, experts[i % n_groups]);
+        });
+        const size_t n_bytes =
+            ggml_row_size(use.type, n_in) * static_cast<size_t>(use.n_out * std::max<int64_t>(1, n_used));
+        return WeightRate{static_cast<double>(n_bytes) / operation_s, ggml_backend_buft_name(weights.buffer_type)};
     });
-    const size_t n_bytes =
-        ggml_row_size(use.type, n_in) * static_cast<size_t>(use.n_out * std::max<int64_t>(1, n_used));
-    return {static_cast<double>(n_bytes) / operation_s, ggml_backend_buft_name(weights.buffer_type)};
 }
 
 double DeviceMeter::batch_flops(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,
                                 int64_t n_used, int64_t n_tokens) {
     const WeightUse whole = checked_use(type, n_in, n_out, n_experts, n_used);
     check_range("n_tokens", n_tokens, int64_t{1}, most_tokens);
-    const std::lock_guard lock(mutex_);
-    const Activity activity("measuring how fast a device multiplies a batch");
-    // No larger than the working set, as the results of the operation are.
-    const int64_t n_rows = n_tokens * std::max<int64_t>(1, n_used);
-    const auto most_out = static_cast<int64_t>(options_.working_set_bytes / sizeof(float)) / n_rows;
-    const int64_t n_out_here = std::min(n_out, std::max<int64_t>(1, most_out / row_unit) * row_unit);
-    return batch_rate(n_out_here, row_unit, [&](int64_t n_out_part, const Timing & seconds) -> BatchTime {
-        WeightUse part = whole;
-        part.n_out = n_out_part;
-        const Weights weights = lay_out(part);
-        const WeightUse & use = weights.use;
-        // Fewer experts get fewer tokens, so that each has as many rows as it would have.
-        const int64_t n_here = n_experts == 0 ? n_tokens : (n_tokens * use.n_experts + n_experts - 1) / n_experts;
-        const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * 2, nullptr, true}));
-        ggml_tensor * input = use.input(inputs_context.get(), n_here);
-        ggml_tensor * experts = use.experts(inputs_context.get(), n_here);
-        const ggml_backend_buffer_ptr inputs = allocate(inputs_context.get());
-        set(input, 0.1F);
-        if (experts != nullptr) {
-            // In turn: all of a token's differ, and each gets its share of the rows.
-            std::vector<int32_t> numbers(static_cast<size_t>(n_here * n_used));
-            for (size_t i = 0; i < numbers.size(); ++i) {
-                numbers[i] = static_cast<int32_t>(i % static_cast<size_t>(use.n_experts));
+    return measure("measuring how fast a device multiplies a batch", [&] {
+        // No larger than the working set, as the results of the operation are.
+        const int64_t n_rows = n_tokens * std::max<int64_t>(1, n_used);
+        const auto most_out = static_cast<int64_t>(options_.working_set_bytes / sizeof(float)) / n_rows;
+        const int64_t n_out_here = std::min(n_out, std::max<int64_t>(1, most_out / row_unit) * row_unit);
+        return batch_rate(n_out_here, row_unit, [&](int64_t n_out_part, const Timing & seconds) -> BatchTime {
+            WeightUse part = whole;
+            part.n_out = n_out_part;
+            const Weights weights = lay_out(part);
+            const WeightUse & use = weights.use;
+            // Fewer experts get fewer tokens, so that each has as many rows as it would have.
+            const int64_t n_here = n_experts == 0 ? n_tokens : (n_tokens * use.n_experts + n_experts - 1) / n_experts;
+            const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * 2, nullptr, true}));
+            ggml_tensor * input = use.input(inputs_context.get(), n_here);
+            ggml_tensor * experts = use.experts(inputs_context.get(), n_here);
+            const HeldBuffer inputs = allocate(inputs_context.get());
+            set(input, 0.1F);
+            if (experts != nullptr) {
+                // In turn: all of a token's differ, and each gets its share of the rows.
+                std::vector<int32_t> numbers(static_cast<size_t>(n_here * n_used));
+                for (size_t i = 0; i < numbers.size(); ++i) {
+                    numbers[i] = static_cast<int32_t>(i % static_cast<size_t>(use.n_experts));
+                }
+                ggml_backend_tensor_set(experts, numbers.data(), 0, ggml_nbytes(experts));
             }
-            ggml_backend_tensor_set(experts, numbers.data(), 0, ggml_nbytes(experts));
-        }
-        const double operation_s = seconds(weights.copies.size(), [&](ggml_context * context, size_t i) {
-            return WeightUse::product(context, weights.copies[i], input, experts);
+            const double operation_s = seconds(weights.copies.size(), [&](ggml_context * context, size_t i) {
+                return WeightUse::product(context, weights.copies[i], input, experts);
+            });
+            const auto products = static_cast<double>(n_in) * static_cast<double>(use.n_out);
+            return {2 * products * static_cast<double>(n_here * std::max<int64_t>(1, n_used)), operation_s};
         });
-        const auto products = static_cast<double>(n_in) * static_cast<double>(use.n_out);
-        return {2 * products * static_cast<double>(n_here * std::max<int64_t>(1, n_used)), operation_s};
     });
 }
 
@@ -422,7 +437,7 @@ double DeviceMeter::attention_s(const Attention & use, const std::vector<ggml_fp
     const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * 2, nullptr, true}));
     ggml_tensor * query = use.query(inputs_context.get());
     ggml_tensor * mask = use.mask(inputs_context.get());
-    const ggml_backend_buffer_ptr inputs = allocate(inputs_context.get());
+    const HeldBuffer inputs = allocate(inputs_context.get());
     set(query, 0.1F);
     ggml_backend_tensor_set(mask, mask_values.data(), 0, ggml_nbytes(mask));
     return seconds(caches.size(), [&](ggml_context * context, size_t i) {
@@ -435,67 +450,67 @@ double DeviceMeter::attention_bytes_per_s(const std::string & type, int64_t n_he
     Attention use = checked_attention(type, n_heads, n_heads_kv, head_width);
     check_range("n_kv", n_kv, int64_t{1}, largest_dimension);
     use.n_kv = n_kv;
-    const std::lock_guard lock(mutex_);
-    const Activity activity("measuring how fast a device reads a KV cache");
-    const std::vector<ggml_fp16_t> nothing_masked(static_cast<size_t>(n_kv));
-    const double operation_s = attention_s(use, nothing_masked, [this](size_t n_distinct, const Build & build) {
-        return average_s(n_distinct, n_distinct, build);
+    return measure("measuring how fast a device reads a KV cache", [&] {
+        const std::vector<ggml_fp16_t> nothing_masked(static_cast<size_t>(n_kv));
+        const double operation_s = attention_s(use, nothing_masked, [this](size_t n_distinct, const Build & build) {
+            return average_s(n_distinct, n_distinct, build);
+        });
+        const size_t cache_bytes = ggml_row_size(use.type, head_width) * static_cast<size_t>(n_heads_kv * n_kv);
+        return 2.0 * static_cast<double>(cache_bytes) / operation_s;
     });
-    const size_t cache_bytes = ggml_row_size(use.type, head_width) * static_cast<size_t>(n_heads_kv * n_kv);
-    return 2.0 * static_cast<double>(cache_bytes) / operation_s;
 }
 
 double DeviceMeter::attention_flops(const std::string & type, int64_t n_heads, int64_t n_heads_kv, int64_t head_width,
                                     int64_t n_tokens) {
     const Attention whole = checked_attention(type, n_heads, n_heads_kv, head_width);
     check_range("n_tokens", n_tokens, int64_t{1}, most_tokens);
-    const std::lock_guard lock(mutex_);
-    const Activity activity("measuring how fast a device attends to a batch");
-    constexpr int64_t n_kv_unit = 256;  // llama-kv-cache.cpp: get_n_kv
-    const int64_t n_kv = (n_tokens + n_kv_unit - 1) / n_kv_unit * n_kv_unit;
-    const ggml_fp16_t masked = ggml_fp32_to_fp16(-std::numeric_limits<float>::infinity());
-    std::vector<ggml_fp16_t> causal(static_cast<size_t>(n_kv * n_tokens), masked);
-    for (int64_t token = 0; token < n_tokens; ++token) {
-        std::fill_n(causal.begin() + token * n_kv, token + 1, ggml_fp16_t{0});
-    }
-    const int64_t n_sharing = n_heads / n_heads_kv;  // heads that look at the same keys and values
-    return batch_rate(n_heads, 1, [&](int64_t n_heads_part, const Timing & seconds) -> BatchTime {
-        Attention part = whole;
-        part.n_heads_kv = std::max<int64_t>(1, n_heads_part / n_sharing);
-        part.n_heads = std::min(n_heads_part, part.n_heads_kv * n_sharing);
-        part.n_kv = n_kv;
-        part.n_tokens = n_tokens;
-        const double n_looks = static_cast<double>(n_tokens) * static_cast<double>(n_tokens + 1) / 2;
-        return {4.0 * static_cast<double>(head_width * part.n_heads) * n_looks, attention_s(part, causal, seconds)};
+    return measure("measuring how fast a device attends to a batch", [&] {
+        constexpr int64_t n_kv_unit = 256;  // llama-kv-cache.cpp: get_n_kv
+        const int64_t n_kv = (n_tokens + n_kv_unit - 1) / n_kv_unit * n_kv_unit;
+        const ggml_fp16_t masked = ggml_fp32_to_fp16(-std::numeric_limits<float>::infinity());
+        std::vector<ggml_fp16_t> causal(static_cast<size_t>(n_kv * n_tokens), masked);
+        for (int64_t token = 0; token < n_tokens; ++token) {
+            std::fill_n(causal.begin() + token * n_kv, token + 1, ggml_fp16_t{0});
+        }
+        const int64_t n_sharing = n_heads / n_heads_kv;  // heads that look at the same keys and values
+        return batch_rate(n_heads, 1, [&](int64_t n_heads_part, const Timing & seconds) -> BatchTime {
+            Attention part = whole;
+            part.n_heads_kv = std::max<int64_t>(1, n_heads_part / n_sharing);
+            part.n_heads = std::min(n_heads_part, part.n_heads_kv * n_sharing);
+            part.n_kv = n_kv;
+            part.n_tokens = n_tokens;
+            const double n_looks = static_cast<double>(n_tokens) * static_cast<double>(n_tokens + 1) / 2;
+            return {4.0 * static_cast<double>(head_width * part.n_heads) * n_looks, attention_s(part, causal, seconds)};
+        });
     });
 }
 
 double DeviceMeter::operation_s(int64_t n_embd) {
     check_range("n_embd", n_embd, int64_t{1}, largest_dimension);
-    const std::lock_guard lock(mutex_);
-    const Activity activity("measuring the cost of an operation");
-    const auto chain_s = [&](size_t n_operations) {
-        const Graph chain(n_operations);
-        ggml_tensor * weights = ggml_new_tensor_1d(chain.context.get(), GGML_TYPE_F32, n_embd);
-        ggml_tensor * vector = ggml_new_tensor_1d(chain.context.get(), GGML_TYPE_F32, n_embd);
-        ggml_set_input(weights);
-        ggml_set_input(vector);
-        ggml_tensor * last = vector;
-        for (size_t i = 0; i < n_operations; ++i) {
-            last = small_operation(chain.context.get(), i, last, weights);
-        }
-        ggml_build_forward_expand(chain.graph, last);
-        const ggml_gallocr_ptr memory(ggml_gallocr_new(ggml_backend_dev_buffer_type(device_)));
-        if (!ggml_gallocr_alloc_graph(memory.get(), chain.graph)) {
-            throw no_memory();
-        }
-        set(weights, 0.1F);
-        set(vector, 0.1F);
-        return typical_s(options_.budget_s / 2, [&] { compute(chain.graph); });
-    };
-    constexpr size_t shorter = 30;
-    constexpr size_t longer = 390;
-    return std::max(0.0, chain_s(longer) - chain_s(shorter)) / (longer - shorter);
+    return measure("measuring the cost of an operation", [&] {
+        const auto chain_s = [&](size_t n_operations) {
+            const Graph chain(n_operations);
+            ggml_tensor * weights = ggml_new_tensor_1d(chain.context.get(), GGML_TYPE_F32, n_embd);
+            ggml_tensor * vector = ggml_new_tensor_1d(chain.context.get(), GGML_TYPE_F32, n_embd);
+            ggml_set_input(weights);
+            ggml_set_input(vector);
+            ggml_tensor * last = vector;
+            for (size_t i = 0; i < n_operations; ++i) {
+                last = small_operation(chain.context.get(), i, last, weights);
+            }
+            ggml_build_forward_expand(chain.graph, last);
+            const auto memory = held<ggml_gallocr_ptr>(ggml_gallocr_new(ggml_backend_dev_buffer_type(device_)));
+            if (!ggml_gallocr_alloc_graph(memory.get(), chain.graph)) {
+                throw no_memory();
+            }
+            set(weights, 0.1F);
+            set(vector, 0.1F);
+            return typical_s(options_.budget_s / 2, [&] { compute(chain.graph); });
+        };
+        constexpr size_t shorter = 30;
+        constexpr size_t longer = 390;
+        return std::max(0.0, chain_s(longer) - chain_s(shorter)) / (longer - shorter);
+    });
 }
 
 double DeviceMeter::visit_s(int64_t n_embd) {
@@ -503,87 +518,87 @@ double DeviceMeter::visit_s(int64_t n_embd) {
     if (!other_) {
         return 0;
     }
-    const std::lock_guard lock(mutex_);
-    const Activity activity("measuring the cost of moving to a device");
-    constexpr size_t n_visits = 16;
-    constexpr size_t n_there = 30;  // operations on each side, about as many as a layer has
-    constexpr size_t n_operations = n_visits * 2 * n_there;
-    enum class Where { both, device, cpu };
-    const auto chain_s = [&](Where where) {
-        const Graph chain(n_operations);
-        ggml_context * context = chain.context.get();
-        ggml_backend_t backends[] = {other_.get(), cpu_.get()};
-        // As llama.cpp has it: results of the CPU are in memory that the GPU's driver can reach.
-        ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(device_);
-        ggml_backend_buffer_type_t types[] = {ggml_backend_dev_buffer_type(device_),
-                                              pinned != nullptr ? pinned : ggml_backend_dev_buffer_type(cpu_device())};
-        const ggml_backend_sched_ptr scheduler(ggml_backend_sched_new(backends, types, 2, 4 * n_operations,
-                                                                      /*parallel =*/false, /*op_offload =*/true));
-        ggml_tensor * input = ggml_new_tensor_1d(context, GGML_TYPE_F32, n_embd);
-        ggml_set_input(input);
-        ggml_tensor * before = input;
-        ggml_tensor * last = input;
-        for (size_t i = 0; i < n_operations; ++i) {
-            const size_t step = i % (2 * n_there);
-            // Two results come back from the device, as the hidden state and the choice of experts do.
-            ggml_tensor * next = step == n_there ? ggml_add(context, last, before)
-                                 : i % 2 == 0    ? ggml_rms_norm(context, last, 1e-5F)
-                                                 : ggml_scale(context, last, 1.5F);
-            before = std::exchange(last, next);
-            const bool on_device = where == Where::device || (where == Where::both && step < n_there);
-            ggml_backend_sched_set_tensor_backend(scheduler.get(), last, backends[on_device ? 0 : 1]);
-        }
-        ggml_build_forward_expand(chain.graph, last);
-        if (!ggml_backend_sched_alloc_graph(scheduler.get(), chain.graph)) {
-            throw no_memory();
-        }
-        set(input, 0.1F);
-        return typical_s(options_.budget_s, [&] {
-            const auto compute = [&] { return ggml_backend_sched_graph_compute(scheduler.get(), chain.graph); };
-            if (threads_->use(compute) != GGML_STATUS_SUCCESS) {
-                throw Error(name_ + " failed while it was measured");
+    return measure("measuring the cost of moving to a device", [&] {
+        constexpr size_t n_visits = 16;
+        constexpr size_t n_there = 30;  // operations on each side, about as many as a layer has
+        constexpr size_t n_operations = n_visits * 2 * n_there;
+        enum class Where { both, device, cpu };
+        const auto chain_s = [&](Where where) {
+            const Graph chain(n_operations);
+            ggml_context * context = chain.context.get();
+            ggml_backend_t backends[] = {other_.get(), cpu_.get()};
+            // As llama.cpp has it: results of the CPU are in memory that the GPU's driver can reach.
+            ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(device_);
+            ggml_backend_buffer_type_t types[] = {
+                ggml_backend_dev_buffer_type(device_),
+                pinned != nullptr ? pinned : ggml_backend_dev_buffer_type(cpu_device())};
+            const auto scheduler = held<ggml_backend_sched_ptr>(ggml_backend_sched_new(
+                backends, types, 2, 4 * n_operations, /*parallel =*/false, /*op_offload =*/true));
+            ggml_tensor * input = ggml_new_tensor_1d(context, GGML_TYPE_F32, n_embd);
+            ggml_set_input(input);
+            ggml_tensor * before = input;
+            ggml_tensor * last = input;
+            for (size_t i = 0; i < n_operations; ++i) {
+                const size_t step = i % (2 * n_there);
+                // Two results come back from the device, as the hidden state and the choice of experts do.
+                ggml_tensor * next = step == n_there ? ggml_add(context, last, before)
+                                     : i % 2 == 0    ? ggml_rms_norm(context, last, 1e-5F)
+                                                     : ggml_scale(context, last, 1.5F);
+                before = std::exchange(last, next);
+                const bool on_device = where == Where::device || (where == Where::both && step < n_there);
+                ggml_backend_sched_set_tensor_backend(scheduler.get(), last, backends[on_device ? 0 : 1]);
             }
-            wait_for(last);
-            check_server();
-        });
-    };
-    const double moving_s = chain_s(Where::both) - (chain_s(Where::device) + chain_s(Where::cpu)) / 2;
-    return std::max(0.0, moving_s) / n_visits;
+            ggml_build_forward_expand(chain.graph, last);
+            if (!ggml_backend_sched_alloc_graph(scheduler.get(), chain.graph)) {
+                throw no_memory();
+            }
+            set(input, 0.1F);
+            return typical_s(options_.budget_s, [&] {
+                if (ggml_backend_sched_graph_compute(scheduler.get(), chain.graph) != GGML_STATUS_SUCCESS) {
+                    throw Error(name_ + " failed while it was measured");
+                }
+                wait_for(last);
+                check_server();
+            });
+        };
+        const double moving_s = chain_s(Where::both) - (chain_s(Where::device) + chain_s(Where::cpu)) / 2;
+        return std::max(0.0, moving_s) / n_visits;
+    });
 }
 
 double DeviceMeter::memory_bytes_per_s() {
     if (other_) {
         throw std::invalid_argument("device: the memory of the CPU alone can be read from here, not " + name_ + "'s");
     }
-    const std::lock_guard lock(mutex_);
-    const Activity activity("measuring memory bandwidth");
-    ggml_backend_buffer_t buffer = working_set(ggml_backend_dev_buffer_type(device_));
-    const auto * words = static_cast<const uint64_t *>(ggml_backend_buffer_get_base(buffer));
-    const size_t n_words = ggml_backend_buffer_get_size(buffer) / sizeof *words;
-    const auto n_threads = static_cast<size_t>(options_.n_threads);
-    std::vector<uint64_t> sums(n_threads * 8);  // a cache line for each
-    const auto read_share = [&](size_t thread) {
-        // Several sums, so that no addition waits for the one before.
-        constexpr size_t n_lanes = 32;
-        std::array<uint64_t, n_lanes> lanes{};
-        const size_t end = n_words / n_lanes * (thread + 1) / n_threads * n_lanes;
-        for (size_t at = n_words / n_lanes * thread / n_threads * n_lanes; at < end; at += n_lanes) {
-            for (size_t lane = 0; lane < n_lanes; ++lane) {
-                lanes[lane] += words[at + lane];
+    return measure("measuring memory bandwidth", [&] {
+        ggml_backend_buffer_t buffer = working_set(ggml_backend_dev_buffer_type(device_));
+        const auto * words = static_cast<const uint64_t *>(ggml_backend_buffer_get_base(buffer));
+        const size_t n_words = ggml_backend_buffer_get_size(buffer) / sizeof *words;
+        const auto n_threads = static_cast<size_t>(options_.n_threads);
+        std::vector<uint64_t> sums(n_threads * 8);  // a cache line for each
+        const auto read_share = [&](size_t thread) {
+            // Several sums, so that no addition waits for the one before.
+            constexpr size_t n_lanes = 32;
+            std::array<uint64_t, n_lanes> lanes{};
+            const size_t end = n_words / n_lanes * (thread + 1) / n_threads * n_lanes;
+            for (size_t at = n_words / n_lanes * thread / n_threads * n_lanes; at < end; at += n_lanes) {
+                for (size_t lane = 0; lane < n_lanes; ++lane) {
+                    lanes[lane] += words[at + lane];
+                }
             }
-        }
-        sums[thread * 8] += std::accumulate(lanes.begin(), lanes.end(), uint64_t{0});
-    };
-    const double time_s = typical_s(options_.budget_s, [&] {
-        std::vector<std::future<void>> others;  // each waits for its thread when it goes
-        for (size_t thread = 1; thread < n_threads; ++thread) {
-            others.push_back(std::async(std::launch::async, read_share, thread));
-        }
-        read_share(0);
+            sums[thread * 8] += std::accumulate(lanes.begin(), lanes.end(), uint64_t{0});
+        };
+        const double time_s = typical_s(options_.budget_s, [&] {
+            std::vector<std::future<void>> others;  // each waits for its thread when it goes
+            for (size_t thread = 1; thread < n_threads; ++thread) {
+                others.push_back(std::async(std::launch::async, read_share, thread));
+            }
+            read_share(0);
+        });
+        // The compiler must not find that nobody wants the sums.
+        const bool is_sum = std::accumulate(sums.begin(), sums.end(), uint64_t{0}) != 0;
+        return is_sum ? static_cast<double>(n_words * sizeof *words) / time_s : 0;
     });
-    // The compiler must not find that nobody wants the sums.
-    const bool is_sum = std::accumulate(sums.begin(), sums.end(), uint64_t{0}) != 0;
-    return is_sum ? static_cast<double>(n_words * sizeof *words) / time_s : 0;
 }
 
 LinkRates DeviceMeter::link_rates(uint64_t n_bytes, bool pinned) {
@@ -592,55 +607,56 @@ LinkRates DeviceMeter::link_rates(uint64_t n_bytes, bool pinned) {
         constexpr double infinity = std::numeric_limits<double>::infinity();
         return {infinity, infinity};
     }
-    const std::lock_guard lock(mutex_);
-    const Activity activity("measuring the link to a device");
-    const ggml_context_ptr context(ggml_init({ggml_tensor_overhead(), nullptr, true}));
-    ggml_tensor * block = ggml_new_tensor_1d(context.get(), GGML_TYPE_I8, static_cast<int64_t>(n_bytes));
-    const ggml_backend_buffer_ptr there = allocate(context.get());
+    return measure("measuring the link to a device", [&] {
+        const ggml_context_ptr context(ggml_init({ggml_tensor_overhead(), nullptr, true}));
+        ggml_tensor * block = ggml_new_tensor_1d(context.get(), GGML_TYPE_I8, static_cast<int64_t>(n_bytes));
+        const HeldBuffer there = allocate(context.get());
 
-    // So much that no cache holds it: weights come from memory.
-    constexpr size_t wanted_bytes = size_t{256} << 20;
-    const size_t free_bytes = device_memory(cpu_device()).free_bytes;
-    const size_t most_bytes = free_bytes == 0 ? wanted_bytes : std::min(wanted_bytes, free_bytes / 4);
-    const size_t n_source_bytes = std::max<size_t>(n_bytes, most_bytes);
-    ggml_backend_buffer_type_t type = pinned ? ggml_backend_dev_host_buffer_type(device_) : nullptr;
-    const ggml_backend_buffer_ptr here(ggml_backend_buft_alloc_buffer(
-        type != nullptr ? type : ggml_backend_dev_buffer_type(cpu_device()), n_source_bytes));
-    if (!here) {
-        throw Error("the host has no " + std::to_string(n_source_bytes >> 20) + " MiB to measure a link with");
-    }
-    auto * source = static_cast<uint8_t *>(ggml_backend_buffer_get_base(here.get()));
-    std::memset(source, 0x3C, n_source_bytes);
-
-    const bool is_remote = std::string(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device_))) == "RPC";
-    size_t n = n_bytes;
-    size_t at = 0;
-    const auto next = [&] {
-        at = at + 2 * n <= n_source_bytes ? at + n : 0;
-        return source + at;
-    };
-    const auto to_device = [&] {
-        ggml_backend_tensor_set(block, next(), 0, n);
-        if (is_remote) {  // it has only been sent
-            uint8_t first = 0;
-            ggml_backend_tensor_get(block, &first, 0, 1);
+        // So much that no cache holds it: weights come from memory.
+        constexpr size_t wanted_bytes = size_t{256} << 20;
+        const size_t free_bytes = device_memory(cpu_device()).free_bytes;
+        const size_t most_bytes = free_bytes == 0 ? wanted_bytes : std::min(wanted_bytes, free_bytes / 4);
+        const size_t n_source_bytes = std::max<size_t>(n_bytes, most_bytes);
+        ggml_backend_buffer_type_t type = pinned ? ggml_backend_dev_host_buffer_type(device_) : nullptr;
+        const HeldBuffer here = held<ggml_backend_buffer_ptr>(ggml_backend_buft_alloc_buffer(
+            type != nullptr ? type : ggml_backend_dev_buffer_type(cpu_device()), n_source_bytes));
+        if (!here) {
+            throw Error("the host has no " + std::to_string(n_source_bytes >> 20) + " MiB to measure a link with");
         }
-        check_server();
-    };
-    const auto from_device = [&] {
-        ggml_backend_tensor_get(block, next(), 0, n);
-        check_server();
-    };
-    // A slow link gets smaller blocks: what does not fit into the budget is not sent.
-    constexpr size_t small_block = 1 << 16;
-    constexpr double shortest_s = 0.01;
-    n = std::min(n, small_block);
-    const double small_s = typical_s(0, to_device, 1);
-    const double most = static_cast<double>(n) * std::max(shortest_s, options_.budget_s / 3) / std::max(small_s, 1e-9);
-    n = most < static_cast<double>(n_bytes) ? std::max(n, static_cast<size_t>(most)) : size_t{n_bytes};
-    const auto bytes = static_cast<double>(n);
-    const double to_device_s = typical_s(options_.budget_s / 2, to_device);
-    return {bytes / to_device_s, bytes / typical_s(options_.budget_s / 2, from_device)};
+        auto * source = static_cast<uint8_t *>(ggml_backend_buffer_get_base(here.get()));
+        std::memset(source, 0x3C, n_source_bytes);
+
+        const bool is_remote = std::string(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device_))) == "RPC";
+        size_t n = n_bytes;
+        size_t at = 0;
+        const auto next = [&] {
+            at = at + 2 * n <= n_source_bytes ? at + n : 0;
+            return source + at;
+        };
+        const auto to_device = [&] {
+            ggml_backend_tensor_set(block, next(), 0, n);
+            if (is_remote) {  // it has only been sent
+                uint8_t first = 0;
+                ggml_backend_tensor_get(block, &first, 0, 1);
+            }
+            check_server();
+        };
+        const auto from_device = [&] {
+            ggml_backend_tensor_get(block, next(), 0, n);
+            check_server();
+        };
+        // A slow link gets smaller blocks: what does not fit into the budget is not sent.
+        constexpr size_t small_block = 1 << 16;
+        constexpr double shortest_s = 0.01;
+        n = std::min(n, small_block);
+        const double small_s = typical_s(0, to_device, 1);
+        const double most =
+            static_cast<double>(n) * std::max(shortest_s, options_.budget_s / 3) / std::max(small_s, 1e-9);
+        n = most < static_cast<double>(n_bytes) ? std::max(n, static_cast<size_t>(most)) : size_t{n_bytes};
+        const auto bytes = static_cast<double>(n);
+        const double to_device_s = typical_s(options_.budget_s / 2, to_device);
+        return LinkRates{bytes / to_device_s, bytes / typical_s(options_.budget_s / 2, from_device)};
+    });
 }
 
 }  // namespace overspill

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "base/error.h"
+#include "base/process.h"
 #include "device/devices.h"
 #include "device/rpc.h"
 #include "device/thread_pool.h"
@@ -38,7 +39,9 @@ struct LinkRates {
     double from_device_bytes_per_s;
 };
 
-// Takes turns if several threads use it. No method takes long, so there is no way to interrupt one.
+// Takes turns if several threads use it. No method takes long, so there is no way to interrupt one. Where an assertion
+// of llama.cpp fails in one, it throws UnusableError, and so do all from then on. In a process that was forked since it
+// was made, they throw Error.
 class DeviceMeter {
   public:
     // `device` by llama.cpp's name. Throws std::invalid_argument, or Error if the device cannot be used.
@@ -92,9 +95,33 @@ class DeviceMeter {
     };
     using MeasureBatch = std::function<BatchTime(int64_t, const Timing &)>;
 
+    // Lets go of what a device holds, unless its driver would fail, since an assertion has failed before: then it
+    // stays.
+    template <typename Deleter>
+    struct UnlessBroken {
+        const DeviceMeter * meter;
+        template <typename Held>
+        void operator()(Held * held) const {
+            if (!meter->is_broken()) {
+                Deleter()(held);
+            }
+        }
+    };
+    // Of one of ggml-cpp.h's pointers.
+    template <typename Pointer>
+    using Held = std::unique_ptr<typename Pointer::element_type, UnlessBroken<typename Pointer::deleter_type>>;
+    using HeldBuffer = Held<ggml_backend_buffer_ptr>;
+    template <typename Pointer>
+    Held<Pointer> held(typename Pointer::pointer made) const {
+        return {made, {this}};
+    }
+    bool is_broken() const;
+    template <typename Work>
+    auto measure(const char * activity, Work && work);
+
     ggml_backend_buffer_t working_set(ggml_backend_buffer_type_t type);
     std::vector<ggml_tensor *> fill(ggml_backend_buffer_t buffer, const std::function<ggml_tensor *()> & make);
-    ggml_backend_buffer_ptr allocate(ggml_context * context);
+    HeldBuffer allocate(ggml_context * context);
     void compute(ggml_cgraph * graph);
     Error no_memory() const;
     void check_server() const { servers_->check(name_ + " was measured"); }
@@ -106,6 +133,7 @@ class DeviceMeter {
                                        int64_t head_width);
     double attention_s(const Attention & use, const std::vector<ggml_fp16_t> & mask_values, const Timing & seconds);
 
+    const Origin origin_;
     std::mutex mutex_;
     std::string name_;
     MeterOptions options_;
@@ -114,9 +142,9 @@ class DeviceMeter {
     std::unique_ptr<const RpcServers> servers_;
     std::unique_ptr<const ThreadPool> threads_;
     ggml_backend_ptr cpu_;
-    ggml_backend_ptr other_;  // null if the device is the CPU
-    ggml_backend_t backend_;  // the device's
-    std::map<ggml_backend_buffer_type_t, ggml_backend_buffer_ptr> working_sets_;
+    Held<ggml_backend_ptr> other_;  // null if the device is the CPU
+    ggml_backend_t backend_;        // the device's
+    std::map<ggml_backend_buffer_type_t, HeldBuffer> working_sets_;
 };
 
 }  // namespace overspill

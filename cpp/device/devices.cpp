@@ -29,6 +29,11 @@ void check_usable_after_fork(ggml_backend_dev_t device) {
     }
 }
 
+bool can_be_freed_half_done(ggml_backend_dev_t device) {
+    const std::string backend = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device));
+    return backend == "CPU" || backend == "RPC";
+}
+
 DeviceMemory device_memory(ggml_backend_dev_t device) {
     DeviceMemory memory;
     try {

@@ -12,6 +12,10 @@
 
 namespace overspill {
 
+// After an assertion has failed in what a device computed: whether that can be freed. CUDA's destructors find its
+// memory in use, and fail as well.
+bool can_be_freed_half_done(ggml_backend_dev_t device);
+
 struct DeviceMemory {
     size_t free_bytes = 0;
     size_t total_bytes = 0;

@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <fstream>
 #include <new>
+#include <system_error>
 #include <utility>
 
 namespace overspill {
@@ -75,9 +76,13 @@ uint64_t check_gguf_file(const std::string & path) {
         throw ModelLoadError(path + ": is not a regular file" + (code ? " (" + code.message() + ")" : ""));
     }
     const uint64_t size = fs::file_size(native, code);
+    errno = 0;
     std::ifstream file(native, std::ios::binary);
-    if (code || !file) {
-        throw ModelLoadError(path + ": cannot be read (" + std::strerror(errno) + ")");
+    if (!code && !file) {
+        code.assign(errno != 0 ? errno : EIO, std::generic_category());
+    }
+    if (code) {
+        throw ModelLoadError(path + ": cannot be read (" + code.message() + ")");
     }
     if (size == 0) {
         throw ModelLoadError(path + ": is empty");

@@ -9,12 +9,11 @@ namespace overspill {
 // The same numbers for the same seed, on every machine.
 class Random {
   public:
-    // As after `n_draws` numbers, which are drawn again to get there.
-    void restart(uint32_t seed, uint64_t n_draws) {
-        engine_.seed(seed);
-        engine_.discard(n_draws);
-        seed_ = seed;
-        n_draws_ = n_draws;
+    explicit Random(uint32_t seed = 0) : seed_(seed), engine_(seed) {}
+    // As after so many more numbers, which are drawn to get there: some nanoseconds for each.
+    void skip(uint64_t n) {
+        engine_.discard(n);
+        n_draws_ += n;
     }
     // From 0 to below 1.
     double uniform() {
@@ -25,7 +24,7 @@ class Random {
     uint64_t n_draws() const { return n_draws_; }
 
   private:
-    uint32_t seed_ = 0;
+    uint32_t seed_;
     uint64_t n_draws_ = 0;
     std::mt19937_64 engine_;
 };

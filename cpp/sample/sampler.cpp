@@ -62,7 +62,7 @@ SamplerState Sampler::state() const {
     return {random_.seed(), random_.n_draws(), logit_edits_.history(), mirostat_mu_};
 }
 
-void Sampler::restore(const SamplerState & state) {
+void Sampler::restore(const SamplerState & state, const Interrupt::Poll & poll) {
     for (const int32_t token : state.history) {
         check_token("history: a token", token);
     }
@@ -71,8 +71,16 @@ void Sampler::restore(const SamplerState & state) {
     if (state.n_draws > most_draws) {
         throw std::invalid_argument("n_draws must be 0 to 4294967296, not " + std::to_string(state.n_draws));
     }
+    Random random(state.seed);
+    constexpr uint64_t asking_interval = uint64_t{1} << 20U;
+    while (random.n_draws() < state.n_draws) {
+        random.skip(std::min(asking_interval, state.n_draws - random.n_draws()));
+        if (poll && poll()) {
+            throw CancelledError("interrupted");
+        }
+    }
     const Working working(busy_);
-    random_.restart(state.seed, state.n_draws);
+    random_ = random;
     mirostat_mu_ = state.mirostat_mu;
     logit_edits_.forget();
     for (const int32_t token : state.history) {

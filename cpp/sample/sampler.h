@@ -6,6 +6,7 @@
 // vocabulary after it is ever listed (candidates.h).
 #pragma once
 
+#include "base/interrupt.h"
 #include "sample/candidates.h"
 #include "sample/kernels.h"
 #include "sample/logit_edits.h"
@@ -67,7 +68,7 @@ class Sampler {
 
     SamplerState state() const;
     // Throws std::invalid_argument for tokens that no vocabulary has, or for more than 2^32 draws.
-    void restore(const SamplerState & state);
+    void restore(const SamplerState & state, const Interrupt::Poll & poll = {});
 
     const SamplingOptions & options() const { return options_; }
 

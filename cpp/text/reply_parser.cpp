@@ -1,5 +1,7 @@
 #include "text/reply_parser.h"
 
+#include "base/process.h"
+
 #include <chat-peg-parser.h>
 #include <chat.h>
 #include <json.h>
@@ -378,14 +380,14 @@ class Reader : public ReplyReader {
     }
 
     std::vector<ReplyPiece> add(const std::string & text) override {
-        const std::lock_guard lock(mutex_);
+        const auto lock = origin_.lock(mutex_);
         input_ += text;
         advance(/*is_over =*/false);
         return std::exchange(pieces_, {});
     }
 
     std::vector<ReplyPiece> finish(bool is_whole) override {
-        const std::lock_guard lock(mutex_);
+        const auto lock = origin_.lock(mutex_);
         const bool was_malformed = is_malformed_;
         advance(/*is_over =*/true);
         if (!is_whole) {
@@ -395,7 +397,7 @@ class Reader : public ReplyReader {
     }
 
     bool is_malformed() const override {
-        const std::lock_guard lock(mutex_);
+        const auto lock = origin_.lock(mutex_);
         return is_malformed_;
     }
 
@@ -735,6 +737,7 @@ class Reader : public ReplyReader {
     std::string_view view(size_t from, size_t to) const { return std::string_view(input_).substr(from, to - from); }
 
     const std::shared_ptr<const Format> format_;
+    const Origin origin_;
     mutable std::mutex mutex_;  // a stream may be closed while it steps
     std::string input_;         // what is parsed: of a first message, it begins with what the prompt has of it
     size_t begin_;              // where the reply begins in it

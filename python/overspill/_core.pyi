@@ -39,6 +39,18 @@ class _Native(metaclass=_Type):
 
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
 
+@final
+class Origin(_Native):
+    """The process in which it was made."""
+
+    def __init__(self) -> None: ...
+    @property
+    def is_here(self) -> bool:
+        """Whether the process was not forked since."""
+
+    def check(self, what: str) -> None:
+        """Raise an Error in a process that was forked since; ``what`` begins its text."""
+
 class _NativeEnum:
     __pybind11_native_enum__: object
 

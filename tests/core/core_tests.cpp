@@ -638,9 +638,7 @@ int main(int argc, char ** argv) {
         return 2;
     }
     capture_log();
-    catch_assertions([](const char * message, const char * activity) {
-        std::fprintf(stderr, "aborted while %s: %s\n", activity, message);
-    });
+    catch_assertions([](const char * failure) { std::fprintf(stderr, "%s\n", failure); });
     test_utf8_buffer();
     test_stop_strings();
     test_kernels();

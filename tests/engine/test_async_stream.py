@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import overspill
 from overspill import AsyncStream, Model, StopReason
+from sweeps import sweep
 
 # A step that is to be ended takes long on a CPU, and not on a GPU.
 pytestmark = pytest.mark.usefixtures("no_gpu")
@@ -360,3 +361,120 @@ print("end")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
     assert "Traceback" not in done.stderr
+
+
+# Whole programs, each of which leaves streams behind in one way; `loop` and `model` are there.
+ABANDONED = {
+    "a constructor that is misused": """
+try:
+    overspill.AsyncStream()
+except TypeError:
+    pass
+""",
+    "not begun": "[model.astream('Hello') for _ in range(20)]",
+    "not begun and closed": "loop.run_until_complete(model.astream('Hello').aclose())",
+    "dropped between steps": """
+for _ in range(20):
+    loop.run_until_complete(anext(model.astream('Hello')))
+""",
+    "in a cycle of references": """
+for _ in range(20):
+    stream = model.astream('Hello')
+    stream.itself = stream
+    loop.run_until_complete(anext(stream))
+stream = None
+""",
+    "a loop that is left": """
+async def leave():
+    async for _ in model.astream('Hello'):
+        break
+for _ in range(20):
+    loop.run_until_complete(leave())
+""",
+    "the event loop closed before": """
+stream = model.astream('Hello')
+loop.run_until_complete(anext(stream))
+loop.close()
+stream = None
+""",
+    "the event loop closed during a step": """
+stream = model.astream(LONG)
+step = loop.create_task(anext(stream))
+step._log_destroy_pending = False  # which the program's own task deserves
+loop.run_until_complete(asyncio.sleep(0.05))
+loop.close()
+step = stream = None
+""",
+    "the event loop closed while a stream closes": """
+stream = model.astream(LONG)
+step = loop.create_task(anext(stream))
+step._log_destroy_pending = False
+async def close():
+    closing = asyncio.create_task(stream.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+loop.run_until_complete(asyncio.sleep(0.05))
+loop.run_until_complete(close())
+loop.close()
+step = stream = None
+""",
+    "a task that is cancelled": """
+async def main():
+    step = asyncio.create_task(anext(model.astream(LONG)))
+    await asyncio.sleep(0.05)
+    step.cancel()
+    await asyncio.gather(step, return_exceptions=True)
+loop.run_until_complete(main())
+""",
+    "a model that is closed": """
+stream = model.astream('Hello')
+loop.run_until_complete(anext(stream))
+model.close()
+stream = None
+""",
+    "another event loop": """
+stream = model.astream('Hello')
+loop.run_until_complete(anext(stream))
+asyncio.run(stream.aclose())
+""",
+    "a generator that is left": """
+async def texts():
+    async for token in model.astream('Hello'):
+        yield token.text
+generator = texts()
+loop.run_until_complete(anext(generator))
+loop.run_until_complete(loop.shutdown_asyncgens())
+generator = None
+""",
+}
+AROUND = """
+import asyncio, gc, os, sys, threading, time
+import overspill
+model = overspill.Model(sys.argv[1], n_ctx=8192, n_batch=256, n_threads=1)
+LONG = [5] * 2000  # a step comes to its end where nobody is left to cancel it
+model.generate("Hello", max_tokens=1)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(asyncio.sleep(0))
+n_threads, n_open = len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+exec(sys.argv[2])
+gc.collect()
+deadline = time.monotonic() + 60
+while len(os.listdir("/proc/self/task")) > n_threads:
+    assert time.monotonic() < deadline, threading.enumerate()
+    time.sleep(0.01)
+    gc.collect()
+loop.close()
+assert len(os.listdir("/proc/self/fd")) <= n_open
+if not model.closed:
+    assert model.generate("Hello", max_tokens=1).tokens
+print("end")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads and descriptors in /proc")
+@pytest.mark.parametrize("way", sweep(ABANDONED, always=[7]))
+def test_a_program_that_abandons_streams(tiny_gpt_oss_path: Path, way: str) -> None:
+    """It says nothing, comes to its end, and no thread and no descriptor stays."""
+    command = [sys.executable, "-c", AROUND, str(tiny_gpt_oss_path), ABANDONED[way]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")

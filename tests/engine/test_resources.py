@@ -226,3 +226,27 @@ def test_threads_that_load_leave_little_behind(tiny_gpt_oss_path: Path) -> None:
     command = [sys.executable, "-c", READINGS + ARENAS, str(tiny_gpt_oss_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "flat\n"), done.stderr[-1000:]
+
+
+# There is room for what is measured with, and none for the stacks of threads.
+NO_THREADS = """
+import resource
+meter = overspill._core.DeviceMeter(
+    "CPU", n_threads=4, working_set_bytes=1 << 20, gpus=[], host_buffers=True, budget_s=0.0
+)
+limit = 1024 * reading("VmSize") + (4 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+try:
+    meter.memory_bytes_per_s()
+except overspill.Error as error:
+    text = str(error)
+    assert "no more threads" in text and "Success" not in text and "unavailable" not in text, text
+    print("flat")
+"""
+
+
+def test_no_more_threads() -> None:
+    """One line says so and what to do, without the system's own words around it."""
+    command = [sys.executable, "-c", READINGS + NO_THREADS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "flat\n"), done.stderr[-1000:]

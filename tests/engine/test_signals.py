@@ -232,3 +232,26 @@ def test_calls_in_a_callback(tiny_gpt_oss_path: Path, place: str) -> None:
 def test_ctrl_c_while_another_stream_has_its_turn(tiny_gpt_oss_path: Path) -> None:
     """Whoever waits for a turn gives up, and the model is none the worse."""
     run(INTERRUPTED, str(tiny_gpt_oss_path), "")
+
+
+# The interpreter ends threads that ask for the GIL by then; in the middle of C++, that would end the process.
+DAEMONS = """
+def work():
+    while True:
+        try:
+            model.generate("Hello", max_tokens=20)
+        except overspill.Error:
+            Model(path, vocab_only=True).tokenize("word " * 1000)
+
+model = Model(path, n_ctx=512, n_threads=1)
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)
+print("heard")
+"""
+
+
+@pytest.mark.parametrize("again", sweep(range(4), always=[0]))
+def test_a_program_ends_beside_daemon_threads(tiny_gpt_oss_path: Path, again: int) -> None:
+    """In good order, whatever they are in the middle of."""
+    run(DAEMONS, str(tiny_gpt_oss_path), "")

@@ -77,7 +77,7 @@ def _python(name: str, runs: int) -> None:
     try:
         import atheris
     except ImportError:
-        sys.exit(f"skipped: {name} needs Atheris, which is not installed: pip install --group fuzz")
+        sys.exit(f"error: {name} needs Atheris, which is not installed: pip install --group fuzz")
     for function in _functions():
         atheris.instrument_func(function)
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -99,7 +99,7 @@ def _python(name: str, runs: int) -> None:
 def _native(name: str, runs: int) -> int:
     program = BUILT / f"overspill_fuzz_{name}"
     if not program.is_file():
-        sys.exit(f"skipped: {program} is not built: cmake --preset fuzz && cmake --build --preset fuzz")
+        sys.exit(f"error: {program} is not built: cmake --preset fuzz && cmake --build --preset fuzz")
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         corpus, model = Path(folder) / "corpus", Path(folder) / "model.gguf"
         corpus.mkdir()
@@ -124,7 +124,7 @@ def _native(name: str, runs: int) -> int:
 
 
 def main() -> int:
-    """Run one; return 0 if no input did harm."""
+    """Run one; return 0 if all inputs were tried and none did harm."""
     parser = argparse.ArgumentParser(prog="python -m fuzz.guided", description="Try inputs, led by coverage.")
     parser.add_argument("target", choices=[*NATIVE, *TARGETS])
     parser.add_argument("--runs", type=int, default=10_000, help="inputs; -1 for no end")

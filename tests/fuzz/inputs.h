@@ -16,7 +16,7 @@
 inline std::string environment(const char * name) {
     const char * value = std::getenv(name);
     if (value == nullptr) {
-        throw std::runtime_error(std::string(name) + " is not set; python -m fuzz --guided sets it");
+        throw std::runtime_error(std::string(name) + " is not set; python -m fuzz.guided sets it");
     }
     return value;
 }

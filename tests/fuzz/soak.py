@@ -33,6 +33,8 @@ from rpc_server import free_port, start_server
 
 N_THREADS = 4
 HANG_S = 120.0
+RESULT, REFUSED = 0, 3
+"""The exit codes of a child with little memory."""
 OPTIONS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "offload": "cpu"}
 
 
@@ -197,19 +199,22 @@ class Soak:
             self.serving.release()
 
     def little_memory(self, random: random.Random) -> None:
-        """Fork a child that has too little memory, and only that."""
+        """Fork a child that has too little memory, and only that: it ends with a result, or with an error."""
+        room = random.randrange(1 << random.randrange(14, 27))
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
                 status = Path("/proc/self/status").read_text()
                 used = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize:"))
-                resource.setrlimit(resource.RLIMIT_AS, (1024 * used + random.randrange(1 << 26),) * 2)
+                resource.setrlimit(resource.RLIMIT_AS, (1024 * used + room,) * 2)
                 with Model(self.path, **OPTIONS) as model:
                     model.generate("x", max_tokens=3)
-                code = 0
+                code = RESULT
             except (overspill.Error, MemoryError):
-                code = 0
+                code = REFUSED
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         deadline = time.monotonic() + HANG_S / 2
@@ -219,8 +224,10 @@ class Soak:
                 os.waitpid(pid, 0)
                 raise AssertionError("a child with little memory hangs")
             time.sleep(0.01)
-        if found[1] != 0:
-            self.counts[f"a child with little memory ended with {found[1]}"] += 1
+        code = os.waitstatus_to_exitcode(found[1])
+        if code not in (RESULT, REFUSED):
+            raise AssertionError(f"a child with {room} bytes of memory ended with {code}")
+        self.counts[f"children with little memory: {'a result' if code == RESULT else 'an error'}"] += 1
 
     def work(self, number: int) -> None:
         """Do random operations until the time is over."""

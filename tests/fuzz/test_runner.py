@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 from random import Random
 
 import pytest
 
-from fuzz import runner
+from fuzz import guided, runner
 from fuzz.mutators import mutated_bytes, mutated_json, mutated_text
 from fuzz.runner import Fault, run
+from fuzz.targets import TARGETS
+from programs import python_environment
 
 KINDS = {
     "nothing": None,
@@ -56,3 +62,25 @@ def test_mutators_are_repeatable() -> None:
         n_same += (text.encode() in changed[0]) + (text in changed[0]) + (repr(value) in changed[0])
     assert n_same < 300
     assert value == json.loads(text)
+
+
+@pytest.mark.parametrize("name", ["grammars", "utf8_buffer"])
+def test_without_its_tool_the_guided_one_fails(name: str, tmp_path: Path) -> None:
+    """What was not tried has not passed: one line says what to do, and the exit code is that of an error."""
+    program = (
+        "import pathlib, sys; sys.modules['atheris'] = None; from fuzz import guided; "
+        "guided.BUILT = pathlib.Path(sys.argv.pop()); sys.exit(guided.main())"
+    )
+    command = [sys.executable, "-c", program, name, "--runs", "1", str(tmp_path)]
+    environment = python_environment(Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: .*: (pip install|cmake) .*\n", done.stderr), done.stderr
+
+
+def test_the_workflow_names_targets() -> None:
+    """Those of the core, and of the others none that there is not."""
+    workflow = Path(__file__).parents[2] / ".github" / "workflows" / "fuzz.yml"
+    native, others = re.findall(r"for target in (.*); do", workflow.read_text(encoding="utf-8"))
+    assert native.split() == list(guided.NATIVE)
+    assert set(others.split()) <= set(TARGETS)

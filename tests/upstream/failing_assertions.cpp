@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <stdexcept>
 
 namespace {
 
@@ -17,13 +18,35 @@ enum Who { caller, worker, n_who };
 std::atomic<int64_t> calls_left[n_who] = {{-1}, {-1}};  // until one fails; negative: none will
 std::atomic<int64_t> n_calls[n_who];
 std::atomic<int64_t> n_failed;
+std::atomic<int> place{0};
 thread_local bool computes = false;
+
+void fail(Who who) {
+    GGML_ABORT("made to fail on a %s\n", who == caller ? "caller" : "worker");
+}
+
+// Where an exception cannot pass, or is on its way already.
+void fail_without_return(Who who) noexcept {
+    fail(who);
+}
+
+struct FailsWhenDestroyed {
+    Who who;
+    ~FailsWhenDestroyed() { fail(who); }
+};
 
 void count(Who who) {
     ++n_calls[who];
     if (calls_left[who].load() >= 0 && calls_left[who]-- == 0) {
         ++n_failed;
-        GGML_ABORT("made to fail on a %s", who == caller ? "caller" : "worker");
+        switch (place.load()) {
+            case 0: fail(who); break;
+            case 1: fail_without_return(who); break;
+            default: {
+                const FailsWhenDestroyed last{who};
+                throw std::runtime_error("on its way");
+            }
+        }
     }
 }
 
@@ -44,6 +67,17 @@ extern "C" {
 // The next call but `n` of that kind fails; a negative number: none.
 void fail_after(int who, int64_t n) {
     calls_left[who] = n;
+}
+
+// Where the assertion fails then. 0: where it can be thrown; 1: in a function that may not throw; 2: in a destructor,
+// while an exception is on its way.
+void fail_in(int where) {
+    place = where;
+}
+
+// An assertion that fails on a thread of nobody's.
+void fail_here() {
+    fail(caller);
 }
 
 int64_t calls_made(int who) {

@@ -7,6 +7,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
@@ -22,7 +23,9 @@ __all__ = [
     "as_real",
     "as_text",
     "check_choice",
+    "check_keywords",
     "device_index",
+    "keywords_of",
     "naming",
     "shown",
 ]
@@ -202,6 +205,19 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     known = tuple(choices)
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {shown(value)}")
+
+
+def keywords_of(*functions: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of the parameters that can be given as keywords alone."""
+    parameters = (one for function in functions for one in signature(function).parameters.values())
+    return frozenset(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
+
+
+def check_keywords(given: Iterable[str], known: Set[str]) -> None:
+    """Raise a TypeError for the first of the given names that is not known."""
+    for name in given:
+        if name not in known:
+            raise TypeError(f"there is no option {name!r}; there are {', '.join(sorted(known))}")
 
 
 def device_index(names: Sequence[str], wanted: str) -> int | None:

@@ -74,7 +74,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             raise Error(f"{path}: is {'a folder' if file.is_dir() else 'no regular file'}")
         content = file.read_bytes()
     except OSError as error:
-        raise Error(f"{path}: {error.strerror}") from None
+        raise Error(f"{path}: {error.strerror or error}") from None
     try:
         data = json.loads(
             content.decode(), object_pairs_hook=without_repetition, parse_float=finite, parse_constant=finite

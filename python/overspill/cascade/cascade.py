@@ -10,14 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from overspill._core import ClosedError, Error, OutOfMemoryError
-from overspill.base.checks import as_flag, as_path, as_text, naming, shown
+from overspill._core import ClosedError, Error, Origin, OutOfMemoryError
+from overspill.base.checks import as_flag, as_path, as_text, check_keywords, naming, shown
 from overspill.base.units import parse_memory
 from overspill.cascade.budget import fit_together
 from overspill.cascade.signals import Escalation, mean_logprob
 from overspill.cascade.stream import CascadeStream, Which
-from overspill.engine.arguments import check_options
-from overspill.engine.model import Model
+from overspill.engine.arguments import check_for_any_model
+from overspill.engine.model import CHAT_KEYWORDS, LOAD_KEYWORDS, STREAM_KEYWORDS, Model
 from overspill.engine.reply import ChatStream
 from overspill.engine.stream import Stream
 from overspill.engine.template import Message
@@ -25,7 +25,6 @@ from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server
 from overspill.machine.hardware import Hardware
-from overspill.sampling.sampler import Sampler
 
 __all__ = ["Cascade"]
 
@@ -79,7 +78,7 @@ class Cascade:
         **options: Any,
     ) -> None:
         """Load the small model, and the large one if there is room for both."""
-        check_options(options, Model.__init__)
+        check_keywords(options, LOAD_KEYWORDS)
         given = [mean_logprob()] if escalate is None else escalate if isinstance(escalate, Sequence) else [escalate]
         if not given or not all(map(callable, given)):
             raise TypeError(
@@ -94,6 +93,7 @@ class Cascade:
         """Why both are or one is in memory, in words."""
         self._options = options
         self._memory = parse_memory(memory)
+        self._origin = Origin()
         self._lock = threading.Lock()
         self._closed = False
         self._streams: weakref.WeakSet[CascadeStream] = weakref.WeakSet()
@@ -156,6 +156,7 @@ class Cascade:
 
     def _take(self, which: Which, user: CascadeStream) -> tuple[Model, bool]:
         """Return a model, and whether it was loaded for that."""
+        self._origin.check("the cascade")
         with self._lock:
             if self._closed:
                 raise ClosedError("the cascade is closed")
@@ -186,10 +187,11 @@ class Cascade:
 
         Raises
         ------
-        ClosedError, Error, ContextFullError, ValueError, TypeError
+        ClosedError, UnusableError, Error, ContextFullError, ValueError, TypeError
             As for :meth:`Model.chat`, and whatever an escalation raises. :class:`Error` also if memory holds one model
             at a time, and a stream of the other one is open.
         """
+        check_keywords(options, CHAT_KEYWORDS)
         return self._opened(lambda model, more: model.chat(messages, **more), options, show_draft)
 
     def stream(self, prompt: str, *, show_draft: bool = False, **options: Any) -> CascadeStream:
@@ -200,6 +202,7 @@ class Cascade:
         if not isinstance(prompt, str):
             raise TypeError(f"prompt must be a string, since token ids are one model's own, not {shown(prompt)}")
         as_text("prompt", prompt)
+        check_keywords(options, STREAM_KEYWORDS - {"form"})
         return self._opened(lambda model, more: model.stream(prompt, **more), options, show_draft)
 
     def _opened(
@@ -208,12 +211,13 @@ class Cascade:
         options: Mapping[str, Any],
         show_draft: bool,
     ) -> CascadeStream:
-        return CascadeStream(
-            self._take, self.escalations, start, _checked_options(options), as_flag("show_draft", show_draft)
-        )
+        check_for_any_model(options)
+        return CascadeStream(self._take, self.escalations, start, options, as_flag("show_draft", show_draft))
 
     def close(self) -> None:
         """End the open streams, and close the models that were loaded here. Idempotent."""
+        if not self._origin.is_here:
+            return  # they are another process's
         for stream in list(self._streams):
             stream.close()
         with self._lock:
@@ -236,12 +240,3 @@ class Cascade:
         """Return which models are loaded."""
         loaded = ", ".join(f"{which}: {self.models[which].path.name}" for which in _BOTH if which in self.models)
         return f"<overspill.Cascade {'closed' if self._closed else loaded}>"
-
-
-def _checked_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the options, or refuse those whose state belongs to one model."""
-    if isinstance(options.get("sampler"), Sampler):
-        raise TypeError("sampler must be a function here, or sampling options: a Sampler's state is one model's")
-    if not isinstance(options.get("grammar"), str | None):
-        raise TypeError("grammar must be GBNF here: a mask is one model's, and used up by it")
-    return options

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
-from inspect import signature
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -14,9 +12,17 @@ from numpy.typing import NDArray
 from overspill.base.checks import as_function, as_integer, as_list, as_text, shown
 from overspill.base.values import LogitsProcessor, TokenChooser, TokenMask
 from overspill.sampling.json_schema import grammar_of_json_schema
-from overspill.sampling.options import SamplingOptions
+from overspill.sampling.sampler import Sampler
 
-__all__ = ["check_options", "chooser", "constraint", "n_logprobs", "n_tokens_at_most", "stop_strings", "token_ids"]
+__all__ = [
+    "check_for_any_model",
+    "chooser",
+    "constraint",
+    "n_logprobs",
+    "n_tokens_at_most",
+    "stop_strings",
+    "token_ids",
+]
 
 
 def token_ids(name: str, values: Iterable[SupportsIndex]) -> list[int]:
@@ -86,11 +92,9 @@ def constraint(
     return None, grammar
 
 
-def check_options(options: Iterable[str], *functions: Callable[..., Any]) -> None:
-    """Raise a TypeError for the first name that is no keyword of the functions, and no sampling option."""
-    known = {option.name for option in fields(SamplingOptions)}
-    for function in functions:
-        known |= {one.name for one in signature(function).parameters.values() if one.kind is one.KEYWORD_ONLY}
-    for name in options:
-        if name not in known:
-            raise TypeError(f"there is no option {name!r}; there are {', '.join(sorted(known))}")
+def check_for_any_model(options: Mapping[str, Any]) -> None:
+    """Raise a TypeError for an option of a stream whose state belongs to one model."""
+    if isinstance(options.get("sampler"), Sampler):
+        raise TypeError("sampler must be a function here, or sampling options: a Sampler's state is one model's")
+    if not isinstance(options.get("grammar"), str | None):
+        raise TypeError("grammar must be GBNF here: a mask is one model's, and used up by it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
+from overspill._core import Error, Origin
 from overspill.base.values import Stats, StopReason, Token
 from overspill.engine.stream import Stream
 
@@ -33,13 +35,14 @@ class AsyncStream:
     def __init__(self, start: Callable[[], Stream]) -> None:
         """Take a function that opens a stream; use :meth:`Model.astream`."""
         self._start = start
+        self._origin = Origin()
         self._stream: Stream | None = None
         self._opening = threading.Lock()
         self._context = contextvars.copy_context()
         # Not the default executor: user code that waits for this stream may fill its threads. Until it is used, an
         # executor has no thread.
         self._steps = ThreadPoolExecutor(1, "overspill-stream")
-        self._ended = False
+        self._begun = self._ended = False
         self._closing: Future[None] | None = None
 
     def __aiter__(self) -> AsyncIterator[Token]:
@@ -68,8 +71,7 @@ class AsyncStream:
         """End the stream, and wait until it has; a step that runs is cancelled. Idempotent."""
         self._end()
         if self._closing is not None:
-            # A caller that is cancelled here does not cancel the closing.
-            await asyncio.shield(asyncio.wrap_future(self._closing))
+            await _done(self._closing)  # which goes on where the caller is cancelled here
 
     @property
     def stats(self) -> Stats:
@@ -82,14 +84,18 @@ class AsyncStream:
         """Return the stats in brackets."""
         return f"<overspill.AsyncStream {self.stats}>"
 
-    def __del__(self) -> None:
-        self._end()
-
     async def _run(self, work: Callable[[], T | None]) -> T | None:
         if self._ended:
             return None
+        self._origin.check("the stream")
+        self._begun = True
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._steps, self._context.run, work)
+            step = self._steps.submit(self._context.run, work)
+        except RuntimeError as error:
+            self._end()
+            raise Error(f"the stream gets no thread of its own: {error}") from None
+        try:
+            result = await _done(step)
         except BaseException:
             self._end()
             raise
@@ -117,13 +123,30 @@ class AsyncStream:
         if self._ended:
             return
         self._ended = True
-        self._steps.shutdown(wait=False)
+        if not self._begun or not self._origin.is_here:
+            return
         closer = ThreadPoolExecutor(1, "overspill-close")
-        try:
-            self._closing = closer.submit(self._close)
-        except RuntimeError:
-            return  # the interpreter ends, and models close their streams themselves
+        # Without a thread for it, after the step; if the interpreter ends, models close their streams themselves.
+        for one in (closer, self._steps):
+            with contextlib.suppress(RuntimeError):
+                self._closing = one.submit(self._close)
+                break
         closer.shutdown(wait=False)
+        self._steps.shutdown(wait=False)
+
+
+async def _done(work: Future[T]) -> T:
+    """Wait for the end of work in another thread; where the loop is closed before, nobody is told."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def tell(work: Future[T]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(None))
+
+    work.add_done_callback(tell)
+    await ended
+    return work.result()
 
 
 class _Loop:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from typing import Any, TypeAlias
 
 from overspill._core import Model
+from overspill.base.cached import cached_property
 
 __all__ = ["ControlTokens", "rewritten", "unused_character", "written_out"]
 

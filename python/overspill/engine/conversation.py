@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from overspill._core import Error
-from overspill.base.checks import as_instance, as_json, as_path, as_text, naming, shown
+from overspill.base.checks import as_instance, as_json, as_path, as_text, check_keywords, naming, shown
 from overspill.base.files import read_json, replace_json
 from overspill.base.values import StopReason
-from overspill.engine.arguments import check_options
-from overspill.engine.model import Model
+from overspill.engine.model import CHAT_KEYWORDS, Model
 from overspill.engine.reply import ChatStream, ToolCall
 from overspill.engine.template import Message, checked_messages
 
@@ -51,7 +50,7 @@ class Chat:
             There is no such option.
         """
         self.model = as_instance("model", model, Model)
-        check_options(options, Model.chat, Model.stream)
+        check_keywords(options, CHAT_KEYWORDS)
         _ = model.chat_template  # whose error says why there is none
         self.options = dict(options)
         self._open: ChatStream | None = None
@@ -88,6 +87,7 @@ class Chat:
         **options
             Options of :meth:`Model.chat` for this reply.
         """
+        check_keywords(options, CHAT_KEYWORDS)
         new: list[dict[str, Any]] = []
         if message is not None:
             if not isinstance(message, str | Mapping):
@@ -148,6 +148,7 @@ class Chat:
         Error
             There is no question yet.
         """
+        check_keywords(options, CHAT_KEYWORDS)
         self._close_open()
         at = self._last_question()
         if at is None:
@@ -178,11 +179,11 @@ class Chat:
         try:
             replace_json(file, {**content, "sha256": _checksum(content)})
         except OSError as error:
-            raise Error(f"{file}: {error.strerror}") from None
+            raise Error(f"{file}: {error.strerror or error}") from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model, **options: Any) -> Chat:
-        """Return the conversation that :meth:`save` wrote to a file; ``options`` as for a new one.
+        """Return the conversation that :meth:`save` wrote to a file; ``options`` are those of :meth:`Model.chat`.
 
         Raises
         ------
@@ -191,6 +192,7 @@ class Chat:
         """
         file = as_path("path", path)
         as_instance("model", model, Model)
+        check_keywords(options, CHAT_KEYWORDS)
         try:
             data = read_json(file)
         except ValueError:

@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from overspill._core import Error
+from overspill.base.cached import cached_property
 from overspill.base.checks import as_text
 from overspill.engine.jinja import Program, TemplateRefusalError
 

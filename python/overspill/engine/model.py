@@ -6,7 +6,6 @@ import atexit
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Unpack
@@ -15,7 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill._core import BatchGeneration, ClosedError, Error, Evaluation, GenerationOptions, ReplyForm
-from overspill.base.checks import as_flag, as_function, as_integer, as_list, as_text, check_choice, naming
+from overspill.base.cached import cached_property
+from overspill.base.checks import (
+    as_flag,
+    as_function,
+    as_instance,
+    as_integer,
+    as_list,
+    as_text,
+    check_choice,
+    check_keywords,
+    keywords_of,
+    naming,
+)
 from overspill.base.units import parse_memory
 from overspill.base.values import (
     DEFAULT_CACHE_TYPE,
@@ -44,10 +55,10 @@ from overspill.machine.devices import add_rpc_server
 from overspill.placement.placement import Placement
 from overspill.planning.offload import Offload, check_offload, tuned_beside
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
-from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
+from overspill.sampling.options import SAMPLING_KEYWORDS, SamplingKeywords, SamplingOptions, merge
 from overspill.sampling.sampler import Sampler
 
-__all__ = ["Model"]
+__all__ = ["CHAT_KEYWORDS", "LOAD_KEYWORDS", "STREAM_KEYWORDS", "Model"]
 
 _open_models: weakref.WeakSet[Model] = weakref.WeakSet()
 
@@ -327,11 +338,15 @@ class Model:
             The prompt alone does not fit into ``n_ctx``.
         ClosedError
             The model is closed.
+        UnusableError
+            llama.cpp has failed in the middle of a computation of this model, maybe in a step of this stream: close
+            the model and load it anew.
         Error
             The model cannot generate text: it is an encoder or a vocabulary alone.
         ValueError, TypeError
             An argument is out of the range given above, or a grammar or schema cannot be compiled.
         """
+        check_keywords(keywords, STREAM_KEYWORDS)
         if isinstance(sampler, Sampler):
             if sampling is not None or keywords:
                 raise ValueError("a Sampler has its own options: give either it or sampling options")
@@ -345,7 +360,7 @@ class Model:
         options.keep_logits = as_flag("logits", logits)
         options.reuse = as_flag("reuse", reuse)
         if form is not None:
-            options.form = form
+            options.form = as_instance("form", form, ReplyForm)
         if isinstance(sampler, Sampler):
             options.look_ahead = False
             options.sampler = sampler._core
@@ -374,9 +389,11 @@ class Model:
         ...     async for token in stream:
         ...         print(token, end="", flush=True)
 
-        The first step raises the errors of :meth:`stream`. ``asyncio.timeout``, ``task.cancel()`` and Ctrl-C end the
+        The first step raises the errors of :meth:`stream`; an option that there is not is a TypeError at once.
+        ``asyncio.timeout``, ``task.cancel()`` and Ctrl-C end the
         stream in the middle of a step; see :class:`AsyncStream`.
         """
+        check_keywords(options, STREAM_KEYWORDS)
         return AsyncStream(lambda: self.stream(prompt, **options))
 
     @property
@@ -435,7 +452,8 @@ class Model:
             - ``"shift"``: the oldest turns are left out, and forgotten as the reply grows. A reply ends at a full
               context if the model cannot forget a part of what it read.
         **options
-            Options of :meth:`stream`: ``max_tokens``, ``stop``, sampling options, ``logprobs`` and so on.
+            Options of :meth:`stream`: ``max_tokens``, ``stop``, sampling options, ``logprobs`` and so on; all but
+            ``reuse``, which is on, and ``special``, for which ``trusted`` stands here.
 
         Raises
         ------
@@ -443,9 +461,12 @@ class Model:
             The model has no chat template, or it would compute for too long or take too much memory.
         ContextFullError
             The conversation does not fit into ``n_ctx``.
+        ClosedError, UnusableError
+            As for :meth:`stream`.
         ValueError, TypeError
             A message or a tool is not of that form, or the template refuses it; or as for :meth:`stream`.
         """
+        check_keywords(options, CHAT_KEYWORDS)
         prompt = self.chat_template.prepare(
             messages,
             tools=tools,
@@ -489,7 +510,7 @@ class Model:
         ------
         BufferError
             More rows than before need a larger buffer, while views of the present one are in use.
-        ContextFullError, ClosedError, Error, ValueError, TypeError
+        ContextFullError, ClosedError, UnusableError, Error, ValueError, TypeError
             As for :meth:`stream`.
         """
         check_choice("logits", logits, ("last", "all"))
@@ -576,7 +597,7 @@ class Model:
             A prompt does not fit into ``n_ctx``.
         OutOfMemoryError
             There is too little memory for so many KV caches.
-        ClosedError, Error, ValueError, TypeError
+        ClosedError, UnusableError, Error, ValueError, TypeError
             As for :meth:`stream`.
         """
         listed = as_list("prompts", prompts, "texts or lists of token ids")
@@ -669,3 +690,9 @@ class Model:
         """Return the file's name and the context's size."""
         state = "closed" if self.closed else f"n_ctx={self.n_ctx}"
         return f"<overspill.Model {self._path.name!r} {state}>"
+
+
+LOAD_KEYWORDS = keywords_of(Model.__init__)
+STREAM_KEYWORDS = keywords_of(Model.stream) | SAMPLING_KEYWORDS
+# A chat's prompt is made of tokens, and its stream is asked to reuse what it can.
+CHAT_KEYWORDS = (keywords_of(Model.chat) | STREAM_KEYWORDS) - {"form", "reuse", "special"}

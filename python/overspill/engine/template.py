@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 from overspill._core import ChatTemplate as NativeChatTemplate
 from overspill._core import ClosedError, Error, Model, ReplyForm
 from overspill._core import ToolChoice as NativeToolChoice
+from overspill.base.cached import cached_property
 from overspill.base.checks import as_flag, as_json, as_text, check_choice, shown
 from overspill.engine.control_tokens import ControlTokens, rewritten, unused_character, written_out
 from overspill.engine.jinja import Program, TemplateRefusalError

@@ -6,11 +6,11 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any, TypeAlias
 
 from overspill._core import GgufArray, file_type_name, read_gguf
+from overspill.base.cached import cached_property
 from overspill.base.checks import as_path, shown
 from overspill.base.units import format_bytes
 from overspill.header.tensor_names import Part, layer_of, part_of

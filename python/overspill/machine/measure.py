@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from overspill._core import LLAMA_CPP_COMMIT, DeviceMeter, Error
+from overspill._core import LLAMA_CPP_COMMIT, DeviceMeter, Error, UnusableError
 from overspill.base.checks import as_real
 from overspill.base.files import cache_folder, read_json, replace_json
 from overspill.base.host import last_level_cache_bytes
@@ -250,6 +250,8 @@ def _answer(
             except Error as error:
                 # For example a type that the device cannot compute with; llama.cpp reports it if it matters.
                 logger.warning("%s could not be measured: %s", question.text, error)
+                if isinstance(error, UnusableError):
+                    measured = None  # another meter for the next one
                 continue
             logger.debug("measured %s, %s: %.4g", *question.key, cache.figures[question.key])
     finally:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from typing import Any
 
+from overspill.base.cached import cached_property
 from overspill.base.checks import as_list, as_text, shown
 from overspill.header.tensor_names import Part
 from overspill.placement.device_names import CPU, find_device

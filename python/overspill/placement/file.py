@@ -102,7 +102,7 @@ def write_file(path: str | os.PathLike[str], assignment: Assignment) -> None:
     try:
         file.write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
-        raise Error(f"{file}: {error.strerror}") from None
+        raise Error(f"{file}: {error.strerror or error}") from None
 
 
 def read_file(path: str | os.PathLike[str]) -> Assignment:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final, Literal, TypeAlias, get_args
 
+from overspill.base.cached import cached_property
 from overspill.base.checks import as_instance
 from overspill.header.info import ModelInfo
 from overspill.header.tensor_names import Part, layer_of, part_of

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
+from overspill.base.cached import cached_property
 from overspill.base.checks import as_flag, as_instance, as_integer
 from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from overspill.base.checks import as_integer, as_list
+from overspill.base.checks import as_integer, as_list, check_keywords, keywords_of
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
 from overspill.planning.plan import UBATCHES, Plan, plan, plan_for
@@ -46,6 +46,7 @@ def ubatch_trade(
 
     Parameters are those of :func:`plan`; ``ubatches`` has values of ``n_ubatch``.
     """
+    check_keywords(settings, keywords_of(plan) - {"n_ubatch"})
     sizes = [as_integer("ubatches", size, 1, 65536) for size in as_list("ubatches", ubatches, "sizes of batches")]
     if not sizes:
         raise ValueError("ubatches must have at least one size of batches")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
+from overspill.base.cached import cached_property
 from overspill.base.checks import check_choice
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES, layer_caches, padded_context, row_bytes

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
 from overspill._core import SamplingOptions as NativeSamplingOptions
-from overspill.base.checks import as_function, as_instance, as_integer, as_list, as_real, as_text, shown
+from overspill.base.checks import as_function, as_instance, as_integer, as_list, as_real, as_text, check_keywords, shown
 
-__all__ = ["SamplingKeywords", "SamplingOptions", "merge"]
+__all__ = ["SAMPLING_KEYWORDS", "SamplingKeywords", "SamplingOptions", "merge"]
 
 # From the names in a GGUF's metadata (general.sampling.*) to ours.
 _METADATA_NAMES = {
@@ -195,12 +195,10 @@ class SamplingOptions:
 
 def merge(options: SamplingOptions, keywords: Mapping[str, Any]) -> SamplingOptions:
     """Return ``options`` with ``keywords`` in their place; an unknown option is a TypeError."""
-    known = {option.name for option in fields(SamplingOptions)}
-    for name in keywords:
-        if name not in known:
-            raise TypeError(f"there is no sampling option {name!r}; there are {', '.join(sorted(known))}")
+    check_keywords(keywords, SAMPLING_KEYWORDS)
     as_instance("sampling", options, SamplingOptions)
     return replace(options, **keywords) if keywords else options
 
 
+SAMPLING_KEYWORDS = frozenset(option.name for option in fields(SamplingOptions))
 _DEFAULTS = SamplingOptions()

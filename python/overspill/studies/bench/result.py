@@ -7,7 +7,6 @@ import os
 import statistics
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overspill._core import LLAMA_CPP_COMMIT
+from overspill.base.cached import cached_property
 from overspill.base.tables import plain_table
 from overspill.base.units import format_bytes, format_count, format_rate
 from overspill.base.values import Breakdown, Device

@@ -8,24 +8,33 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from overspill._core import Error, OutOfMemoryError
-from overspill.base.checks import as_flag, as_function, as_integer, as_list, as_path, as_text, naming, shown
+from overspill.base.checks import (
+    as_flag,
+    as_function,
+    as_integer,
+    as_list,
+    as_path,
+    as_text,
+    check_keywords,
+    naming,
+    shown,
+)
 from overspill.base.units import parse_memory
 from overspill.base.values import DEFAULT_LOAD_MODE, LoadMode
-from overspill.engine.arguments import check_options
-from overspill.engine.model import Model
+from overspill.engine.arguments import check_for_any_model
+from overspill.engine.model import CHAT_KEYWORDS, STREAM_KEYWORDS, Model
 from overspill.engine.reply import ChatStream
 from overspill.engine.stream import Stream
 from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server
 from overspill.planning.offload import Offload, check_offload
-from overspill.sampling.options import SamplingOptions, merge
+from overspill.sampling.options import SAMPLING_KEYWORDS, merge
 from overspill.studies.compare.answers import Answer, ComparedModel
 from overspill.studies.compare.comparison import Comparison
 from overspill.studies.compare.plans import plan_alone, plan_together
@@ -79,7 +88,8 @@ def compare(
     report
         Called with the :class:`Comparison` whenever it has grown, such as after every token.
     **options
-        Options of :meth:`overspill.Model.stream`, also for chats, such as ``max_tokens=500`` and ``temperature=0.7``.
+        Options that :meth:`overspill.Model.stream` and :meth:`overspill.Model.chat` have in common, such as
+        ``max_tokens=500`` and ``temperature=0.7``.
 
     Returns
     -------
@@ -94,7 +104,8 @@ def compare(
     ValueError, TypeError
         An argument is out of its range, or there are too few models or questions.
     """
-    check_options(options, Model.stream)
+    check_keywords(options, STREAM_KEYWORDS & CHAT_KEYWORDS)
+    check_for_any_model(options)
     for name, text in (("system", system), ("reasoning_effort", reasoning_effort)):
         if text is not None:
             as_text(name, text)
@@ -244,8 +255,8 @@ class _Run:
         one.load_s = time.perf_counter() - start
         one.memory, one.placement, one.n_ctx = model.memory, model.placement, model.n_ctx
         one.chats = model.has_chat_template
-        known = {option.name for option in fields(SamplingOptions)}
-        one.sampling = merge(model.sampling, {name: value for name, value in self._options.items() if name in known})
+        given = {name: value for name, value in self._options.items() if name in SAMPLING_KEYWORDS}
+        one.sampling = merge(model.sampling, given)
         return model
 
     def _answer(self, one: ComparedModel, model: Model, answer: Answer) -> None:
