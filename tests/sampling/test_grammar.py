@@ -410,7 +410,7 @@ def test_the_whole_vocabulary_is_asked_as_each_token_is(tiny_gpt_oss: Model, gra
     begun = tiny_gpt_oss.tokenize(beginning, add_special=False)
     tokens = [
         *random.Random(1).sample(range(tiny_gpt_oss.n_vocab), 60),
-        *tiny_gpt_oss.tokenize("a<日1}", add_special=False),
+        *tiny_gpt_oss.tokenize("a<日1}{", add_special=False),
     ]
 
     def says(token: int, **options: Any) -> bool:
@@ -427,7 +427,9 @@ def test_the_whole_vocabulary_is_asked_as_each_token_is(tiny_gpt_oss: Model, gra
             return False
         return True
 
-    assert [says(token) for token in tokens] == [says(token, mirostat=2) for token in tokens]
+    allowed = [says(token) for token in tokens]
+    assert any(allowed) or beginning
+    assert allowed == [says(token, mirostat=2) for token in tokens]
 
 
 LONG_GRAMMAR = """
