@@ -143,7 +143,7 @@ def test_a_role_that_the_template_does_not_know(tiny_gpt_oss: Model, role: str) 
 
 def test_tools_a_model_calls(model: Model) -> None:
     """With a template that knows tools, one that is required is called with arguments that fit."""
-    model.chat_template = ChatTemplate(model, template("NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use"))
+    model.chat_template = ChatTemplate(model, template(HERMES))
     beginning = model.tokenize("<tool_call>", add_special=False)
     close = [*model.tokenize('"}', add_special=False), *model.tokenize("<|im_end|>", add_special=False)]
     n_prompt: list[int] = []
@@ -179,6 +179,7 @@ def test_tools_a_model_calls(model: Model) -> None:
         ChatTemplate(model, template(TEMPLATES["gemma 2"])).prepare("x", tools=[WEATHER])
 
 
+HERMES = "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use"
 ALARM = {
     "name": "set_alarm",
     "description": "Set it.",
@@ -280,11 +281,43 @@ def test_arguments_fit_their_schema(wide_model: Model, name: str) -> None:
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("a", "rest", "fits", "does_not"),
+    [
+        ({"type": "number", "minimum": 0.5}, {}, "-7", '"'),
+        ({"type": "integer", "multipleOf": 2}, {}, "7", "7."),
+        ({"type": "string", "format": "uri"}, {}, '"x', "7"),
+        ({"type": "string", "pattern": "a(?!b)"}, {}, '"x', "7"),
+        ({"type": "array", "uniqueItems": True}, {}, "[1, 1]", "7"),
+        ({"not": {}}, {}, '{"x": [7]}', "x"),
+        ({"$ref": "#/$defs/x"}, {"$defs": {"x": {"nullable": True}}}, '"x"', "x"),
+        ({"$ref": "https://example.com/x"}, {}, '"x"', "x"),
+        ({"type": "integer"}, {"minProperties": 1}, "7", "x"),
+        ({"type": "integer"}, {"patternProperties": {"x": {}}, "required": ["a"]}, "7", "x"),
+    ],
+)
+def test_what_no_grammar_holds_is_free(
+    wide_model: Model, a: dict[str, Any], rest: dict[str, Any], fits: str, does_not: str
+) -> None:
+    """A parameter with a keyword of that kind has any value of its type, and the others are held as ever."""
+    wide_model.chat_template = ChatTemplate(wide_model, template(HERMES))
+    parameters = {"type": "object", "properties": {"b": {"type": "integer", "maximum": 5}, "a": a}, **rest}
+    tool = {"name": "set_alarm", "parameters": parameters}
+    call = '<tool_call>\n{"name": "set_alarm", "arguments": '
+    for argument, is_let_through in [
+        (f'"a": {fits}', True),
+        (f'"a": {does_not}', False),
+        ('"b": 6', False),
+    ]:
+        raw = f"{call}{{{argument}"
+        assert (reached(wide_model, raw, tool) == len(raw.encode())) == is_let_through, argument
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "before", "call"),
     [
-        ("NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "", '<tool_call>\n{"name": "set_alarm", "arguments": '),
+        (HERMES, "", '<tool_call>\n{"name": "set_alarm", "arguments": '),
         (
             "openai-gpt-oss-120b",
             "<|channel|>analysis<|message|>",
@@ -303,7 +336,7 @@ def test_a_call_after_a_long_text(wide_model: Model, name: str, before: str, cal
 @pytest.mark.parametrize(
     ("parameters", "text"),
     [
-        ({"properties": {"a": {"type": "number", "multipleOf": 2}}}, "#/properties/a: multipleOf"),
+        ({"properties": {"a": {"type": "number", "multipleOf": {}}}}, "#/properties/a: multipleOf"),
         ({"properties": {"a": {"type": "strin"}}}, "#/properties/a: unrecognized type 'strin'"),
         ({"type": "object", "required": ["x"], "additionalProperties": False}, "required 'x' must not be there"),
         ({"properties": {"a": {"$ref": "#/nowhere"}}}, "leads nowhere"),
@@ -312,7 +345,7 @@ def test_a_call_after_a_long_text(wide_model: Model, name: str, before: str, cal
         ({"properties": {name: {"type": "string", "maxLength": 99999} for name in "abc"}}, "more than 1000000 steps"),
     ],
 )
-@pytest.mark.parametrize("name", ["NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "Qwen3-Coder"])
+@pytest.mark.parametrize("name", [HERMES, "Qwen3-Coder"])
 def test_schemas_of_tools_that_are_refused(tiny_gpt_oss: Model, name: str, parameters: Any, text: str) -> None:
     """As those of replies are, and the error names the tool."""
     tiny_gpt_oss.chat_template = ChatTemplate(tiny_gpt_oss, template(name))

@@ -52,7 +52,7 @@ def marked_tools(described: str) -> MarkedTools:
     Raises
     ------
     ValueError
-        A schema has a keyword that a grammar cannot hold, or no arguments fit it; the message names the tool.
+        A schema is none, or no arguments fit it; the message names the tool.
     """
     tools = json.loads(described)
     functions = [tool["function"] for tool in tools]

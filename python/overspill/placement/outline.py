@@ -43,7 +43,8 @@ class ModelOutline:
 
     def __str__(self) -> str:
         """Return one phrase, such as ``gpt-oss-20b (gpt-oss, 24 layers)``."""
-        return f"{self.name} ({self.architecture}, {self.n_layers} layers)"
+        # Files have given the names, and may have lines in them.
+        return " ".join(f"{self.name} ({self.architecture}, {self.n_layers} layers)".split())
 
     def same_model(self, other: ModelOutline) -> bool:
         """Return whether both are of one architecture, with the same names and bytes of tensors."""

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from overspill.base.checks import shown
 from overspill.base.files import finite
-from overspill.sampling.json_text import GrammarText, pattern_expression
+from overspill.sampling.json_text import GrammarText, UnsupportedError, pattern_expression
 
 __all__ = ["Arguments", "argument_rules", "grammar_of_json_schema", "parsed_schema", "schema_rules"]
 
@@ -234,20 +234,51 @@ def schema_rules(schema: object) -> str:
 def argument_rules(schemas: Mapping[str, Any]) -> tuple[dict[str, Arguments], str]:
     """Return the rules' names for the arguments of tools, by the tools' names, and all rules.
 
+    A parameter whose schema has a keyword that a grammar cannot hold may have any value of its type.
+
     Raises
     ------
     ValueError
-        For a schema that :func:`grammar_of_json_schema` would refuse; the message names the tool.
+        A schema is none, no arguments fit it, or it exceeds a limit; the message names the tool.
     """
     text = GrammarText(_COMMON, _MOST_RULES)
     found = {}
     for name, schema in schemas.items():
         try:
             with _said_plainly():
-                found[name] = _Writer(parsed_schema(schema), text).arguments()
+                found[name] = _Writer(_that_can_be_held(parsed_schema(schema)), text).arguments()
         except ValueError as error:
             raise ValueError(f"tools: {name}: {str(error).removeprefix('json_schema: ')}") from None
     return found, text.written()
+
+
+def _that_can_be_held(schema: Any) -> Any:
+    """Return the schema of an object, or of what else fits where it has keywords that a grammar cannot hold."""
+    if _can_be_held(schema):
+        return schema
+    definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    properties = {
+        name: part
+        if _can_be_held({**definitions, "properties": {name: part}})
+        else {"type": part["type"]}
+        if isinstance(part, dict) and "type" in part
+        else {}
+        for name, part in schema.get("properties", {}).items()
+    }
+    closer = {**schema, "properties": properties}
+    if _can_be_held(closer):
+        return closer
+    return {"type": "object", "properties": properties, "required": schema.get("required", []), **definitions}
+
+
+def _can_be_held(schema: Any) -> bool:
+    try:
+        _Writer(schema, GrammarText(_COMMON, _MOST_RULES)).arguments()
+    except UnsupportedError:
+        return False
+    except ValueError:  # which is said of the whole
+        return True
+    return True
 
 
 @contextmanager
@@ -261,7 +292,7 @@ def _said_plainly() -> Iterator[None]:
 
 
 def _refuse(where: str, what: str) -> ValueError:
-    return ValueError(f"json_schema: {where}: {what} is not supported; overspill.guidance may know it")
+    return UnsupportedError(f"json_schema: {where}: {what} is not supported; overspill.guidance may know it")
 
 
 class _NothingFitsError(ValueError):
@@ -585,7 +616,7 @@ class _Writer:
         try:
             return rf'"\"" ({pattern_expression(self.text, text)}) "\""'
         except ValueError as error:
-            raise ValueError(f"json_schema: {where}: pattern: {error}") from None
+            raise type(error)(f"json_schema: {where}: pattern: {error}") from None
 
     def array(self, nodes: list[Node]) -> str:
         low, high = _counts(nodes, "minItems", "maxItems")
@@ -708,7 +739,10 @@ def _check_forms(root: object) -> None:
         for keyword in _BOUNDS:
             if keyword in schema:
                 _bound(where, keyword, schema[keyword])
-        for keyword in ("pattern", "format", "$ref"):
+        for keyword in ("multipleOf", "divisibleBy"):
+            if keyword in schema:
+                _bound(where, keyword, schema[keyword])
+        for keyword in ("pattern", "format", "$ref", "$schema"):
             if not isinstance(schema.get(keyword, ""), str):
                 raise _wrong(where, keyword, "a string", schema[keyword])
         if not isinstance(schema.get("enum", []), list):

@@ -107,6 +107,10 @@ def _pairs(low: int, high: int) -> Iterator[tuple[int, int, int, int]]:
     yield 0xD800 + last, 0xD800 + last, 0xDC00, 0xDC00 + stop
 
 
+class UnsupportedError(ValueError):
+    """A schema has what a grammar cannot hold."""
+
+
 class GrammarText:
     """Collects rules, whose names begin with ``fits``.
 
@@ -327,7 +331,7 @@ class _Pattern:
         return found
 
     def refuse(self, what: str) -> ValueError:
-        return ValueError(f"{what} is not supported; overspill.guidance may know it")
+        return UnsupportedError(f"{what} is not supported; overspill.guidance may know it")
 
     def expression(self) -> str:
         rest = f"{self.text.use('char')}*"
