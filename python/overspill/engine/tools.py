@@ -58,19 +58,22 @@ def marked_tools(described: str) -> MarkedTools:
     functions = [tool["function"] for tool in tools]
     arguments, rules = argument_rules({function["name"]: function["parameters"] for function in functions})
 
-    def with_parameters(tool: dict[str, Any], **mark: object) -> dict[str, Any]:
-        function = tool["function"]
-        of_tool = arguments[function["name"]]
-        properties = {
-            name: _marked(*found, function["parameters"].get("properties", {}).get(name))
-            for name, found in of_tool.parameters.items()
-        }
-        required = [name for name in of_tool.required if name in properties]
+    def with_schema(tool: dict[str, Any], properties: dict[str, Any], **mark: object) -> dict[str, Any]:
+        required = [name for name in arguments[tool["function"]["name"]].required if name in properties]
         schema = {"type": "object", "properties": properties, "required": required, **mark}
-        return {**tool, "function": {**function, "parameters": schema}}
+        return {**tool, "function": {**tool["function"], "parameters": schema}}
 
-    by_call = [with_parameters(tool, const=f"overspill:{arguments[tool['function']['name']].rule}") for tool in tools]
-    return MarkedTools(json.dumps(by_call), json.dumps([with_parameters(tool) for tool in tools]), rules)
+    def by_parameter(tool: dict[str, Any]) -> dict[str, Any]:
+        given = tool["function"]["parameters"].get("properties", {})
+        found = arguments[tool["function"]["name"]].parameters
+        return with_schema(tool, {name: _marked(*of_one, given.get(name)) for name, of_one in found.items()})
+
+    def by_call(tool: dict[str, Any]) -> dict[str, Any]:
+        # The mark says it all; llama.cpp's Jinja fails in some templates at other properties.
+        found = arguments[tool["function"]["name"]]
+        return with_schema(tool, dict.fromkeys(found.parameters, {"type": "string"}), const=f"overspill:{found.rule}")
+
+    return MarkedTools(json.dumps(list(map(by_call, tools))), json.dumps(list(map(by_parameter, tools))), rules)
 
 
 def _marked(rule: str, kinds: set[str], schema: object) -> dict[str, Any]:
