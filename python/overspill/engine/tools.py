@@ -71,7 +71,8 @@ def marked_tools(described: str) -> MarkedTools:
     def by_call(tool: dict[str, Any]) -> dict[str, Any]:
         # The mark says it all; llama.cpp's Jinja fails in some templates at other properties.
         found = arguments[tool["function"]["name"]]
-        return with_schema(tool, dict.fromkeys(found.parameters, {"type": "string"}), const=f"overspill:{found.rule}")
+        properties = {name: {"type": "string"} for name in found.parameters}
+        return with_schema(tool, properties, const=f"overspill:{found.rule}")
 
     return MarkedTools(json.dumps(list(map(by_call, tools))), json.dumps(list(map(by_parameter, tools))), rules)
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from overspill._core import LLAMA_CPP_COMMIT, Error
 from overspill.base.checks import as_integer, as_real, check_choice
 from overspill.base.files import cache_folder, read_json, replace_json
-from overspill.base.host import physical_cores
+from overspill.base.host import logical_cpus, physical_cores
 from overspill.base.values import CacheType, LoadMode, Switch
 from overspill.header.info import ModelInfo
 from overspill.machine.devices import devices
@@ -32,7 +32,7 @@ _CHOICES = {
     **dict.fromkeys(("flash_attention", "repack"), get_args(Switch)),
     "load_mode": get_args(LoadMode),
 }
-_LARGEST = {"n_ctx": 2**31 - 1, "n_ubatch": 65536, "n_threads": 512, "offload_min_batch": 65536}
+_LARGEST = {"n_ctx": 2**31 - 1, "n_ubatch": 65536, "offload_min_batch": 65536}
 
 _FORMAT = 2
 
@@ -73,7 +73,9 @@ def _checked(name: str, value: Any) -> Any:
     if name in _CHOICES:
         check_choice(name, value, _CHOICES[name])
         return value
-    return None if value is None and name == "offload_min_batch" else as_integer(name, value, 1, _LARGEST[name])
+    # More threads than processors wait for each other by spinning, for seconds a token.
+    most = logical_cpus() if name == "n_threads" else _LARGEST[name]
+    return None if value is None and name == "offload_min_batch" else as_integer(name, value, 1, most)
 
 
 def _read(info: ModelInfo) -> tuple[Placement, dict[str, Any], float] | None:
