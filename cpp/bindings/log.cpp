@@ -5,8 +5,10 @@
 #include "base/utf8_buffer.h"
 #include "bindings/bindings.h"
 
+#include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 
@@ -15,6 +17,24 @@ using namespace py::literals;
 
 namespace overspill {
 
+namespace {
+
+constexpr std::array<int, 4> levels{10, 20, 30, 40};  // logging.DEBUG to logging.ERROR
+
+// Asked for once: a Ctrl-C within logging.getLogger can leave its lock taken, and every later call would wait for it.
+const py::object & logger() {
+    PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> found;
+    return found
+        .call_once_and_store_result([] { return py::module_::import("logging").attr("getLogger")("overspill.llama"); })
+        .get_stored();
+}
+
+bool is_enabled(int level) {
+    return logger().attr("isEnabledFor")(level).cast<bool>();
+}
+
+}  // namespace
+
 // Logging must not replace an exception that is on its way.
 void drain_log_to_python() {
     if (!log_pending()) {
@@ -22,12 +42,10 @@ void drain_log_to_python() {
     }
     const py::error_scope keep;
     try {
-        static constexpr std::array<int, 4> levels{10, 20, 30, 40};  // logging.DEBUG to logging.ERROR
-        const py::object logger = py::module_::import("logging").attr("getLogger")("overspill.llama");
         for (const auto & line : drain_log()) {
             const int level = levels[static_cast<size_t>(line.level)];
-            if (logger.attr("isEnabledFor")(level).cast<bool>()) {
-                logger.attr("log")(level, "%s", valid_utf8(line.text));
+            if (is_enabled(level)) {
+                logger().attr("log")(level, "%s", valid_utf8(line.text));
             }
         }
     } catch (py::error_already_set & error) {
@@ -56,6 +74,7 @@ void report_abort(const char * failure) {
 }  // namespace
 
 void bind_log(py::module_ & /*m*/) {
+    std::for_each(levels.begin(), levels.end(), is_enabled);  // which it remembers, and then takes no lock
     capture_log();
     catch_assertions(report_abort);
 }

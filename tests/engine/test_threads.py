@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ import pytest
 
 import overspill
 from overspill import Model, StopReason
+from programs import WITHOUT_GPU, python_environment
 
 # A step that is to be ended takes long on a CPU, and not on a GPU.
 pytestmark = pytest.mark.usefixtures("no_gpu")
@@ -122,3 +125,34 @@ def test_close(smollm2_path: Path) -> None:
     for use in uses:
         with pytest.raises(overspill.ClosedError, match="closed"):
             use()
+
+
+LOCK_LEFT_TAKEN = """
+import logging, sys, threading
+from overspill import Model
+
+def use():
+    with Model(sys.argv[1], offload="cpu", n_ctx=64, n_threads=1) as model:
+        list(model.stream([1, 2, 3], max_tokens=3))
+        list(model.generate_many([[1], [2]], max_tokens=2))
+        model.eval([1, 2])
+
+use()
+taken = threading.Event()
+threading.Thread(target=lambda: (logging._lock.acquire(), taken.set(), threading.Event().wait()), daemon=True).start()
+taken.wait()
+use()
+print("done")
+"""
+
+
+def test_a_lock_of_logging_that_nobody_gives_back(tiny_gpt_oss_path: Path) -> None:
+    """As Ctrl-C within ``logging.getLogger`` leaves it: what writes nothing to the log does not wait for it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOCK_LEFT_TAKEN, str(tiny_gpt_oss_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=python_environment(**WITHOUT_GPU),
+    )
+    assert done.stdout == "done\n", done.stderr
