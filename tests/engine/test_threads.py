@@ -128,7 +128,7 @@ def test_close(smollm2_path: Path) -> None:
 
 
 LOCK_LEFT_TAKEN = """
-import logging, sys, threading
+import logging, os, sys, threading
 from overspill import Model
 
 def use():
@@ -142,7 +142,8 @@ taken = threading.Event()
 threading.Thread(target=lambda: (logging._lock.acquire(), taken.set(), threading.Event().wait()), daemon=True).start()
 taken.wait()
 use()
-print("done")
+print("done", flush=True)
+os._exit(0)  # at exit logging takes it itself
 """
 
 
