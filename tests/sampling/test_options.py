@@ -40,7 +40,7 @@ from overspill.sampling.options import SamplingKeywords
         ({"logit_bias": {1: math.inf}}, ValueError, "logit_bias: a value must be finite or -inf"),
         ({"seed": 2**32 - 1}, ValueError, "seed must be 0 to 4294967294"),
         ({"temperature": "hot"}, TypeError, "temperature must be a number"),
-        ({"warmth": 1}, TypeError, "no sampling option 'warmth'"),
+        ({"warmth": 1}, TypeError, "no option 'warmth'"),
     ],
     ids=str,
 )
