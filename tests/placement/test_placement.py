@@ -393,7 +393,7 @@ def test_more_mistakes(tiny: ModelInfo, gemma_path: Path) -> None:
     placement = Placement.gpu(tiny, ["CUDA0"])
     with pytest.raises(ValueError, match=r"for tiny gpt-oss .*\(gpt-oss, 4 layers\), not for .*gemma3, 18 layers"):
         placement.check(gemma)
-    with pytest.raises(ValueError, match=r"they differ in blk\.0\.ffn_down_exps\.weight"):
+    with pytest.raises(ValueError, match=r"they differ in 'blk\.0\.ffn_down_exps\.weight'"):
         changed = ("blk.0.ffn_down_exps.weight", "F32", (1,), 4)
         placement.check(replace(tiny, tensors=[changed if t[0] == changed[0] else t for t in tiny.tensors]))
     with pytest.raises(ValueError, match="uses CUDA0, but the devices here are RPC0, CPU"):

@@ -321,7 +321,7 @@ class Placement:
         other, model = ModelOutline.of(info), self._assignment.model
         if not other.same_model(model):
             differ = set(other.tensors.items()) ^ set(model.tensors.items())
-            detail = f": they differ in {min(differ)[0]}" if str(other) == str(model) and differ else ""
+            detail = f": they differ in {shown(min(differ)[0])}" if str(other) == str(model) and differ else ""
             raise ValueError(f"this placement is for {model}, not for {other}{detail}")
         if devices is not None:
             known = (*gpu_names(devices), CPU)
