@@ -390,8 +390,8 @@ class Model:
         ...         print(token, end="", flush=True)
 
         The first step raises the errors of :meth:`stream`; an option that there is not is a TypeError at once.
-        ``asyncio.timeout``, ``task.cancel()`` and Ctrl-C end the
-        stream in the middle of a step; see :class:`AsyncStream`.
+        ``asyncio.timeout``, ``task.cancel()`` and Ctrl-C end the stream in the middle of a step; see
+        :class:`AsyncStream`.
         """
         check_keywords(options, STREAM_KEYWORDS)
         return AsyncStream(lambda: self.stream(prompt, **options))

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 
-__all__ = ["GrammarText", "pattern_expression"]
+__all__ = ["GrammarText", "UnsupportedError", "pattern_expression"]
 
 # Characters as ranges of code points, in order and apart from one another.
 Ranges = tuple[tuple[int, int], ...]
