@@ -92,6 +92,17 @@ def form_of(model: Model, name: str, tools: list[Any] | None = None) -> _core.Re
     return ChatTemplate(model, template(name)).prepare("Hi", tools=tools).form
 
 
+def as_written(
+    model: Model, name: str, message: dict[str, Any], tools: list[Any] | None
+) -> tuple[str, str, _core.ReplyForm]:
+    """Return a template's prompt, the same with the message as its reply, and the form of replies to it."""
+    question = {"role": "user", "content": "Hi"}
+    rendered = ChatTemplate(model, template(name))
+    prompt = rendered.render([question], tools=tools)
+    whole = rendered.render([question, message], tools=tools, add_generation_prompt=False)
+    return prompt, whole, form_of(model, name, tools)
+
+
 def said(
     form: _core.ReplyForm, texts: list[str], reason: StopReason = StopReason.EOS
 ) -> tuple[str, str, list[tuple[str, Any]], str, ChatStream]:
@@ -337,17 +348,13 @@ def test_a_template_s_own_messages_are_read_back(smollm2: Model, name: str) -> N
         {"role": "assistant", "content": "It is {4}, a < b.", "reasoning_content": "Two <and> {two}."},
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]
-    question = {"role": "user", "content": "Hi"}
     end = re.compile(r"(?:</?[^<>\s]{1,40}>|\[e~\[|assistant|\s)*")  # how the template ends a message
     n_read = 0
     for message, tools in itertools.product(messages, ([WEATHER], None)):
         if (tools is None and "tool_calls" in message) or (tools is not None and name in UNREADABLE_WITH_TOOLS):
             continue
-        rendered = ChatTemplate(smollm2, template(name))
         try:
-            prompt = rendered.render([question], tools=tools)
-            whole = rendered.render([question, message], tools=tools, add_generation_prompt=False)
-            form = form_of(smollm2, name, tools)
+            prompt, whole, form = as_written(smollm2, name, message, tools)
         except ValueError:  # some templates want another order, or know no tools
             continue
         raw = whole.removeprefix(prompt)
@@ -447,19 +454,15 @@ def test_long_parts(smollm2: Model, name: str) -> None:
     random_ = random.Random(1)
     pieces = ["word ", "é🙂", "< </thi ", "a < b", "[1, {2}]", "\\", '"quoted"', "\n", "</", "\u00e9 "]
     content, thought, city = ("".join(random_.choices(pieces, k=1500)).strip() + end for end in "xyz")
-    rendered = ChatTemplate(smollm2, template(name))
     arguments = json.dumps({"city": city, "days": 2}, ensure_ascii=random_.random() < 0.5)
     call = {"type": "function", "id": "call00001", "function": {"name": "get_weather", "arguments": arguments}}
-    question = {"role": "user", "content": "Hi"}
     for with_call, with_thought in itertools.product((False, True), repeat=2):
         message: dict[str, Any] = {"role": "assistant", "content": content}
         message |= {"tool_calls": [call]} if with_call else {}
         message |= {"reasoning_content": thought} if with_thought else {}
         tools = [WEATHER] if with_call else None
         try:
-            prompt = rendered.render([question], tools=tools)
-            whole = rendered.render([question, message], tools=tools, add_generation_prompt=False)
-            form = form_of(smollm2, name, tools)
+            prompt, whole, form = as_written(smollm2, name, message, tools)
         except ValueError:  # some templates want another order, or know no tools
             continue
         raw = whole.removeprefix(prompt)
