@@ -193,7 +193,7 @@ MIXED = "a- \ue000 Hello " * 400_000
 MANY_RULES = "\n".join(f'r{i} ::= "{i}" [a-z]*' for i in range(30_000))
 MANY_RULES += "\nroot ::= " + " | ".join(f"r{i}" for i in range(30_000))
 AMBIGUOUS = "root ::= " + " | ".join(f'[ -~]* "{i}"' for i in range(3000))
-PROPERTIES = {f"property {i}": {"type": "string", "maxLength": 9} for i in range(20_000)}
+PROPERTIES = {f"property {i}": {"type": "string", "maxLength": 9} for i in range(10_000)}
 FOREVER = "{% for i in range(9999) %}{% for j in range(9999) %}{{ i }}{% endfor %}{% endfor %}"
 SLOW_FILTER = "{% for i in range(9999) %}{{ ('word ' * 9999) | title | length }}{% endfor %}"
 
