@@ -13,9 +13,24 @@
 
 namespace overspill {
 
+inline std::string one_line_of(std::string text) {
+    std::replace_if(text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
+    return text;
+}
+
+// What of a text that a file or upstream had a part in belongs into a message.
+inline std::string beginning_of(std::string text) {
+    constexpr size_t longest = 500;
+    if (text.size() > longest) {
+        text.resize(longest);
+        text += "...";
+    }
+    return text;
+}
+
 struct Error : std::runtime_error {
     // The text may quote a damaged file, or a file's name, which may be any bytes.
-    explicit Error(const std::string & text) : std::runtime_error(valid_utf8(text)) {}
+    explicit Error(const std::string & text) : std::runtime_error(one_line_of(valid_utf8(text))) {}
 };
 
 // The file is missing, damaged, or not a model that can be loaded.
@@ -50,16 +65,5 @@ struct CancelledError : Error {
 struct ViewsInUseError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
-
-// A text that a file or upstream had a part in, which may be long or have several lines.
-inline std::string one_line_of(std::string why) {
-    std::replace(why.begin(), why.end(), '\n', ' ');
-    constexpr size_t longest = 500;
-    if (why.size() > longest) {
-        why.resize(longest);
-        why += "...";
-    }
-    return why;
-}
 
 }  // namespace overspill

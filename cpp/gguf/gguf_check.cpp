@@ -135,7 +135,7 @@ constexpr Limits limits_of_keys[] = {
 };
 
 [[noreturn]] void refuse(const GgufHeader & file, const std::string & why) {
-    throw ModelLoadError(file.path() + ": is damaged: " + one_line_of(why));
+    throw ModelLoadError(file.path() + ": is damaged: " + beginning_of(why));
 }
 
 // The architecture's keys begin with it; none if there is no such name, which upstream says itself.
@@ -317,8 +317,7 @@ void check_vocabulary(const GgufHeader & file) {
         }
         // Upstream gives empty ones a name by their number.
         if (!token.empty() && !tokens.insert(token).second) {
-            throw ModelLoadError(file.path() + ": is damaged: its vocabulary has the token \"" + std::string(token) +
-                                 "\" twice");
+            refuse(file, "its vocabulary has the token \"" + std::string(token) + "\" twice");
         }
     }
 }

@@ -201,7 +201,7 @@ ReplyForm ChatTemplate::form(const ChatOptions & options) const {
     try {
         inputs.messages = common_chat_msgs_parse_oaicompat(common_json::parse(options.messages));
     } catch (const std::exception & error) {
-        throw std::invalid_argument("messages: " + one_line_of(error.what()));
+        throw std::invalid_argument("messages: " + one_line_of(beginning_of(error.what())));
     }
     const bool has_tools = !options.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
     const auto apply = [&](const std::string & tools) {

@@ -35,7 +35,7 @@ def result_or_error(work: Callable[[], T]) -> T | str:
     except Error as error:
         text = str(error)
     assert text, "an error without a message"
-    assert "\n" not in text
+    assert not {"\n", "\r"} & set(text)
     return text
 
 
@@ -59,6 +59,40 @@ def test_vocabularies_without_a_token_for_the_unknown(tmp_path: Path, kind: str,
                     assert "cannot be tokenized" in tokens
                 else:
                     assert all(0 <= token < model.n_vocab for token in tokens)
+
+
+@pytest.mark.parametrize("token", ["a\nb", "\n", "\r\n", "\x1b[2J", b"\xff\n", "a" * 3000])
+def test_tokens_that_are_there_twice(tmp_path: Path, token: str | bytes) -> None:
+    """Whatever the token is, the error has one line, which is not as long as the token may be."""
+    keys, name = byte_vocabulary(), "tokenizer.ggml.tokens"
+    twice = token if isinstance(token, bytes) else token.encode()
+    vocabulary = {k: key_of(k, v) for k, v in keys.items()}
+    texts = [*(text.encode() for text in keys[name][:-2]), twice, twice]
+    vocabulary[name] = replace(vocabulary[name], value=texts)
+    base = BASES["llama"]()
+    own = tuple(key for key in base.keys if not key.name.startswith(b"tokenizer."))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(replace(base, keys=own).with_keys(vocabulary).to_bytes())
+    error = result_or_error(lambda: overspill.Model(file, vocab_only=True))
+    assert isinstance(error, str)
+    assert "twice" in error or len(token) > 500
+    assert len(error) < 600 + len(str(file))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 2**31])
+@pytest.mark.parametrize("base", BASES)
+def test_layers_that_only_draft(tmp_path: Path, base: str, n: int) -> None:
+    """However many are said to draft, there is a plan or an Error."""
+    whole = BASES[base]()
+    architecture = next(key.value for key in whole.keys if key.name == b"general.architecture")
+    name = f"{architecture.decode()}.nextn_predict_layers"
+    file = tmp_path / "model.gguf"
+    file.write_bytes(whole.to_bytes())
+    n_layers = ModelInfo.from_file(file).n_layers
+    file.write_bytes(whole.with_keys({name: key_of(name, n)}).to_bytes())
+    hardware = Hardware.given(vram="8GiB", ram="16GiB", n_threads=4)
+    plan = result_or_error(lambda: overspill.plan(ModelInfo.from_file(file), hardware=hardware))
+    assert isinstance(plan, str) == (n >= n_layers)
 
 
 @pytest.mark.parametrize("rows", [1, 2])

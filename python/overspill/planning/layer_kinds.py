@@ -94,6 +94,10 @@ class ModelTensors:
                 self.fixed_bytes[part if part in ("output", "embedding") else "other"] += aligned(n_bytes)
         if not has_layers:
             raise ModelLoadError(f"{info.files[0]}: has no layers with weights that could be placed")
+        if n_computed < 1:
+            raise ModelLoadError(
+                f"{info.files[0]}: all of its {info.n_layers} layers only draft: nothing can be planned"
+            )
         self.tied = "output" not in self.head and "token_embd" in self.head
         """Whether the output is a copy of the embedding."""
         if self.tied:
