@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -145,6 +146,29 @@ def test_damaged_json(damage: dict[str, object]) -> None:
         broken["devices"][0][figure] = -1
         with pytest.raises(ValueError, match=f"GPU0: {figure}"):
             Hardware.from_dict(broken)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e308, 0])
+@pytest.mark.parametrize("device", [0, 1])
+def test_extreme_figures(device: int, value: float) -> None:
+    """Whichever figure is extreme, it is refused by its name, or can be saved and read again."""
+    whole = Hardware.given(vram=GIB, ram=GIB).to_dict()
+    figures = [key for key, known in whole["devices"][device].items() if key.endswith(("_s", "_bytes")) or known == {}]
+    assert len(figures) > 7
+    for figure in figures:
+        changed = copy.deepcopy(whole)
+        changed["devices"][device][figure] = {"q8_0": value} if figure in ("rates", "flops") else value
+        refused = ""
+        try:
+            hardware = Hardware.from_dict(changed)
+        except ValueError as error:
+            refused = str(error)
+        assert figure in refused if refused else read_again(hardware) == hardware
+
+
+def read_again(hardware: Hardware) -> Hardware:
+    """Save it as strict JSON, and read that."""
+    return Hardware.from_dict(json.loads(json.dumps(hardware.to_dict(), allow_nan=False)))
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -129,8 +129,11 @@ class DeviceSpec:
         }
         for key, (given, positive) in figures.items():
             value = as_real(f"{self.name}: {key:.80}", given)
-            if not (value > 0 or (value == 0 and not positive)):
-                raise ValueError(f"{self.name}: {key:.80} must be {'over' if positive else 'at least'} 0, not {value}")
+            # Copies and arithmetic may take no time; all else was measured.
+            finite = key not in ("link_bytes_per_s", "flops_per_s")
+            if not (value > 0 or (value == 0 and not positive)) or (finite and value == math.inf):
+                wanted = ("over 0" if positive else "at least 0") + (" and finite" if finite else "")
+                raise ValueError(f"{self.name}: {key:.80} must be {wanted}, not {value}")
 
     def rate(self, weights: str) -> float:
         """Return the bytes per second for a key of ``rates``; the bandwidth if it was not measured."""
