@@ -4,6 +4,7 @@
 #include <ggml-cpu.h>
 
 #include <dlfcn.h>
+#include <sched.h>
 
 #include <atomic>
 #include <cstdint>
@@ -103,6 +104,13 @@ void ggml_barrier(struct ggml_threadpool * threads) {
     static const auto real = original<decltype(&ggml_barrier)>("libggml-cpu.so", "ggml_barrier");
     count(computes ? caller : worker);
     real(threads);
+}
+
+// Whoever waits for the others gives its core to them: there may be more threads than cores.
+void overspill_while_waiting() {
+    static const auto real = original<void (*)()>("libggml-base.so", "overspill_while_waiting");
+    real();
+    sched_yield();
 }
 
 // While a graph is built.
