@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def test_copies_by_hand(header: Callable[[str], ModelInfo], pins: bool, rate: fl
 def test_arithmetic_by_hand(header: Callable[[str], ModelInfo]) -> None:
     """Two operations for each weight and token, four for each pair of tokens, head and element of its width."""
     info = header("llama-3-8b")
-    gpu = replace(ROOFLINE.gpus[0], flops={"q4_K": 1e12, "q6_K": 2e12, "f16:kv": 4e12}, bandwidth_bytes_per_s=inf)
+    gpu = replace(ROOFLINE.gpus[0], flops={"q4_K": 1e12, "q6_K": 2e12, "f16:kv": 4e12}, bandwidth_bytes_per_s=1e30)
     devices = replace(ROOFLINE, devices=(gpu, ROOFLINE.cpu))
     found = forecast(info, Placement.gpu(info, devices), devices, prompt_tokens=1024, n_ubatch=1024)
     weights = {"q4_K": 0, "q6_K": 0}

@@ -130,7 +130,7 @@ class DeviceSpec:
         for key, (given, positive) in figures.items():
             value = as_real(f"{self.name}: {key:.80}", given)
             # Copies and arithmetic may take no time; all else was measured.
-            finite = key not in ("link_bytes_per_s", "flops_per_s")
+            finite = key not in _UNLIMITED
             if not (value > 0 or (value == 0 and not positive)) or (finite and value == math.inf):
                 wanted = ("over 0" if positive else "at least 0") + (" and finite" if finite else "")
                 raise ValueError(f"{self.name}: {key:.80} must be {wanted}, not {value}")
@@ -402,7 +402,7 @@ class Hardware:
         for device in listed:
             for name in ("rates", "flops"):
                 device[name] = dict(device[name])
-            for name in (*_LINKS, "flops_per_s"):
+            for name in _UNLIMITED:
                 if device[name] == math.inf:
                     device[name] = None
         return {"devices": listed, "source": self.source, "n_threads": self.n_threads}
