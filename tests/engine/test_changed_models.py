@@ -11,6 +11,7 @@ from typing import TypeVar
 import pytest
 from fuzz.gguf_models import (
     BASES,
+    Key,
     Model,
     Tensor,
     byte_vocabulary,
@@ -39,6 +40,13 @@ def result_or_error(work: Callable[[], T]) -> T | str:
     return text
 
 
+def llama_with(vocabulary: dict[str, Key]) -> Model:
+    """Return the model with this vocabulary alone."""
+    base = BASES["llama"]()
+    own = tuple(key for key in base.keys if not key.name.startswith(b"tokenizer."))
+    return replace(base, keys=own).with_keys(vocabulary)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5", "rwkv", "plamo2"])
 @pytest.mark.parametrize("vocabulary", [byte_vocabulary, piece_vocabulary, word_vocabulary])
 def test_vocabularies_without_a_token_for_the_unknown(tmp_path: Path, kind: str, vocabulary: object) -> None:
@@ -47,9 +55,7 @@ def test_vocabularies_without_a_token_for_the_unknown(tmp_path: Path, kind: str,
     keys = {**vocabulary(), "tokenizer.ggml.model": kind}
     keys.pop("tokenizer.ggml.unknown_token_id", None)
     file = tmp_path / "model.gguf"
-    base = BASES["llama"]()
-    own = tuple(key for key in base.keys if not key.name.startswith(b"tokenizer."))
-    file.write_bytes(replace(base, keys=own).with_keys({k: key_of(k, v) for k, v in keys.items()}).to_bytes())
+    file.write_bytes(llama_with({k: key_of(k, v) for k, v in keys.items()}).to_bytes())
     model = result_or_error(lambda: overspill.Model(file, vocab_only=True))
     if not isinstance(model, str):
         with model:
@@ -69,10 +75,8 @@ def test_tokens_that_are_there_twice(tmp_path: Path, token: str | bytes) -> None
     vocabulary = {k: key_of(k, v) for k, v in keys.items()}
     texts = [*(text.encode() for text in keys[name][:-2]), twice, twice]
     vocabulary[name] = replace(vocabulary[name], value=texts)
-    base = BASES["llama"]()
-    own = tuple(key for key in base.keys if not key.name.startswith(b"tokenizer."))
     file = tmp_path / "model.gguf"
-    file.write_bytes(replace(base, keys=own).with_keys(vocabulary).to_bytes())
+    file.write_bytes(llama_with(vocabulary).to_bytes())
     error = result_or_error(lambda: overspill.Model(file, vocab_only=True))
     assert isinstance(error, str)
     assert "twice" in error or len(token) > 500

@@ -11,7 +11,7 @@ from typing import Any
 
 from overspill.header.info import ModelInfo
 
-__all__ = ["CACHE_TYPES", "LayerCache", "layer_caches", "padded_context", "row_bytes"]
+__all__ = ["CACHE_TYPES", "LayerCache", "layer_caches", "n_computed_layers", "padded_context", "row_bytes"]
 
 CACHE_TYPES = {
     "f32": (1, 4),
@@ -111,6 +111,11 @@ def _number(info: ModelInfo, key: str, default: int = 0) -> int:
     return int(value) if isinstance(value, int | float) else default
 
 
+def n_computed_layers(info: ModelInfo) -> int:
+    """Return how many layers compute tokens; those after them only draft."""
+    return info.n_layers - _number(info, "nextn_predict_layers")
+
+
 def _windows(info: ModelInfo) -> list[int | None]:
     n, architecture = info.n_layers, info.architecture
     every, first, size = _WINDOW_PATTERNS.get(architecture, (1, False, None))
@@ -176,8 +181,8 @@ def layer_caches(info: ModelInfo) -> list[LayerCache]:
     latent = _number(info, "attention.key_length_mla") > 0 and _number(info, "attention.value_length_mla") > 0
     windows, recurrent = _windows(info), _recurrent(info, heads_kv)
     n_with_kv = {"gemma3n": 20, "gemma4": n - _number(info, "attention.shared_kv_layers")}.get(architecture, n)
-    # The last layers may only draft; those of hybrids get no cache from llama.cpp.
-    n_trunk = n - _number(info, "nextn_predict_layers")
+    # Of hybrids, layers that only draft get no cache from llama.cpp.
+    n_trunk = n_computed_layers(info)
     state_bytes = _state_bytes(info)
     caches = []
     for layer in range(n):

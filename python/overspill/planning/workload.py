@@ -10,7 +10,7 @@ from typing import TypeAlias
 from overspill.base.cached import cached_property
 from overspill.base.checks import check_choice
 from overspill.header.info import ModelInfo
-from overspill.header.kv_cache import CACHE_TYPES, layer_caches, padded_context, row_bytes
+from overspill.header.kv_cache import CACHE_TYPES, layer_caches, n_computed_layers, padded_context, row_bytes
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.planning.graph.build import StepBuilder
 from overspill.planning.graph.memory import compute_bytes
@@ -95,8 +95,7 @@ class Workload:
         self.cpu = len(self.devices) - 1
         self.caches = layer_caches(info)
         self.n_layers = info.n_layers
-        # The last ones may only draft.
-        self.n_computed = self.n_layers - int(info.metadata.get(f"{info.architecture}.nextn_predict_layers", 0))
+        self.n_computed = n_computed_layers(info)
         tensors = ModelTensors(info, self.caches, self.n_computed, pinned or {})
         self.kinds, self.head, self.tied = tensors.kinds, tensors.head, tensors.tied
         self.fixed_bytes, self.types = tensors.fixed_bytes, tensors.types
