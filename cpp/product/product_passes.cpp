@@ -1,0 +1,774 @@
+// The products themselves. CMake compiles this file once per instruction set, with OVERSPILL_PRODUCTS set to its
+// namespace. No inline function of the standard library is called here at run time: the linker keeps one copy of such
+// a function, and that could be one that the CPU cannot run.
+#include "product/products.h"
+
+#define GGML_COMMON_DECL_C
+#include <ggml-common.h>
+
+#include <cstring>
+
+#if defined(OVERSPILL_NEON)
+#include <arm_neon.h>
+#else
+#include <immintrin.h>
+#endif
+
+namespace overspill::OVERSPILL_PRODUCTS {
+
+namespace {
+
+#if defined(OVERSPILL_AVX512) || defined(OVERSPILL_AVX512VBMI)
+#include "product/vectors_avx512.h"
+#elif defined(OVERSPILL_AVX2) || defined(OVERSPILL_AVXVNNI)
+#include "product/vectors_avx2.h"
+#elif defined(OVERSPILL_NEON)
+#include "product/vectors_neon.h"
+#endif
+
+constexpr int64_t group_blocks = 4;                      // of 32 weights, in 64 bytes of nibbles
+constexpr int64_t group_weights = 32 * group_blocks;
+
+float float_of(ggml_half half) {
+    return ggml_fp16_to_fp32(half);
+}
+
+// The same, where it is done for every block of weights.
+float float_of_half(ggml_half half) {
+#if defined(OVERSPILL_NEON)
+    __fp16 value;
+    std::memcpy(&value, &half, sizeof(value));
+    return value;
+#else
+    return _cvtsh_ss(half);
+#endif
+}
+
+int64_t groups_in(int64_t n) {
+    return (n + group_weights - 1) / group_weights;
+}
+
+template <size_t n_bytes>
+void prefetch(const void * p) {
+    for (size_t i = 0; i < n_bytes; i += 64) {
+        __builtin_prefetch(static_cast<const char *>(p) + prefetch_bytes + i);
+    }
+}
+
+// --- Blocks of 32 weights of four or five bits ---------------------------------------------------
+
+// The activations of four blocks: byte i of a block has weight i below and weight i + 16 above.
+struct alignas(64) NibbleGroup {
+    int8_t low[64];
+    int8_t high[64];
+    int32_t start[16];  // what takes the offset of the weights away
+    float scale[16];    // of each four bytes
+    float sum[16];      // scale times the block's sum, in the first place of its four; 0 in the others
+};
+
+template <int offset>
+void order_block(const int8_t * quantized, float scale, NibbleGroup & group, int64_t block) {
+    const auto place = static_cast<size_t>(block) * 16;
+    std::memcpy(group.low + place, quantized, 16);
+    std::memcpy(group.high + place, quantized + 16, 16);
+    for (size_t lane = place / 4; lane < place / 4 + 4; ++lane) {
+        int32_t sum = 0;
+        for (size_t j = 4 * lane; j < 4 * lane + 4; ++j) {
+            sum += group.low[j] + group.high[j];
+        }
+        group.start[lane] = -offset * sum;
+        group.scale[lane] = scale;
+    }
+}
+
+struct Nibbles {
+    Bytes low, high;
+    Floats scale;
+};
+
+// A type has: its block; decode() of four blocks that follow each other; and what it adds to weights to have them
+// unsigned.
+struct Mxfp4 {
+    using Block = block_mxfp4;
+    using Activations = block_q8_0;
+    static constexpr ggml_type type = GGML_TYPE_MXFP4;
+    static constexpr ggml_type activations = GGML_TYPE_Q8_0;
+    static constexpr int offset = 12;
+    static constexpr bool has_minimum = false;
+    static constexpr bool is_signed = false;
+    // The table has twice the values.
+    static constexpr float factor = 0.5F;
+    alignas(16) static constexpr int8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+
+    Bytes values = table_of(table);
+    Nibbles decode(const Block * blocks) const {
+        const auto * p = reinterpret_cast<const uint8_t *>(blocks);
+        const Bytes packed = join(p + 1, p + 18, p + 35, p + 52);
+        return {look_up_low(values, packed), look_up_high(values, packed), powers_of_two(p)};
+    }
+};
+
+template <typename Block>
+Bytes packed_of(const Block * blocks) {
+    return join(blocks[0].qs, blocks[1].qs, blocks[2].qs, blocks[3].qs);
+}
+
+template <typename Block>
+Floats scales_of(const Block * blocks) {
+    return quarter_halves(&blocks[0].d, sizeof(Block));
+}
+
+struct Iq4Nl {
+    using Block = block_iq4_nl;
+    using Activations = block_q8_0;
+    static constexpr ggml_type type = GGML_TYPE_IQ4_NL;
+    static constexpr ggml_type activations = GGML_TYPE_Q8_0;
+    static constexpr int offset = signed_offset;
+    static constexpr bool has_minimum = false;
+    static constexpr bool is_signed = true;
+    static constexpr float factor = 1;
+    alignas(16) static constexpr int8_t table[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                                     1,    13,   25,  38,  53,  69,  89,  113};
+
+    Bytes values = table_of(table);
+    Nibbles decode(const Block * blocks) const {
+        const Bytes packed = packed_of(blocks);
+        return {look_up_low(values, packed), look_up_high(values, packed), scales_of(blocks)};
+    }
+};
+
+struct Q4_0 {
+    using Block = block_q4_0;
+    using Activations = block_q8_0;
+    static constexpr ggml_type type = GGML_TYPE_Q4_0;
+    static constexpr ggml_type activations = GGML_TYPE_Q8_0;
+    static constexpr int offset = 8;
+    static constexpr bool has_minimum = false;
+    static constexpr bool is_signed = false;
+    static constexpr float factor = 1;
+
+    Nibbles decode(const Block * blocks) const {
+        const Bytes packed = packed_of(blocks);
+        return {low_nibbles(packed), high_nibbles(packed), scales_of(blocks)};
+    }
+};
+
+struct Q4_1 {
+    using Block = block_q4_1;
+    using Activations = block_q8_1;
+    static constexpr ggml_type type = GGML_TYPE_Q4_1;
+    static constexpr ggml_type activations = GGML_TYPE_Q8_1;
+    static constexpr int offset = 0;
+    static constexpr bool has_minimum = true;
+    static constexpr bool is_signed = false;
+    static constexpr float factor = 1;
+
+    Nibbles decode(const Block * blocks) const {
+        const Bytes packed = packed_of(blocks);
+        return {low_nibbles(packed), high_nibbles(packed), scales_of(blocks)};
+    }
+};
+
+template <typename Block>
+uint32_t fifth_bits(const Block & block) {
+    uint32_t bits;
+    std::memcpy(&bits, block.qh, sizeof(bits));
+    return bits;
+}
+
+template <typename Block>
+Nibbles decode_five_bits(const Block * blocks) {
+    const Bytes packed = packed_of(blocks);
+    const uint32_t a = fifth_bits(blocks[0]), b = fifth_bits(blocks[1]);
+    const uint32_t c = fifth_bits(blocks[2]), d = fifth_bits(blocks[3]);
+    return {with_fifth_bits(low_nibbles(packed), a, b, c, d, 0), with_fifth_bits(high_nibbles(packed), a, b, c, d, 16),
+            scales_of(blocks)};
+}
+
+struct Q5_0 {
+    using Block = block_q5_0;
+    using Activations = block_q8_0;
+    static constexpr ggml_type type = GGML_TYPE_Q5_0;
+    static constexpr ggml_type activations = GGML_TYPE_Q8_0;
+    static constexpr int offset = 16;
+    static constexpr bool has_minimum = false;
+    static constexpr bool is_signed = false;
+    static constexpr float factor = 1;
+
+    Nibbles decode(const Block * blocks) const { return decode_five_bits(blocks); }
+};
+
+struct Q5_1 {
+    using Block = block_q5_1;
+    using Activations = block_q8_1;
+    static constexpr ggml_type type = GGML_TYPE_Q5_1;
+    static constexpr ggml_type activations = GGML_TYPE_Q8_1;
+    static constexpr int offset = 0;
+    static constexpr bool has_minimum = true;
+    static constexpr bool is_signed = false;
+    static constexpr float factor = 1;
+
+    Nibbles decode(const Block * blocks) const { return decode_five_bits(blocks); }
+};
+
+size_t nibble_bytes(int64_t n) {
+    return static_cast<size_t>(groups_in(n)) * sizeof(NibbleGroup);
+}
+
+template <typename Type>
+void order_nibbles(const void * quantized, int64_t n, void * ordered) {
+    const auto * blocks = static_cast<const typename Type::Activations *>(quantized);
+    auto * groups = static_cast<NibbleGroup *>(ordered);
+    std::memset(static_cast<void *>(groups), 0, nibble_bytes(n));
+    for (int64_t i = 0; i < n / 32; ++i) {
+        NibbleGroup & group = groups[i / group_blocks];
+        order_block<Type::offset>(blocks[i].qs, Type::factor * float_of(blocks[i].d), group, i % group_blocks);
+        if constexpr (Type::has_minimum) {
+            group.sum[i % group_blocks * 4] = float_of(blocks[i].s);
+        }
+    }
+}
+
+// Where the activations of a column are.
+const uint8_t * column(const uint8_t * first, int c, const ProductShape & shape) {
+    return first + static_cast<size_t>(c) * shape.activation_bytes;
+}
+
+template <int n_columns>
+void write_totals(const Floats * sums, const ProductShape & shape, float * out) {
+    for (int c = 0; c < n_columns; ++c) {
+        out[static_cast<size_t>(c) * shape.out_columns] = total(sums[c]);
+    }
+}
+
+template <typename Type>
+Floats add_nibbles(const Nibbles & weights, const NibbleGroup & group, Floats sum) {
+    Ints products = load_ints(group.start);
+    if constexpr (Type::is_signed) {
+        products = dot_signed(dot_signed(products, weights.low, load(group.low)), weights.high, load(group.high));
+    } else {
+        products = dot(dot(products, weights.low, load(group.low)), weights.high, load(group.high));
+    }
+    return multiply_add(to_floats(products), times(weights.scale, load_floats(group.scale)), sum);
+}
+
+// The largest exponent is a number of llama.cpp's, but not of powers_of_two().
+float multiply_slowly(const block_mxfp4 * row, int64_t n, const uint8_t * activations) {
+    const auto * groups = reinterpret_cast<const NibbleGroup *>(activations);
+    float sum = 0;
+    for (int64_t i = 0; i < n / 32; ++i) {
+        const NibbleGroup & group = groups[i / group_blocks];
+        const auto place = static_cast<size_t>(i % group_blocks) * 16;
+        int32_t product = 0;
+        for (size_t j = 0; j < 16; ++j) {
+            product += (Mxfp4::table[row[i].qs[j] & 15] - Mxfp4::offset) * group.low[place + j];
+            product += (Mxfp4::table[row[i].qs[j] >> 4] - Mxfp4::offset) * group.high[place + j];
+        }
+        const uint32_t e = row[i].e;
+        const uint32_t bits = e < 2 ? 0x00200000U << e : (e - 1) << 23;
+        float half_of_power;
+        std::memcpy(&half_of_power, &bits, sizeof(bits));
+        sum += static_cast<float>(product) * (half_of_power * (group.scale[place / 4] / Mxfp4::factor));
+    }
+    return sum;
+}
+
+template <typename Type, int n_columns>
+void multiply_row(const Type & type, const typename Type::Block * row, int64_t n, const ProductShape & shape,
+                  const uint8_t * activations, float * out) {
+    using Block = typename Type::Block;
+    Floats sums[n_columns];
+    for (Floats & sum : sums) {
+        sum = no_floats();
+    }
+    const auto step = [&](const Block * blocks, int64_t i) {
+        const Nibbles weights = type.decode(blocks);
+        Floats minima = no_floats();
+        if constexpr (Type::has_minimum) {
+            minima = quarter_halves(&blocks[0].m, sizeof(Block));
+        }
+        for (int c = 0; c < n_columns; ++c) {
+            const auto & group =
+                reinterpret_cast<const NibbleGroup *>(activations + static_cast<size_t>(c) * shape.activation_bytes)[i];
+            sums[c] = add_nibbles<Type>(weights, group, sums[c]);
+            if constexpr (Type::has_minimum) {
+                sums[c] = multiply_add(minima, load_floats(group.sum), sums[c]);
+            }
+        }
+    };
+    constexpr int64_t unrolled = 4;
+    const int64_t n_whole = n / group_weights;
+    int64_t i = 0;
+    for (; i + unrolled <= n_whole; i += unrolled) {
+        prefetch<sizeof(Block) * group_blocks * unrolled>(row + i * group_blocks);
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < unrolled; ++j) {
+            step(row + (i + j) * group_blocks, i + j);
+        }
+    }
+    prefetch<sizeof(Block) * group_blocks>(row + i * group_blocks);
+    for (; i < n_whole; ++i) {
+        step(row + i * group_blocks, i);
+    }
+    if (n % group_weights != 0) {
+        Block rest[group_blocks];
+        std::memset(static_cast<void *>(rest), 0, sizeof(rest));
+        std::memcpy(static_cast<void *>(rest), row + i * group_blocks,
+                    static_cast<size_t>(n % group_weights / 32) * sizeof(Block));
+        step(rest, i);
+    }
+    for (int c = 0; c < n_columns; ++c) {
+        const size_t column = static_cast<size_t>(c);
+        float sum = total(sums[c]);
+        if constexpr (Type::type == GGML_TYPE_MXFP4) {
+            if (!(sum - sum == 0)) {  // infinite or not a number
+                sum = multiply_slowly(row, n, activations + column * shape.activation_bytes);
+            }
+        }
+        out[column * shape.out_columns] = sum;
+    }
+}
+
+// --- Blocks of 256 weights of four bits from a table ----------------------------------------------
+
+struct Iq4Xs {
+    static constexpr ggml_type type = GGML_TYPE_IQ4_XS;
+    static constexpr int offset = signed_offset;
+    static constexpr bool is_signed = true;
+    Bytes values = table_of(Iq4Nl::table);
+
+    // The first or the second half of a block.
+    Nibbles decode(const block_iq4_xs & block, int half) const {
+        const Bytes packed = load(block.qs + 64 * half);
+        const int low = block.scales_l[2 * half] | block.scales_l[2 * half + 1] << 8;
+        const int high = block.scales_h >> 8 * half;
+        const float d = float_of_half(block.d);
+        const auto scale = [&](int i) {
+            return d * static_cast<float>(((low >> 4 * i & 15) | (high >> 2 * i & 3) << 4) - 32);
+        };
+        return {look_up_low(values, packed), look_up_high(values, packed), quarters(scale(0), scale(1), scale(2), scale(3))};
+    }
+};
+
+void order_iq4_xs(const void * quantized, int64_t n, void * ordered) {
+    const auto * blocks = static_cast<const block_q8_K *>(quantized);
+    auto * groups = static_cast<NibbleGroup *>(ordered);
+    std::memset(static_cast<void *>(groups), 0, nibble_bytes(n));
+    for (int64_t i = 0; i < n / 32; ++i) {
+        const block_q8_K & block = blocks[i / 8];
+        order_block<Iq4Xs::offset>(block.qs + 32 * (i % 8), block.d, groups[i / group_blocks], i % group_blocks);
+    }
+}
+
+template <int n_columns>
+void multiply_iq4_xs_row(const Iq4Xs & type, const block_iq4_xs * row, const ProductShape & shape,
+                         const uint8_t * activations, float * out) {
+    Floats sums[n_columns];
+    for (Floats & sum : sums) {
+        sum = no_floats();
+    }
+    for (int64_t i = 0; i < shape.n / QK_K; ++i) {
+        prefetch<sizeof(block_iq4_xs)>(row + i);
+        for (int half = 0; half < 2; ++half) {
+            const Nibbles weights = type.decode(row[i], half);
+            for (int c = 0; c < n_columns; ++c) {
+                const auto * groups = reinterpret_cast<const NibbleGroup *>(column(activations, c, shape));
+                sums[c] = add_nibbles<Iq4Xs>(weights, groups[2 * i + half], sums[c]);
+            }
+        }
+    }
+    write_totals<n_columns>(sums, shape, out);
+}
+
+// --- Blocks of 32 bytes ---------------------------------------------------------------------------
+
+struct alignas(64) ByteGroup {
+    int8_t bytes[64];  // of two blocks
+    int32_t start[16];
+    float scale[16];
+};
+
+size_t byte_group_bytes(int64_t n) {
+    return static_cast<size_t>((n + 63) / 64) * sizeof(ByteGroup);
+}
+
+void order_q8_0(const void * quantized, int64_t n, void * ordered) {
+    const auto * blocks = static_cast<const block_q8_0 *>(quantized);
+    auto * groups = static_cast<ByteGroup *>(ordered);
+    std::memset(static_cast<void *>(groups), 0, byte_group_bytes(n));
+    for (int64_t i = 0; i < n / 32; ++i) {
+        ByteGroup & group = groups[i / 2];
+        const auto place = static_cast<size_t>(i % 2) * 32;
+        std::memcpy(group.bytes + place, blocks[i].qs, 32);
+        for (size_t lane = place / 4; lane < place / 4 + 8; ++lane) {
+            const int8_t * four = group.bytes + 4 * lane;
+            group.start[lane] = -signed_offset * (four[0] + four[1] + four[2] + four[3]);
+            group.scale[lane] = float_of(blocks[i].d);
+        }
+    }
+}
+
+template <int n_columns>
+void multiply_q8_0_row(const block_q8_0 * row, const ProductShape & shape, const uint8_t * activations, float * out) {
+    constexpr int64_t unrolled = 4;
+    Floats sums[n_columns][2];
+    for (auto & pair : sums) {
+        pair[0] = pair[1] = no_floats();
+    }
+    const auto step = [&](const block_q8_0 * blocks, int64_t i, int64_t sum) {
+        const Bytes weights = join(reinterpret_cast<const uint8_t *>(blocks[0].qs), reinterpret_cast<const uint8_t *>(blocks[1].qs));
+        const Floats scale = halves(float_of_half(blocks[0].d), float_of_half(blocks[1].d));
+        for (int c = 0; c < n_columns; ++c) {
+            const ByteGroup & group = reinterpret_cast<const ByteGroup *>(column(activations, c, shape))[i];
+            const Ints products = dot_signed(load_ints(group.start), weights, load(group.bytes));
+            sums[c][sum] = multiply_add(to_floats(products), times(scale, load_floats(group.scale)), sums[c][sum]);
+        }
+    };
+    const int64_t n_whole = shape.n / 64;
+    int64_t i = 0;
+    for (; i + unrolled <= n_whole; i += unrolled) {
+        prefetch<2 * unrolled * sizeof(block_q8_0)>(row + 2 * i);
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < unrolled; ++j) {
+            step(row + 2 * (i + j), i + j, j % 2);
+        }
+    }
+    for (; i < n_whole; ++i) {
+        step(row + 2 * i, i, 0);
+    }
+    if (shape.n % 64 != 0) {
+        block_q8_0 rest[2];
+        std::memset(static_cast<void *>(rest), 0, sizeof(rest));
+        rest[0] = row[2 * i];
+        step(rest, i, 0);
+    }
+    Floats both[n_columns];
+    for (int c = 0; c < n_columns; ++c) {
+        both[c] = sum_of(sums[c][0], sums[c][1]);
+    }
+    write_totals<n_columns>(both, shape, out);
+}
+
+// --- Blocks of 256 weights with whole scales -------------------------------------------------------
+
+struct alignas(64) SuperBlock {
+    int8_t bytes[QK_K];  // in the order of the weights
+    int16_t sums[16];    // of 32 or of 16 activations
+    float d;
+};
+
+size_t super_block_bytes(int64_t n) {
+    return static_cast<size_t>(n / QK_K) * sizeof(SuperBlock);
+}
+
+// 64 bytes of nibbles have parts 0 and 2 of 32 weights below, and 1 and 3 above.
+void order_by_nibbles(const void * quantized, int64_t n, void * ordered) {
+    const auto * blocks = static_cast<const block_q8_K *>(quantized);
+    auto * out = static_cast<SuperBlock *>(ordered);
+    std::memset(static_cast<void *>(out), 0, super_block_bytes(n));
+    constexpr size_t parts[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+    for (int64_t i = 0; i < n / QK_K; ++i) {
+        for (size_t j = 0; j < 8; ++j) {
+            std::memcpy(out[i].bytes + 32 * j, blocks[i].qs + 32 * parts[j], 32);
+            out[i].sums[j] = static_cast<int16_t>(blocks[i].bsums[2 * j] + blocks[i].bsums[2 * j + 1]);
+        }
+        out[i].d = blocks[i].d;
+    }
+}
+
+void order_by_weights(const void * quantized, int64_t n, void * ordered) {
+    const auto * blocks = static_cast<const block_q8_K *>(quantized);
+    auto * out = static_cast<SuperBlock *>(ordered);
+    std::memset(static_cast<void *>(out), 0, super_block_bytes(n));
+    for (int64_t i = 0; i < n / QK_K; ++i) {
+        std::memcpy(out[i].bytes, blocks[i].qs, QK_K);
+        std::memcpy(out[i].sums, blocks[i].bsums, sizeof(out[i].sums));
+        out[i].d = blocks[i].d;
+    }
+}
+
+struct Whole {
+    Bytes weights[4];
+    Scales scales[4];
+};
+
+// The scales and minima of eight parts, of six bits each, as llama.cpp packs them in twelve bytes.
+struct SixBits {
+    uint64_t scales, minima;
+};
+
+SixBits unpack_six_bits(const uint8_t * twelve) {
+    uint32_t a, b, c;
+    std::memcpy(&a, twelve, 4);
+    std::memcpy(&b, twelve + 4, 4);
+    std::memcpy(&c, twelve + 8, 4);
+    const auto join_words = [](uint32_t low, uint32_t high) { return low | static_cast<uint64_t>(high) << 32; };
+    return {join_words(a & 0x3f3f3f3fU, (c & 0x0f0f0f0fU) | (a >> 6 & 0x03030303U) << 4),
+            join_words(b & 0x3f3f3f3fU, (c >> 4 & 0x0f0f0f0fU) | (b >> 6 & 0x03030303U) << 4)};
+}
+
+// A type has: decode(); and add_rest(), which takes minima or offsets into account.
+template <typename Block, bool five_bits>
+struct FourOrFiveBits {
+    using Weights = Block;
+    struct Rest {
+        Shorts8 minima;
+        float d, d_minimum;
+    };
+
+    static void decode(const Block & block, Whole & whole, Rest & rest) {
+        const SixBits six = unpack_six_bits(block.scales);
+        const Shorts8 scales = shorts_of(six.scales);
+        const Bytes first = load(block.qs), second = load(block.qs + 64);
+        whole.weights[0] = low_nibbles(first);
+        whole.weights[1] = high_nibbles(first);
+        whole.weights[2] = low_nibbles(second);
+        whole.weights[3] = high_nibbles(second);
+        if constexpr (five_bits) {
+            const Bytes fifth = join(block.qh, block.qh);
+            whole.weights[0] = with_bit<0, 2, 16>(whole.weights[0], fifth);
+            whole.weights[1] = with_bit<1, 2, 16>(whole.weights[1], fifth);
+            whole.weights[2] = with_bit<4, 2, 16>(whole.weights[2], fifth);
+            whole.weights[3] = with_bit<5, 2, 16>(whole.weights[3], fifth);
+        }
+        whole.scales[0] = spread_halves<0, 2>(scales);
+        whole.scales[1] = spread_halves<1, 3>(scales);
+        whole.scales[2] = spread_halves<4, 6>(scales);
+        whole.scales[3] = spread_halves<5, 7>(scales);
+        rest = {shorts_of(six.minima), float_of_half(d_of(block)), float_of_half(minimum_of(block))};
+    }
+    static Floats add(Ints products, const Rest & rest, const SuperBlock & x, Floats sum) {
+        sum = multiply_add(to_floats(products), all(rest.d * x.d), sum);
+        return multiply_add(to_floats(sums_dot(rest.minima, x.sums)), all(-rest.d_minimum * x.d), sum);
+    }
+    static ggml_half d_of(const Block & block) { return block.d; }
+    static ggml_half minimum_of(const Block & block) { return block.dmin; }
+};
+
+struct SixBitWeights {
+    using Weights = block_q6_K;
+    struct Rest {
+        ByteScales scales;
+        float d;
+    };
+
+    static void decode(const block_q6_K & block, Whole & whole, Rest & rest) {
+        rest = {byte_scales(block.scales), float_of_half(block.d)};
+        const Bytes first = load(block.ql), second = load(block.ql + 64);
+        const Bytes first_high = join(block.qh, block.qh), second_high = join(block.qh + 32, block.qh + 32);
+        whole.weights[0] = with_two_bits<0>(low_nibbles(first), first_high);
+        whole.weights[1] = with_two_bits<4>(high_nibbles(first), first_high);
+        whole.weights[2] = with_two_bits<0>(low_nibbles(second), second_high);
+        whole.weights[3] = with_two_bits<4>(high_nibbles(second), second_high);
+        whole.scales[0] = spread_quarters<0>(rest.scales);
+        whole.scales[1] = spread_quarters<4>(rest.scales);
+        whole.scales[2] = spread_quarters<8>(rest.scales);
+        whole.scales[3] = spread_quarters<12>(rest.scales);
+    }
+    static Floats add(Ints products, const Rest & rest, const SuperBlock & x, Floats sum) {
+        const Ints less = less_32_times(products, byte_sums_dot(rest.scales, x.sums));
+        return multiply_add(to_floats(less), all(rest.d * x.d), sum);
+    }
+};
+
+template <typename Type, int n_columns>
+void multiply_whole_row(const typename Type::Weights * row, const ProductShape & shape, const uint8_t * activations,
+                        float * out) {
+    Floats sums[n_columns];
+    for (Floats & sum : sums) {
+        sum = no_floats();
+    }
+    for (int64_t i = 0; i < shape.n / QK_K; ++i) {
+        prefetch<sizeof(row[0])>(row + i);
+        Whole whole;
+        typename Type::Rest rest;
+        Type::decode(row[i], whole, rest);
+        for (int c = 0; c < n_columns; ++c) {
+            const SuperBlock & x = reinterpret_cast<const SuperBlock *>(column(activations, c, shape))[i];
+            Ints products = no_ints();
+            for (int k = 0; k < 4; ++k) {
+                products = scaled_dot(products, whole.weights[k], load(x.bytes + 64 * k), whole.scales[k]);
+            }
+            sums[c] = Type::add(products, rest, x, sums[c]);
+        }
+    }
+    write_totals<n_columns>(sums, shape, out);
+}
+
+// --- Floats of sixteen bits -------------------------------------------------------------------------
+
+struct Halves {
+    static constexpr ggml_type type = GGML_TYPE_F16;
+    static Floats load(const uint16_t * p) { return floats_of_halves(p); }
+    static float value(uint16_t half) { return float_of(half); }
+};
+
+struct BrainHalves {
+    static constexpr ggml_type type = GGML_TYPE_BF16;
+    static Floats load(const uint16_t * p) { return floats_of_brain_halves(p); }
+    static float value(uint16_t half) { return ggml_bf16_to_fp32({half}); }
+};
+
+constexpr int64_t float_lanes = 16;
+
+size_t float_bytes(int64_t n) {
+    return static_cast<size_t>((n + float_lanes - 1) / float_lanes * float_lanes) * sizeof(float);
+}
+
+template <typename Type>
+void order_floats(const void * quantized, int64_t n, void * ordered) {
+    const auto * from = static_cast<const uint16_t *>(quantized);
+    auto * to = static_cast<float *>(ordered);
+    std::memset(to, 0, float_bytes(n));
+    for (int64_t i = 0; i < n; ++i) {
+        to[i] = Type::value(from[i]);
+    }
+}
+
+template <typename Type, int n_columns>
+void multiply_float_row(const uint16_t * row, const ProductShape & shape, const uint8_t * activations, float * out) {
+    constexpr int64_t unrolled = n_columns == 1 ? 4 : 2;
+    Floats sums[n_columns][unrolled];
+    for (auto & some : sums) {
+        for (Floats & sum : some) {
+            sum = no_floats();
+        }
+    }
+    const auto step = [&](const uint16_t * weights, int64_t i, int64_t sum) {
+        const Floats w = Type::load(weights);
+        for (int c = 0; c < n_columns; ++c) {
+            const auto * x = reinterpret_cast<const float *>(column(activations, c, shape));
+            sums[c][sum] = multiply_add(w, load_floats(x + i), sums[c][sum]);
+        }
+    };
+    int64_t i = 0;
+    for (; i + unrolled * float_lanes <= shape.n; i += unrolled * float_lanes) {
+        prefetch<unrolled * float_lanes * 2>(row + i);
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < unrolled; ++j) {
+            step(row + i + j * float_lanes, i + j * float_lanes, j);
+        }
+    }
+    for (; i + float_lanes <= shape.n; i += float_lanes) {
+        step(row + i, i, 0);
+    }
+    if (i < shape.n) {
+        uint16_t rest[float_lanes] = {};
+        std::memcpy(rest, row + i, static_cast<size_t>(shape.n - i) * sizeof(uint16_t));
+        step(rest, i, 0);
+    }
+    Floats all_sums[n_columns];
+    for (int c = 0; c < n_columns; ++c) {
+        all_sums[c] = sums[c][0];
+        for (int64_t j = 1; j < unrolled; ++j) {
+            all_sums[c] = sum_of(all_sums[c], sums[c][j]);
+        }
+    }
+    write_totals<n_columns>(all_sums, shape, out);
+}
+
+// --- The table ----------------------------------------------------------------------------------------
+
+// Row<n>::multiply(weights, shape, activations, out) does a row and n columns.
+template <template <int> class Row>
+void multiply(const ProductShape & shape) {
+    for (int64_t r = 0; r < shape.n_rows; ++r) {
+        const uint8_t * row = static_cast<const uint8_t *>(shape.weights) + static_cast<size_t>(r) * shape.row_bytes;
+        for (int64_t c = 0; c < shape.n_columns;) {
+            const uint8_t * activations =
+                static_cast<const uint8_t *>(shape.activations) + static_cast<size_t>(c) * shape.activation_bytes;
+            float * out = shape.out + static_cast<size_t>(c) * shape.out_columns + r;
+            if (shape.n_columns - c >= 4) {
+                Row<4>::multiply(row, shape, activations, out);
+                c += 4;
+            } else if (shape.n_columns - c >= 2) {
+                Row<2>::multiply(row, shape, activations, out);
+                c += 2;
+            } else {
+                Row<1>::multiply(row, shape, activations, out);
+                c += 1;
+            }
+        }
+    }
+}
+
+template <typename Type>
+struct NibbleRows {
+    template <int n_columns>
+    struct Row {
+        static void multiply(const uint8_t * row, const ProductShape & shape, const uint8_t * x, float * out) {
+            multiply_row<Type, n_columns>(Type{}, reinterpret_cast<const typename Type::Block *>(row), shape.n, shape, x, out);
+        }
+    };
+};
+
+template <int n_columns>
+struct Iq4XsRow {
+    static void multiply(const uint8_t * row, const ProductShape & shape, const uint8_t * x, float * out) {
+        multiply_iq4_xs_row<n_columns>(Iq4Xs{}, reinterpret_cast<const block_iq4_xs *>(row), shape, x, out);
+    }
+};
+
+template <int n_columns>
+struct Q8_0Row {
+    static void multiply(const uint8_t * row, const ProductShape & shape, const uint8_t * x, float * out) {
+        multiply_q8_0_row<n_columns>(reinterpret_cast<const block_q8_0 *>(row), shape, x, out);
+    }
+};
+
+template <typename Type>
+struct WholeRows {
+    template <int n_columns>
+    struct Row {
+        static void multiply(const uint8_t * row, const ProductShape & shape, const uint8_t * x, float * out) {
+            multiply_whole_row<Type, n_columns>(reinterpret_cast<const typename Type::Weights *>(row), shape, x, out);
+        }
+    };
+};
+
+template <typename Type>
+struct FloatRows {
+    template <int n_columns>
+    struct Row {
+        static void multiply(const uint8_t * row, const ProductShape & shape, const uint8_t * x, float * out) {
+            multiply_float_row<Type, n_columns>(reinterpret_cast<const uint16_t *>(row), shape, x, out);
+        }
+    };
+};
+
+template <typename Type>
+constexpr Products nibbles() {
+    return {Type::type,   Type::activations,   32,
+            nibble_bytes, order_nibbles<Type>, multiply<NibbleRows<Type>::template Row>};
+}
+
+template <typename Type>
+constexpr Products floats() {
+    return {Type::type, Type::type, 1, float_bytes, order_floats<Type>, multiply<FloatRows<Type>::template Row>};
+}
+
+using Q4_K = FourOrFiveBits<block_q4_K, false>;
+using Q5_K = FourOrFiveBits<block_q5_K, true>;
+
+constexpr Products products[] = {
+    nibbles<Mxfp4>(),
+    nibbles<Iq4Nl>(),
+    nibbles<Q4_0>(),
+    nibbles<Q4_1>(),
+    nibbles<Q5_0>(),
+    nibbles<Q5_1>(),
+    {GGML_TYPE_IQ4_XS, GGML_TYPE_Q8_K, QK_K, nibble_bytes, order_iq4_xs, multiply<Iq4XsRow>},
+    {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, 32, byte_group_bytes, order_q8_0, multiply<Q8_0Row>},
+    {GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, QK_K, super_block_bytes, order_by_nibbles, multiply<WholeRows<Q4_K>::Row>},
+    {GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, QK_K, super_block_bytes, order_by_nibbles, multiply<WholeRows<Q5_K>::Row>},
+    {GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, QK_K, super_block_bytes, order_by_weights, multiply<WholeRows<SixBitWeights>::Row>},
+    floats<Halves>(),
+    floats<BrainHalves>(),
+};
+
+}  // namespace
+
+extern const ProductSet set;
+const ProductSet set = {OVERSPILL_PRODUCTS_NAME, products, sizeof(products) / sizeof(products[0])};
+
+}  // namespace overspill::OVERSPILL_PRODUCTS

@@ -1,0 +1,76 @@
+#include "product/products.h"
+
+#include <cstdlib>
+#include <string>
+
+namespace overspill {
+
+#ifdef OVERSPILL_X86_KERNELS
+namespace product_avx2 {
+extern const ProductSet set;
+}
+namespace product_avxvnni {
+extern const ProductSet set;
+}
+namespace product_avx512 {
+extern const ProductSet set;
+}
+namespace product_avx512vbmi {
+extern const ProductSet set;
+}
+#endif
+#ifdef OVERSPILL_ARM_KERNELS
+namespace product_neon {
+extern const ProductSet set;
+}
+#endif
+
+const Products * ProductSet::find(ggml_type weights) const {
+    for (size_t i = 0; i < n_products; ++i) {
+        if (products[i].weights == weights) {
+            return &products[i];
+        }
+    }
+    return nullptr;
+}
+
+std::vector<const ProductSet *> available_product_sets() {
+    std::vector<const ProductSet *> available;
+#ifdef OVERSPILL_X86_KERNELS
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (avx2) {
+        available.push_back(&product_avx2::set);
+    }
+    if (avx2 && __builtin_cpu_supports("avxvnni")) {
+        available.push_back(&product_avxvnni::set);
+    }
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vnni")) {
+        available.push_back(&product_avx512::set);
+        if (__builtin_cpu_supports("avx512vbmi")) {
+            available.push_back(&product_avx512vbmi::set);
+        }
+    }
+#endif
+#ifdef OVERSPILL_ARM_KERNELS
+    available.push_back(&product_neon::set);
+#endif
+    return available;
+}
+
+const ProductSet * product_set() {
+    const std::vector<const ProductSet *> available = available_product_sets();
+    const char * wanted = std::getenv("OVERSPILL_SIMD");
+    if (wanted != nullptr && *wanted != '\0') {
+        for (const ProductSet * one : available) {
+            if (std::string(one->name) == wanted) {
+                return one;
+            }
+        }
+        return nullptr;
+    }
+    return available.empty() ? nullptr : available.back();
+}
+
+}  // namespace overspill

@@ -1,0 +1,62 @@
+// Products of rows of quantized weights, as a GGUF file has them, with vectors of activations.
+//
+// Activations are quantized as llama.cpp does for the type, and put in order once for all products with that type: so
+// the products of whole numbers are llama.cpp's, and only the sums of single precision are in another order.
+#pragma once
+
+#include <ggml.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace overspill {
+
+// Activations in order start at such an address.
+constexpr size_t activation_alignment = 64;
+// Weights are looked for in memory so far ahead of where they are used; measured on Zen 5, where less and more are slower.
+constexpr size_t prefetch_bytes = 8192;
+
+struct ProductShape {
+    const void * weights;  // the first row
+    size_t row_bytes;      // from a row to the next
+    int64_t n_rows;
+    int64_t n;                 // weights in a row
+    const void * activations;  // of the first column, in order
+    size_t activation_bytes;   // from a column to the next
+    int64_t n_columns;
+    float * out;         // of the first row and column; rows follow each other
+    size_t out_columns;  // floats from a column to the next
+};
+
+// For one type of weights, by one instruction set.
+struct Products {
+    ggml_type weights;
+    ggml_type activations;  // what llama.cpp quantizes them to
+    // A row of weights is a multiple of so many.
+    int64_t block;
+    // Bytes of n activations in order; a multiple of the alignment.
+    size_t (*ordered_bytes)(int64_t n);
+    // Puts n activations of the type `activations` in order.
+    void (*order)(const void * quantized, int64_t n, void * ordered);
+    // Writes the products of all rows with all columns.
+    void (*multiply)(const ProductShape & shape);
+};
+
+struct ProductSet {
+    const char * name;  // of the instruction set
+    const Products * products;
+    size_t n_products;
+
+    // Null if there is none for the type.
+    const Products * find(ggml_type weights) const;
+};
+
+// The best that this CPU has, or the one that the environment variable OVERSPILL_SIMD names; null if this CPU or this
+// build has none.
+const ProductSet * product_set();
+
+// All that this CPU can run, the fastest last.
+std::vector<const ProductSet *> available_product_sets();
+
+}  // namespace overspill

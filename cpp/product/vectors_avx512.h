@@ -1,0 +1,186 @@
+// 64 bytes as one register of AVX-512.
+
+using Bytes = __m512i;    // 64 of 8 bits
+using Ints = __m512i;     // 16 of 32 bits, each the sum of four products of bytes
+using Floats = __m512;    // 16
+using Scales = __m512i;   // 32 of 16 bits
+
+// The byte instructions here take one side unsigned: signed weights get so much added.
+constexpr int signed_offset = 128;
+
+inline Bytes load(const void * p) {
+    return _mm512_loadu_si512(p);
+}
+inline Ints load_ints(const void * p) {
+    return _mm512_load_si512(p);
+}
+inline Floats load_floats(const float * p) {
+    return _mm512_load_ps(p);
+}
+inline Bytes join(const uint8_t * a, const uint8_t * b) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(a))),
+                              _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b)), 1);
+}
+inline Bytes join(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
+    const auto quarter = [](const uint8_t * p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); };
+    const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(a)), quarter(b), 1);
+    const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(c)), quarter(d), 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+inline Bytes table_of(const int8_t * sixteen) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(sixteen)));
+}
+inline Bytes low_nibbles(Bytes x) {
+    return _mm512_and_si512(x, _mm512_set1_epi8(15));
+}
+inline Bytes high_nibbles(Bytes x) {
+    return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15));
+}
+#ifdef __AVX512VBMI__
+// Of an index this takes six bits, and the table is there four times.
+inline Bytes look_up_low(Bytes table, Bytes x) {
+    return _mm512_permutexvar_epi8(x, table);
+}
+inline Bytes look_up_high(Bytes table, Bytes x) {
+    return _mm512_permutexvar_epi8(_mm512_srli_epi16(x, 4), table);
+}
+#else
+inline Bytes look_up_low(Bytes table, Bytes x) {
+    return _mm512_shuffle_epi8(table, low_nibbles(x));
+}
+inline Bytes look_up_high(Bytes table, Bytes x) {
+    return _mm512_shuffle_epi8(table, high_nibbles(x));
+}
+#endif
+// Bit b of the first 32 bytes, and bit b + step of the last, as `value`; added to x, which has it not.
+template <int b, int step, int value>
+Bytes with_bit(Bytes x, Bytes bits) {
+    const __m512i wanted = _mm512_inserti64x4(_mm512_set1_epi8(static_cast<char>(1 << b)),
+                                              _mm256_set1_epi8(static_cast<char>(1 << (b + step))), 1);
+    return _mm512_mask_add_epi8(x, _mm512_test_epi8_mask(bits, wanted), x, _mm512_set1_epi8(value));
+}
+// Bits b and b + 1 of the first 32 bytes, and b + 2 and b + 3 of the last, as multiples of 16.
+template <int b>
+Bytes with_two_bits(Bytes x, Bytes bits) {
+    const __m512i right = _mm512_inserti64x4(_mm512_set1_epi16(b), _mm256_set1_epi16(b + 2), 1);
+    const __m512i two = _mm512_and_si512(_mm512_srlv_epi16(bits, right), _mm512_set1_epi8(3));
+    return _mm512_or_si512(x, _mm512_slli_epi16(two, 4));
+}
+// Of four blocks of 32 weights their fifth bits: those of the first, or of the last, sixteen weights of each block.
+inline Bytes with_fifth_bits(Bytes x, uint32_t a, uint32_t b, uint32_t c, uint32_t d, int first) {
+    const auto sixteen = [first](uint32_t bits) { return static_cast<uint64_t>((bits >> first) & 0xffffU); };
+    const __mmask64 mask = sixteen(a) | sixteen(b) << 16 | sixteen(c) << 32 | sixteen(d) << 48;
+    return _mm512_mask_add_epi8(x, mask, x, _mm512_set1_epi8(16));
+}
+inline Ints dot(Ints sum, Bytes of_unsigned, Bytes of_signed) {
+    return _mm512_dpbusd_epi32(sum, of_unsigned, of_signed);
+}
+inline Ints dot_signed(Ints sum, Bytes weights, Bytes activations) {
+    return _mm512_dpbusd_epi32(sum, _mm512_xor_si512(weights, _mm512_set1_epi8(-128)), activations);
+}
+// Adds products of bytes, those of each sixteen bits times their scale; the weights have at most 6 bits.
+inline Ints scaled_dot(Ints sum, Bytes of_unsigned, Bytes of_signed, Scales scales) {
+    return _mm512_dpwssd_epi32(sum, _mm512_maddubs_epi16(of_unsigned, of_signed), scales);
+}
+// Scales a and b of eight of 16 bits, for a half of the bytes each.
+template <int a, int b>
+Scales spread_halves(__m128i scales) {
+    const __m512i places = _mm512_inserti64x4(_mm512_set1_epi16(a), _mm256_set1_epi16(b), 1);
+    return _mm512_permutexvar_epi16(places, _mm512_castsi128_si512(scales));
+}
+// Scales a to a + 3 of sixteen of 8 bits, for a quarter of the bytes each.
+template <int a>
+Scales spread_quarters(__m128i scales) {
+    const __m512i places =
+        _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_inserti128_si256(_mm256_set1_epi16(a), _mm_set1_epi16(a + 1), 1)),
+                           _mm256_inserti128_si256(_mm256_set1_epi16(a + 2), _mm_set1_epi16(a + 3), 1), 1);
+    return _mm512_permutexvar_epi16(places, _mm512_castsi256_si512(_mm256_cvtepi8_epi16(scales)));
+}
+using Shorts8 = __m128i;
+using ByteScales = __m128i;  // 16
+inline ByteScales byte_scales(const int8_t * p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+}
+inline Shorts8 shorts_of(uint64_t eight_bytes) {
+    return _mm_cvtepu8_epi16(_mm_cvtsi64_si128(static_cast<int64_t>(eight_bytes)));
+}
+// Products with eight or sixteen sums, in the first places.
+inline Ints sums_dot(Shorts8 a, const int16_t * sums) {
+    return _mm512_zextsi128_si512(_mm_madd_epi16(a, _mm_load_si128(reinterpret_cast<const __m128i *>(sums))));
+}
+inline Ints byte_sums_dot(__m128i sixteen_bytes, const int16_t * sums) {
+    const __m256i scales = _mm256_cvtepi8_epi16(sixteen_bytes);
+    return _mm512_zextsi256_si512(_mm256_madd_epi16(scales, _mm256_load_si256(reinterpret_cast<const __m256i *>(sums))));
+}
+// a - 32 b
+inline Ints less_32_times(Ints a, Ints b) {
+    return _mm512_sub_epi32(a, _mm512_slli_epi32(b, 5));
+}
+inline Ints no_ints() {
+    return _mm512_setzero_si512();
+}
+inline Floats no_floats() {
+    return _mm512_setzero_ps();
+}
+inline Floats to_floats(Ints x) {
+    return _mm512_cvtepi32_ps(x);
+}
+inline Floats all(float x) {
+    return _mm512_set1_ps(x);
+}
+inline Floats times(Floats a, Floats b) {
+    return _mm512_mul_ps(a, b);
+}
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+inline Floats sum_of(Floats a, Floats b) {
+    return _mm512_add_ps(a, b);
+}
+inline Floats floats_of_halves(const ggml_half * p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+}
+inline Floats floats_of_brain_halves(const uint16_t * p) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+inline float total(Floats x) {
+    return _mm512_reduce_add_ps(x);
+}
+// One number for each quarter.
+inline Floats quarters(__m128 x) {
+    const __m512i places = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return _mm512_permutexvar_ps(places, _mm512_castps128_ps512(x));
+}
+inline Floats quarters(float a, float b, float c, float d) {
+    return quarters(_mm_setr_ps(a, b, c, d));
+}
+// One half for each quarter; they are `stride` bytes apart.
+inline Floats quarter_halves(const ggml_half * p, size_t stride) {
+    const auto at = [p, stride](size_t i) {
+        uint16_t half;
+        std::memcpy(&half, reinterpret_cast<const char *>(p) + i * stride, sizeof(half));
+        return static_cast<short>(half);
+    };
+    return quarters(_mm_cvtph_ps(_mm_setr_epi16(at(0), at(1), at(2), at(3), 0, 0, 0, 0)));
+}
+// One number for each half.
+inline Floats halves(float a, float b) {
+    return _mm512_insertf32x8(_mm512_set1_ps(a), _mm256_set1_ps(b), 1);
+}
+// 2^(e - 127) of the bytes at p, p + 17, p + 34 and p + 51.
+#ifdef __AVX512VBMI__
+inline Floats powers_of_two(const uint8_t * p) {
+    alignas(64) static constexpr uint8_t places[64] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
+                                                       0,  0,  0,  17, 0,  0,  0,  17, 0,  0,  0,  17, 0,  0,  0,  17,
+                                                       0,  0,  0,  34, 0,  0,  0,  34, 0,  0,  0,  34, 0,  0,  0,  34,
+                                                       0,  0,  0,  51, 0,  0,  0,  51, 0,  0,  0,  51, 0,  0,  0,  51};
+    const __m512i e = _mm512_maskz_permutexvar_epi8(0x8888888888888888U, _mm512_load_si512(places), load(p));
+#else
+inline Floats powers_of_two(const uint8_t * p) {
+    const __m512i first = _mm512_broadcast_i32x4(_mm_set1_epi32(0x00808080));
+    const __m512i e = _mm512_shuffle_epi8(join(p, p + 17, p + 34, p + 51), first);
+#endif
+    // An exponent of 0 is a number all the same.
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_srli_epi32(e, 1), _mm512_set1_epi32(0x00400000)));
+}
