@@ -7,6 +7,7 @@
 #include <ggml-common.h>
 
 #include <cstring>
+#include <type_traits>
 
 #if defined(OVERSPILL_NEON)
 #include <arm_neon.h>
@@ -53,6 +54,36 @@ void prefetch(const void * p) {
     for (size_t i = 0; i < n_bytes; i += 64) {
         __builtin_prefetch(static_cast<const char *>(p) + prefetch_bytes + i);
     }
+}
+
+// Calls work with the constants 0 to n - 1: sums that are indexed by constants are kept in registers.
+template <size_t n, size_t i = 0, typename Work>
+inline __attribute__((always_inline)) void for_each(const Work & work) {
+    if constexpr (i < n) {
+        work(std::integral_constant<size_t, i>{});
+        for_each<n, i + 1>(work);
+    }
+}
+
+// What a row of weights is multiplied with.
+template <size_t n_columns>
+struct Columns {
+    const uint8_t * activations[n_columns];
+
+    template <typename Group>
+    const Group & group(size_t column, int64_t i) const {
+        return reinterpret_cast<const Group *>(activations[column])[i];
+    }
+};
+template <size_t n_columns>
+struct Sums {
+    Floats of[n_columns];
+};
+template <size_t n_columns>
+inline __attribute__((always_inline)) Sums<n_columns> no_sums() {
+    Sums<n_columns> sums;
+    for_each<n_columns>([&](auto c) { sums.of[c.value] = no_floats(); });
+    return sums;
 }
 
 // --- Blocks of 32 weights of four or five bits ---------------------------------------------------
@@ -229,18 +260,6 @@ void order_nibbles(const void * quantized, int64_t n, void * ordered) {
     }
 }
 
-// Where the activations of a column are.
-const uint8_t * column(const uint8_t * first, int c, const ProductShape & shape) {
-    return first + static_cast<size_t>(c) * shape.activation_bytes;
-}
-
-template <int n_columns>
-void write_totals(const Floats * sums, const ProductShape & shape, float * out) {
-    for (int c = 0; c < n_columns; ++c) {
-        out[static_cast<size_t>(c) * shape.out_columns] = total(sums[c]);
-    }
-}
-
 template <typename Type>
 Floats add_nibbles(const Nibbles & weights, const NibbleGroup & group, Floats sum) {
     Ints products = load_ints(group.start);
@@ -273,38 +292,34 @@ float multiply_slowly(const block_mxfp4 * row, int64_t n, const uint8_t * activa
     return sum;
 }
 
-template <typename Type, int n_columns>
-void multiply_row(const Type & type, const typename Type::Block * row, int64_t n, const ProductShape & shape,
-                  const uint8_t * activations, float * out) {
+template <typename Type, size_t n_columns>
+void multiply_row(const typename Type::Block * row, int64_t n, const Columns<n_columns> & columns, float * out) {
     using Block = typename Type::Block;
-    Floats sums[n_columns];
-    for (Floats & sum : sums) {
-        sum = no_floats();
-    }
-    const auto step = [&](const Block * blocks, int64_t i) {
+    const Type type;
+    Sums<n_columns> sums = no_sums<n_columns>();
+    const auto step = [&](const Block * blocks, int64_t i) __attribute__((always_inline)) {
         const Nibbles weights = type.decode(blocks);
         Floats minima = no_floats();
         if constexpr (Type::has_minimum) {
             minima = quarter_halves(&blocks[0].m, sizeof(Block));
         }
-        for (int c = 0; c < n_columns; ++c) {
-            const auto & group =
-                reinterpret_cast<const NibbleGroup *>(activations + static_cast<size_t>(c) * shape.activation_bytes)[i];
-            sums[c] = add_nibbles<Type>(weights, group, sums[c]);
+        for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
+            const auto & group = columns.template group<NibbleGroup>(c.value, i);
+            sums.of[c.value] = add_nibbles<Type>(weights, group, sums.of[c.value]);
             if constexpr (Type::has_minimum) {
-                sums[c] = multiply_add(minima, load_floats(group.sum), sums[c]);
+                sums.of[c.value] = multiply_add(minima, load_floats(group.sum), sums.of[c.value]);
             }
-        }
+        });
     };
     constexpr int64_t unrolled = 4;
     const int64_t n_whole = n / group_weights;
     int64_t i = 0;
     for (; i + unrolled <= n_whole; i += unrolled) {
         prefetch<sizeof(Block) * group_blocks * unrolled>(row + i * group_blocks);
-#pragma GCC unroll 4
-        for (int64_t j = 0; j < unrolled; ++j) {
-            step(row + (i + j) * group_blocks, i + j);
-        }
+        for_each<unrolled>([&](auto j) __attribute__((always_inline)) {
+            const auto k = i + static_cast<int64_t>(j.value);
+            step(row + k * group_blocks, k);
+        });
     }
     prefetch<sizeof(Block) * group_blocks>(row + i * group_blocks);
     for (; i < n_whole; ++i) {
@@ -317,16 +332,14 @@ void multiply_row(const Type & type, const typename Type::Block * row, int64_t n
                     static_cast<size_t>(n % group_weights / 32) * sizeof(Block));
         step(rest, i);
     }
-    for (int c = 0; c < n_columns; ++c) {
-        const size_t column = static_cast<size_t>(c);
-        float sum = total(sums[c]);
+    for_each<n_columns>([&](auto c) {
+        out[c.value] = total(sums.of[c.value]);
         if constexpr (Type::type == GGML_TYPE_MXFP4) {
-            if (!(sum - sum == 0)) {  // infinite or not a number
-                sum = multiply_slowly(row, n, activations + column * shape.activation_bytes);
+            if (!(out[c.value] - out[c.value] == 0)) {  // infinite or not a number
+                out[c.value] = multiply_slowly(row, n, columns.activations[c.value]);
             }
         }
-        out[column * shape.out_columns] = sum;
-    }
+    });
 }
 
 // --- Blocks of 256 weights of four bits from a table ----------------------------------------------
@@ -360,24 +373,21 @@ void order_iq4_xs(const void * quantized, int64_t n, void * ordered) {
     }
 }
 
-template <int n_columns>
-void multiply_iq4_xs_row(const Iq4Xs & type, const block_iq4_xs * row, const ProductShape & shape,
-                         const uint8_t * activations, float * out) {
-    Floats sums[n_columns];
-    for (Floats & sum : sums) {
-        sum = no_floats();
-    }
-    for (int64_t i = 0; i < shape.n / QK_K; ++i) {
+template <size_t n_columns>
+void multiply_row(const block_iq4_xs * row, int64_t n, const Columns<n_columns> & columns, float * out) {
+    const Iq4Xs type;
+    Sums<n_columns> sums = no_sums<n_columns>();
+    for (int64_t i = 0; i < n / QK_K; ++i) {
         prefetch<sizeof(block_iq4_xs)>(row + i);
-        for (int half = 0; half < 2; ++half) {
-            const Nibbles weights = type.decode(row[i], half);
-            for (int c = 0; c < n_columns; ++c) {
-                const auto * groups = reinterpret_cast<const NibbleGroup *>(column(activations, c, shape));
-                sums[c] = add_nibbles<Iq4Xs>(weights, groups[2 * i + half], sums[c]);
-            }
-        }
+        for_each<2>([&](auto half) __attribute__((always_inline)) {
+            const Nibbles weights = type.decode(row[i], half.value);
+            for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
+                const auto & group = columns.template group<NibbleGroup>(c.value, 2 * i + half.value);
+                sums.of[c.value] = add_nibbles<Iq4Xs>(weights, group, sums.of[c.value]);
+            });
+        });
     }
-    write_totals<n_columns>(sums, shape, out);
+    for_each<n_columns>([&](auto c) { out[c.value] = total(sums.of[c.value]); });
 }
 
 // --- Blocks of 32 bytes ---------------------------------------------------------------------------
@@ -408,45 +418,38 @@ void order_q8_0(const void * quantized, int64_t n, void * ordered) {
     }
 }
 
-template <int n_columns>
-void multiply_q8_0_row(const block_q8_0 * row, const ProductShape & shape, const uint8_t * activations, float * out) {
+template <size_t n_columns>
+void multiply_row(const block_q8_0 * row, int64_t n, const Columns<n_columns> & columns, float * out) {
     constexpr int64_t unrolled = 4;
-    Floats sums[n_columns][2];
-    for (auto & pair : sums) {
-        pair[0] = pair[1] = no_floats();
-    }
-    const auto step = [&](const block_q8_0 * blocks, int64_t i, int64_t sum) {
+    Sums<n_columns> even = no_sums<n_columns>(), odd = no_sums<n_columns>();
+    const auto step = [&](const block_q8_0 * blocks, int64_t i, Sums<n_columns> & sums) __attribute__((always_inline)) {
         const Bytes weights = join(reinterpret_cast<const uint8_t *>(blocks[0].qs), reinterpret_cast<const uint8_t *>(blocks[1].qs));
         const Floats scale = halves(float_of_half(blocks[0].d), float_of_half(blocks[1].d));
-        for (int c = 0; c < n_columns; ++c) {
-            const ByteGroup & group = reinterpret_cast<const ByteGroup *>(column(activations, c, shape))[i];
+        for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
+            const auto & group = columns.template group<ByteGroup>(c.value, i);
             const Ints products = dot_signed(load_ints(group.start), weights, load(group.bytes));
-            sums[c][sum] = multiply_add(to_floats(products), times(scale, load_floats(group.scale)), sums[c][sum]);
-        }
+            sums.of[c.value] = multiply_add(to_floats(products), times(scale, load_floats(group.scale)), sums.of[c.value]);
+        });
     };
-    const int64_t n_whole = shape.n / 64;
+    const int64_t n_whole = n / 64;
     int64_t i = 0;
     for (; i + unrolled <= n_whole; i += unrolled) {
         prefetch<2 * unrolled * sizeof(block_q8_0)>(row + 2 * i);
-#pragma GCC unroll 4
-        for (int64_t j = 0; j < unrolled; ++j) {
-            step(row + 2 * (i + j), i + j, j % 2);
-        }
+        for_each<unrolled>([&](auto j) __attribute__((always_inline)) {
+            const auto k = i + static_cast<int64_t>(j.value);
+            step(row + 2 * k, k, j.value % 2 == 0 ? even : odd);
+        });
     }
     for (; i < n_whole; ++i) {
-        step(row + 2 * i, i, 0);
+        step(row + 2 * i, i, even);
     }
-    if (shape.n % 64 != 0) {
+    if (n % 64 != 0) {
         block_q8_0 rest[2];
         std::memset(static_cast<void *>(rest), 0, sizeof(rest));
         rest[0] = row[2 * i];
-        step(rest, i, 0);
+        step(rest, i, even);
     }
-    Floats both[n_columns];
-    for (int c = 0; c < n_columns; ++c) {
-        both[c] = sum_of(sums[c][0], sums[c][1]);
-    }
-    write_totals<n_columns>(both, shape, out);
+    for_each<n_columns>([&](auto c) { out[c.value] = total(sum_of(even.of[c.value], odd.of[c.value])); });
 }
 
 // --- Blocks of 256 weights with whole scales -------------------------------------------------------
@@ -571,28 +574,24 @@ struct SixBitWeights {
     }
 };
 
-template <typename Type, int n_columns>
-void multiply_whole_row(const typename Type::Weights * row, const ProductShape & shape, const uint8_t * activations,
-                        float * out) {
-    Floats sums[n_columns];
-    for (Floats & sum : sums) {
-        sum = no_floats();
-    }
-    for (int64_t i = 0; i < shape.n / QK_K; ++i) {
+template <typename Type, size_t n_columns>
+void multiply_whole_row(const typename Type::Weights * row, int64_t n, const Columns<n_columns> & columns, float * out) {
+    Sums<n_columns> sums = no_sums<n_columns>();
+    for (int64_t i = 0; i < n / QK_K; ++i) {
         prefetch<sizeof(row[0])>(row + i);
         Whole whole;
         typename Type::Rest rest;
         Type::decode(row[i], whole, rest);
-        for (int c = 0; c < n_columns; ++c) {
-            const SuperBlock & x = reinterpret_cast<const SuperBlock *>(column(activations, c, shape))[i];
+        for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
+            const auto & x = columns.template group<SuperBlock>(c.value, i);
             Ints products = no_ints();
-            for (int k = 0; k < 4; ++k) {
-                products = scaled_dot(products, whole.weights[k], load(x.bytes + 64 * k), whole.scales[k]);
-            }
-            sums[c] = Type::add(products, rest, x, sums[c]);
-        }
+            for_each<4>([&](auto k) __attribute__((always_inline)) {
+                products = scaled_dot(products, whole.weights[k.value], load(x.bytes + 64 * k.value), whole.scales[k.value]);
+            });
+            sums.of[c.value] = Type::add(products, rest, x, sums.of[c.value]);
+        });
     }
-    write_totals<n_columns>(sums, shape, out);
+    for_each<n_columns>([&](auto c) { out[c.value] = total(sums.of[c.value]); });
 }
 
 // --- Floats of sixteen bits -------------------------------------------------------------------------
@@ -625,126 +624,114 @@ void order_floats(const void * quantized, int64_t n, void * ordered) {
     }
 }
 
-template <typename Type, int n_columns>
-void multiply_float_row(const uint16_t * row, const ProductShape & shape, const uint8_t * activations, float * out) {
-    constexpr int64_t unrolled = n_columns == 1 ? 4 : 2;
-    Floats sums[n_columns][unrolled];
-    for (auto & some : sums) {
-        for (Floats & sum : some) {
-            sum = no_floats();
-        }
-    }
-    const auto step = [&](const uint16_t * weights, int64_t i, int64_t sum) {
+template <typename Type, size_t n_columns>
+void multiply_float_row(const uint16_t * row, int64_t n, const Columns<n_columns> & columns, float * out) {
+    constexpr size_t unrolled = n_columns == 1 ? 4 : 2;
+    Sums<n_columns> sums[unrolled];
+    for_each<unrolled>([&](auto j) { sums[j.value] = no_sums<n_columns>(); });
+    const auto step = [&](const uint16_t * weights, int64_t i, Sums<n_columns> & sum) __attribute__((always_inline)) {
         const Floats w = Type::load(weights);
-        for (int c = 0; c < n_columns; ++c) {
-            const auto * x = reinterpret_cast<const float *>(column(activations, c, shape));
-            sums[c][sum] = multiply_add(w, load_floats(x + i), sums[c][sum]);
-        }
+        for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
+            const float * x = reinterpret_cast<const float *>(columns.activations[c.value]);
+            sum.of[c.value] = multiply_add(w, load_floats(x + i), sum.of[c.value]);
+        });
     };
     int64_t i = 0;
-    for (; i + unrolled * float_lanes <= shape.n; i += unrolled * float_lanes) {
-        prefetch<unrolled * float_lanes * 2>(row + i);
-#pragma GCC unroll 4
-        for (int64_t j = 0; j < unrolled; ++j) {
-            step(row + i + j * float_lanes, i + j * float_lanes, j);
-        }
+    constexpr auto at_once = static_cast<int64_t>(unrolled) * float_lanes;
+    for (; i + at_once <= n; i += at_once) {
+        prefetch<at_once * 2>(row + i);
+        for_each<unrolled>([&](auto j) __attribute__((always_inline)) {
+            const auto k = i + static_cast<int64_t>(j.value) * float_lanes;
+            step(row + k, k, sums[j.value]);
+        });
     }
-    for (; i + float_lanes <= shape.n; i += float_lanes) {
-        step(row + i, i, 0);
+    for (; i + float_lanes <= n; i += float_lanes) {
+        step(row + i, i, sums[0]);
     }
-    if (i < shape.n) {
+    if (i < n) {
         uint16_t rest[float_lanes] = {};
-        std::memcpy(rest, row + i, static_cast<size_t>(shape.n - i) * sizeof(uint16_t));
-        step(rest, i, 0);
+        std::memcpy(rest, row + i, static_cast<size_t>(n - i) * sizeof(uint16_t));
+        step(rest, i, sums[0]);
     }
-    Floats all_sums[n_columns];
-    for (int c = 0; c < n_columns; ++c) {
-        all_sums[c] = sums[c][0];
-        for (int64_t j = 1; j < unrolled; ++j) {
-            all_sums[c] = sum_of(all_sums[c], sums[c][j]);
-        }
-    }
-    write_totals<n_columns>(all_sums, shape, out);
+    for_each<n_columns>([&](auto c) {
+        Floats sum = sums[0].of[c.value];
+        for_each<unrolled - 1>([&](auto j) { sum = sum_of(sum, sums[j.value + 1].of[c.value]); });
+        out[c.value] = total(sum);
+    });
 }
 
 // --- The table ----------------------------------------------------------------------------------------
 
-// Row<n>::multiply(weights, shape, activations, out) does a row and n columns.
-template <template <int> class Row>
+// Type::multiply(row, n, columns, out) does a row of weights and some columns.
+template <typename Type, size_t n_columns>
+void multiply_columns(const ProductShape & shape, const void * row, int64_t r, int64_t first) {
+    Columns<n_columns> columns;
+    float out[n_columns];
+    for_each<n_columns>([&](auto c) {
+        columns.activations[c.value] = static_cast<const uint8_t *>(shape.activations[first + static_cast<int64_t>(c.value)]);
+    });
+    Type::multiply(row, shape.n, columns, out);
+    for_each<n_columns>([&](auto c) { shape.out[first + static_cast<int64_t>(c.value)][r] = out[c.value]; });
+}
+
+template <typename Type>
 void multiply(const ProductShape & shape) {
     for (int64_t r = 0; r < shape.n_rows; ++r) {
         const uint8_t * row = static_cast<const uint8_t *>(shape.weights) + static_cast<size_t>(r) * shape.row_bytes;
-        for (int64_t c = 0; c < shape.n_columns;) {
-            const uint8_t * activations =
-                static_cast<const uint8_t *>(shape.activations) + static_cast<size_t>(c) * shape.activation_bytes;
-            float * out = shape.out + static_cast<size_t>(c) * shape.out_columns + r;
-            if (shape.n_columns - c >= 4) {
-                Row<4>::multiply(row, shape, activations, out);
-                c += 4;
-            } else if (shape.n_columns - c >= 2) {
-                Row<2>::multiply(row, shape, activations, out);
-                c += 2;
-            } else {
-                Row<1>::multiply(row, shape, activations, out);
-                c += 1;
-            }
+        int64_t c = 0;
+        for (; c + 4 <= shape.n_columns; c += 4) {
+            multiply_columns<Type, 4>(shape, row, r, c);
+        }
+        if (c + 2 <= shape.n_columns) {
+            multiply_columns<Type, 2>(shape, row, r, c);
+            c += 2;
+        }
+        if (c < shape.n_columns) {
+            multiply_columns<Type, 1>(shape, row, r, c);
         }
     }
 }
 
 template <typename Type>
-struct NibbleRows {
-    template <int n_columns>
-    struct Row {
-        static void multiply(const uint8_t * row, const ProductShape & shape, const uint8_t * x, float * out) {
-            multiply_row<Type, n_columns>(Type{}, reinterpret_cast<const typename Type::Block *>(row), shape.n, shape, x, out);
-        }
-    };
-};
-
-template <int n_columns>
-struct Iq4XsRow {
-    static void multiply(const uint8_t * row, const ProductShape & shape, const uint8_t * x, float * out) {
-        multiply_iq4_xs_row<n_columns>(Iq4Xs{}, reinterpret_cast<const block_iq4_xs *>(row), shape, x, out);
+struct NibbleRow {
+    template <size_t n_columns>
+    static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
+        multiply_row<Type>(static_cast<const typename Type::Block *>(row), n, columns, out);
     }
 };
 
-template <int n_columns>
-struct Q8_0Row {
-    static void multiply(const uint8_t * row, const ProductShape & shape, const uint8_t * x, float * out) {
-        multiply_q8_0_row<n_columns>(reinterpret_cast<const block_q8_0 *>(row), shape, x, out);
+template <typename Block>
+struct BlockRow {
+    template <size_t n_columns>
+    static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
+        multiply_row(static_cast<const Block *>(row), n, columns, out);
     }
 };
 
 template <typename Type>
-struct WholeRows {
-    template <int n_columns>
-    struct Row {
-        static void multiply(const uint8_t * row, const ProductShape & shape, const uint8_t * x, float * out) {
-            multiply_whole_row<Type, n_columns>(reinterpret_cast<const typename Type::Weights *>(row), shape, x, out);
-        }
-    };
+struct WholeRow {
+    template <size_t n_columns>
+    static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
+        multiply_whole_row<Type>(static_cast<const typename Type::Weights *>(row), n, columns, out);
+    }
 };
 
 template <typename Type>
-struct FloatRows {
-    template <int n_columns>
-    struct Row {
-        static void multiply(const uint8_t * row, const ProductShape & shape, const uint8_t * x, float * out) {
-            multiply_float_row<Type, n_columns>(reinterpret_cast<const uint16_t *>(row), shape, x, out);
-        }
-    };
+struct FloatRow {
+    template <size_t n_columns>
+    static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
+        multiply_float_row<Type>(static_cast<const uint16_t *>(row), n, columns, out);
+    }
 };
 
 template <typename Type>
 constexpr Products nibbles() {
-    return {Type::type,   Type::activations,   32,
-            nibble_bytes, order_nibbles<Type>, multiply<NibbleRows<Type>::template Row>};
+    return {Type::type, Type::activations, 32, nibble_bytes, order_nibbles<Type>, multiply<NibbleRow<Type>>};
 }
 
 template <typename Type>
 constexpr Products floats() {
-    return {Type::type, Type::type, 1, float_bytes, order_floats<Type>, multiply<FloatRows<Type>::template Row>};
+    return {Type::type, Type::type, 1, float_bytes, order_floats<Type>, multiply<FloatRow<Type>>};
 }
 
 using Q4_K = FourOrFiveBits<block_q4_K, false>;
@@ -757,11 +744,11 @@ constexpr Products products[] = {
     nibbles<Q4_1>(),
     nibbles<Q5_0>(),
     nibbles<Q5_1>(),
-    {GGML_TYPE_IQ4_XS, GGML_TYPE_Q8_K, QK_K, nibble_bytes, order_iq4_xs, multiply<Iq4XsRow>},
-    {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, 32, byte_group_bytes, order_q8_0, multiply<Q8_0Row>},
-    {GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, QK_K, super_block_bytes, order_by_nibbles, multiply<WholeRows<Q4_K>::Row>},
-    {GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, QK_K, super_block_bytes, order_by_nibbles, multiply<WholeRows<Q5_K>::Row>},
-    {GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, QK_K, super_block_bytes, order_by_weights, multiply<WholeRows<SixBitWeights>::Row>},
+    {GGML_TYPE_IQ4_XS, GGML_TYPE_Q8_K, QK_K, nibble_bytes, order_iq4_xs, multiply<BlockRow<block_iq4_xs>>},
+    {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, 32, byte_group_bytes, order_q8_0, multiply<BlockRow<block_q8_0>>},
+    {GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, QK_K, super_block_bytes, order_by_nibbles, multiply<WholeRow<Q4_K>>},
+    {GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, QK_K, super_block_bytes, order_by_nibbles, multiply<WholeRow<Q5_K>>},
+    {GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, QK_K, super_block_bytes, order_by_weights, multiply<WholeRow<SixBitWeights>>},
     floats<Halves>(),
     floats<BrainHalves>(),
 };

@@ -21,12 +21,10 @@ struct ProductShape {
     const void * weights;  // the first row
     size_t row_bytes;      // from a row to the next
     int64_t n_rows;
-    int64_t n;                 // weights in a row
-    const void * activations;  // of the first column, in order
-    size_t activation_bytes;   // from a column to the next
+    int64_t n;                         // weights in a row
+    const void * const * activations;  // of each column, in order
+    float * const * out;               // of each column, the first row's
     int64_t n_columns;
-    float * out;         // of the first row and column; rows follow each other
-    size_t out_columns;  // floats from a column to the next
 };
 
 // For one type of weights, by one instruction set.
