@@ -22,6 +22,10 @@ void bind_model_options(py::module_ & m) {
         .value("mmap_mlock", LoadMode::mmap_mlock)
         .value("direct_io", LoadMode::direct_io)
         .finalize();
+    py::native_enum<CpuKernels>(m, "CpuKernels", "enum.Enum")
+        .value("auto", CpuKernels::automatic)
+        .value("llama_cpp", CpuKernels::llama_cpp)
+        .finalize();
     py::native_enum<CacheType>(m, "CacheType", "enum.Enum")
         .value("f32", CacheType::f32)
         .value("f16", CacheType::f16)
@@ -52,6 +56,7 @@ void bind_model_options(py::module_ & m) {
         .def_readwrite("flash_attention", &ModelOptions::flash_attention)
         .def_readwrite("load_mode", &ModelOptions::load_mode)
         .def_readwrite("repack", &ModelOptions::repack)
+        .def_readwrite("kernels", &ModelOptions::kernels)
         .def_readwrite("offload_min_batch", &ModelOptions::offload_min_batch)
         .def_readwrite("pin_weights", &ModelOptions::pin_weights)
         .def_readwrite("vocab_only", &ModelOptions::vocab_only)

@@ -57,6 +57,14 @@ ggml_status compute_piece(ggml_backend_t backend, ggml_cgraph * graph) {
     return originals().find(backend->device)->graph_compute.load(std::memory_order_relaxed)(backend, graph);
 }
 
+// The CPU asks a callback of its own whether to stop.
+ggml_status compute_on_cpu(ggml_backend_t backend, ggml_cgraph * graph) {
+    if (scope != nullptr && scope->products() != nullptr) {
+        graph = scope->products()->replace(graph);
+    }
+    return originals().find(backend->device)->graph_compute.load(std::memory_order_relaxed)(backend, graph);
+}
+
 ggml_backend_t make_backend(ggml_backend_dev_t device, const char * params) {
     Original & original = *originals().find(device);
     ggml_backend_t backend = original.init_backend(device, params);
@@ -67,7 +75,8 @@ ggml_backend_t make_backend(ggml_backend_dev_t device, const char * params) {
     auto * const compute = backend->iface.graph_compute;
     // All backends of a device compute alike; one that does not is left alone.
     if (original.graph_compute.compare_exchange_strong(known, compute) || known == compute) {
-        backend->iface.graph_compute = compute_piece;
+        backend->iface.graph_compute =
+            ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU ? compute_on_cpu : compute_piece;
     }
     return backend;
 }
@@ -103,8 +112,7 @@ void hook_devices() {
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         ggml_backend_dev_t device = ggml_backend_dev_get(i);
         const size_t n = known.n.load(std::memory_order_relaxed);
-        if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU || n == Originals::most ||
-            known.find(device) != nullptr) {
+        if (n == Originals::most || known.find(device) != nullptr) {
             continue;
         }
         Original & original = known.entries[n];
@@ -123,8 +131,13 @@ std::mutex & hooking_mutex() noexcept {
     return originals().mutex;
 }
 
-ComputeScope::ComputeScope(int32_t offload_min_batch, Interrupt * interrupt, const Interrupt::Poll * poll)
-    : offload_min_batch_(offload_min_batch), interrupt_(interrupt), poll_(poll), outer_(std::exchange(scope, this)) {}
+ComputeScope::ComputeScope(int32_t offload_min_batch, ProductGraphs * products, Interrupt * interrupt,
+                           const Interrupt::Poll * poll)
+    : offload_min_batch_(offload_min_batch),
+      products_(products),
+      interrupt_(interrupt),
+      poll_(poll),
+      outer_(std::exchange(scope, this)) {}
 
 ComputeScope::~ComputeScope() {
     scope = outer_;

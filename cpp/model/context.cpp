@@ -25,6 +25,7 @@ auto Context::guarded(Work && work) const {
 Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool> threads,
                  const ContextOptions & options)
     : servers_(options.servers),
+      products_(options.products == nullptr ? nullptr : std::make_unique<ProductGraphs>(*options.products)),
       model_(std::move(model)),
       threads_(std::move(threads)),
       n_ctx_(options.n_ctx),
@@ -65,7 +66,7 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool>
         return self->interrupt_ != nullptr && self->interrupt_->should_stop(*self->poll_);
     };
     hook_devices();
-    const ComputeScope scope(offload_min_batch_);
+    const ComputeScope scope(offload_min_batch_, products_.get());
     const ErrorCapture errors;
     guarded([&] { context_.reset(llama_init_from_model(model_.get(), params)); });
     if (servers_) {
@@ -94,7 +95,7 @@ Context::~Context() {
 
 MemoryReport Context::memory() const {
     const Activity activity("reading a model's placement back");
-    const ComputeScope scope(offload_min_batch_);
+    const ComputeScope scope(offload_min_batch_, products_.get());
     MemoryReport report =
         guarded([&] { return report_memory(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_, dry_run_); });
     report.n_splits = n_splits_;
@@ -103,7 +104,7 @@ MemoryReport Context::memory() const {
 
 std::vector<MappedTensor> Context::mapped_weights() const {
     const Activity activity("looking for mapped weights");
-    const ComputeScope scope(offload_min_batch_);
+    const ComputeScope scope(offload_min_batch_, products_.get());
     return guarded([&] { return overspill::mapped_weights(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_); });
 }
 
@@ -224,7 +225,7 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
                   const Decode & decode) {
     const Activity activity("decoding");
     const Asking asking(*this, interrupt, poll);
-    const ComputeScope scope(offload_min_batch_, interrupt, poll);
+    const ComputeScope scope(offload_min_batch_, products_.get(), interrupt, poll);
     const ErrorCapture errors;
     n_decodes_.fetch_add(1, std::memory_order_relaxed);
     const int32_t n_reused = llama_perf_context(context_.get()).n_reused;

@@ -7,6 +7,7 @@
 #include "device/thread_pool.h"
 #include "model/breakdown.h"
 #include "model/memory_report.h"
+#include "product/product_graphs.h"
 
 #include <llama.h>
 
@@ -30,6 +31,7 @@ struct ContextOptions {
     bool dry_run = false;                            // of a model that was not loaded: can only report its memory
     std::shared_ptr<const RpcServers> servers = {};  // those of the model
     int32_t offload_min_batch = 0;                   // as in ModelOptions
+    const ProductSet * products = nullptr;           // null: the CPU computes llama.cpp's
     bool can_be_freed_half_done = true;              // after an assertion has failed in it
     // Asked before and after nodes of the graph: a synchronisation per piece of it, for diagnosis alone.
     ggml_backend_sched_eval_callback on_node = nullptr;
@@ -112,6 +114,7 @@ class Context {
     };
 
     std::shared_ptr<const RpcServers> servers_;
+    std::unique_ptr<ProductGraphs> products_;
     std::shared_ptr<llama_model> model_;
     std::shared_ptr<ThreadPool> threads_;
     std::unique_ptr<llama_context, Deleter> context_;  // after what it needs, so that it goes first

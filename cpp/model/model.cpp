@@ -154,6 +154,7 @@ ContextOptions Model::context_options(uint32_t n_outputs, std::shared_ptr<const 
             options_.dry_run,
             std::move(servers),
             options_.offload_min_batch,
+            product_set_of(options_.kernels),
             std::all_of(options_.placement.devices.begin(), options_.placement.devices.end(),
                         [](const std::string & name) { return can_be_freed_half_done(device_named(name)); })};
 }

@@ -2,6 +2,7 @@
 
 #include "base/check_range.h"
 
+#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -38,6 +39,12 @@ ggml_type ggml_type_of(CacheType type) {
         case CacheType::iq4_nl: return GGML_TYPE_IQ4_NL;
         default: return GGML_TYPE_F16;
     }
+}
+
+const ProductSet * product_set_of(CpuKernels kernels) {
+    const char * variable = std::getenv("OVERSPILL_KERNELS");
+    const bool is_asked_not_to = variable != nullptr && std::string(variable) == "llama.cpp";
+    return kernels == CpuKernels::llama_cpp || is_asked_not_to ? nullptr : product_set();
 }
 
 void check(ModelOptions & options) {

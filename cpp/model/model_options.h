@@ -2,6 +2,7 @@
 #pragma once
 
 #include "model/placement.h"
+#include "product/products.h"
 
 #include <ggml.h>
 #include <llama.h>
@@ -13,6 +14,7 @@ namespace overspill {
 
 enum class Switch { automatic, on, off };
 enum class LoadMode { mmap, read, mlock, mmap_mlock, direct_io };
+enum class CpuKernels { automatic, llama_cpp };
 enum class CacheType { f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl };
 
 struct ModelOptions {
@@ -28,6 +30,9 @@ struct ModelOptions {
     // Weights on the CPU in the order that its matrix products like best; automatic: not beside a GPU, which reads them
     // for large batches.
     Switch repack = Switch::automatic;
+    // What multiplies weights in RAM with a few activations: ours where this CPU has them, or llama.cpp's. The environment
+    // variable OVERSPILL_KERNELS=llama.cpp has the same effect.
+    CpuKernels kernels = CpuKernels::automatic;
     // From how many tokens on a GPU takes over what weights in RAM are multiplied with, 1 to 65536; 0: as its backend
     // has it.
     int32_t offload_min_batch = 0;
@@ -43,6 +48,9 @@ struct ModelOptions {
 
 // Throws std::invalid_argument for an option out of range, and fills in n_ubatch.
 void check(ModelOptions & options);
+
+// Those that the CPU multiplies with; null: llama.cpp's.
+const ProductSet * product_set_of(CpuKernels kernels);
 
 // In llama.cpp's terms.
 llama_load_mode llama_load_mode_of(LoadMode mode);

@@ -156,6 +156,12 @@ class Switch(_NativeEnum, Enum):
     on = 1
     off = 2
 
+class CpuKernels(_NativeEnum, Enum):
+    """What multiplies weights in RAM."""
+
+    auto = 0
+    llama_cpp = 1
+
 class LoadMode(_NativeEnum, Enum):
     """How weights get into memory."""
 
@@ -202,6 +208,7 @@ class ModelOptions(_Native):
     flash_attention: Switch
     load_mode: LoadMode
     repack: Switch
+    kernels: CpuKernels
     offload_min_batch: int
     pin_weights: bool
     vocab_only: bool

@@ -15,12 +15,14 @@ from overspill.base.units import format_count, format_rate
 
 __all__ = [
     "DEFAULT_CACHE_TYPE",
+    "DEFAULT_KERNELS",
     "DEFAULT_LOAD_MODE",
     "DEFAULT_SWITCH",
     "Breakdown",
     "CacheType",
     "Completion",
     "Device",
+    "Kernels",
     "LoadMode",
     "LogitsProcessor",
     "MemoryUse",
@@ -36,6 +38,7 @@ __all__ = [
 
 CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 Switch: TypeAlias = Literal["auto", "on", "off"]
+Kernels: TypeAlias = Literal["auto", "llama.cpp"]
 LoadMode: TypeAlias = Literal["mmap", "read", "mlock", "mmap+mlock", "direct-io"]
 
 
@@ -47,6 +50,7 @@ class _Default(str):
 
 DEFAULT_CACHE_TYPE = cast(CacheType, _Default("f16"))
 DEFAULT_SWITCH = cast(Switch, _Default("auto"))
+DEFAULT_KERNELS = cast(Kernels, _Default("auto"))
 DEFAULT_LOAD_MODE = cast(LoadMode, _Default("mmap"))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from overspill._core import CacheType as NativeCacheType
+from overspill._core import CpuKernels as NativeKernels
 from overspill._core import LoadMode as NativeLoadMode
 from overspill._core import MemoryReport, Model, ModelOptions, OutOfMemoryError, PinnedMemory
 from overspill._core import Placement as NativePlacement
@@ -18,7 +19,7 @@ from overspill._core import Switch as NativeSwitch
 from overspill.base.checks import as_integer, check_choice
 from overspill.base.host import available_ram_bytes, physical_cores
 from overspill.base.units import format_bytes
-from overspill.base.values import CacheType, LoadMode, MemoryUse, Progress, Switch
+from overspill.base.values import CacheType, Kernels, LoadMode, MemoryUse, Progress, Switch
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
 from overspill.machine.devices import devices
@@ -58,6 +59,7 @@ class LoadSettings:
     type_v: CacheType
     flash_attention: Switch
     repack: Switch
+    kernels: Kernels
     load_mode: LoadMode
     vocab_only: bool
     check_tensors: bool
@@ -86,6 +88,7 @@ def checked_settings(
     type_v: CacheType,
     flash_attention: Switch,
     repack: Switch,
+    kernels: Kernels,
     load_mode: LoadMode,
     vocab_only: bool,
     check_tensors: bool,
@@ -100,6 +103,7 @@ def checked_settings(
         ("type_v", type_v, CacheType),
         ("flash_attention", flash_attention, Switch),
         ("repack", repack, Switch),
+        ("kernels", kernels, Kernels),
         ("load_mode", load_mode, LoadMode),
         ("pin_weights", pin_weights, Switch),
     ):
@@ -120,6 +124,7 @@ def checked_settings(
         type_v=type_v,
         flash_attention=flash_attention,
         repack=repack,
+        kernels=kernels,
         load_mode=load_mode,
         vocab_only=vocab_only,
         check_tensors=check_tensors,
@@ -282,6 +287,7 @@ def _options(settings: LoadSettings, wanted: Placement | None) -> ModelOptions:
     options.type_v = NativeCacheType[settings.type_v]
     options.flash_attention = NativeSwitch[settings.flash_attention]
     options.repack = NativeSwitch[settings.repack]
+    options.kernels = NativeKernels[settings.kernels.replace(".", "_")]
     options.load_mode = NativeLoadMode[settings.load_mode.replace("+", "_").replace("-", "_")]
     options.vocab_only = settings.vocab_only
     options.check_tensors = settings.check_tensors

@@ -30,10 +30,12 @@ from overspill.base.checks import (
 from overspill.base.units import parse_memory
 from overspill.base.values import (
     DEFAULT_CACHE_TYPE,
+    DEFAULT_KERNELS,
     DEFAULT_LOAD_MODE,
     DEFAULT_SWITCH,
     CacheType,
     Completion,
+    Kernels,
     LoadMode,
     LogitsProcessor,
     MemoryUse,
@@ -118,6 +120,10 @@ class Model:
         Whether weights on the CPU are copied into the order that suits its matrix products: faster, with other
         rounding, and with RAM for the copies beside a mapped file. ``"auto"``, ``"on"`` or ``"off"``. ``"auto"`` does
         not copy beside a CUDA GPU, which could not read the copies for large batches, nor where RAM has no room.
+    kernels
+        What multiplies weights in RAM with the activations of up to 16 tokens: ``"auto"``, which is kernels of
+        overspill's own for the types and CPUs that it has them for, or ``"llama.cpp"``. The environment variable
+        ``OVERSPILL_KERNELS=llama.cpp`` has the same effect on all models.
     load_mode
         ``"mmap"`` maps the file, ``"read"`` reads it into memory (which lets a GPU pin it),
         ``"mlock"`` and ``"mmap+mlock"`` keep it from being swapped out, ``"direct-io"`` reads
@@ -170,6 +176,7 @@ class Model:
         type_v: CacheType = DEFAULT_CACHE_TYPE,
         flash_attention: Switch = DEFAULT_SWITCH,
         repack: Switch = DEFAULT_SWITCH,
+        kernels: Kernels = DEFAULT_KERNELS,
         load_mode: LoadMode = DEFAULT_LOAD_MODE,
         pin_weights: Switch = DEFAULT_SWITCH,
         offload_min_batch: int | None = None,
@@ -195,6 +202,7 @@ class Model:
             "type_v": type_v,
             "flash_attention": flash_attention,
             "repack": repack,
+            "kernels": kernels,
             "load_mode": load_mode,
             "pin_weights": pin_weights,
             "offload_min_batch": offload_min_batch,

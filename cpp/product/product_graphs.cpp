@@ -1,0 +1,363 @@
+#include "product/product_graphs.h"
+
+// Graphs and the parameters of custom operations are structs that only this header defines.
+#include <ggml-impl.h>
+
+#include <ggml-backend.h>
+#include <ggml-cpu.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <deque>
+#include <new>
+#include <vector>
+
+namespace overspill {
+
+namespace {
+
+// Products with more columns are llama.cpp's.
+constexpr int64_t most_columns = 16;
+constexpr int64_t most_routed_columns = 16 * 16;  // tokens times experts of a token
+// The parts of a product that a thread takes at a time have so many bytes of weights or more.
+constexpr size_t least_part_bytes = 16384;
+constexpr int64_t parts_per_thread = 8;
+// Parts of activations in order start at multiples of so many.
+constexpr int64_t order_unit = 256;
+
+struct AlignedDelete {
+    void operator()(uint8_t * p) const { ::operator delete[](p, std::align_val_t{activation_alignment}); }
+};
+
+// Memory for activations in order, used by one product after the other.
+struct Scratch {
+    size_t n_bytes = 0;
+    int last_use = -1;
+    std::unique_ptr<uint8_t[], AlignedDelete> bytes;
+};
+
+// A column of activations or results, by its number.
+const char * column_of(const ggml_tensor & x, int64_t c) {
+    const int64_t i1 = c % x.ne[1], i2 = c / x.ne[1] % x.ne[2], i3 = c / (x.ne[1] * x.ne[2]);
+    return static_cast<const char *>(x.data) + static_cast<size_t>(i1) * x.nb[1] + static_cast<size_t>(i2) * x.nb[2] +
+           static_cast<size_t>(i3) * x.nb[3];
+}
+
+float * column_to(const ggml_tensor & out, int64_t c) {
+    return const_cast<float *>(reinterpret_cast<const float *>(column_of(out, c)));
+}
+
+struct Ordering {
+    const ggml_tensor * x;
+    const Products * products;
+    Scratch * scratch;
+    size_t quantized_bytes;  // of a column
+    size_t ordered_bytes;    // of a column
+    std::atomic<int64_t> next_part{0};
+
+    uint8_t * ordered() const { return scratch->bytes.get(); }
+    const void * ordered(int64_t c) const { return ordered() + static_cast<size_t>(c) * ordered_bytes; }
+};
+
+struct Product {
+    const ggml_tensor * weights;
+    const ggml_tensor * ids;  // null: one product for all columns
+    const Ordering * x;
+    std::atomic<int64_t> next_part{0};
+};
+
+// Parts are given out in turn; the first ones by the threads' own numbers.
+template <typename Work>
+void for_parts(std::atomic<int64_t> & next_part, int64_t n_parts, int ith, int nth, const Work & work) {
+    for (int64_t part = ith; part < n_parts; part = nth + next_part.fetch_add(1, std::memory_order_relaxed)) {
+        work(part);
+    }
+}
+
+void order(ggml_tensor *, int ith, int nth, void * data) {
+    auto & o = *static_cast<Ordering *>(data);
+    const Products & products = *o.products;
+    const auto quantize = ggml_get_type_traits_cpu(products.activations)->from_float;
+    const int64_t n = o.x->ne[0], n_columns = ggml_nrows(o.x);
+    // One thread's part is at least what is done in the time of a barrier.
+    constexpr int64_t part_weights = 8 * order_unit;
+    const int64_t parts_of_column = (n + part_weights - 1) / part_weights;
+    alignas(64) std::array<char, part_weights * sizeof(float)> quantized;
+    for_parts(o.next_part, parts_of_column * n_columns, ith, nth, [&](int64_t part) {
+        const int64_t c = part / parts_of_column, first = part % parts_of_column * part_weights;
+        const int64_t n_here = std::min(part_weights, n - first);
+        const float * x = reinterpret_cast<const float *>(column_of(*o.x, c)) + first;
+        quantize(x, quantized.data(), n_here);
+        products.order(quantized.data(), n_here,
+                       o.ordered() + static_cast<size_t>(c) * o.ordered_bytes + products.ordered_bytes(first));
+    });
+}
+
+// Rows of a part, for so many rows in all.
+int64_t rows_of_part(const ggml_tensor & weights, int64_t n_rows, int nth) {
+    constexpr int64_t unit = 16;  // results that share a cache line
+    const int64_t least = static_cast<int64_t>(least_part_bytes / weights.nb[1]) + 1;
+    const int64_t rows = std::max(least, n_rows / (nth * parts_per_thread));
+    return (rows + unit - 1) / unit * unit;
+}
+
+void multiply(ggml_tensor * out, int ith, int nth, void * data) {
+    auto & product = *static_cast<Product *>(data);
+    const ggml_tensor & weights = *product.weights;
+    const int64_t n_rows = weights.ne[1], n_columns = ggml_nrows(out);
+    std::array<const void *, most_columns> x;
+    std::array<float *, most_columns> to;
+    const int64_t rows = rows_of_part(weights, n_rows, nth);
+    for_parts(product.next_part, (n_rows + rows - 1) / rows, ith, nth, [&](int64_t part) {
+        const int64_t first = part * rows;
+        for (int64_t c = 0; c < n_columns; ++c) {
+            x[static_cast<size_t>(c)] = product.x->ordered(c);
+            to[static_cast<size_t>(c)] = column_to(*out, c) + first;
+        }
+        product.x->products->multiply({static_cast<const char *>(weights.data) + static_cast<size_t>(first) * weights.nb[1],
+                                       weights.nb[1], std::min(rows, n_rows - first), weights.ne[0], x.data(), to.data(),
+                                       n_columns});
+    });
+}
+
+// The columns of a product with experts, those of an expert together.
+struct Routes {
+    struct Column {
+        int32_t expert;
+        int32_t column;  // of the results
+    };
+    std::array<Column, most_routed_columns> columns;
+    size_t n = 0;
+
+    explicit Routes(const ggml_tensor & ids, int64_t n_experts) {
+        for (int64_t t = 0; t < ids.ne[1]; ++t) {
+            for (int64_t k = 0; k < ids.ne[0]; ++k) {
+                const auto * id = reinterpret_cast<const int32_t *>(static_cast<const char *>(ids.data) +
+                                                                    static_cast<size_t>(t) * ids.nb[1] +
+                                                                    static_cast<size_t>(k) * ids.nb[0]);
+                GGML_ASSERT(*id >= 0 && *id < n_experts);
+                columns[n] = {*id, static_cast<int32_t>(n)};
+                ++n;
+            }
+        }
+        std::sort(columns.begin(), columns.begin() + static_cast<std::ptrdiff_t>(n), [](const Column & a, const Column & b) {
+            return a.expert != b.expert ? a.expert < b.expert : a.column < b.column;
+        });
+    }
+};
+
+void multiply_routed(ggml_tensor * out, int ith, int nth, void * data) {
+    auto & product = *static_cast<Product *>(data);
+    const ggml_tensor & weights = *product.weights;
+    const Routes routes(*product.ids, weights.ne[2]);
+    // Of a token, the experts multiply the same column, or each one its own.
+    const int64_t n_used = product.ids->ne[0];
+    const bool is_shared = product.x->x->ne[1] == 1 && n_used > 1;
+    // Of each expert that is used, the first of its columns.
+    std::array<size_t, most_routed_columns + 1> groups;
+    size_t n_groups = 0;
+    for (size_t i = 0; i < routes.n; ++i) {
+        if (i == 0 || routes.columns[i].expert != routes.columns[i - 1].expert) {
+            groups[n_groups++] = i;
+        }
+    }
+    groups[n_groups] = routes.n;
+    const int64_t n_rows = weights.ne[1];
+    const int64_t rows = rows_of_part(weights, n_rows * static_cast<int64_t>(n_groups), nth);
+    const int64_t parts_of_expert = (n_rows + rows - 1) / rows;
+    for_parts(product.next_part, parts_of_expert * static_cast<int64_t>(n_groups), ith, nth, [&](int64_t part) {
+        const auto group = static_cast<size_t>(part / parts_of_expert);
+        const int64_t first = part % parts_of_expert * rows;
+        const auto expert = static_cast<size_t>(routes.columns[groups[group]].expert);
+        for (size_t i = groups[group]; i < groups[group + 1]; i += most_columns) {
+            const size_t n_columns = std::min<size_t>(most_columns, groups[group + 1] - i);
+            std::array<const void *, most_columns> x;
+            std::array<float *, most_columns> to;
+            for (size_t j = 0; j < n_columns; ++j) {
+                const int64_t c = routes.columns[i + j].column;
+                x[j] = product.x->ordered(is_shared ? c / n_used : c);
+                to[j] = column_to(*out, c) + first;
+            }
+            product.x->products->multiply({static_cast<const char *>(weights.data) + expert * weights.nb[2] +
+                                               static_cast<size_t>(first) * weights.nb[1],
+                                           weights.nb[1], std::min(rows, n_rows - first), weights.ne[0], x.data(),
+                                           to.data(), static_cast<int64_t>(n_columns)});
+        }
+    });
+}
+
+bool are_weights_in_ram(const ggml_tensor & tensor) {
+    ggml_backend_buffer_t buffer = tensor.view_src != nullptr ? tensor.view_src->buffer : tensor.buffer;
+    return buffer != nullptr && ggml_backend_buffer_is_host(buffer) &&
+           ggml_backend_buffer_get_usage(buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+}
+
+// The products that such a node can be computed with; null: llama.cpp's.
+const Products * products_for(const ProductSet & set, const ggml_tensor & node) {
+    if (node.op != GGML_OP_MUL_MAT && node.op != GGML_OP_MUL_MAT_ID) {
+        return nullptr;
+    }
+    const ggml_tensor & weights = *node.src[0];
+    const ggml_tensor & x = *node.src[1];
+    const Products * products = set.find(weights.type);
+    const bool fits = node.op == GGML_OP_MUL_MAT
+                          ? ggml_nrows(&node) <= most_columns && weights.ne[2] == 1
+                          : node.src[2]->ne[1] <= most_columns && ggml_nelements(node.src[2]) <= most_routed_columns &&
+                                (x.ne[1] == 1 || x.ne[1] == node.src[2]->ne[0]);
+    const bool is_usual = weights.ne[3] == 1 && weights.nb[0] == ggml_type_size(weights.type) &&
+                          x.type == GGML_TYPE_F32 && x.nb[0] == sizeof(float) && node.type == GGML_TYPE_F32 &&
+                          ggml_is_contiguous(&node);
+    return products != nullptr && fits && is_usual && weights.ne[0] % products->block == 0 && !ggml_is_empty(&node) &&
+                   are_weights_in_ram(weights)
+               ? products
+               : nullptr;
+}
+
+}  // namespace
+
+// One graph with its nodes replaced.
+class ProductGraphs::Graph {
+  public:
+    void build(const ProductSet & set, const ggml_cgraph & graph) {
+        uid_ = graph.uid;
+        orderings_.clear();
+        products_.clear();
+        tensors_.clear();
+        nodes_.clear();
+        for (Scratch & one : scratch_) {
+            one.last_use = -1;
+        }
+        find(set, graph);
+        for (int i = 0; i < graph.n_nodes; ++i) {
+            ggml_tensor * node = graph.nodes[i];
+            const Products * products = products_for(set, *node);
+            nodes_.push_back(products == nullptr ? node : replacement(*node, *products, i));
+        }
+    }
+
+    bool is_of(const ggml_cgraph & graph) const { return graph.uid != 0 && graph.uid == uid_; }
+
+    ggml_cgraph * of(ggml_cgraph * graph) {
+        if (products_.empty()) {
+            return graph;
+        }
+        for (Ordering & one : orderings_) {
+            one.next_part.store(0, std::memory_order_relaxed);
+        }
+        for (Product & one : products_) {
+            one.next_part.store(0, std::memory_order_relaxed);
+        }
+        // With the counts of uses, by which the backend fuses operations.
+        view_ = *graph;
+        view_.nodes = nodes_.data();
+        view_.n_nodes = static_cast<int>(nodes_.size());
+        view_.size = view_.n_nodes;
+        view_.grads = nullptr;
+        view_.grad_accs = nullptr;
+        return &view_;
+    }
+
+  private:
+    struct Use {
+        const ggml_tensor * x;
+        decltype(Products::order) order;
+        int last;
+    };
+
+    // Where activations are needed last.
+    void find(const ProductSet & set, const ggml_cgraph & graph) {
+        uses_.clear();
+        for (int i = 0; i < graph.n_nodes; ++i) {
+            if (const Products * products = products_for(set, *graph.nodes[i])) {
+                const ggml_tensor * x = graph.nodes[i]->src[1];
+                const auto same = [&](const Use & use) { return use.x == x && use.order == products->order; };
+                const auto known = std::find_if(uses_.rbegin(), uses_.rend(), same);
+                if (known == uses_.rend()) {
+                    uses_.push_back({x, products->order, i});
+                } else {
+                    known->last = i;
+                }
+            }
+        }
+    }
+
+    ggml_tensor * replacement(const ggml_tensor & node, const Products & products, int i) {
+        const bool is_routed = node.op == GGML_OP_MUL_MAT_ID;
+        Product & product = products_.emplace_back();
+        product.weights = node.src[0];
+        product.ids = is_routed ? node.src[2] : nullptr;
+        product.x = ordered(node, products, i);
+        return custom(node, is_routed ? multiply_routed : multiply, &product);
+    }
+
+    const Ordering * ordered(const ggml_tensor & node, const Products & products, int i) {
+        const ggml_tensor * x = node.src[1];
+        const auto known = std::find_if(orderings_.rbegin(), orderings_.rend(), [&](const Ordering & one) {
+            return one.x == x && one.products->order == products.order;
+        });
+        if (known != orderings_.rend()) {
+            return &*known;
+        }
+        const auto use = std::find_if(uses_.begin(), uses_.end(),
+                                      [&](const Use & one) { return one.x == x && one.order == products.order; });
+        Ordering & ordering = orderings_.emplace_back();
+        ordering.x = x;
+        ordering.products = &products;
+        ordering.ordered_bytes = products.ordered_bytes(x->ne[0]);
+        ordering.scratch = take_scratch(ordering.ordered_bytes * static_cast<size_t>(ggml_nrows(x)), i, use->last);
+        nodes_.push_back(custom(node, order, &ordering));
+        return &ordering;
+    }
+
+    Scratch * take_scratch(size_t n_bytes, int first_use, int last_use) {
+        auto one = std::find_if(scratch_.begin(), scratch_.end(),
+                                [&](const Scratch & scratch) { return scratch.last_use < first_use; });
+        if (one == scratch_.end()) {
+            one = scratch_.emplace(scratch_.end());
+        }
+        if (one->n_bytes < n_bytes) {
+            one->bytes.reset(
+                static_cast<uint8_t *>(::operator new[](n_bytes, std::align_val_t{activation_alignment})));
+            one->n_bytes = n_bytes;
+        }
+        one->last_use = last_use;
+        return &*one;
+    }
+
+    // A node with the same result that calls the function with the data.
+    ggml_tensor * custom(const ggml_tensor & node, ggml_custom_op_t function, void * data) {
+        ggml_tensor & tensor = tensors_.emplace_back(node);
+        tensor.op = GGML_OP_CUSTOM;
+        std::fill(std::begin(tensor.src), std::end(tensor.src), nullptr);
+        const ggml_custom_op_params params = {function, GGML_N_TASKS_MAX, data};
+        ggml_set_op_params(&tensor, &params, sizeof(params));
+        return &tensor;
+    }
+
+    uint64_t uid_ = 0;
+    std::vector<Use> uses_;
+    // Lists whose elements stay where they are.
+    std::deque<Ordering> orderings_;
+    std::deque<Product> products_;
+    std::deque<ggml_tensor> tensors_;
+    std::deque<Scratch> scratch_;
+    std::vector<ggml_tensor *> nodes_;
+    ggml_cgraph view_ = {};
+};
+
+ProductGraphs::ProductGraphs(const ProductSet & set) : set_(set) {}
+ProductGraphs::~ProductGraphs() = default;
+
+ggml_cgraph * ProductGraphs::replace(ggml_cgraph * graph) {
+    std::unique_ptr<Graph> & known = graphs_[graph];
+    if (!known) {
+        known = std::make_unique<Graph>();
+    }
+    if (!known->is_of(*graph)) {
+        known->build(set_, *graph);
+    }
+    return known->of(graph);
+}
+
+}  // namespace overspill
