@@ -117,8 +117,32 @@ struct Nibbles {
     Floats scale;
 };
 
-// A type has: its block; decode() of four blocks that follow each other; and what it adds to weights to have them
-// unsigned.
+// Four blocks of 32 weights.
+template <typename Block, bool follow_each_other>
+struct Four {
+    const Block * blocks[4];
+};
+template <typename Block>
+Four<Block, true> four_from(const Block * first) {
+    return {{first, first + 1, first + 2, first + 3}};
+}
+// With fewer left, the last stands for those that are missing: what it is multiplied with is zero.
+template <typename Block>
+Four<Block, false> fewer_from(const Block * first, int64_t n) {
+    return {{first, first + (n > 1 ? 1 : 0), first + (n > 2 ? 2 : n - 1), first + n - 1}};
+}
+
+template <typename Blocks>
+Bytes packed_of(const Blocks & four) {
+    return join(four.blocks[0]->qs, four.blocks[1]->qs, four.blocks[2]->qs, four.blocks[3]->qs);
+}
+
+template <typename Blocks>
+Floats scales_of(const Blocks & four) {
+    return quarter_halves(four.blocks[0]->d, four.blocks[1]->d, four.blocks[2]->d, four.blocks[3]->d);
+}
+
+// A type has: its block; decode() of four; and what it adds to weights to have them unsigned.
 struct Mxfp4 {
     using Block = block_mxfp4;
     using Activations = block_q8_0;
@@ -132,22 +156,17 @@ struct Mxfp4 {
     alignas(16) static constexpr int8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
     Bytes values = table_of(table);
-    Nibbles decode(const Block * blocks) const {
-        const auto * p = reinterpret_cast<const uint8_t *>(blocks);
-        const Bytes packed = join(p + 1, p + 18, p + 35, p + 52);
-        return {look_up_low(values, packed), look_up_high(values, packed), powers_of_two(p)};
+    template <bool follow_each_other>
+    Nibbles decode(const Four<Block, follow_each_other> & four) const {
+        const Bytes packed = packed_of(four);
+        const auto e = [&](size_t i) { return &four.blocks[i]->e; };
+        if constexpr (follow_each_other) {
+            return {look_up_low(values, packed), look_up_high(values, packed), powers_of_two(e(0))};
+        } else {
+            return {look_up_low(values, packed), look_up_high(values, packed), powers_of_two(e(0), e(1), e(2), e(3))};
+        }
     }
 };
-
-template <typename Block>
-Bytes packed_of(const Block * blocks) {
-    return join(blocks[0].qs, blocks[1].qs, blocks[2].qs, blocks[3].qs);
-}
-
-template <typename Block>
-Floats scales_of(const Block * blocks) {
-    return quarter_halves(&blocks[0].d, sizeof(Block));
-}
 
 struct Iq4Nl {
     using Block = block_iq4_nl;
@@ -162,9 +181,10 @@ struct Iq4Nl {
                                                      1,    13,   25,  38,  53,  69,  89,  113};
 
     Bytes values = table_of(table);
-    Nibbles decode(const Block * blocks) const {
-        const Bytes packed = packed_of(blocks);
-        return {look_up_low(values, packed), look_up_high(values, packed), scales_of(blocks)};
+    template <typename Blocks>
+    Nibbles decode(const Blocks & four) const {
+        const Bytes packed = packed_of(four);
+        return {look_up_low(values, packed), look_up_high(values, packed), scales_of(four)};
     }
 };
 
@@ -178,9 +198,10 @@ struct Q4_0 {
     static constexpr bool is_signed = false;
     static constexpr float factor = 1;
 
-    Nibbles decode(const Block * blocks) const {
-        const Bytes packed = packed_of(blocks);
-        return {low_nibbles(packed), high_nibbles(packed), scales_of(blocks)};
+    template <typename Blocks>
+    Nibbles decode(const Blocks & four) const {
+        const Bytes packed = packed_of(four);
+        return {low_nibbles(packed), high_nibbles(packed), scales_of(four)};
     }
 };
 
@@ -194,26 +215,19 @@ struct Q4_1 {
     static constexpr bool is_signed = false;
     static constexpr float factor = 1;
 
-    Nibbles decode(const Block * blocks) const {
-        const Bytes packed = packed_of(blocks);
-        return {low_nibbles(packed), high_nibbles(packed), scales_of(blocks)};
+    template <typename Blocks>
+    Nibbles decode(const Blocks & four) const {
+        const Bytes packed = packed_of(four);
+        return {low_nibbles(packed), high_nibbles(packed), scales_of(four)};
     }
 };
 
-template <typename Block>
-uint32_t fifth_bits(const Block & block) {
-    uint32_t bits;
-    std::memcpy(&bits, block.qh, sizeof(bits));
-    return bits;
-}
-
-template <typename Block>
-Nibbles decode_five_bits(const Block * blocks) {
-    const Bytes packed = packed_of(blocks);
-    const uint32_t a = fifth_bits(blocks[0]), b = fifth_bits(blocks[1]);
-    const uint32_t c = fifth_bits(blocks[2]), d = fifth_bits(blocks[3]);
-    return {with_fifth_bits(low_nibbles(packed), a, b, c, d, 0), with_fifth_bits(high_nibbles(packed), a, b, c, d, 16),
-            scales_of(blocks)};
+template <typename Blocks>
+Nibbles decode_five_bits(const Blocks & four) {
+    const Bytes packed = packed_of(four);
+    const Bytes fifth = four_words(four.blocks[0]->qh, four.blocks[1]->qh, four.blocks[2]->qh, four.blocks[3]->qh);
+    return {with_fifth_bits<0>(low_nibbles(packed), fifth), with_fifth_bits<2>(high_nibbles(packed), fifth),
+            scales_of(four)};
 }
 
 struct Q5_0 {
@@ -226,7 +240,10 @@ struct Q5_0 {
     static constexpr bool is_signed = false;
     static constexpr float factor = 1;
 
-    Nibbles decode(const Block * blocks) const { return decode_five_bits(blocks); }
+    template <typename Blocks>
+    Nibbles decode(const Blocks & four) const {
+        return decode_five_bits(four);
+    }
 };
 
 struct Q5_1 {
@@ -239,7 +256,10 @@ struct Q5_1 {
     static constexpr bool is_signed = false;
     static constexpr float factor = 1;
 
-    Nibbles decode(const Block * blocks) const { return decode_five_bits(blocks); }
+    template <typename Blocks>
+    Nibbles decode(const Blocks & four) const {
+        return decode_five_bits(four);
+    }
 };
 
 size_t nibble_bytes(int64_t n) {
@@ -297,11 +317,11 @@ void multiply_row(const typename Type::Block * row, int64_t n, const Columns<n_c
     using Block = typename Type::Block;
     const Type type;
     Sums<n_columns> sums = no_sums<n_columns>();
-    const auto step = [&](const Block * blocks, int64_t i) __attribute__((always_inline)) {
-        const Nibbles weights = type.decode(blocks);
+    const auto step = [&](const auto & four, int64_t i) __attribute__((always_inline)) {
+        const Nibbles weights = type.decode(four);
         Floats minima = no_floats();
         if constexpr (Type::has_minimum) {
-            minima = quarter_halves(&blocks[0].m, sizeof(Block));
+            minima = quarter_halves(four.blocks[0]->m, four.blocks[1]->m, four.blocks[2]->m, four.blocks[3]->m);
         }
         for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
             const auto & group = columns.template group<NibbleGroup>(c.value, i);
@@ -318,19 +338,15 @@ void multiply_row(const typename Type::Block * row, int64_t n, const Columns<n_c
         prefetch<sizeof(Block) * group_blocks * unrolled>(row + i * group_blocks);
         for_each<unrolled>([&](auto j) __attribute__((always_inline)) {
             const auto k = i + static_cast<int64_t>(j.value);
-            step(row + k * group_blocks, k);
+            step(four_from(row + k * group_blocks), k);
         });
     }
     prefetch<sizeof(Block) * group_blocks>(row + i * group_blocks);
     for (; i < n_whole; ++i) {
-        step(row + i * group_blocks, i);
+        step(four_from(row + i * group_blocks), i);
     }
     if (n % group_weights != 0) {
-        Block rest[group_blocks];
-        std::memset(static_cast<void *>(rest), 0, sizeof(rest));
-        std::memcpy(static_cast<void *>(rest), row + i * group_blocks,
-                    static_cast<size_t>(n % group_weights / 32) * sizeof(Block));
-        step(rest, i);
+        step(fewer_from(row + i * group_blocks, n % group_weights / 32), i);
     }
     for_each<n_columns>([&](auto c) {
         out[c.value] = total(sums.of[c.value]);

@@ -70,17 +70,30 @@ Bytes with_two_bits(Bytes x, Bytes bits) {
     };
     return {half(x.a, _mm256_srli_epi16(bits.a, b)), half(x.b, _mm256_srli_epi16(bits.b, b + 2))};
 }
-// Of four blocks of 32 weights their fifth bits: those of the first, or of the last, sixteen weights of each block.
-inline Bytes with_fifth_bits(Bytes x, uint32_t a, uint32_t b, uint32_t c, uint32_t d, int first) {
-    const auto half = [first](__m256i y, uint32_t one, uint32_t two) {
-        const uint32_t bits = (one >> first & 0xffffU) | (two >> first & 0xffffU) << 16;
-        const __m256i places = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-        const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), places);
+inline __m128i words_of(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
+    const auto word = [](const uint8_t * p) {
+        int32_t bits;
+        std::memcpy(&bits, p, sizeof(bits));
+        return bits;
+    };
+    return _mm_setr_epi32(word(a), word(b), word(c), word(d));
+}
+// 32 bits of each of four blocks.
+inline Bytes four_words(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
+    const __m256i words = _mm256_broadcastsi128_si256(words_of(a, b, c, d));
+    return {words, words};
+}
+// Added as 16: of each block the bits of its bytes `first` and `first` + 1, for sixteen weights.
+template <int first>
+Bytes with_fifth_bits(Bytes x, Bytes words) {
+    const auto half = [](__m256i y, __m256i from, int64_t block) {
+        const auto eight = [block](int64_t byte) { return (4 * block + first + byte) * 0x0101010101010101; };
+        const __m256i places = _mm256_setr_epi64x(eight(0), eight(1), eight(4), eight(5));
         const __m256i wanted = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201U));
-        const __m256i is_set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, wanted), wanted);
+        const __m256i is_set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(from, places), wanted), wanted);
         return _mm256_or_si256(y, _mm256_and_si256(is_set, _mm256_set1_epi8(16)));
     };
-    return {half(x.a, a, b), half(x.b, c, d)};
+    return {half(x.a, words.a, 0), half(x.b, words.b, 2)};
 }
 inline __m256i add_products(__m256i sum, __m256i of_unsigned, __m256i of_signed) {
 #ifdef __AVXVNNI__
@@ -196,26 +209,26 @@ inline Floats quarters(__m128 x) {
 inline Floats quarters(float a, float b, float c, float d) {
     return quarters(_mm_setr_ps(a, b, c, d));
 }
-// One half for each quarter; they are `stride` bytes apart.
-inline Floats quarter_halves(const ggml_half * p, size_t stride) {
-    const auto at = [p, stride](size_t i) {
-        uint16_t half;
-        std::memcpy(&half, reinterpret_cast<const char *>(p) + i * stride, sizeof(half));
-        return static_cast<short>(half);
-    };
-    return quarters(_mm_cvtph_ps(_mm_setr_epi16(at(0), at(1), at(2), at(3), 0, 0, 0, 0)));
+// One half for each quarter.
+inline Floats quarter_halves(ggml_half a, ggml_half b, ggml_half c, ggml_half d) {
+    const auto bits = [](ggml_half half) { return static_cast<short>(half); };
+    return quarters(_mm_cvtph_ps(_mm_setr_epi16(bits(a), bits(b), bits(c), bits(d), 0, 0, 0, 0)));
 }
 // One number for each half.
 inline Floats halves(float a, float b) {
     return {_mm256_set1_ps(a), _mm256_set1_ps(b)};
 }
-// 2^(e - 127) of the bytes at p, p + 17, p + 34 and p + 51.
-inline Floats powers_of_two(const uint8_t * p) {
+// 2^(e - 127) for each quarter; 16 bytes can be read from each e.
+inline Floats powers_of_two(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
     const auto half = [](__m256i first) {
         const __m256i e = _mm256_shuffle_epi8(first, _mm256_set1_epi32(0x00808080));
         // An exponent of 0 is a number all the same.
         return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_srli_epi32(e, 1), _mm256_set1_epi32(0x00400000)));
     };
-    const Bytes blocks = join(p, p + 17, p + 34, p + 51);
+    const Bytes blocks = join(a, b, c, d);
     return {half(blocks.a), half(blocks.b)};
+}
+// Of the bytes at p, p + 17, p + 34 and p + 51.
+inline Floats powers_of_two(const uint8_t * p) {
+    return powers_of_two(p, p + 17, p + 34, p + 51);
 }

@@ -66,11 +66,28 @@ Bytes with_two_bits(Bytes x, Bytes bits) {
     const __m512i two = _mm512_and_si512(_mm512_srlv_epi16(bits, right), _mm512_set1_epi8(3));
     return _mm512_or_si512(x, _mm512_slli_epi16(two, 4));
 }
-// Of four blocks of 32 weights their fifth bits: those of the first, or of the last, sixteen weights of each block.
-inline Bytes with_fifth_bits(Bytes x, uint32_t a, uint32_t b, uint32_t c, uint32_t d, int first) {
-    const auto sixteen = [first](uint32_t bits) { return static_cast<uint64_t>((bits >> first) & 0xffffU); };
-    const __mmask64 mask = sixteen(a) | sixteen(b) << 16 | sixteen(c) << 32 | sixteen(d) << 48;
-    return _mm512_mask_add_epi8(x, mask, x, _mm512_set1_epi8(16));
+inline __m128i words_of(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
+    const auto word = [](const uint8_t * p) {
+        int32_t bits;
+        std::memcpy(&bits, p, sizeof(bits));
+        return bits;
+    };
+    return _mm_setr_epi32(word(a), word(b), word(c), word(d));
+}
+// 32 bits of each of four blocks.
+inline Bytes four_words(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
+    return _mm512_broadcast_i32x4(words_of(a, b, c, d));
+}
+// Added as 16: of each block the bits of its bytes `first` and `first` + 1, for sixteen weights.
+template <int first>
+Bytes with_fifth_bits(Bytes x, Bytes words) {
+    constexpr auto eight = [](int64_t byte) { return byte * 0x0101010101010101; };
+    const __m512i places =
+        _mm512_setr_epi64(eight(first), eight(first + 1), eight(first + 4), eight(first + 5), eight(first + 8),
+                          eight(first + 9), eight(first + 12), eight(first + 13));
+    const __m512i wanted = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201U));
+    const __mmask64 is_set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(words, places), wanted);
+    return _mm512_mask_add_epi8(x, is_set, x, _mm512_set1_epi8(16));
 }
 inline Ints dot(Ints sum, Bytes of_unsigned, Bytes of_signed) {
     return _mm512_dpbusd_epi32(sum, of_unsigned, of_signed);
@@ -155,20 +172,25 @@ inline Floats quarters(__m128 x) {
 inline Floats quarters(float a, float b, float c, float d) {
     return quarters(_mm_setr_ps(a, b, c, d));
 }
-// One half for each quarter; they are `stride` bytes apart.
-inline Floats quarter_halves(const ggml_half * p, size_t stride) {
-    const auto at = [p, stride](size_t i) {
-        uint16_t half;
-        std::memcpy(&half, reinterpret_cast<const char *>(p) + i * stride, sizeof(half));
-        return static_cast<short>(half);
-    };
-    return quarters(_mm_cvtph_ps(_mm_setr_epi16(at(0), at(1), at(2), at(3), 0, 0, 0, 0)));
+// One half for each quarter.
+inline Floats quarter_halves(ggml_half a, ggml_half b, ggml_half c, ggml_half d) {
+    const auto bits = [](ggml_half half) { return static_cast<short>(half); };
+    return quarters(_mm_cvtph_ps(_mm_setr_epi16(bits(a), bits(b), bits(c), bits(d), 0, 0, 0, 0)));
 }
 // One number for each half.
 inline Floats halves(float a, float b) {
     return _mm512_insertf32x8(_mm512_set1_ps(a), _mm256_set1_ps(b), 1);
 }
-// 2^(e - 127) of the bytes at p, p + 17, p + 34 and p + 51.
+// Of exponents in the highest bytes; one of 0 is a number all the same.
+inline Floats powers_of_exponents(__m512i e) {
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_srli_epi32(e, 1), _mm512_set1_epi32(0x00400000)));
+}
+// 2^(e - 127) for each quarter; 16 bytes can be read from each e.
+inline Floats powers_of_two(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
+    const __m512i first = _mm512_broadcast_i32x4(_mm_set1_epi32(0x00808080));
+    return powers_of_exponents(_mm512_shuffle_epi8(join(a, b, c, d), first));
+}
+// Of the bytes at p, p + 17, p + 34 and p + 51.
 #ifdef __AVX512VBMI__
 inline Floats powers_of_two(const uint8_t * p) {
     alignas(64) static constexpr uint8_t places[64] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
@@ -176,11 +198,10 @@ inline Floats powers_of_two(const uint8_t * p) {
                                                        0,  0,  0,  34, 0,  0,  0,  34, 0,  0,  0,  34, 0,  0,  0,  34,
                                                        0,  0,  0,  51, 0,  0,  0,  51, 0,  0,  0,  51, 0,  0,  0,  51};
     const __m512i e = _mm512_maskz_permutexvar_epi8(0x8888888888888888U, _mm512_load_si512(places), load(p));
+    return powers_of_exponents(e);
+}
 #else
 inline Floats powers_of_two(const uint8_t * p) {
-    const __m512i first = _mm512_broadcast_i32x4(_mm_set1_epi32(0x00808080));
-    const __m512i e = _mm512_shuffle_epi8(join(p, p + 17, p + 34, p + 51), first);
-#endif
-    // An exponent of 0 is a number all the same.
-    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_srli_epi32(e, 1), _mm512_set1_epi32(0x00400000)));
+    return powers_of_two(p, p + 17, p + 34, p + 51);
 }
+#endif
