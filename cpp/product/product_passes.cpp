@@ -58,7 +58,7 @@ void prefetch(const void * p) {
 
 // Calls work with the constants 0 to n - 1: sums that are indexed by constants are kept in registers.
 template <size_t n, size_t i = 0, typename Work>
-inline __attribute__((always_inline)) void for_each(const Work & work) {
+[[gnu::always_inline]] inline void for_each(const Work & work) {
     if constexpr (i < n) {
         work(std::integral_constant<size_t, i>{});
         for_each<n, i + 1>(work);
@@ -80,7 +80,7 @@ struct Sums {
     Floats of[n_columns];
 };
 template <size_t n_columns>
-inline __attribute__((always_inline)) Sums<n_columns> no_sums() {
+[[gnu::always_inline]] inline Sums<n_columns> no_sums() {
     Sums<n_columns> sums;
     for_each<n_columns>([&](auto c) { sums.of[c.value] = no_floats(); });
     return sums;
@@ -133,12 +133,12 @@ Four<Block, false> fewer_from(const Block * first, int64_t n) {
 }
 
 template <typename Blocks>
-Bytes packed_of(const Blocks & four) {
+[[gnu::always_inline]] inline Bytes packed_of(const Blocks & four) {
     return join(four.blocks[0]->qs, four.blocks[1]->qs, four.blocks[2]->qs, four.blocks[3]->qs);
 }
 
 template <typename Blocks>
-Floats scales_of(const Blocks & four) {
+[[gnu::always_inline]] inline Floats scales_of(const Blocks & four) {
     return quarter_halves(four.blocks[0]->d, four.blocks[1]->d, four.blocks[2]->d, four.blocks[3]->d);
 }
 
@@ -157,7 +157,7 @@ struct Mxfp4 {
 
     Bytes values = table_of(table);
     template <bool follow_each_other>
-    Nibbles decode(const Four<Block, follow_each_other> & four) const {
+    [[gnu::always_inline]] Nibbles decode(const Four<Block, follow_each_other> & four) const {
         const Bytes packed = packed_of(four);
         const auto e = [&](size_t i) { return &four.blocks[i]->e; };
         if constexpr (follow_each_other) {
@@ -182,7 +182,7 @@ struct Iq4Nl {
 
     Bytes values = table_of(table);
     template <typename Blocks>
-    Nibbles decode(const Blocks & four) const {
+    [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
         return {look_up_low(values, packed), look_up_high(values, packed), scales_of(four)};
     }
@@ -199,7 +199,7 @@ struct Q4_0 {
     static constexpr float factor = 1;
 
     template <typename Blocks>
-    Nibbles decode(const Blocks & four) const {
+    [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
         return {low_nibbles(packed), high_nibbles(packed), scales_of(four)};
     }
@@ -216,14 +216,14 @@ struct Q4_1 {
     static constexpr float factor = 1;
 
     template <typename Blocks>
-    Nibbles decode(const Blocks & four) const {
+    [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
         return {low_nibbles(packed), high_nibbles(packed), scales_of(four)};
     }
 };
 
 template <typename Blocks>
-Nibbles decode_five_bits(const Blocks & four) {
+[[gnu::always_inline]] inline Nibbles decode_five_bits(const Blocks & four) {
     const Bytes packed = packed_of(four);
     const Bytes fifth = four_words(four.blocks[0]->qh, four.blocks[1]->qh, four.blocks[2]->qh, four.blocks[3]->qh);
     return {with_fifth_bits<0>(low_nibbles(packed), fifth), with_fifth_bits<2>(high_nibbles(packed), fifth),
@@ -241,7 +241,7 @@ struct Q5_0 {
     static constexpr float factor = 1;
 
     template <typename Blocks>
-    Nibbles decode(const Blocks & four) const {
+    [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         return decode_five_bits(four);
     }
 };
@@ -257,7 +257,7 @@ struct Q5_1 {
     static constexpr float factor = 1;
 
     template <typename Blocks>
-    Nibbles decode(const Blocks & four) const {
+    [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         return decode_five_bits(four);
     }
 };
@@ -281,7 +281,7 @@ void order_nibbles(const void * quantized, int64_t n, void * ordered) {
 }
 
 template <typename Type>
-Floats add_nibbles(const Nibbles & weights, const NibbleGroup & group, Floats sum) {
+[[gnu::always_inline]] inline Floats add_nibbles(const Nibbles & weights, const NibbleGroup & group, Floats sum) {
     Ints products = load_ints(group.start);
     if constexpr (Type::is_signed) {
         products = dot_signed(dot_signed(products, weights.low, load(group.low)), weights.high, load(group.high));
@@ -367,7 +367,7 @@ struct Iq4Xs {
     Bytes values = table_of(Iq4Nl::table);
 
     // The first or the second half of a block.
-    Nibbles decode(const block_iq4_xs & block, int half) const {
+    [[gnu::always_inline]] Nibbles decode(const block_iq4_xs & block, int half) const {
         const Bytes packed = load(block.qs + 64 * half);
         const int low = block.scales_l[2 * half] | block.scales_l[2 * half + 1] << 8;
         const int high = block.scales_h >> 8 * half;
@@ -535,7 +535,7 @@ struct FourOrFiveBits {
         float d, d_minimum;
     };
 
-    static void decode(const Block & block, Whole & whole, Rest & rest) {
+    [[gnu::always_inline]] static void decode(const Block & block, Whole & whole, Rest & rest) {
         const SixBits six = unpack_six_bits(block.scales);
         const Shorts8 scales = shorts_of(six.scales);
         const Bytes first = load(block.qs), second = load(block.qs + 64);
@@ -556,7 +556,7 @@ struct FourOrFiveBits {
         whole.scales[3] = spread_halves<5, 7>(scales);
         rest = {shorts_of(six.minima), float_of_half(d_of(block)), float_of_half(minimum_of(block))};
     }
-    static Floats add(Ints products, const Rest & rest, const SuperBlock & x, Floats sum) {
+    [[gnu::always_inline]] static Floats add(Ints products, const Rest & rest, const SuperBlock & x, Floats sum) {
         sum = multiply_add(to_floats(products), all(rest.d * x.d), sum);
         return multiply_add(to_floats(sums_dot(rest.minima, x.sums)), all(-rest.d_minimum * x.d), sum);
     }
@@ -571,7 +571,7 @@ struct SixBitWeights {
         float d;
     };
 
-    static void decode(const block_q6_K & block, Whole & whole, Rest & rest) {
+    [[gnu::always_inline]] static void decode(const block_q6_K & block, Whole & whole, Rest & rest) {
         rest = {byte_scales(block.scales), float_of_half(block.d)};
         const Bytes first = load(block.ql), second = load(block.ql + 64);
         const Bytes first_high = join(block.qh, block.qh), second_high = join(block.qh + 32, block.qh + 32);
@@ -584,7 +584,7 @@ struct SixBitWeights {
         whole.scales[2] = spread_quarters<8>(rest.scales);
         whole.scales[3] = spread_quarters<12>(rest.scales);
     }
-    static Floats add(Ints products, const Rest & rest, const SuperBlock & x, Floats sum) {
+    [[gnu::always_inline]] static Floats add(Ints products, const Rest & rest, const SuperBlock & x, Floats sum) {
         const Ints less = less_32_times(products, byte_sums_dot(rest.scales, x.sums));
         return multiply_add(to_floats(less), all(rest.d * x.d), sum);
     }
