@@ -612,22 +612,26 @@ void multiply_whole_row(const typename Type::Weights * row, int64_t n, const Col
 
 // --- Floats of sixteen bits -------------------------------------------------------------------------
 
+struct Pair {
+    Floats first, second;
+};
+
 struct Halves {
     static constexpr ggml_type type = GGML_TYPE_F16;
-    static Floats load(const uint16_t * p) { return floats_of_halves(p); }
+    static Pair load_pair(const uint16_t * p) { return {floats_of_halves(p), floats_of_halves(p + 16)}; }
     static float value(uint16_t half) { return float_of(half); }
 };
 
 struct BrainHalves {
     static constexpr ggml_type type = GGML_TYPE_BF16;
-    static Floats load(const uint16_t * p) { return floats_of_brain_halves(p); }
+    static Pair load_pair(const uint16_t * p) { return {floats_of_brain_halves(p), floats_of_brain_halves(p + 16)}; }
     static float value(uint16_t half) { return ggml_bf16_to_fp32({half}); }
 };
 
-constexpr int64_t float_lanes = 16;
+constexpr int64_t pair_weights = 32;
 
 size_t float_bytes(int64_t n) {
-    return static_cast<size_t>((n + float_lanes - 1) / float_lanes * float_lanes) * sizeof(float);
+    return static_cast<size_t>((n + pair_weights - 1) / pair_weights * pair_weights) * sizeof(float);
 }
 
 template <typename Type>
@@ -642,36 +646,40 @@ void order_floats(const void * quantized, int64_t n, void * ordered) {
 
 template <typename Type, size_t n_columns>
 void multiply_float_row(const uint16_t * row, int64_t n, const Columns<n_columns> & columns, float * out) {
-    constexpr size_t unrolled = n_columns == 1 ? 4 : 2;
-    Sums<n_columns> sums[unrolled];
-    for_each<unrolled>([&](auto j) { sums[j.value] = no_sums<n_columns>(); });
-    const auto step = [&](const uint16_t * weights, int64_t i, Sums<n_columns> & sum) __attribute__((always_inline)) {
-        const Floats w = Type::load(weights);
+    constexpr size_t unrolled = n_columns == 1 ? 2 : 1;
+    Sums<n_columns> first[unrolled], second[unrolled];
+    for_each<unrolled>([&](auto j) { first[j.value] = second[j.value] = no_sums<n_columns>(); });
+    const auto step = [&](const uint16_t * weights, int64_t i, auto j) __attribute__((always_inline)) {
+        const Pair w = Type::load_pair(weights);
         for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
-            const float * x = reinterpret_cast<const float *>(columns.activations[c.value]);
-            sum.of[c.value] = multiply_add(w, load_floats(x + i), sum.of[c.value]);
+            const float * x = reinterpret_cast<const float *>(columns.activations[c.value]) + i;
+            first[j.value].of[c.value] = multiply_add(w.first, load_floats(x), first[j.value].of[c.value]);
+            second[j.value].of[c.value] = multiply_add(w.second, load_floats(x + 16), second[j.value].of[c.value]);
         });
     };
+    constexpr std::integral_constant<size_t, 0> only;
     int64_t i = 0;
-    constexpr auto at_once = static_cast<int64_t>(unrolled) * float_lanes;
+    constexpr auto at_once = static_cast<int64_t>(unrolled) * pair_weights;
     for (; i + at_once <= n; i += at_once) {
-        prefetch<at_once * 2>(row + i);
+        prefetch<at_once * sizeof(uint16_t)>(row + i);
         for_each<unrolled>([&](auto j) __attribute__((always_inline)) {
-            const auto k = i + static_cast<int64_t>(j.value) * float_lanes;
-            step(row + k, k, sums[j.value]);
+            const auto k = i + static_cast<int64_t>(j.value) * pair_weights;
+            step(row + k, k, j);
         });
     }
-    for (; i + float_lanes <= n; i += float_lanes) {
-        step(row + i, i, sums[0]);
+    for (; i + pair_weights <= n; i += pair_weights) {
+        step(row + i, i, only);
     }
     if (i < n) {
-        uint16_t rest[float_lanes] = {};
+        uint16_t rest[pair_weights] = {};
         std::memcpy(rest, row + i, static_cast<size_t>(n - i) * sizeof(uint16_t));
-        step(rest, i, sums[0]);
+        step(rest, i, only);
     }
     for_each<n_columns>([&](auto c) {
-        Floats sum = sums[0].of[c.value];
-        for_each<unrolled - 1>([&](auto j) { sum = sum_of(sum, sums[j.value + 1].of[c.value]); });
+        Floats sum = no_floats();
+        for_each<unrolled>([&](auto j) {
+            sum = sum_of(sum, sum_of(first[j.value].of[c.value], second[j.value].of[c.value]));
+        });
         out[c.value] = total(sum);
     });
 }

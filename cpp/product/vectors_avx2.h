@@ -65,10 +65,15 @@ Bytes with_bit(Bytes x, Bytes bits) {
 // Bits b and b + 1 of the first 32 bytes, and b + 2 and b + 3 of the last, as multiples of 16.
 template <int b>
 Bytes with_two_bits(Bytes x, Bytes bits) {
-    const auto half = [](__m256i y, __m256i right) {
-        return _mm256_or_si256(y, _mm256_slli_epi16(_mm256_and_si256(right, _mm256_set1_epi8(3)), 4));
+    static_assert(b == 0 || b == 4);
+    const auto half = [](__m256i y, __m256i moved) {
+        return _mm256_or_si256(y, _mm256_and_si256(moved, _mm256_set1_epi8(0x30)));
     };
-    return {half(x.a, _mm256_srli_epi16(bits.a, b)), half(x.b, _mm256_srli_epi16(bits.b, b + 2))};
+    if constexpr (b == 0) {
+        return {half(x.a, _mm256_slli_epi16(bits.a, 4)), half(x.b, _mm256_slli_epi16(bits.b, 2))};
+    } else {
+        return {half(x.a, bits.a), half(x.b, _mm256_srli_epi16(bits.b, 2))};
+    }
 }
 inline __m128i words_of(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
     const auto word = [](const uint8_t * p) {

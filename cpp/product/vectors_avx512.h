@@ -62,9 +62,12 @@ Bytes with_bit(Bytes x, Bytes bits) {
 // Bits b and b + 1 of the first 32 bytes, and b + 2 and b + 3 of the last, as multiples of 16.
 template <int b>
 Bytes with_two_bits(Bytes x, Bytes bits) {
-    const __m512i right = _mm512_inserti64x4(_mm512_set1_epi16(b), _mm256_set1_epi16(b + 2), 1);
-    const __m512i two = _mm512_and_si512(_mm512_srlv_epi16(bits, right), _mm512_set1_epi8(3));
-    return _mm512_or_si512(x, _mm512_slli_epi16(two, 4));
+    static_assert(b == 0 || b == 4);
+    const __m512i left = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1);
+    const __m512i right = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
+    const __m512i moved = b == 0 ? _mm512_sllv_epi16(bits, left) : _mm512_srlv_epi16(bits, right);
+    constexpr int a_or_b_and_c = 0xf8;
+    return _mm512_ternarylogic_epi32(x, moved, _mm512_set1_epi8(0x30), a_or_b_and_c);
 }
 inline __m128i words_of(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
     const auto word = [](const uint8_t * p) {
