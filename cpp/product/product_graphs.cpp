@@ -17,12 +17,15 @@ namespace overspill {
 
 namespace {
 
-// Products with more columns are llama.cpp's.
-constexpr int64_t most_columns = 16;
-constexpr int64_t most_routed_columns = 16 * 16;  // tokens times experts of a token
+// So many columns are multiplied with the rows of a part before the next: they stay in the cache.
+constexpr size_t columns_at_once = 16;
+// Tokens times experts of a token; products with more are llama.cpp's.
+constexpr size_t most_routes = 4096;
 // The parts of a product that a thread takes at a time have so many bytes of weights or more.
 constexpr size_t least_part_bytes = 16384;
 constexpr int64_t parts_per_thread = 8;
+// Of weights that are multiplied with one column after the other.
+constexpr size_t most_part_bytes = 65536;
 // Parts of activations in order start at multiples of so many.
 constexpr int64_t order_unit = 256;
 
@@ -94,11 +97,47 @@ void order(ggml_tensor *, int ith, int nth, void * data) {
     });
 }
 
+// Columns of activations and where their products go, some at a time.
+class Columns {
+  public:
+    Columns(const Product & product, const ggml_tensor & out) : product_(product), out_(out) {}
+
+    // The products of rows of weights, which are those from row `first` of the results on.
+    void multiply(const char * rows, int64_t first, int64_t n_rows) const {
+        const ggml_tensor & weights = *product_.weights;
+        product_.x->products->multiply({rows, weights.nb[1], n_rows, weights.ne[0], x_.data(),
+                                        to(first).data(), static_cast<int64_t>(n_)});
+    }
+    void clear() { n_ = 0; }
+    bool is_full() const { return n_ == columns_at_once; }
+    void add(int64_t of_x, int64_t of_out) {
+        x_[n_] = product_.x->ordered(of_x);
+        out_columns_[n_++] = column_to(out_, of_out);
+    }
+
+  private:
+    std::array<float *, columns_at_once> to(int64_t first) const {
+        std::array<float *, columns_at_once> rows;
+        for (size_t c = 0; c < n_; ++c) {
+            rows[c] = out_columns_[c] + first;
+        }
+        return rows;
+    }
+
+    const Product & product_;
+    const ggml_tensor & out_;
+    std::array<const void *, columns_at_once> x_;
+    std::array<float *, columns_at_once> out_columns_;
+    size_t n_ = 0;
+};
+
 // Rows of a part, for so many rows in all.
-int64_t rows_of_part(const ggml_tensor & weights, int64_t n_rows, int nth) {
+int64_t rows_of_part(const ggml_tensor & weights, int64_t n_rows, int64_t n_columns, int nth) {
     constexpr int64_t unit = 16;  // results that share a cache line
-    const int64_t least = static_cast<int64_t>(least_part_bytes / weights.nb[1]) + 1;
-    const int64_t rows = std::max(least, n_rows / (nth * parts_per_thread));
+    const auto rows_in = [&](size_t n_bytes) { return static_cast<int64_t>(n_bytes / weights.nb[1]) + 1; };
+    const bool again = n_columns > static_cast<int64_t>(columns_at_once);
+    const int64_t most = again ? rows_in(most_part_bytes) : n_rows;
+    const int64_t rows = std::max(rows_in(least_part_bytes), std::min(most, n_rows / (nth * parts_per_thread)));
     return (rows + unit - 1) / unit * unit;
 }
 
@@ -106,45 +145,61 @@ void multiply(ggml_tensor * out, int ith, int nth, void * data) {
     auto & product = *static_cast<Product *>(data);
     const ggml_tensor & weights = *product.weights;
     const int64_t n_rows = weights.ne[1], n_columns = ggml_nrows(out);
-    std::array<const void *, most_columns> x;
-    std::array<float *, most_columns> to;
-    const int64_t rows = rows_of_part(weights, n_rows, nth);
+    const int64_t rows = rows_of_part(weights, n_rows, n_columns, nth);
+    Columns columns(product, *out);
     for_parts(product.next_part, (n_rows + rows - 1) / rows, ith, nth, [&](int64_t part) {
         const int64_t first = part * rows;
-        for (int64_t c = 0; c < n_columns; ++c) {
-            x[static_cast<size_t>(c)] = product.x->ordered(c);
-            to[static_cast<size_t>(c)] = column_to(*out, c) + first;
+        for (int64_t c = 0; c < n_columns;) {
+            for (columns.clear(); c < n_columns && !columns.is_full(); ++c) {
+                columns.add(c, c);
+            }
+            columns.multiply(static_cast<const char *>(weights.data) + static_cast<size_t>(first) * weights.nb[1], first,
+                             std::min(rows, n_rows - first));
         }
-        product.x->products->multiply({static_cast<const char *>(weights.data) + static_cast<size_t>(first) * weights.nb[1],
-                                       weights.nb[1], std::min(rows, n_rows - first), weights.ne[0], x.data(), to.data(),
-                                       n_columns});
     });
 }
 
 // The columns of a product with experts, those of an expert together.
-struct Routes {
-    struct Column {
-        int32_t expert;
-        int32_t column;  // of the results
-    };
-    std::array<Column, most_routed_columns> columns;
-    size_t n = 0;
-
-    explicit Routes(const ggml_tensor & ids, int64_t n_experts) {
+class Routes {
+  public:
+    Routes(const ggml_tensor & ids, int64_t n_experts) {
         for (int64_t t = 0; t < ids.ne[1]; ++t) {
             for (int64_t k = 0; k < ids.ne[0]; ++k) {
                 const auto * id = reinterpret_cast<const int32_t *>(static_cast<const char *>(ids.data) +
                                                                     static_cast<size_t>(t) * ids.nb[1] +
                                                                     static_cast<size_t>(k) * ids.nb[0]);
                 GGML_ASSERT(*id >= 0 && *id < n_experts);
-                columns[n] = {*id, static_cast<int32_t>(n)};
-                ++n;
+                routes_[n_] = {*id, static_cast<int32_t>(n_)};
+                ++n_;
             }
         }
-        std::sort(columns.begin(), columns.begin() + static_cast<std::ptrdiff_t>(n), [](const Column & a, const Column & b) {
-            return a.expert != b.expert ? a.expert < b.expert : a.column < b.column;
-        });
+        std::sort(routes_.begin(), routes_.begin() + static_cast<std::ptrdiff_t>(n_),
+                  [](const Route & a, const Route & b) {
+                      return a.expert != b.expert ? a.expert < b.expert : a.column < b.column;
+                  });
+        for (size_t i = 0; i < n_; ++i) {
+            if (i == 0 || routes_[i].expert != routes_[i - 1].expert) {
+                first_[n_used_++] = i;
+            }
+        }
+        first_[n_used_] = n_;
     }
+    // Experts that are used.
+    size_t n_used() const { return n_used_; }
+    size_t expert(size_t used) const { return static_cast<size_t>(routes_[first_[used]].expert); }
+    size_t begin(size_t used) const { return first_[used]; }
+    size_t end(size_t used) const { return first_[used + 1]; }
+    int64_t column(size_t i) const { return routes_[i].column; }
+
+  private:
+    struct Route {
+        int32_t expert;
+        int32_t column;  // of the results
+    };
+    std::array<Route, most_routes> routes_;
+    std::array<size_t, most_routes + 1> first_;  // of each expert that is used
+    size_t n_ = 0;
+    size_t n_used_ = 0;
 };
 
 void multiply_routed(ggml_tensor * out, int ith, int nth, void * data) {
@@ -152,37 +207,23 @@ void multiply_routed(ggml_tensor * out, int ith, int nth, void * data) {
     const ggml_tensor & weights = *product.weights;
     const Routes routes(*product.ids, weights.ne[2]);
     // Of a token, the experts multiply the same column, or each one its own.
-    const int64_t n_used = product.ids->ne[0];
-    const bool is_shared = product.x->x->ne[1] == 1 && n_used > 1;
-    // Of each expert that is used, the first of its columns.
-    std::array<size_t, most_routed_columns + 1> groups;
-    size_t n_groups = 0;
-    for (size_t i = 0; i < routes.n; ++i) {
-        if (i == 0 || routes.columns[i].expert != routes.columns[i - 1].expert) {
-            groups[n_groups++] = i;
-        }
-    }
-    groups[n_groups] = routes.n;
+    const int64_t n_of_token = product.ids->ne[0];
+    const int64_t n_sharing = product.x->x->ne[1] == 1 ? n_of_token : 1;
+    const auto n_used = static_cast<int64_t>(routes.n_used());
     const int64_t n_rows = weights.ne[1];
-    const int64_t rows = rows_of_part(weights, n_rows * static_cast<int64_t>(n_groups), nth);
+    const int64_t rows = rows_of_part(weights, n_rows * n_used, ggml_nrows(out) / n_used, nth);
     const int64_t parts_of_expert = (n_rows + rows - 1) / rows;
-    for_parts(product.next_part, parts_of_expert * static_cast<int64_t>(n_groups), ith, nth, [&](int64_t part) {
-        const auto group = static_cast<size_t>(part / parts_of_expert);
+    Columns columns(product, *out);
+    for_parts(product.next_part, parts_of_expert * n_used, ith, nth, [&](int64_t part) {
+        const auto used = static_cast<size_t>(part / parts_of_expert);
         const int64_t first = part % parts_of_expert * rows;
-        const auto expert = static_cast<size_t>(routes.columns[groups[group]].expert);
-        for (size_t i = groups[group]; i < groups[group + 1]; i += most_columns) {
-            const size_t n_columns = std::min<size_t>(most_columns, groups[group + 1] - i);
-            std::array<const void *, most_columns> x;
-            std::array<float *, most_columns> to;
-            for (size_t j = 0; j < n_columns; ++j) {
-                const int64_t c = routes.columns[i + j].column;
-                x[j] = product.x->ordered(is_shared ? c / n_used : c);
-                to[j] = column_to(*out, c) + first;
+        const char * from = static_cast<const char *>(weights.data) + routes.expert(used) * weights.nb[2] +
+                            static_cast<size_t>(first) * weights.nb[1];
+        for (size_t i = routes.begin(used); i < routes.end(used);) {
+            for (columns.clear(); i < routes.end(used) && !columns.is_full(); ++i) {
+                columns.add(routes.column(i) / n_sharing, routes.column(i));
             }
-            product.x->products->multiply({static_cast<const char *>(weights.data) + expert * weights.nb[2] +
-                                               static_cast<size_t>(first) * weights.nb[1],
-                                           weights.nb[1], std::min(rows, n_rows - first), weights.ne[0], x.data(),
-                                           to.data(), static_cast<int64_t>(n_columns)});
+            columns.multiply(from, first, std::min(rows, n_rows - first));
         }
     });
 }
@@ -202,8 +243,8 @@ const Products * products_for(const ProductSet & set, const ggml_tensor & node) 
     const ggml_tensor & x = *node.src[1];
     const Products * products = set.find(weights.type);
     const bool fits = node.op == GGML_OP_MUL_MAT
-                          ? ggml_nrows(&node) <= most_columns && weights.ne[2] == 1
-                          : node.src[2]->ne[1] <= most_columns && ggml_nelements(node.src[2]) <= most_routed_columns &&
+                          ? weights.ne[2] == 1
+                          : ggml_nelements(node.src[2]) <= static_cast<int64_t>(most_routes) &&
                                 (x.ne[1] == 1 || x.ne[1] == node.src[2]->ne[0]);
     const bool is_usual = weights.ne[3] == 1 && weights.nb[0] == ggml_type_size(weights.type) &&
                           x.type == GGML_TYPE_F32 && x.nb[0] == sizeof(float) && node.type == GGML_TYPE_F32 &&
