@@ -3,6 +3,7 @@
 #include "bindings/convert.h"
 #include "bindings/gil.h"
 #include "device/rpc.h"
+#include "product/products.h"
 
 #include <ggml-rpc.h>
 #include <pybind11/stl.h>
@@ -32,6 +33,10 @@ void bind_devices(py::module_ & m) {
         .def_readonly("registers_host_memory", &DeviceDescription::registers_host_memory);
     m.def("devices", [] { return without_gil(list_devices); });
     m.def("cpu_features", &cpu_features);
+    m.def("cpu_kernels", [] {
+        const ProductSet * set = product_set();
+        return std::string(set == nullptr ? "llama.cpp" : set->name);
+    });
     m.def(
         "add_rpc_server", [](const std::string & endpoint) { without_gil([&] { add_rpc_server(endpoint); }); },
         "endpoint"_a);

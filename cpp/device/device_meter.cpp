@@ -3,6 +3,7 @@
 #include "base/activity.h"
 #include "base/check_range.h"
 #include "base/error_capture.h"
+#include "device/compute_hooks.h"
 #include "device/weights.h"
 
 #include <algorithm>
@@ -152,6 +153,10 @@ DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
     const ErrorCapture errors;
     const ggml_backend_dev_t devices[] = {device_, nullptr};
     servers_ = std::make_unique<const RpcServers>(devices);
+    hook_devices();
+    if (const ProductSet * set = product_set()) {
+        products_ = std::make_unique<ProductGraphs>(*set);
+    }
     cpu_.reset(ggml_backend_dev_init(cpu_device(), nullptr));
     if (device_ != cpu_device()) {
         other_ = held<ggml_backend_ptr>(ggml_backend_dev_init(device_, nullptr));
@@ -185,6 +190,7 @@ Error DeviceMeter::no_memory() const {
 }
 
 void DeviceMeter::compute(ggml_cgraph * graph) {
+    const ComputeScope scope(0, products_.get());
     if (ggml_backend_graph_compute(backend_, graph) != GGML_STATUS_SUCCESS) {
         throw Error(name_ + " failed while it was measured");
     }
@@ -308,7 +314,8 @@ double DeviceMeter::batch_rate(int64_t n, int64_t unit, const MeasureBatch & mea
 // A part of the weights, in the buffer that llama.cpp would have them in.
 DeviceMeter::Weights DeviceMeter::lay_out(WeightUse use) {
     Weights weights{use};
-    weights.buffer_type = weight_buffer_type(use, device_, gpus_, options_.host_buffers);
+    weights.buffer_type = weight_buffer_type(use, device_, gpus_, options_.host_buffers,
+                                             !options_.host_buffers || wants_extra_buffers(product_set()));
     if (weights.buffer_type == nullptr) {
         throw Error(name_ + " has no operation for weights of the type " + ggml_type_name(use.type));
     }

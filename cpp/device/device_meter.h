@@ -8,6 +8,7 @@
 #include "device/rpc.h"
 #include "device/thread_pool.h"
 #include "device/weights.h"
+#include "product/product_graphs.h"
 
 #include <ggml-cpp.h>
 
@@ -25,7 +26,8 @@ struct MeterOptions {
     int32_t n_threads = 1;                   // of the CPU
     uint64_t working_set_bytes = 128 << 20;  // of weights that are cycled through, so that no cache holds them
     std::vector<std::string> gpus = {};  // that hold parts of the model, too: they decide the buffers of the CPU's part
-    bool host_buffers = true;            // false: llama.cpp's no_host
+    // False: llama.cpp's no_host, and its repacked layouts also where ours are the products.
+    bool host_buffers = true;
     double budget_s = 0.08;              // for each measurement, after a first run
 };
 
@@ -141,6 +143,7 @@ class DeviceMeter {
     std::vector<ggml_backend_dev_t> gpus_;
     std::unique_ptr<const RpcServers> servers_;
     std::unique_ptr<const ThreadPool> threads_;
+    std::unique_ptr<ProductGraphs> products_;
     ggml_backend_ptr cpu_;
     Held<ggml_backend_ptr> other_;  // null if the device is the CPU
     ggml_backend_t backend_;        // the device's

@@ -1,7 +1,10 @@
 #include "device/weights.h"
 
+#include "device/devices.h"
+
 #include <ggml-cpp.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <utility>
 
@@ -12,7 +15,7 @@ namespace {
 // In which buffers llama.cpp looks for room for weights on a device, the preferred one first, each with the device
 // that has to support the operation.
 std::vector<std::pair<ggml_backend_dev_t, ggml_backend_buffer_type_t>> weight_buffer_types(
-    ggml_backend_dev_t device, const std::vector<ggml_backend_dev_t> & gpus, bool host_buffers) {
+    ggml_backend_dev_t device, const std::vector<ggml_backend_dev_t> & gpus, bool host_buffers, bool extra_buffers) {
     // llama-model.cpp: make_cpu_buft_list and make_gpu_buft_list.
     const bool is_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
     std::vector<std::pair<ggml_backend_dev_t, ggml_backend_buffer_type_t>> found;
@@ -42,7 +45,9 @@ std::vector<std::pair<ggml_backend_dev_t, ggml_backend_buffer_type_t>> weight_bu
             break;
         }
     }
-    add_extra();
+    if (extra_buffers) {
+        add_extra();
+    }
     found.emplace_back(device, ggml_backend_dev_buffer_type(device));
     return found;
 }
@@ -88,10 +93,16 @@ ggml_tensor * WeightUse::product(ggml_context * context, ggml_tensor * weights, 
                               : ggml_mul_mat_id(context, weights, input, experts);
 }
 
+bool wants_extra_buffers(const ProductSet * products) {
+    const std::vector<std::string> features = cpu_features();
+    return products == nullptr || std::find(features.begin(), features.end(), "AMX_INT8") != features.end();
+}
+
 ggml_backend_buffer_type_t weight_buffer_type(const WeightUse & use, ggml_backend_dev_t device,
-                                              const std::vector<ggml_backend_dev_t> & gpus, bool host_buffers) {
+                                              const std::vector<ggml_backend_dev_t> & gpus, bool host_buffers,
+                                              bool extra_buffers) {
     constexpr int64_t n_tokens = 512;  // llama-model-loader.cpp: weight_buft_supported
-    for (const auto & [judge, buffer_type] : weight_buffer_types(device, gpus, host_buffers)) {
+    for (const auto & [judge, buffer_type] : weight_buffer_types(device, gpus, host_buffers, extra_buffers)) {
         const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 8, nullptr, /*no_alloc =*/true}));
         ggml_tensor * weights = use.weights(context.get());
         ggml_tensor * product = WeightUse::product(context.get(), weights, use.input(context.get(), n_tokens),

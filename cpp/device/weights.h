@@ -1,6 +1,8 @@
 // Weights as a device sees them: their types, the operation that reads them, and the buffers that they are put into.
 #pragma once
 
+#include "product/products.h"
+
 #include <ggml-backend.h>
 #include <ggml.h>
 
@@ -32,10 +34,16 @@ struct WeightUse {
                                  ggml_tensor * experts);
 };
 
+// Whether llama.cpp's layouts for the CPU's products, repacked or for AMX, are worth their copies beside our products
+// (null: there are none): AMX is faster than both.
+bool wants_extra_buffers(const ProductSet * products);
+
 // The buffer in which llama.cpp's loader puts these weights of a device: the first that it looks at which supports
 // the operation; null if none does. For the CPU it depends on the GPUs beside it: their pinned host memory comes
-// before repacked layouts, unless `host_buffers` is off (llama.cpp's no_host).
+// before repacked layouts, unless `host_buffers` is off (llama.cpp's no_host). Without `extra_buffers` it has no such
+// layouts.
 ggml_backend_buffer_type_t weight_buffer_type(const WeightUse & use, ggml_backend_dev_t device,
-                                              const std::vector<ggml_backend_dev_t> & gpus, bool host_buffers);
+                                              const std::vector<ggml_backend_dev_t> & gpus, bool host_buffers,
+                                              bool extra_buffers);
 
 }  // namespace overspill

@@ -5,6 +5,7 @@
 #include "base/error_capture.h"
 #include "device/devices.h"
 #include "device/out_of_memory.h"
+#include "device/weights.h"
 #include "gguf/gguf_check.h"
 #include "model/vocabulary.h"
 
@@ -66,7 +67,9 @@ Model::Model(const std::string & path, ModelOptions options)
     placement.apply(params);
     params.load_mode = options_.dry_run ? LLAMA_LOAD_MODE_NONE : llama_load_mode_of(options_.load_mode);
     params.no_alloc = options_.dry_run;
-    params.use_extra_bufts = options_.repack != Switch::off;
+    params.use_extra_bufts =
+        options_.repack == Switch::on ||
+        (options_.repack == Switch::automatic && wants_extra_buffers(product_set_of(options_.kernels)));
     params.no_host = options_.repack == Switch::on;
     params.vocab_only = options_.vocab_only;
     params.check_tensors = options_.check_tensors;

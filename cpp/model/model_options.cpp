@@ -2,7 +2,6 @@
 
 #include "base/check_range.h"
 
-#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -42,9 +41,7 @@ ggml_type ggml_type_of(CacheType type) {
 }
 
 const ProductSet * product_set_of(CpuKernels kernels) {
-    const char * variable = std::getenv("OVERSPILL_KERNELS");
-    const bool is_asked_not_to = variable != nullptr && std::string(variable) == "llama.cpp";
-    return kernels == CpuKernels::llama_cpp || is_asked_not_to ? nullptr : product_set();
+    return kernels == CpuKernels::llama_cpp ? nullptr : product_set();
 }
 
 void check(ModelOptions & options) {

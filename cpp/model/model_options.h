@@ -27,8 +27,8 @@ struct ModelOptions {
     CacheType type_v = CacheType::f16;  // of its values; quantized ones need flash attention
     Switch flash_attention = Switch::automatic;
     LoadMode load_mode = LoadMode::mmap;
-    // Weights on the CPU in the order that its matrix products like best; automatic: not beside a GPU, which reads them
-    // for large batches.
+    // Weights on the CPU in the order that llama.cpp's matrix products like best; automatic: not beside a GPU, which
+    // reads them for large batches, nor where our kernels read them as they are.
     Switch repack = Switch::automatic;
     // What multiplies weights in RAM with a few activations: ours where this CPU has them, or llama.cpp's. The environment
     // variable OVERSPILL_KERNELS=llama.cpp has the same effect.

@@ -242,14 +242,19 @@ const Products * products_for(const ProductSet & set, const ggml_tensor & node) 
     const ggml_tensor & weights = *node.src[0];
     const ggml_tensor & x = *node.src[1];
     const Products * products = set.find(weights.type);
+    if (products == nullptr) {
+        return nullptr;
+    }
+    // Each expert gets a part of the tokens.
     const bool fits = node.op == GGML_OP_MUL_MAT
-                          ? weights.ne[2] == 1
-                          : ggml_nelements(node.src[2]) <= static_cast<int64_t>(most_routes) &&
+                          ? weights.ne[2] == 1 && ggml_nrows(&node) <= products->most_columns
+                          : ggml_nrows(&node) / weights.ne[2] < products->most_columns &&
+                                ggml_nelements(node.src[2]) <= static_cast<int64_t>(most_routes) &&
                                 (x.ne[1] == 1 || x.ne[1] == node.src[2]->ne[0]);
     const bool is_usual = weights.ne[3] == 1 && weights.nb[0] == ggml_type_size(weights.type) &&
                           x.type == GGML_TYPE_F32 && x.nb[0] == sizeof(float) && node.type == GGML_TYPE_F32 &&
                           ggml_is_contiguous(&node);
-    return products != nullptr && fits && is_usual && weights.ne[0] % products->block == 0 && !ggml_is_empty(&node) &&
+    return fits && is_usual && weights.ne[0] % products->block == 0 && !ggml_is_empty(&node) &&
                    are_weights_in_ram(weights)
                ? products
                : nullptr;

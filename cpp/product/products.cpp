@@ -61,6 +61,10 @@ std::vector<const ProductSet *> available_product_sets() {
 
 const ProductSet * product_set() {
     const std::vector<const ProductSet *> available = available_product_sets();
+    const char * kernels = std::getenv("OVERSPILL_KERNELS");
+    if (kernels != nullptr && std::string(kernels) == "llama.cpp") {
+        return nullptr;
+    }
     const char * wanted = std::getenv("OVERSPILL_SIMD");
     if (wanted != nullptr && *wanted != '\0') {
         for (const ProductSet * one : available) {

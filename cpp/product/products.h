@@ -33,6 +33,8 @@ struct Products {
     ggml_type activations;  // what llama.cpp quantizes them to
     // A row of weights is a multiple of so many.
     int64_t block;
+    // With more columns llama.cpp's products are faster.
+    int64_t most_columns;
     // Bytes of n activations in order; a multiple of the alignment.
     size_t (*ordered_bytes)(int64_t n);
     // Puts n activations of the type `activations` in order.
@@ -51,7 +53,7 @@ struct ProductSet {
 };
 
 // The best that this CPU has, or the one that the environment variable OVERSPILL_SIMD names; null if this CPU or this
-// build has none.
+// build has none, or if OVERSPILL_KERNELS is "llama.cpp".
 const ProductSet * product_set();
 
 // All that this CPU can run, the fastest last.

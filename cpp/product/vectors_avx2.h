@@ -188,17 +188,6 @@ inline Floats multiply_add(Floats x, Floats y, Floats z) {
 inline Floats sum_of(Floats x, Floats y) {
     return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};
 }
-inline Floats floats_of_halves(const ggml_half * p) {
-    const auto * half = reinterpret_cast<const __m128i *>(p);
-    return {_mm256_cvtph_ps(_mm_loadu_si128(half)), _mm256_cvtph_ps(_mm_loadu_si128(half + 1))};
-}
-inline Floats floats_of_brain_halves(const uint16_t * p) {
-    const auto half = [](const uint16_t * q) {
-        const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i *>(q));
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
-    };
-    return {half(p), half(p + 8)};
-}
 inline float total(Floats x) {
     const __m256 eight = _mm256_add_ps(x.a, x.b);
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

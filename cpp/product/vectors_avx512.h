@@ -157,13 +157,6 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) {
 inline Floats sum_of(Floats a, Floats b) {
     return _mm512_add_ps(a, b);
 }
-inline Floats floats_of_halves(const ggml_half * p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-}
-inline Floats floats_of_brain_halves(const uint16_t * p) {
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
 inline float total(Floats x) {
     return _mm512_reduce_add_ps(x);
 }

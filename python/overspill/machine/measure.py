@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from overspill._core import LLAMA_CPP_COMMIT, DeviceMeter, Error, UnusableError
+from overspill._core import LLAMA_CPP_COMMIT, DeviceMeter, Error, UnusableError, cpu_kernels
 from overspill.base.checks import as_real
 from overspill.base.files import cache_folder, read_json, replace_json
 from overspill.base.host import last_level_cache_bytes
@@ -129,6 +129,7 @@ def _questions(
         beside = _local_gpus(devices)
         identity += f", {n_threads} threads" + (f", beside {'+'.join(beside)}" if beside else "")
         identity += ", no_host" if no_host else ""
+        identity += f", kernels {cpu_kernels()}"
     identity += f", llama.cpp {LLAMA_CPP_COMMIT}"
 
     def question(figure: str, key: str, text: str, ask: Callable[[DeviceMeter], float]) -> _Question:
