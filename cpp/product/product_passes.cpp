@@ -666,15 +666,15 @@ struct WholeRow {
     }
 };
 
-template <typename Type>
-constexpr Products nibbles() {
-    return {Type::type, Type::activations, 32, any_number, nibble_bytes, order_nibbles<Type>, multiply<NibbleRow<Type>>};
-}
-
 // Of products with more columns than these llama.cpp's own are faster: measured on Zen 4.
 constexpr int64_t any_number = INT64_MAX;
 constexpr int64_t most_for_super_blocks = 8;
 constexpr int64_t most_for_bytes = 4;
+
+template <typename Type>
+constexpr Products nibbles() {
+    return {Type::type, Type::activations, 32, any_number, nibble_bytes, order_nibbles<Type>, multiply<NibbleRow<Type>>};
+}
 
 using Q4_K = FourOrFiveBits<block_q4_K, false>;
 using Q5_K = FourOrFiveBits<block_q5_K, true>;
