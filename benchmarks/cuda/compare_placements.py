@@ -25,7 +25,7 @@ from rich.table import Table
 
 import overspill
 from comparison_options import Options, parse
-from header_files import HEADERS, Header, gpt_oss, write_gpt_oss
+from header_files import HEADERS, Header, gpt_oss, write_random_model
 from model_files import VOCABULARY
 from overspill import Forecast, Hardware, Model, ModelInfo, Placement, forecast, plan
 from overspill.base.host import available_ram_bytes
@@ -248,7 +248,7 @@ def model_in_memory(name: str, options: Options, errors: Console) -> Iterator[Pa
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, console=errors, transient=True) as progress:
             task = progress.add_task(f"writing {name} into memory", total=header.tensor_bytes)
-            write_gpt_oss(path, header, lambda n_bytes: progress.advance(task, n_bytes))
+            write_random_model(path, header, lambda n_bytes: progress.advance(task, n_bytes))
         yield path
     finally:
         os.close(descriptor)

@@ -59,10 +59,13 @@ ggml_status compute_piece(ggml_backend_t backend, ggml_cgraph * graph) {
 
 // The CPU asks a callback of its own whether to stop.
 ggml_status compute_on_cpu(ggml_backend_t backend, ggml_cgraph * graph) {
-    if (scope != nullptr && scope->products() != nullptr) {
-        graph = scope->products()->replace(graph);
+    auto * const compute = originals().find(backend->device)->graph_compute.load(std::memory_order_relaxed);
+    if (scope == nullptr || scope->products() == nullptr) {
+        return compute(backend, graph);
     }
-    return originals().find(backend->device)->graph_compute.load(std::memory_order_relaxed)(backend, graph);
+    const ggml_status status = compute(backend, scope->products()->replace(graph));
+    ProductGraphs::computed();
+    return status;
 }
 
 ggml_backend_t make_backend(ggml_backend_dev_t device, const char * params) {

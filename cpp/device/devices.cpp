@@ -7,6 +7,10 @@
 #include <exception>
 #include <stdexcept>
 
+#ifdef OVERSPILL_BACKENDS_ARE_PLUGINS
+#include <dlfcn.h>
+#endif
+
 namespace overspill {
 
 namespace {
@@ -86,6 +90,26 @@ ggml_backend_dev_t cpu_device() {
         throw Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew");
     }
     return cpu;
+}
+
+const ggml_type_traits_cpu & cpu_type_traits(ggml_type type) {
+#ifdef OVERSPILL_BACKENDS_ARE_PLUGINS
+    // No function that the backend gives out by name, but one of its library's.
+    static const auto traits = [] {
+        Dl_info plugin = {};
+        dladdr(cpu_function<void *>("ggml_backend_set_n_threads"), &plugin);
+        void * library = dlopen(plugin.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+        return library == nullptr ? nullptr
+                                  : reinterpret_cast<decltype(&ggml_get_type_traits_cpu)>(
+                                        dlsym(library, "ggml_get_type_traits_cpu"));
+    }();
+    if (traits == nullptr) {
+        throw Error("the CPU backend of llama.cpp has no ggml_get_type_traits_cpu; set OVERSPILL_KERNELS=llama.cpp");
+    }
+    return *traits(type);
+#else
+    return *ggml_get_type_traits_cpu(type);
+#endif
 }
 
 std::vector<std::string> cpu_features() {

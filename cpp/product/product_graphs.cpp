@@ -1,10 +1,9 @@
 #include "product/product_graphs.h"
 
+#include "device/devices.h"
+
 // Graphs and the parameters of custom operations are structs that only this header defines.
 #include <ggml-impl.h>
-
-#include <ggml-backend.h>
-#include <ggml-cpu.h>
 
 #include <algorithm>
 #include <array>
@@ -13,9 +12,28 @@
 #include <new>
 #include <vector>
 
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#endif
+
 namespace overspill {
 
 namespace {
+
+// llama.cpp's barriers are between what threads do here, and between that and whoever computes the graph.
+// ThreadSanitizer does not see them, and is told.
+#ifdef __SANITIZE_THREAD__
+char barrier;
+void before_stage() {
+    __tsan_acquire(&barrier);
+}
+void after_stage() {
+    __tsan_release(&barrier);
+}
+#else
+void before_stage() {}
+void after_stage() {}
+#endif
 
 // So many columns are multiplied with the rows of a part before the next: they stay in the cache.
 constexpr size_t columns_at_once = 16;
@@ -55,8 +73,8 @@ struct Ordering {
     const ggml_tensor * x;
     const Products * products;
     Scratch * scratch;
-    size_t quantized_bytes;  // of a column
-    size_t ordered_bytes;    // of a column
+    ggml_from_float_t quantize;
+    size_t ordered_bytes;  // of a column
     std::atomic<int64_t> next_part{0};
 
     uint8_t * ordered() const { return scratch->bytes.get(); }
@@ -78,10 +96,16 @@ void for_parts(std::atomic<int64_t> & next_part, int64_t n_parts, int ith, int n
     }
 }
 
+template <void (*stage)(ggml_tensor *, int, int, void *)>
+void run_stage(ggml_tensor * out, int ith, int nth, void * data) {
+    before_stage();
+    stage(out, ith, nth, data);
+    after_stage();
+}
+
 void order(ggml_tensor *, int ith, int nth, void * data) {
     auto & o = *static_cast<Ordering *>(data);
     const Products & products = *o.products;
-    const auto quantize = ggml_get_type_traits_cpu(products.activations)->from_float;
     const int64_t n = o.x->ne[0], n_columns = ggml_nrows(o.x);
     // One thread's part is at least what is done in the time of a barrier.
     constexpr int64_t part_weights = 8 * order_unit;
@@ -91,7 +115,7 @@ void order(ggml_tensor *, int ith, int nth, void * data) {
         const int64_t c = part / parts_of_column, first = part % parts_of_column * part_weights;
         const int64_t n_here = std::min(part_weights, n - first);
         const float * x = reinterpret_cast<const float *>(column_of(*o.x, c)) + first;
-        quantize(x, quantized.data(), n_here);
+        o.quantize(x, quantized.data(), n_here);
         products.order(quantized.data(), n_here,
                        o.ordered() + static_cast<size_t>(c) * o.ordered_bytes + products.ordered_bytes(first));
     });
@@ -334,7 +358,7 @@ class ProductGraphs::Graph {
         product.weights = node.src[0];
         product.ids = is_routed ? node.src[2] : nullptr;
         product.x = ordered(node, products, i);
-        return custom(node, is_routed ? multiply_routed : multiply, &product);
+        return custom(node, is_routed ? run_stage<multiply_routed> : run_stage<multiply>, &product);
     }
 
     const Ordering * ordered(const ggml_tensor & node, const Products & products, int i) {
@@ -350,9 +374,10 @@ class ProductGraphs::Graph {
         Ordering & ordering = orderings_.emplace_back();
         ordering.x = x;
         ordering.products = &products;
+        ordering.quantize = cpu_type_traits(products.activations).from_float;
         ordering.ordered_bytes = products.ordered_bytes(x->ne[0]);
         ordering.scratch = take_scratch(ordering.ordered_bytes * static_cast<size_t>(ggml_nrows(x)), i, use->last);
-        nodes_.push_back(custom(node, order, &ordering));
+        nodes_.push_back(custom(node, run_stage<order>, &ordering));
         return &ordering;
     }
 
@@ -395,6 +420,10 @@ class ProductGraphs::Graph {
 ProductGraphs::ProductGraphs(const ProductSet & set) : set_(set) {}
 ProductGraphs::~ProductGraphs() = default;
 
+void ProductGraphs::computed() {
+    before_stage();
+}
+
 ggml_cgraph * ProductGraphs::replace(ggml_cgraph * graph) {
     std::unique_ptr<Graph> & known = graphs_[graph];
     if (!known) {
@@ -403,7 +432,9 @@ ggml_cgraph * ProductGraphs::replace(ggml_cgraph * graph) {
     if (!known->is_of(*graph)) {
         known->build(set_, *graph);
     }
-    return known->of(graph);
+    ggml_cgraph * replaced = known->of(graph);
+    after_stage();
+    return replaced;
 }
 
 }  // namespace overspill

@@ -28,6 +28,9 @@ class ProductGraphs {
     // call. The results that others read are where they were, and written in the same order.
     ggml_cgraph * replace(ggml_cgraph * graph);
 
+    // To be called when it has been computed.
+    static void computed();
+
   private:
     class Graph;
 

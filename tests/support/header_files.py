@@ -342,26 +342,43 @@ def _weights(random: np.random.Generator, name: str, shape: tuple[int, ...], kin
     if kind == Type.MXFP4:  # a power of two, then 32 values that are 2.9 in the mean square
         blocks[:, 0] = 127 + round(np.log2(scale / 2.9))
     else:
-        assert kind == Type.Q8_0  # a float16, then 32 values that are 73.9 in the mean square
-        blocks[:, :2] = np.frombuffer(np.float16(scale / 73.9).tobytes(), np.uint8)
+        if kind == Type.Q6_K:
+            blocks[:, 192:208] = np.where(blocks[:, 192:208] & 1, 1, 255)  # the scales of parts are 1 or -1
+        for place, size in _SCALES[kind].items():
+            blocks[:, place : place + 2] = np.frombuffer(np.float16(scale / size).tobytes(), np.uint8)
     return blocks.reshape(-1)
 
 
-def write_gpt_oss(path: Path, header: Header, report: Callable[[int], object] = lambda n_bytes: None) -> Path:
-    """Write a :func:`gpt_oss` that runs, with random weights; ``report`` is told of bytes as they are written.
+# Where a block has a float16, and by how much the scale is divided there: so large are the values in the mean square.
+_SCALES: dict[Type, dict[int, float]] = {
+    Type.Q4_0: {0: 4.6},
+    Type.Q4_1: {0: 4.6, 2: -0.6},
+    Type.Q5_0: {0: 9.2},
+    Type.Q5_1: {0: 9.2, 2: -0.6},
+    Type.Q8_0: {0: 73.9},
+    Type.IQ4_NL: {0: 70.0},
+    Type.IQ4_XS: {0: 70.0 * 18},
+    Type.Q4_K: {0: 4.6 * 36, 2: 36 / 1.6},
+    Type.Q5_K: {0: 9.2 * 36, 2: 36 / 1.6},
+    Type.Q6_K: {208: 18.5},
+}
+
+
+def write_random_model(path: Path, header: Header, report: Callable[[int], object] = lambda n_bytes: None) -> Path:
+    """Write a header's model that runs, with random weights; ``report`` is told of bytes as they are written.
 
     The vocabulary is the first 8191 of GPT-2's tokens, and invented ones that no text is made of.
     """
     random = np.random.default_rng(1)
     # Experts are large and alike: one lot of random weights serves them all.
-    (shape,) = {shape for shape, kind in header.tensors.values() if kind == Type.MXFP4}
-    experts = _weights(random, "", shape, Type.MXFP4)
+    shapes = {shape for shape, kind in header.tensors.values() if kind == Type.MXFP4}
+    experts = {shape: _weights(random, "", shape, Type.MXFP4) for shape in shapes}
     writer = _writer(path, header, header.n_vocab, VOCABULARY - 1 - 256)
     assert writer.fout is not None
     (file,) = writer.fout
     writer.write_padding(file, file.tell())
     for name, (shape, kind) in header.tensors.items():
-        weights = experts if kind == Type.MXFP4 else _weights(random, name, shape, kind)
+        weights = experts[shape] if kind == Type.MXFP4 else _weights(random, name, shape, kind)
         weights.tofile(file)
         writer.write_padding(file, weights.nbytes)
         report(weights.nbytes)
@@ -372,7 +389,7 @@ def write_gpt_oss(path: Path, header: Header, report: Callable[[int], object] = 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["gpt-oss-20b-6-layers", file]:
-            write_gpt_oss(Path(file), gpt_oss(6, 32))
+            write_random_model(Path(file), gpt_oss(6, 32))
         case [name, file] if name in HEADERS:
             write_header(Path(file), name)
         case [name, file, "--vocabulary"] if name in HEADERS:

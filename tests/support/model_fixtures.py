@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from header_files import gpt_oss, write_gpt_oss, write_header
+from header_files import gpt_oss, write_random_model, write_header
 from model_files import llama_cpp_folder, write_tiny_gpt_oss
 from overspill import Model
 from overspill.base.host import logical_cpus
@@ -104,7 +104,7 @@ def gpt_oss_20b_of_6_layers() -> Path:
     """Return 3.7 GB of a gpt-oss with layers like the 20b's and random weights, for benchmarks."""
     return written_once(
         "gpt-oss-20b-6-layers",
-        lambda file: write_gpt_oss(file, gpt_oss(6, 32)),
+        lambda file: write_random_model(file, gpt_oss(6, 32)),
         "header_files.py",
         "model_files.py",
     )

@@ -1,0 +1,134 @@
+"""Products of weights in RAM by our own kernels, against llama.cpp's on the same weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from header_files import Header, Type, dense, write_random_model
+from numpy.typing import NDArray
+
+from model_fixtures import N_THREADS
+from overspill import Model
+from overspill._core import cpu_kernels
+from overspill.base.values import Kernels
+
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time, in a village by the sea,",
+    "def fibonacci(n):\n",
+    "1, 2, 3, 4, 5, 6,",
+    "Water boils at",
+]
+TYPES = [Type[name] for name in "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 IQ4_NL IQ4_XS Q4_K Q5_K Q6_K".split()]
+N_VOCAB = 1000
+
+pytestmark = pytest.mark.skipif(cpu_kernels() == "llama.cpp", reason="this CPU has no kernels of ours")
+small = partial(dense, n_layers=2, width=512, ffn_width=768, n_heads=4, n_heads_kv=2, n_vocab=N_VOCAB, n_ctx=1024)
+
+
+def of_type(header: Header, kind: Type) -> Header:
+    """Return a header whose K-quants are of another type."""
+    tensors = {
+        name: (shape, kind if stored in (Type.Q4_K, Type.Q6_K) else stored)
+        for name, (shape, stored) in header.tensors.items()
+    }
+    return replace(header, tensors=tensors)
+
+
+def loaded(path: Path, kernels: Kernels, **options: Any) -> Model:
+    """Return a model on the CPU whose weights are as the file has them."""
+    return Model(path, offload="cpu", repack="off", kernels=kernels, n_threads=N_THREADS, **{"n_ctx": 512, **options})
+
+
+def last_rows(path: Path, kernels: Kernels) -> list[NDArray[np.float32]]:
+    """Return the logits after prompts of many lengths, and after tokens one by one."""
+    random = np.random.default_rng(5)
+    found = []
+    with loaded(path, kernels) as model:
+        for n in (1, 2, 3, 4, 5, 8, 9, 16, 17, 130):
+            model.reset()
+            tokens = random.integers(0, N_VOCAB, n).tolist()
+            found.append(model.eval(tokens).copy())
+        for token in random.integers(0, N_VOCAB, 8).tolist():
+            found.append(model.eval([token]).copy())
+    return found
+
+
+def check_alike(path: Path) -> None:
+    """Check that both kernels give the same logits, but for the order of sums and what rounds by it."""
+    for ours, theirs in zip(last_rows(path, "auto"), last_rows(path, "llama.cpp"), strict=True):
+        difference = np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2))
+        assert 0 <= difference < 1e-3
+    # If all were the same bits, our kernels would not have run.
+    assert any((a != b).any() for a, b in zip(last_rows(path, "auto"), last_rows(path, "llama.cpp"), strict=True))
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_logits_are_llama_cpps_for_each_type(tmp_path: Path, kind: Type) -> None:
+    """Dense models of every type that we have products for, in prompts of all lengths and token by token."""
+    check_alike(write_random_model(tmp_path / "model.gguf", of_type(small("llama", rope_freq_base=1e4), kind)))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+def test_logits_are_llama_cpps_for_dense_architectures(tmp_path: Path, architecture: str) -> None:
+    """Q4_K_M files, with their mixed types; Gemma's with a sliding window."""
+    window = 64 if architecture == "gemma3" else 0
+    header = small(architecture, rope_freq_base=1e4, sliding_window=window)
+    check_alike(write_random_model(tmp_path / "model.gguf", header))
+
+
+def test_logits_are_llama_cpps_with_experts(tiny_gpt_oss_path: Path) -> None:
+    """MXFP4 experts of which each token has its own."""
+    check_alike(tiny_gpt_oss_path)
+
+
+@pytest.mark.parametrize("name", ["gemma", "smollm2"])
+def test_greedy_text_is_llama_cpps(request: pytest.FixtureRequest, name: str) -> None:
+    """The text of real models, for as long as llama.cpp's plain and repacked products give the same."""
+    path: Path = request.getfixturevalue(f"{name}_path")
+
+    def texts(**options: Any) -> list[list[int]]:
+        with Model(path, offload="cpu", n_ctx=256, n_threads=N_THREADS, **options) as model:
+            return [[token.id for token in model.stream(prompt, max_tokens=64, temperature=0)] for prompt in PROMPTS]
+
+    ours = texts(kernels="auto", repack="off")
+    plain = texts(kernels="llama.cpp", repack="off")
+    repacked = texts(kernels="llama.cpp", repack="on")
+    assert all(len(text) > 8 for text in plain)
+    for one, two, three in zip(ours, plain, repacked, strict=True):
+        common = next((i for i, (a, b) in enumerate(zip(two, three, strict=False)) if a != b), 64)
+        assert one[:common] == two[:common]
+
+
+def test_kernels_can_be_switched_off(tiny_gpt_oss_path: Path) -> None:
+    """For a model, or for all by the environment: what is computed then are llama.cpp's bits."""
+    program = """
+import sys
+from overspill import Model
+with Model(sys.argv[1], offload="cpu", repack="off", kernels=sys.argv[2], n_ctx=64, n_threads=1) as model:
+    print(model.eval([1, 2, 3]).tobytes().hex())
+"""
+
+    def logits(kernels: str, environment: dict[str, str]) -> str:
+        command = [sys.executable, "-c", program, str(tiny_gpt_oss_path), kernels]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=True)
+        return done.stdout
+
+    theirs = logits("llama.cpp", {})
+    assert logits("auto", {"OVERSPILL_KERNELS": "llama.cpp"}) == theirs
+    assert logits("auto", {}) != theirs
+
+
+def test_an_unknown_name_of_kernels_is_refused(tiny_gpt_oss_path: Path) -> None:
+    """With the names that there are."""
+    unknown: Any = "fast"
+    with pytest.raises(ValueError, match=r"kernels must be one of auto, llama\.cpp, not 'fast'"):
+        Model(tiny_gpt_oss_path, kernels=unknown)
