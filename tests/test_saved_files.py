@@ -22,7 +22,7 @@ QUICK, ALL = range(40), range(3000)
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 SETTINGS: dict[str, Any] = {
     **{"n_ctx": 64, "n_ubatch": 64, "n_threads": 1, "type_k": "f16", "type_v": "f16"},
-    **{"flash_attention": "auto", "repack": "auto", "load_mode": "mmap", "offload_min_batch": 32},
+    **{"flash_attention": "auto", "repack": "auto", "kernels": "auto", "load_mode": "mmap", "offload_min_batch": 32},
 }
 
 Read = Callable[[Path], object]

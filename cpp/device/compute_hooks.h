@@ -11,8 +11,8 @@
 
 namespace overspill {
 
-// From now on, what devices compute asks the scope of its thread. Of devices that became known since the last call, too.
-// Cheap; from any thread.
+// From now on, what devices compute asks the scope of its thread. Of devices that became known since the last call,
+// too. Cheap; from any thread.
 void hook_devices();
 // Held for that; for whoever forks the process.
 std::mutex & hooking_mutex() noexcept;

@@ -28,7 +28,7 @@ struct MeterOptions {
     std::vector<std::string> gpus = {};  // that hold parts of the model, too: they decide the buffers of the CPU's part
     // False: llama.cpp's no_host, and its repacked layouts also where ours are the products.
     bool host_buffers = true;
-    double budget_s = 0.08;              // for each measurement, after a first run
+    double budget_s = 0.08;  // for each measurement, after a first run
 };
 
 struct WeightRate {

@@ -99,9 +99,9 @@ const ggml_type_traits_cpu & cpu_type_traits(ggml_type type) {
         Dl_info plugin = {};
         dladdr(cpu_function<void *>("ggml_backend_set_n_threads"), &plugin);
         void * library = dlopen(plugin.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-        return library == nullptr ? nullptr
-                                  : reinterpret_cast<decltype(&ggml_get_type_traits_cpu)>(
-                                        dlsym(library, "ggml_get_type_traits_cpu"));
+        return library == nullptr
+                   ? nullptr
+                   : reinterpret_cast<decltype(&ggml_get_type_traits_cpu)>(dlsym(library, "ggml_get_type_traits_cpu"));
     }();
     if (traits == nullptr) {
         throw Error("the CPU backend of llama.cpp has no ggml_get_type_traits_cpu; set OVERSPILL_KERNELS=llama.cpp");

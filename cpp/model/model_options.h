@@ -30,8 +30,8 @@ struct ModelOptions {
     // Weights on the CPU in the order that llama.cpp's matrix products like best; automatic: not beside a GPU, which
     // reads them for large batches, nor where our kernels read them as they are.
     Switch repack = Switch::automatic;
-    // What multiplies weights in RAM with a few activations: ours where this CPU has them, or llama.cpp's. The environment
-    // variable OVERSPILL_KERNELS=llama.cpp has the same effect.
+    // What multiplies weights in RAM with a few activations: ours where this CPU has them, or llama.cpp's. The
+    // environment variable OVERSPILL_KERNELS=llama.cpp has the same effect.
     CpuKernels kernels = CpuKernels::automatic;
     // From how many tokens on a GPU takes over what weights in RAM are multiplied with, 1 to 65536; 0: as its backend
     // has it.

@@ -129,8 +129,8 @@ class Columns {
     // The products of rows of weights, which are those from row `first` of the results on.
     void multiply(const char * rows, int64_t first, int64_t n_rows) const {
         const ggml_tensor & weights = *product_.weights;
-        product_.x->products->multiply({rows, weights.nb[1], n_rows, weights.ne[0], x_.data(),
-                                        to(first).data(), static_cast<int64_t>(n_)});
+        product_.x->products->multiply(
+            {rows, weights.nb[1], n_rows, weights.ne[0], x_.data(), to(first).data(), static_cast<int64_t>(n_)});
     }
     void clear() { n_ = 0; }
     bool is_full() const { return n_ == columns_at_once; }
@@ -177,8 +177,8 @@ void multiply(ggml_tensor * out, int ith, int nth, void * data) {
             for (columns.clear(); c < n_columns && !columns.is_full(); ++c) {
                 columns.add(c, c);
             }
-            columns.multiply(static_cast<const char *>(weights.data) + static_cast<size_t>(first) * weights.nb[1], first,
-                             std::min(rows, n_rows - first));
+            columns.multiply(static_cast<const char *>(weights.data) + static_cast<size_t>(first) * weights.nb[1],
+                             first, std::min(rows, n_rows - first));
         }
     });
 }
@@ -388,8 +388,7 @@ class ProductGraphs::Graph {
             one = scratch_.emplace(scratch_.end());
         }
         if (one->n_bytes < n_bytes) {
-            one->bytes.reset(
-                static_cast<uint8_t *>(::operator new[](n_bytes, std::align_val_t{activation_alignment})));
+            one->bytes.reset(static_cast<uint8_t *>(::operator new[](n_bytes, std::align_val_t{activation_alignment})));
             one->n_bytes = n_bytes;
         }
         one->last_use = last_use;

@@ -27,7 +27,7 @@ namespace {
 #include "product/vectors_neon.h"
 #endif
 
-constexpr int64_t group_blocks = 4;                      // of 32 weights, in 64 bytes of nibbles
+constexpr int64_t group_blocks = 4;  // of 32 weights, in 64 bytes of nibbles
 constexpr int64_t group_weights = 32 * group_blocks;
 
 float float_of(ggml_half half) {
@@ -375,7 +375,8 @@ struct Iq4Xs {
         const auto scale = [&](int i) {
             return d * static_cast<float>(((low >> 4 * i & 15) | (high >> 2 * i & 3) << 4) - 32);
         };
-        return {look_up_low(values, packed), look_up_high(values, packed), quarters(scale(0), scale(1), scale(2), scale(3))};
+        return {look_up_low(values, packed), look_up_high(values, packed),
+                quarters(scale(0), scale(1), scale(2), scale(3))};
     }
 };
 
@@ -439,12 +440,14 @@ void multiply_row(const block_q8_0 * row, int64_t n, const Columns<n_columns> & 
     constexpr int64_t unrolled = 4;
     Sums<n_columns> even = no_sums<n_columns>(), odd = no_sums<n_columns>();
     const auto step = [&](const block_q8_0 * blocks, int64_t i, Sums<n_columns> & sums) __attribute__((always_inline)) {
-        const Bytes weights = join(reinterpret_cast<const uint8_t *>(blocks[0].qs), reinterpret_cast<const uint8_t *>(blocks[1].qs));
+        const Bytes weights =
+            join(reinterpret_cast<const uint8_t *>(blocks[0].qs), reinterpret_cast<const uint8_t *>(blocks[1].qs));
         const Floats scale = halves(float_of_half(blocks[0].d), float_of_half(blocks[1].d));
         for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
             const auto & group = columns.template group<ByteGroup>(c.value, i);
             const Ints products = dot_signed(load_ints(group.start), weights, load(group.bytes));
-            sums.of[c.value] = multiply_add(to_floats(products), times(scale, load_floats(group.scale)), sums.of[c.value]);
+            sums.of[c.value] =
+                multiply_add(to_floats(products), times(scale, load_floats(group.scale)), sums.of[c.value]);
         });
     };
     const int64_t n_whole = n / 64;
@@ -591,7 +594,8 @@ struct SixBitWeights {
 };
 
 template <typename Type, size_t n_columns>
-void multiply_whole_row(const typename Type::Weights * row, int64_t n, const Columns<n_columns> & columns, float * out) {
+void multiply_whole_row(const typename Type::Weights * row, int64_t n, const Columns<n_columns> & columns,
+                        float * out) {
     Sums<n_columns> sums = no_sums<n_columns>();
     for (int64_t i = 0; i < n / QK_K; ++i) {
         prefetch<sizeof(row[0])>(row + i);
@@ -602,7 +606,8 @@ void multiply_whole_row(const typename Type::Weights * row, int64_t n, const Col
             const auto & x = columns.template group<SuperBlock>(c.value, i);
             Ints products = no_ints();
             for_each<4>([&](auto k) __attribute__((always_inline)) {
-                products = scaled_dot(products, whole.weights[k.value], load(x.bytes + 64 * k.value), whole.scales[k.value]);
+                products =
+                    scaled_dot(products, whole.weights[k.value], load(x.bytes + 64 * k.value), whole.scales[k.value]);
             });
             sums.of[c.value] = Type::add(products, rest, x, sums.of[c.value]);
         });
@@ -618,7 +623,8 @@ void multiply_columns(const ProductShape & shape, const void * row, int64_t r, i
     Columns<n_columns> columns;
     float out[n_columns];
     for_each<n_columns>([&](auto c) {
-        columns.activations[c.value] = static_cast<const uint8_t *>(shape.activations[first + static_cast<int64_t>(c.value)]);
+        columns.activations[c.value] =
+            static_cast<const uint8_t *>(shape.activations[first + static_cast<int64_t>(c.value)]);
     });
     Type::multiply(row, shape.n, columns, out);
     for_each<n_columns>([&](auto c) { shape.out[first + static_cast<int64_t>(c.value)][r] = out[c.value]; });
@@ -673,7 +679,8 @@ constexpr int64_t most_for_bytes = 4;
 
 template <typename Type>
 constexpr Products nibbles() {
-    return {Type::type, Type::activations, 32, any_number, nibble_bytes, order_nibbles<Type>, multiply<NibbleRow<Type>>};
+    return {Type::type,          Type::activations,        32, any_number, nibble_bytes,
+            order_nibbles<Type>, multiply<NibbleRow<Type>>};
 }
 
 using Q4_K = FourOrFiveBits<block_q4_K, false>;
@@ -686,11 +693,15 @@ constexpr Products products[] = {
     nibbles<Q4_1>(),
     nibbles<Q5_0>(),
     nibbles<Q5_1>(),
-    {GGML_TYPE_IQ4_XS, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, nibble_bytes, order_iq4_xs, multiply<BlockRow<block_iq4_xs>>},
+    {GGML_TYPE_IQ4_XS, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, nibble_bytes, order_iq4_xs,
+     multiply<BlockRow<block_iq4_xs>>},
     {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, 32, most_for_bytes, byte_group_bytes, order_q8_0, multiply<BlockRow<block_q8_0>>},
-    {GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, super_block_bytes, order_by_nibbles, multiply<WholeRow<Q4_K>>},
-    {GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, super_block_bytes, order_by_nibbles, multiply<WholeRow<Q5_K>>},
-    {GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, super_block_bytes, order_by_weights, multiply<WholeRow<SixBitWeights>>},
+    {GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, super_block_bytes, order_by_nibbles,
+     multiply<WholeRow<Q4_K>>},
+    {GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, super_block_bytes, order_by_nibbles,
+     multiply<WholeRow<Q5_K>>},
+    {GGML_TYPE_Q6_K, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, super_block_bytes, order_by_weights,
+     multiply<WholeRow<SixBitWeights>>},
 };
 
 }  // namespace

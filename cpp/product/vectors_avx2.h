@@ -141,7 +141,8 @@ Scales spread_halves(__m128i scales) {
 template <int a>
 Scales spread_quarters(__m128i scales) {
     const auto half = [scales](int i) {
-        const __m128i places = _mm_unpacklo_epi64(_mm_set1_epi8(static_cast<char>(i)), _mm_set1_epi8(static_cast<char>(i + 1)));
+        const __m128i places =
+            _mm_unpacklo_epi64(_mm_set1_epi8(static_cast<char>(i)), _mm_set1_epi8(static_cast<char>(i + 1)));
         return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, places));
     };
     return {half(a), half(a + 2)};
@@ -161,7 +162,8 @@ inline Ints sums_dot(Shorts8 a, const int16_t * sums) {
 }
 inline Ints byte_sums_dot(__m128i sixteen_bytes, const int16_t * sums) {
     const __m256i scales = _mm256_cvtepi8_epi16(sixteen_bytes);
-    return {_mm256_madd_epi16(scales, _mm256_load_si256(reinterpret_cast<const __m256i *>(sums))), _mm256_setzero_si256()};
+    return {_mm256_madd_epi16(scales, _mm256_load_si256(reinterpret_cast<const __m256i *>(sums))),
+            _mm256_setzero_si256()};
 }
 // a - 32 b, which has numbers in the first half alone
 inline Ints less_32_times(Ints a, Ints b) {

@@ -1,9 +1,9 @@
 // 64 bytes as one register of AVX-512.
 
-using Bytes = __m512i;    // 64 of 8 bits
-using Ints = __m512i;     // 16 of 32 bits, each the sum of four products of bytes
-using Floats = __m512;    // 16
-using Scales = __m512i;   // 32 of 16 bits
+using Bytes = __m512i;   // 64 of 8 bits
+using Ints = __m512i;    // 16 of 32 bits, each the sum of four products of bytes
+using Floats = __m512;   // 16
+using Scales = __m512i;  // 32 of 16 bits
 
 // The byte instructions here take one side unsigned: signed weights get so much added.
 constexpr int signed_offset = 128;
@@ -85,9 +85,8 @@ inline Bytes four_words(const uint8_t * a, const uint8_t * b, const uint8_t * c,
 template <int first>
 Bytes with_fifth_bits(Bytes x, Bytes words) {
     constexpr auto eight = [](int64_t byte) { return byte * 0x0101010101010101; };
-    const __m512i places =
-        _mm512_setr_epi64(eight(first), eight(first + 1), eight(first + 4), eight(first + 5), eight(first + 8),
-                          eight(first + 9), eight(first + 12), eight(first + 13));
+    const __m512i places = _mm512_setr_epi64(eight(first), eight(first + 1), eight(first + 4), eight(first + 5),
+                                             eight(first + 8), eight(first + 9), eight(first + 12), eight(first + 13));
     const __m512i wanted = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201U));
     const __mmask64 is_set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(words, places), wanted);
     return _mm512_mask_add_epi8(x, is_set, x, _mm512_set1_epi8(16));
@@ -111,9 +110,9 @@ Scales spread_halves(__m128i scales) {
 // Scales a to a + 3 of sixteen of 8 bits, for a quarter of the bytes each.
 template <int a>
 Scales spread_quarters(__m128i scales) {
-    const __m512i places =
-        _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_inserti128_si256(_mm256_set1_epi16(a), _mm_set1_epi16(a + 1), 1)),
-                           _mm256_inserti128_si256(_mm256_set1_epi16(a + 2), _mm_set1_epi16(a + 3), 1), 1);
+    const __m512i places = _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm256_inserti128_si256(_mm256_set1_epi16(a), _mm_set1_epi16(a + 1), 1)),
+        _mm256_inserti128_si256(_mm256_set1_epi16(a + 2), _mm_set1_epi16(a + 3), 1), 1);
     return _mm512_permutexvar_epi16(places, _mm512_castsi256_si512(_mm256_cvtepi8_epi16(scales)));
 }
 using Shorts8 = __m128i;
@@ -130,7 +129,8 @@ inline Ints sums_dot(Shorts8 a, const int16_t * sums) {
 }
 inline Ints byte_sums_dot(__m128i sixteen_bytes, const int16_t * sums) {
     const __m256i scales = _mm256_cvtepi8_epi16(sixteen_bytes);
-    return _mm512_zextsi256_si512(_mm256_madd_epi16(scales, _mm256_load_si256(reinterpret_cast<const __m256i *>(sums))));
+    return _mm512_zextsi256_si512(
+        _mm256_madd_epi16(scales, _mm256_load_si256(reinterpret_cast<const __m256i *>(sums))));
 }
 // a - 32 b
 inline Ints less_32_times(Ints a, Ints b) {
@@ -189,10 +189,9 @@ inline Floats powers_of_two(const uint8_t * a, const uint8_t * b, const uint8_t 
 // Of the bytes at p, p + 17, p + 34 and p + 51.
 #ifdef __AVX512VBMI__
 inline Floats powers_of_two(const uint8_t * p) {
-    alignas(64) static constexpr uint8_t places[64] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
-                                                       0,  0,  0,  17, 0,  0,  0,  17, 0,  0,  0,  17, 0,  0,  0,  17,
-                                                       0,  0,  0,  34, 0,  0,  0,  34, 0,  0,  0,  34, 0,  0,  0,  34,
-                                                       0,  0,  0,  51, 0,  0,  0,  51, 0,  0,  0,  51, 0,  0,  0,  51};
+    alignas(64) static constexpr uint8_t places[64] = {
+        0, 0, 0, 0,  0, 0, 0, 0,  0, 0, 0, 0,  0, 0, 0, 0,  0, 0, 0, 17, 0, 0, 0, 17, 0, 0, 0, 17, 0, 0, 0, 17,
+        0, 0, 0, 34, 0, 0, 0, 34, 0, 0, 0, 34, 0, 0, 0, 34, 0, 0, 0, 51, 0, 0, 0, 51, 0, 0, 0, 51, 0, 0, 0, 51};
     const __m512i e = _mm512_maskz_permutexvar_epi8(0x8888888888888888U, _mm512_load_si512(places), load(p));
     return powers_of_exponents(e);
 }

@@ -145,7 +145,8 @@ std::vector<float> random_row(std::mt19937 & random, size_t n, bool ties) {
 
 enum class Values { ordinary, far_apart, no_weights, no_activations, any_bits };
 
-// Quantized activations as numbers: their blocks are public in GGUF's specification, Q8_1's and Q8_K's in ggml-common.h.
+// Quantized activations as numbers: their blocks are public in GGUF's specification, Q8_1's and Q8_K's in
+// ggml-common.h.
 std::vector<double> activation_values(ggml_type type, const std::vector<char> & bytes, int64_t n) {
     const bool is_large = type == GGML_TYPE_Q8_K;
     const int64_t block = is_large ? 256 : 32;
@@ -218,7 +219,8 @@ void test_product(const ProductSet & set, const Products & products, int64_t n, 
             }
             float llama_cpps = 0;
             cpu_type_traits(products.weights)
-                .vec_dot(static_cast<int>(n), &llama_cpps, 0, weights.data() + r * row_bytes, 0, quantized[c].data(), 0, 1);
+                .vec_dot(static_cast<int>(n), &llama_cpps, 0, weights.data() + r * row_bytes, 0, quantized[c].data(), 0,
+                         1);
             const float ours = results[c * n_rows + r];
             const bool both_nan = std::isnan(ours) && std::isnan(llama_cpps);
             const bool is_near = std::abs(static_cast<double>(ours) - sum) <= 1e-6 * size ||

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from header_files import Header, Type, dense, write_random_model
+from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
+from header_files import Header, dense, write_random_model
 from model_fixtures import N_THREADS
 from overspill import Model
 from overspill._core import cpu_kernels
@@ -27,7 +28,7 @@ PROMPTS = [
     "1, 2, 3, 4, 5, 6,",
     "Water boils at",
 ]
-TYPES = [Type[name] for name in "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 IQ4_NL IQ4_XS Q4_K Q5_K Q6_K".split()]
+TYPES = [Type[name] for name in ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K"]]
 N_VOCAB = 1000
 
 pytestmark = pytest.mark.skipif(cpu_kernels() == "llama.cpp", reason="this CPU has no kernels of ours")

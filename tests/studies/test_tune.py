@@ -28,6 +28,7 @@ SETTINGS = {
     "type_v": "f16",
     "flash_attention": "auto",
     "repack": "auto",
+    "kernels": "auto",
     "load_mode": "read",
     "offload_min_batch": None,
 }
@@ -89,7 +90,8 @@ def figures(path: Path, **options: Any) -> tuple[int, bool, bytes]:
             ("type_k", "f16", "q8_0"),
             ("type_v", "f16", "q8_0"),
             ("flash_attention", "auto", "off"),
-            ("repack", "auto", "off"),
+            ("repack", "auto", "on"),
+            ("kernels", "auto", "llama.cpp"),
             ("load_mode", "mmap", "read"),
         ],
         always=[0, 1],

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from header_files import gpt_oss, write_random_model, write_header
+from header_files import gpt_oss, write_header, write_random_model
 from model_files import llama_cpp_folder, write_tiny_gpt_oss
 from overspill import Model
 from overspill.base.host import logical_cpus

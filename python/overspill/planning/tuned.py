@@ -12,7 +12,7 @@ from overspill._core import LLAMA_CPP_COMMIT, Error
 from overspill.base.checks import as_integer, as_real, check_choice
 from overspill.base.files import cache_folder, read_json, replace_json
 from overspill.base.host import logical_cpus, physical_cores
-from overspill.base.values import CacheType, LoadMode, Switch
+from overspill.base.values import CacheType, Kernels, LoadMode, Switch
 from overspill.header.info import ModelInfo
 from overspill.machine.devices import devices
 from overspill.placement.placement import Placement
@@ -23,6 +23,7 @@ logger = logging.getLogger("overspill")
 
 SETTINGS = (
     *("n_ctx", "n_ubatch", "n_threads", "type_k", "type_v", "flash_attention", "repack", "load_mode"),
+    "kernels",
     "offload_min_batch",
 )
 """The keywords of :class:`overspill.Model` that are kept, besides the placement."""
@@ -30,11 +31,12 @@ SETTINGS = (
 _CHOICES = {
     **dict.fromkeys(("type_k", "type_v"), get_args(CacheType)),
     **dict.fromkeys(("flash_attention", "repack"), get_args(Switch)),
+    "kernels": get_args(Kernels),
     "load_mode": get_args(LoadMode),
 }
 _LARGEST = {"n_ctx": 2**31 - 1, "n_ubatch": 65536, "offload_min_batch": 65536}
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 def machine() -> str:

@@ -111,10 +111,10 @@ def tune(
 ) -> Tuned:
     """Return the fastest settings around the plan, and keep them for ``Model(path, offload="tuned")``.
 
-    These are tried in turn: threads, flash attention, batch size, types of the KV cache, placements, load mode and
-    repacking. Each value is loaded, and stays if it is over 2 % faster than the best so far. Beside a GPU the time of
-    an exchange counts, since a smaller batch makes room for weights there and makes prompts slower; without one,
-    decoding alone. The batch from which on a GPU computes with weights in RAM is measured last, both ways.
+    These are tried in turn: threads, flash attention, batch size, types of the KV cache, placements, load mode,
+    repacking and kernels. Each value is loaded, and stays if it is over 2 % faster than the best so far. Beside a GPU
+    the time of an exchange counts, since a smaller batch makes room for weights there and makes prompts slower; without
+    one, decoding alone. The batch from which on a GPU computes with weights in RAM is measured last, both ways.
 
     Parameters
     ----------
@@ -261,8 +261,8 @@ class _Search:
         if in_ram_bytes <= self.hardware.cpu.memory_bytes:
             # Both take RAM that is not the file's own pages.
             self._try("load_mode", "read")
-            if any(device.backend != "RPC" for device in self.gpus):
-                self._try("repack", "on")
+            self._try("repack", "on")
+        self._try("kernels", "llama.cpp")
         self._try_least_batch()
 
     def _measured(self, model: Model, placement: Placement, settings: dict[str, Any]) -> _Measured:
@@ -319,6 +319,7 @@ class _Search:
             "type_v": "f16",
             "flash_attention": "auto",
             "repack": "auto",
+            "kernels": "auto",
             "load_mode": "mmap",
             "offload_min_batch": None,
         }

@@ -214,7 +214,7 @@ class TunedFiles:
                 "type_v": "f16",
                 "flash_attention": "auto",
             },
-            **{"repack": "off", "load_mode": "mmap", "offload_min_batch": 32},
+            **{"repack": "off", "kernels": "auto", "load_mode": "mmap", "offload_min_batch": 32},
         }
         self._file = tuned.save_tuned(self._info, Placement.cpu(self._info), settings, 12.5)
         self._saved = json.loads(self._file.read_text(encoding="utf-8"))
