@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 CPP = Path(__file__).parents[1] / "cpp"
-FOLDERS = ["base", "gguf", "device", "model", "sample", "text", "generate", "bindings"]
+FOLDERS = ["base", "gguf", "product", "device", "model", "sample", "text", "generate", "bindings"]
 """Of ``cpp/``, as the data flows: a file includes only files of its own folder and of those before it."""
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)

@@ -155,7 +155,7 @@ DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
     servers_ = std::make_unique<const RpcServers>(devices);
     hook_devices();
     if (const ProductSet * set = product_set()) {
-        products_ = std::make_unique<ProductGraphs>(*set);
+        products_ = std::make_unique<ProductGraphs>(*set, cpu_quantize);
     }
     cpu_.reset(ggml_backend_dev_init(cpu_device(), nullptr));
     if (device_ != cpu_device()) {

@@ -112,6 +112,10 @@ const ggml_type_traits_cpu & cpu_type_traits(ggml_type type) {
 #endif
 }
 
+ggml_from_float_t cpu_quantize(ggml_type type) {
+    return cpu_type_traits(type).from_float;
+}
+
 std::vector<std::string> cpu_features() {
     const auto get = cpu_function<ggml_backend_get_features_t>("ggml_backend_get_features");
     ggml_backend_reg_t cpu = ggml_backend_dev_backend_reg(cpu_device());

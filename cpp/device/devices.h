@@ -60,8 +60,10 @@ Function cpu_function(const char * name) {
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu_device()), name));
 }
 
-// How the CPU backend quantizes what it multiplies with weights of a type. Throws Error if a plugin does not say.
+// What the CPU backend does with a type. Throws Error if a plugin does not say.
 const ggml_type_traits_cpu & cpu_type_traits(ggml_type type);
+// Quantizes to it.
+ggml_from_float_t cpu_quantize(ggml_type type);
 
 // What the CPU backend was built for and found, such as AVX2 and AVX512.
 std::vector<std::string> cpu_features();

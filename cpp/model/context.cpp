@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/stopwatch.h"
 #include "device/compute_hooks.h"
+#include "device/devices.h"
 #include "device/out_of_memory.h"
 
 #include <algorithm>
@@ -25,7 +26,8 @@ auto Context::guarded(Work && work) const {
 Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool> threads,
                  const ContextOptions & options)
     : servers_(options.servers),
-      products_(options.products == nullptr ? nullptr : std::make_unique<ProductGraphs>(*options.products)),
+      products_(options.products == nullptr ? nullptr
+                                            : std::make_unique<ProductGraphs>(*options.products, cpu_quantize)),
       model_(std::move(model)),
       threads_(std::move(threads)),
       n_ctx_(options.n_ctx),

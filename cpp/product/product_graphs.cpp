@@ -1,7 +1,5 @@
 #include "product/product_graphs.h"
 
-#include "device/devices.h"
-
 // Graphs and the parameters of custom operations are structs that only this header defines.
 #include <ggml-impl.h>
 
@@ -289,6 +287,8 @@ const Products * products_for(const ProductSet & set, const ggml_tensor & node) 
 // One graph with its nodes replaced.
 class ProductGraphs::Graph {
   public:
+    explicit Graph(Quantize quantize) : quantize_(quantize) {}
+
     void build(const ProductSet & set, const ggml_cgraph & graph) {
         uid_ = graph.uid;
         orderings_.clear();
@@ -374,7 +374,7 @@ class ProductGraphs::Graph {
         Ordering & ordering = orderings_.emplace_back();
         ordering.x = x;
         ordering.products = &products;
-        ordering.quantize = cpu_type_traits(products.activations).from_float;
+        ordering.quantize = quantize_(products.activations);
         ordering.ordered_bytes = products.ordered_bytes(x->ne[0]);
         ordering.scratch = take_scratch(ordering.ordered_bytes * static_cast<size_t>(ggml_nrows(x)), i, use->last);
         nodes_.push_back(custom(node, run_stage<order>, &ordering));
@@ -405,6 +405,7 @@ class ProductGraphs::Graph {
         return &tensor;
     }
 
+    const Quantize quantize_;
     uint64_t uid_ = 0;
     std::vector<Use> uses_;
     // Lists whose elements stay where they are.
@@ -416,7 +417,7 @@ class ProductGraphs::Graph {
     ggml_cgraph view_ = {};
 };
 
-ProductGraphs::ProductGraphs(const ProductSet & set) : set_(set) {}
+ProductGraphs::ProductGraphs(const ProductSet & set, Quantize quantize) : set_(set), quantize_(quantize) {}
 ProductGraphs::~ProductGraphs() = default;
 
 void ProductGraphs::computed() {
@@ -426,7 +427,7 @@ void ProductGraphs::computed() {
 ggml_cgraph * ProductGraphs::replace(ggml_cgraph * graph) {
     std::unique_ptr<Graph> & known = graphs_[graph];
     if (!known) {
-        known = std::make_unique<Graph>();
+        known = std::make_unique<Graph>(quantize_);
     }
     if (!known->is_of(*graph)) {
         known->build(set_, *graph);

@@ -7,6 +7,7 @@
 
 #include "product/products.h"
 
+#include <ggml-cpu.h>
 #include <ggml.h>
 
 #include <cstddef>
@@ -19,7 +20,10 @@ namespace overspill {
 // Of one context, which computes one graph at a time.
 class ProductGraphs {
   public:
-    explicit ProductGraphs(const ProductSet & set);
+    // How the CPU backend quantizes activations to a type.
+    using Quantize = ggml_from_float_t (*)(ggml_type type);
+
+    ProductGraphs(const ProductSet & set, Quantize quantize);
     ~ProductGraphs();
     ProductGraphs(const ProductGraphs &) = delete;
     ProductGraphs & operator=(const ProductGraphs &) = delete;
@@ -35,6 +39,7 @@ class ProductGraphs {
     class Graph;
 
     const ProductSet & set_;
+    const Quantize quantize_;
     // llama.cpp keeps the graph of a piece at the same address, with another number for every new one.
     std::unordered_map<const ggml_cgraph *, std::unique_ptr<Graph>> graphs_;
 };

@@ -19,7 +19,6 @@ from header_files import Header, dense, write_random_model
 from model_fixtures import N_THREADS
 from overspill import Model
 from overspill._core import cpu_kernels
-from overspill.base.values import Kernels
 
 PROMPTS = [
     "The capital of France is",
@@ -29,7 +28,7 @@ PROMPTS = [
     "Water boils at",
 ]
 TYPES = [Type[name] for name in ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K"]]
-N_VOCAB = 1000
+N_VOCAB = 8192
 
 pytestmark = pytest.mark.skipif(cpu_kernels() == "llama.cpp", reason="this CPU has no kernels of ours")
 small = partial(dense, n_layers=2, width=512, ffn_width=768, n_heads=4, n_heads_kv=2, n_vocab=N_VOCAB, n_ctx=1024)
@@ -44,16 +43,16 @@ def of_type(header: Header, kind: Type) -> Header:
     return replace(header, tensors=tensors)
 
 
-def loaded(path: Path, kernels: Kernels, **options: Any) -> Model:
+def loaded(path: Path, **options: Any) -> Model:
     """Return a model on the CPU whose weights are as the file has them."""
-    return Model(path, offload="cpu", repack="off", kernels=kernels, n_threads=N_THREADS, **{"n_ctx": 512, **options})
+    return Model(path, **{"offload": "cpu", "repack": "off", "n_threads": N_THREADS, "n_ctx": 512, **options})
 
 
-def last_rows(path: Path, kernels: Kernels) -> list[NDArray[np.float32]]:
+def last_rows(path: Path, **options: Any) -> list[NDArray[np.float32]]:
     """Return the logits after prompts of many lengths, and after tokens one by one."""
     random = np.random.default_rng(5)
     found = []
-    with loaded(path, kernels) as model:
+    with loaded(path, **options) as model:
         for n in (1, 2, 3, 4, 5, 8, 9, 16, 17, 130):
             model.reset()
             tokens = random.integers(0, N_VOCAB, n).tolist()
@@ -63,13 +62,25 @@ def last_rows(path: Path, kernels: Kernels) -> list[NDArray[np.float32]]:
     return found
 
 
+def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Return the root of the mean square of the differences, over that of the logits."""
+    return float(np.sqrt(np.mean((one - other) ** 2) / np.mean(other**2)))
+
+
 def check_alike(path: Path) -> None:
-    """Check that both kernels give the same logits, but for the order of sums and what rounds by it."""
-    for ours, theirs in zip(last_rows(path, "auto"), last_rows(path, "llama.cpp"), strict=True):
-        difference = np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2))
-        assert 0 <= difference < 1e-3
-    # If all were the same bits, our kernels would not have run.
-    assert any((a != b).any() for a, b in zip(last_rows(path, "auto"), last_rows(path, "llama.cpp"), strict=True))
+    """Check that both kernels give the same logits, but for the order of sums.
+
+    That is one in ten million, until it makes an activation the next whole number when it is quantized. Everything
+    after it differs by what quantization loses then, as it does between llama.cpp's own products and attentions.
+    """
+    ours, theirs = (last_rows(path, kernels="auto"), last_rows(path, kernels="llama.cpp"))
+    otherwise = last_rows(path, kernels="llama.cpp", flash_attention="off")
+    noise = max(difference(one, other) for one, other in zip(otherwise, theirs, strict=True))
+    differences = [difference(one, other) for one, other in zip(ours, theirs, strict=True)]
+    assert noise < 0.2  # experts may be others, then
+    assert min(differences) < 1e-6
+    assert max(differences) < 2 * noise
+    assert max(differences) > 0, "our kernels have not run"
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
@@ -93,20 +104,29 @@ def test_logits_are_llama_cpps_with_experts(tiny_gpt_oss_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gemma", "smollm2"])
 def test_greedy_text_is_llama_cpps(request: pytest.FixtureRequest, name: str) -> None:
-    """The text of real models, for as long as llama.cpp's plain and repacked products give the same."""
+    """The text of real models; where it parts, both tokens are as likely, as far as llama.cpp can tell."""
     path: Path = request.getfixturevalue(f"{name}_path")
-
-    def texts(**options: Any) -> list[list[int]]:
-        with Model(path, offload="cpu", n_ctx=256, n_threads=N_THREADS, **options) as model:
-            return [[token.id for token in model.stream(prompt, max_tokens=64, temperature=0)] for prompt in PROMPTS]
-
-    ours = texts(kernels="auto", repack="off")
-    plain = texts(kernels="llama.cpp", repack="off")
-    repacked = texts(kernels="llama.cpp", repack="on")
-    assert all(len(text) > 8 for text in plain)
-    for one, two, three in zip(ours, plain, repacked, strict=True):
-        common = next((i for i, (a, b) in enumerate(zip(two, three, strict=False)) if a != b), 64)
-        assert one[:common] == two[:common]
+    ours, plain, otherwise = (
+        loaded(path, **options)
+        for options in ({}, {"kernels": "llama.cpp"}, {"kernels": "llama.cpp", "flash_attention": "off"})
+    )
+    n_same = 0
+    with ours, plain, otherwise:
+        for prompt in PROMPTS:
+            one, two = (
+                [token.id for token in model.stream(prompt, max_tokens=64, temperature=0)] for model in (ours, plain)
+            )
+            parting = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), None)
+            n_same += len(two) if parting is None else parting
+            if parting is None:
+                assert one == two
+                continue
+            before = plain.tokenize(prompt) + two[:parting]
+            logits, others = plain.eval(before).copy(), otherwise.eval(before).copy()
+            assert logits[one[parting]] > logits[two[parting]] - 2 * np.abs(logits - others).max()
+            plain.reset()
+            otherwise.reset()
+    assert n_same > 100
 
 
 def test_kernels_can_be_switched_off(tiny_gpt_oss_path: Path) -> None:

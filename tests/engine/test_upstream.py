@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from model_fixtures import N_THREADS
 from overspill import Model
 from sweeps import sweep
 from upstream_tools import completion
@@ -23,10 +24,11 @@ PROMPTS = {
 @pytest.mark.parametrize("prompt", sweep(PROMPTS.values(), always=[1]), ids=PROMPTS)
 @pytest.mark.parametrize("name", sweep(["gemma", "smollm2"], always=[1]))
 def test_greedy_text_is_upstreams(request: pytest.FixtureRequest, upstream_tools: Path, name: str, prompt: str) -> None:
-    """64 greedy tokens are those of ``llama-completion --temp 0``."""
-    model: Model = request.getfixturevalue(name)
-    reply = model.generate(prompt, temperature=0, max_tokens=64)
-    assert reply.text == completion(upstream_tools, model.path, prompt, 64)
+    """64 greedy tokens are those of ``llama-completion --temp 0``, with the same products."""
+    path: Path = request.getfixturevalue(f"{name}_path")
+    with Model(path, n_ctx=1024, n_threads=N_THREADS, kernels="llama.cpp") as model:
+        reply = model.generate(prompt, temperature=0, max_tokens=64)
+    assert reply.text == completion(upstream_tools, path, prompt, 64)
 
 
 # Where several files share the text, its end names the tokenizer.

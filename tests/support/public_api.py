@@ -199,7 +199,7 @@ def _type(annotation: object, module: str) -> str:
     if isinstance(annotation, ForwardRef):
         annotation = annotation.__forward_arg__
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    text = re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", text)
+    text = re.sub(r"(?<!')\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", text)
     for name in re.findall(r"\b[A-Z]\w+", text):
         home = _home(name, module)
         if home is not None and name not in _named_so_far:
