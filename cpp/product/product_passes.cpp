@@ -6,14 +6,10 @@
 #define GGML_COMMON_DECL_C
 #include <ggml-common.h>
 
+#include <immintrin.h>
+
 #include <cstring>
 #include <type_traits>
-
-#if defined(OVERSPILL_NEON)
-#include <arm_neon.h>
-#else
-#include <immintrin.h>
-#endif
 
 namespace overspill::OVERSPILL_PRODUCTS {
 
@@ -23,8 +19,6 @@ namespace {
 #include "product/vectors_avx512.h"
 #elif defined(OVERSPILL_AVX2) || defined(OVERSPILL_AVXVNNI)
 #include "product/vectors_avx2.h"
-#elif defined(OVERSPILL_NEON)
-#include "product/vectors_neon.h"
 #endif
 
 constexpr int64_t group_blocks = 4;  // of 32 weights, in 64 bytes of nibbles
@@ -36,13 +30,7 @@ float float_of(ggml_half half) {
 
 // The same, where it is done for every block of weights.
 float float_of_half(ggml_half half) {
-#if defined(OVERSPILL_NEON)
-    __fp16 value;
-    std::memcpy(&value, &half, sizeof(value));
-    return value;
-#else
     return _cvtsh_ss(half);
-#endif
 }
 
 int64_t groups_in(int64_t n) {

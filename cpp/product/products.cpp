@@ -19,11 +19,6 @@ namespace product_avx512vbmi {
 extern const ProductSet set;
 }
 #endif
-#ifdef OVERSPILL_ARM_KERNELS
-namespace product_neon {
-extern const ProductSet set;
-}
-#endif
 
 const Products * ProductSet::find(ggml_type weights) const {
     for (size_t i = 0; i < n_products; ++i) {
@@ -52,9 +47,6 @@ std::vector<const ProductSet *> available_product_sets() {
             available.push_back(&product_avx512vbmi::set);
         }
     }
-#endif
-#ifdef OVERSPILL_ARM_KERNELS
-    available.push_back(&product_neon::set);
 #endif
     return available;
 }

@@ -242,8 +242,8 @@ void test_products() {
         for (size_t i = 0; i < set->n_products; ++i) {
             const Products & products = set->products[i];
             check(set->find(products.weights) == &products, "products are found by their type");
-            for (const int64_t n_blocks : {1, 2, 3, 4, 5, 7, 8, 12, 17, 90}) {
-                for (const size_t n_columns : {1, 2, 3, 4, 7}) {
+            for (const int64_t n_blocks : {1, 2, 3, 4, 5, 9, 22}) {
+                for (const size_t n_columns : {1, 2, 4, 7}) {
                     for (const Values kind : {Values::ordinary, Values::far_apart, Values::no_weights,
                                               Values::no_activations, Values::any_bits}) {
                         // Any bits are weights in MXFP4; elsewhere also infinite scales, whose sums have no order.

@@ -34,7 +34,7 @@ def tuned(info: ModelInfo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> P
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     placement = Placement.gpu(info, HARDWARE)
     placement.layers[:7].experts = "cpu"
-    rest = {"n_threads": 1, "flash_attention": "on", "repack": "off"}
+    rest = {"n_threads": 1, "flash_attention": "on", "repack": "off", "kernels": "auto"}
     save_tuned(info, placement, {**SETTINGS, **rest}, 1.0)
     return placement
 
@@ -94,7 +94,8 @@ def test_tuned(info: ModelInfo, tuned: Placement) -> None:
     """The placement that was kept, and the settings that are not given; batches stay within ``n_batch``."""
     placement, settings = tuned_beside(info, {"n_ctx": None, "load_mode": DEFAULT_LOAD_MODE})
     assert placement == tuned
-    assert settings == {**SETTINGS, "n_threads": 1, "flash_attention": "on", "repack": "off"}
+    rest = {"n_threads": 1, "flash_attention": "on", "repack": "off", "kernels": "auto"}
+    assert settings == {**SETTINGS, **rest}
     given = {"n_ctx": 128, "type_k": "f16", "load_mode": "mmap", "n_batch": 64}
     rest = {name: value for name, value in settings.items() if name not in given}
     assert tuned_beside(info, given)[1] == {**rest, "n_ubatch": 64}

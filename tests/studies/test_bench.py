@@ -274,7 +274,7 @@ def test_tuned_settings_are_what_is_measured(
     info = ModelInfo.from_file(tiny_gpt_oss_path)
     placement = Placement.cpu(info)
     settings = {"n_ctx": 64, "n_ubatch": 64, "n_threads": 1, "flash_attention": "auto", "repack": "off"}
-    more = {"type_k": "q8_0", "type_v": "q8_0", "load_mode": "read", "offload_min_batch": None}
+    more = {"type_k": "q8_0", "type_v": "q8_0", "kernels": "auto", "load_mode": "read", "offload_min_batch": None}
     save_tuned(info, placement, {**settings, **more}, 1.0)
     found = bench(tiny_gpt_oss_path, n_prompt=0, n_gen=4, n_depth=100, repetitions=1, offload="tuned")
     assert (found.settings["type_k"], found.settings["n_threads"], found.settings["load_mode"]) == ("q8_0", 1, "read")
