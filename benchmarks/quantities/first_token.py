@@ -8,7 +8,7 @@ from pathlib import Path
 
 import overspill
 from quantities import rivals
-from quantities.measuring import N_THREADS, Round, Timed, in_turn
+from quantities.measuring import N_THREADS, Round, Timed, in_turn, llama_cpps_products
 from quantities.stream import GREEDY, loop_over, timed_stream
 
 TEXT = "It was a dark and stormy night, and the rain fell in torrents on the roofs of the old town. "
@@ -24,6 +24,8 @@ def tokens_of_text(model: overspill.Model, n: int) -> list[int]:
 def first_token(path: Path, tools: Path | None = None, *, n_prompt: int) -> Iterator[Round]:
     """Yield rounds of the first token after ``n_prompt``; the rival, if llama.cpp's tools are given, a minimal loop."""
     with ExitStack() as opened:
+        if tools is not None:
+            opened.enter_context(llama_cpps_products())
         model = opened.enter_context(overspill.Model(path, n_ctx=1024, n_threads=N_THREADS))
         prompt = tokens_of_text(model, n_prompt)
         minimal_loop = None

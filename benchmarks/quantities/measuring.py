@@ -8,12 +8,13 @@ revisions runs it with packages of other revisions.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
@@ -93,6 +94,20 @@ def in_turn(ours: Take, rival: Take | None = None, check: Callable[[Any, Any], N
         return timed[0], timed[1]
 
     return one_round
+
+
+@contextmanager
+def llama_cpps_products() -> Iterator[None]:
+    """Have models that are loaded meanwhile multiply as a rival does: what differs then is everything else."""
+    before = os.environ.get("OVERSPILL_KERNELS")
+    os.environ["OVERSPILL_KERNELS"] = "llama.cpp"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OVERSPILL_KERNELS"]
+        else:
+            os.environ["OVERSPILL_KERNELS"] = before
 
 
 class Pair(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 
 import overspill
 from quantities import rivals
-from quantities.measuring import N_THREADS, Round, Take, Timed, in_own_process, in_turn
+from quantities.measuring import N_THREADS, Round, Take, Timed, in_own_process, in_turn, llama_cpps_products
 
 if TYPE_CHECKING:
     from upstream_tools import MinimalLoop
@@ -114,6 +114,8 @@ def token(
     n_ctx = max(1024, len(prompt or ()) + n_tokens + 2)
     settings: dict[str, Any] = {"n_ctx": n_ctx, "n_threads": n_threads}
     with ExitStack() as opened:
+        if tools is not None:
+            opened.enter_context(llama_cpps_products())
         model = opened.enter_context(overspill.Model(path, **settings, **(loading or {})))
         tokens = prompt or model.tokenize(PROMPT)
 
