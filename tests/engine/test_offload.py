@@ -37,8 +37,8 @@ from placement_cases import placements
 path, *endpoints = sys.argv[1:]
 for endpoint in endpoints:
     overspill.add_rpc_server(endpoint)
-# Without repacking, and with the same kind of attention, all devices round alike.
-options = {"n_ctx": 512, "n_threads": 1, "repack": "off", "flash_attention": "on"}
+# With the same products and the same kind of attention, all devices round alike.
+options = {"n_ctx": 512, "n_threads": 1, "repack": "off", "kernels": "llama.cpp", "flash_attention": "on"}
 info = overspill.ModelInfo.from_file(path)
 gpus = [device for device in overspill.devices() if device.kind == "gpu"]
 results = {}

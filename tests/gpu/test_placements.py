@@ -20,7 +20,13 @@ from upstream_tools import MinimalLoop
 PROMPT = "The capital of France is Paris, and"
 N_TOKENS = 16
 # With the same kind of attention everywhere: "auto" decides by where layers and their KV caches are.
-OPTIONS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "repack": "off", "flash_attention": "on"}
+OPTIONS: dict[str, Any] = {
+    "n_ctx": 512,
+    "n_threads": 1,
+    "repack": "off",
+    "kernels": "llama.cpp",
+    "flash_attention": "on",
+}
 # The largest difference of two logits, as a share of the largest logit. The stand-in computes with the CPU's code. A
 # GPU quantizes the activations that it multiplies with quantized weights, otherwise than the CPU does: on an H100 the
 # share is 0.018 for this model. It is about 1 for any two prompts, and so for wrong weights.
