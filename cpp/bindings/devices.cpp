@@ -3,6 +3,7 @@
 #include "bindings/convert.h"
 #include "bindings/gil.h"
 #include "device/rpc.h"
+#include "device/weights.h"
 #include "product/products.h"
 
 #include <ggml-rpc.h>
@@ -33,6 +34,12 @@ void bind_devices(py::module_ & m) {
         .def_readonly("registers_host_memory", &DeviceDescription::registers_host_memory);
     m.def("devices", [] { return without_gil(list_devices); });
     m.def("cpu_features", &cpu_features);
+    m.def(
+        "repacks",
+        [](const std::string & kernels) {
+            return wants_extra_buffers(kernels == "llama.cpp" ? nullptr : product_set());
+        },
+        "kernels"_a);
     m.def("cpu_kernels", [] {
         const ProductSet * set = product_set();
         return std::string(set == nullptr ? "llama.cpp" : set->name);

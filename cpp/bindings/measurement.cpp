@@ -34,12 +34,14 @@ void bind_measurement(py::module_ & m) {
     py::class_<DeviceMeter, std::shared_ptr<DeviceMeter>>(m, "DeviceMeter", py::is_final(),
                                                           py::release_gil_before_calling_cpp_dtor())
         .def(py::init([](const std::string & device, int32_t n_threads, uint64_t working_set_bytes,
-                         std::vector<std::string> gpus, bool host_buffers, double budget_s) {
-                 MeterOptions options{n_threads, working_set_bytes, std::move(gpus), host_buffers, budget_s};
+                         std::vector<std::string> gpus, bool host_buffers, bool our_products, double budget_s) {
+                 MeterOptions options{n_threads,    working_set_bytes, std::move(gpus),
+                                      host_buffers, our_products,      budget_s};
                  return without_gil(
                      [&] { return left_alone_by_forks(std::make_unique<DeviceMeter>(device, std::move(options))); });
              }),
-             "device"_a, py::kw_only(), "n_threads"_a, "working_set_bytes"_a, "gpus"_a, "host_buffers"_a, "budget_s"_a)
+             "device"_a, py::kw_only(), "n_threads"_a, "working_set_bytes"_a, "gpus"_a, "host_buffers"_a,
+             "our_products"_a = true, "budget_s"_a)
         .def(
             "weight_rate",
             [](DeviceMeter & meter, const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,

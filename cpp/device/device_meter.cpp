@@ -154,7 +154,7 @@ DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
     const ggml_backend_dev_t devices[] = {device_, nullptr};
     servers_ = std::make_unique<const RpcServers>(devices);
     hook_devices();
-    if (const ProductSet * set = product_set()) {
+    if (const ProductSet * set = options_.our_products ? product_set() : nullptr) {
         products_ = std::make_unique<ProductGraphs>(*set, cpu_quantize);
     }
     cpu_.reset(ggml_backend_dev_init(cpu_device(), nullptr));
@@ -314,8 +314,9 @@ double DeviceMeter::batch_rate(int64_t n, int64_t unit, const MeasureBatch & mea
 // A part of the weights, in the buffer that llama.cpp would have them in.
 DeviceMeter::Weights DeviceMeter::lay_out(WeightUse use) {
     Weights weights{use};
-    weights.buffer_type = weight_buffer_type(use, device_, gpus_, options_.host_buffers,
-                                             !options_.host_buffers || wants_extra_buffers(product_set()));
+    weights.buffer_type = weight_buffer_type(
+        use, device_, gpus_, options_.host_buffers,
+        !options_.host_buffers || wants_extra_buffers(options_.our_products ? product_set() : nullptr));
     if (weights.buffer_type == nullptr) {
         throw Error(name_ + " has no operation for weights of the type " + ggml_type_name(use.type));
     }

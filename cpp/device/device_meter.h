@@ -28,7 +28,8 @@ struct MeterOptions {
     std::vector<std::string> gpus = {};  // that hold parts of the model, too: they decide the buffers of the CPU's part
     // False: llama.cpp's no_host, and its repacked layouts also where ours are the products.
     bool host_buffers = true;
-    double budget_s = 0.08;  // for each measurement, after a first run
+    bool our_products = true;  // false: the CPU's are llama.cpp's
+    double budget_s = 0.08;    // for each measurement, after a first run
 };
 
 struct WeightRate {

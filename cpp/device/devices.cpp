@@ -7,7 +7,7 @@
 #include <exception>
 #include <stdexcept>
 
-#ifdef OVERSPILL_BACKENDS_ARE_PLUGINS
+#if defined(OVERSPILL_BACKENDS_ARE_PLUGINS) && !defined(_WIN32)
 #include <dlfcn.h>
 #endif
 
@@ -93,7 +93,10 @@ ggml_backend_dev_t cpu_device() {
 }
 
 const ggml_type_traits_cpu & cpu_type_traits(ggml_type type) {
-#ifdef OVERSPILL_BACKENDS_ARE_PLUGINS
+#ifdef _WIN32
+    static_cast<void>(type);
+    throw Error("there are no kernels of overspill on Windows");
+#elif defined(OVERSPILL_BACKENDS_ARE_PLUGINS)
     // No function that the backend gives out by name, but one of its library's.
     static const auto traits = [] {
         Dl_info plugin = {};

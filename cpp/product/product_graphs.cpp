@@ -80,6 +80,7 @@ struct Ordering {
 };
 
 struct Product {
+    const Products * products;
     const ggml_tensor * weights;
     const ggml_tensor * ids;  // null: one product for all columns
     const Ordering * x;
@@ -127,7 +128,7 @@ class Columns {
     // The products of rows of weights, which are those from row `first` of the results on.
     void multiply(const char * rows, int64_t first, int64_t n_rows) const {
         const ggml_tensor & weights = *product_.weights;
-        product_.x->products->multiply(
+        product_.products->multiply(
             {rows, weights.nb[1], n_rows, weights.ne[0], x_.data(), to(first).data(), static_cast<int64_t>(n_)});
     }
     void clear() { n_ = 0; }
@@ -258,7 +259,7 @@ bool are_weights_in_ram(const ggml_tensor & tensor) {
 
 // The products that such a node can be computed with; null: llama.cpp's.
 const Products * products_for(const ProductSet & set, const ggml_tensor & node) {
-    if (node.op != GGML_OP_MUL_MAT && node.op != GGML_OP_MUL_MAT_ID) {
+    if ((node.op != GGML_OP_MUL_MAT && node.op != GGML_OP_MUL_MAT_ID) || (node.flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
         return nullptr;
     }
     const ggml_tensor & weights = *node.src[0];
@@ -284,13 +285,17 @@ const Products * products_for(const ProductSet & set, const ggml_tensor & node) 
 
 }  // namespace
 
+struct ProductGraphs::Scratches {
+    std::deque<Scratch> all;  // whose elements stay where they are
+};
+
 // One graph with its nodes replaced.
 class ProductGraphs::Graph {
   public:
-    explicit Graph(Quantize quantize) : quantize_(quantize) {}
+    Graph(Quantize quantize, std::deque<Scratch> & scratch) : quantize_(quantize), scratch_(scratch) {}
 
     void build(const ProductSet & set, const ggml_cgraph & graph) {
-        uid_ = graph.uid;
+        uid_ = 0;  // until it is complete
         orderings_.clear();
         products_.clear();
         tensors_.clear();
@@ -304,6 +309,7 @@ class ProductGraphs::Graph {
             const Products * products = products_for(set, *node);
             nodes_.push_back(products == nullptr ? node : replacement(*node, *products, i));
         }
+        uid_ = graph.uid;
     }
 
     bool is_of(const ggml_cgraph & graph) const { return graph.uid != 0 && graph.uid == uid_; }
@@ -355,6 +361,7 @@ class ProductGraphs::Graph {
     ggml_tensor * replacement(const ggml_tensor & node, const Products & products, int i) {
         const bool is_routed = node.op == GGML_OP_MUL_MAT_ID;
         Product & product = products_.emplace_back();
+        product.products = &products;
         product.weights = node.src[0];
         product.ids = is_routed ? node.src[2] : nullptr;
         product.x = ordered(node, products, i);
@@ -412,12 +419,13 @@ class ProductGraphs::Graph {
     std::deque<Ordering> orderings_;
     std::deque<Product> products_;
     std::deque<ggml_tensor> tensors_;
-    std::deque<Scratch> scratch_;
+    std::deque<Scratch> & scratch_;  // of all graphs: one is computed at a time
     std::vector<ggml_tensor *> nodes_;
     ggml_cgraph view_ = {};
 };
 
-ProductGraphs::ProductGraphs(const ProductSet & set, Quantize quantize) : set_(set), quantize_(quantize) {}
+ProductGraphs::ProductGraphs(const ProductSet & set, Quantize quantize)
+    : set_(set), quantize_(quantize), scratch_(std::make_unique<Scratches>()) {}
 ProductGraphs::~ProductGraphs() = default;
 
 void ProductGraphs::computed() {
@@ -425,9 +433,14 @@ void ProductGraphs::computed() {
 }
 
 ggml_cgraph * ProductGraphs::replace(ggml_cgraph * graph) {
+    // Addresses change where the pieces become more.
+    constexpr size_t most_graphs = 1024;
+    if (graphs_.size() > most_graphs) {
+        graphs_.clear();
+    }
     std::unique_ptr<Graph> & known = graphs_[graph];
     if (!known) {
-        known = std::make_unique<Graph>(quantize_);
+        known = std::make_unique<Graph>(quantize_, scratch_->all);
     }
     if (!known->is_of(*graph)) {
         known->build(set_, *graph);

@@ -37,9 +37,11 @@ class ProductGraphs {
 
   private:
     class Graph;
+    struct Scratches;
 
     const ProductSet & set_;
     const Quantize quantize_;
+    const std::unique_ptr<Scratches> scratch_;
     // llama.cpp keeps the graph of a piece at the same address, with another number for every new one.
     std::unordered_map<const ggml_cgraph *, std::unique_ptr<Graph>> graphs_;
 };

@@ -1,6 +1,7 @@
 #include "product/products.h"
 
 #include <cstdlib>
+#include <stdexcept>
 #include <string>
 
 namespace overspill {
@@ -53,20 +54,22 @@ std::vector<const ProductSet *> available_product_sets() {
 
 const ProductSet * product_set() {
     const std::vector<const ProductSet *> available = available_product_sets();
-    const char * kernels = std::getenv("OVERSPILL_KERNELS");
-    if (kernels != nullptr && std::string(kernels) == "llama.cpp") {
-        return nullptr;
+    const char * variable = std::getenv("OVERSPILL_KERNELS");
+    const std::string wanted = variable == nullptr ? "" : variable;
+    if (wanted.empty()) {
+        return available.empty() ? nullptr : available.back();
     }
-    const char * wanted = std::getenv("OVERSPILL_SIMD");
-    if (wanted != nullptr && *wanted != '\0') {
-        for (const ProductSet * one : available) {
-            if (std::string(one->name) == wanted) {
-                return one;
-            }
+    std::string names = "llama.cpp";
+    for (const ProductSet * one : available) {
+        if (wanted == one->name) {
+            return one;
         }
-        return nullptr;
+        names += std::string(", ") + one->name;
     }
-    return available.empty() ? nullptr : available.back();
+    if (wanted != "llama.cpp") {
+        throw std::invalid_argument("OVERSPILL_KERNELS must be one of " + names + " on this machine, not " + wanted);
+    }
+    return nullptr;
 }
 
 }  // namespace overspill

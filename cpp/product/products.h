@@ -53,8 +53,8 @@ struct ProductSet {
     const Products * find(ggml_type weights) const;
 };
 
-// The best that this CPU has, or the one that the environment variable OVERSPILL_SIMD names; null if this CPU or this
-// build has none, or if OVERSPILL_KERNELS is "llama.cpp".
+// The best that this CPU has, or the one that the environment variable OVERSPILL_KERNELS names; null if it is
+// "llama.cpp", or if this CPU or this build has none. Throws std::invalid_argument for other names.
 const ProductSet * product_set();
 
 // All that this CPU can run, the fastest last.

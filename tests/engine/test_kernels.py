@@ -89,6 +89,22 @@ def test_logits_are_llama_cpps_for_each_type(tmp_path: Path, kind: Type) -> None
     check_alike(write_random_model(tmp_path / "model.gguf", of_type(small("llama", rope_freq_base=1e4), kind)))
 
 
+@pytest.mark.parametrize("first", TYPES, ids=lambda kind: kind.name)
+def test_types_that_share_activations(tmp_path: Path, first: Type) -> None:
+    """Products of the same activations with weights of two types: queries and values, gate and up, in both orders."""
+    header = small("llama", rope_freq_base=1e4)
+    for second in (kind for kind in TYPES if kind != first):
+        of_first = ("attn_q", "ffn_gate")
+        tensors = {
+            name: (shape, stored if stored == Type.F32 else first if any(part in name for part in of_first) else second)
+            for name, (shape, stored) in header.tensors.items()
+        }
+        path = write_random_model(tmp_path / "model.gguf", replace(header, tensors=tensors))
+        tokens = [5, 6, 7]
+        with loaded(path) as ours, loaded(path, kernels="llama.cpp") as theirs:
+            assert difference(ours.eval(tokens), theirs.eval(tokens)) < 0.03, second.name
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
 def test_logits_are_llama_cpps_for_dense_architectures(tmp_path: Path, architecture: str) -> None:
     """Q4_K_M files, with their mixed types; Gemma's with a sliding window."""

@@ -214,6 +214,7 @@ def _placement(
             n_threads=settings.n_threads,
             kv_type=settings.type_k,
             no_host=settings.repack == "on",
+            kernels=settings.kernels,
         )
 
     placement = placement_for(

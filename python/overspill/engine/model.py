@@ -121,8 +121,8 @@ class Model:
         rounding, and with RAM for the copies beside a mapped file. ``"auto"``, ``"on"`` or ``"off"``. ``"auto"`` does
         not copy beside a CUDA GPU, which could not read the copies for large batches, nor where RAM has no room.
     kernels
-        What multiplies weights in RAM with the activations of up to 16 tokens: ``"auto"``, which is kernels of
-        overspill's own for the types and CPUs that it has them for, or ``"llama.cpp"``. The environment variable
+        What multiplies weights in RAM: ``"auto"``, which is overspill's own kernels where they are faster, by the
+        type of weights, the number of tokens and the CPU; or ``"llama.cpp"``. The environment variable
         ``OVERSPILL_KERNELS=llama.cpp`` has the same effect on all models.
     load_mode
         ``"mmap"`` maps the file, ``"read"`` reads it into memory (which lets a GPU pin it),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from overspill.base.checks import (
     as_flag,
@@ -22,7 +22,7 @@ from overspill.base.checks import (
 )
 from overspill.base.host import available_ram_bytes, physical_cores
 from overspill.base.units import Rate, Size, format_bytes, format_rate, parse_bytes, parse_memory, parse_rate
-from overspill.base.values import Device
+from overspill.base.values import Device, Kernels
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
 from overspill.machine.devices import devices, devices_for_layers
@@ -220,6 +220,7 @@ class Hardware:
         refresh: bool = False,
         kv_type: str = "f16",
         no_host: bool = False,
+        kernels: Kernels = "auto",
         progress: Report | None = None,
     ) -> Hardware:
         """Return this machine, with the RPC servers that were added; unknown figures are measured.
@@ -246,19 +247,22 @@ class Hardware:
         no_host
             Whether the model will be loaded with llama.cpp's ``--no-host``, which decides how its weights are kept in
             RAM.
+        kernels
+            Those that the model will be loaded with: ``"auto"`` or ``"llama.cpp"``.
         progress
             Called before each measurement with its name and the share that is done, 0 to 1.
 
         Raises
         ------
         ValueError
-            ``memory`` names an unknown device or has a bad size, ``kv_type`` is no type of a KV cache, or
-            ``n_threads`` is out of range.
+            ``memory`` names an unknown device or has a bad size, ``kv_type`` is no type of a KV cache,
+            ``kernels`` is unknown, or ``n_threads`` is out of range.
         Error
             A device cannot be used.
         """
         n_threads = physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512)
         check_choice("kv_type", kv_type, CACHE_TYPES)
+        check_choice("kernels", kernels, get_args(Kernels))
         measure, refresh, no_host = (
             as_flag(name, flag) for name, flag in (("measure", measure), ("refresh", refresh), ("no_host", no_host))
         )
@@ -275,6 +279,7 @@ class Hardware:
             n_threads=n_threads,
             kv_type=kv_type,
             no_host=no_host,
+            kernels=kernels,
             measure=measure,
             refresh=refresh,
             progress=progress,

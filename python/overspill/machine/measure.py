@@ -20,7 +20,7 @@ from overspill._core import LLAMA_CPP_COMMIT, DeviceMeter, Error, UnusableError,
 from overspill.base.checks import as_real
 from overspill.base.files import cache_folder, read_json, replace_json
 from overspill.base.host import last_level_cache_bytes
-from overspill.base.values import Device
+from overspill.base.values import Device, Kernels
 from overspill.header.info import ModelInfo
 
 __all__ = ["FLOPS_OF", "DeviceFigures", "Report", "known_figures", "weight_shapes"]
@@ -70,6 +70,7 @@ def known_figures(
     n_threads: int,
     kv_type: str,
     no_host: bool,
+    kernels: Kernels,
     measure: bool,
     refresh: bool,
     progress: Report | None,
@@ -80,13 +81,13 @@ def known_figures(
     """
     cache = _Cache(cache_folder() / "hardware.json")
     questions = [
-        list(_questions(device, info, devices, n_threads=n_threads, kv_type=kv_type, no_host=no_host))
+        list(_questions(device, info, devices, n_threads=n_threads, kv_type=kv_type, no_host=no_host, kernels=kernels))
         for device in devices
     ]
     every = list(chain.from_iterable(questions))
     if measure:
         missing = [question for question in every if refresh or question.key not in cache.figures]
-        _answer(missing, cache, devices, n_threads, no_host, progress)
+        _answer(missing, cache, devices, n_threads, no_host, kernels, progress)
     found = [
         {question.figure: cache.figures[question.key] for question in of_device if question.key in cache.figures}
         for of_device in questions
@@ -117,7 +118,14 @@ def weight_shapes(info: ModelInfo) -> dict[str, WeightShape]:
 
 
 def _questions(
-    device: Device, info: ModelInfo | None, devices: Sequence[Device], *, n_threads: int, kv_type: str, no_host: bool
+    device: Device,
+    info: ModelInfo | None,
+    devices: Sequence[Device],
+    *,
+    n_threads: int,
+    kv_type: str,
+    no_host: bool,
+    kernels: Kernels,
 ) -> Iterator[_Question]:
     is_cpu = device is devices[-1]
     if device.backend == "RPC":
@@ -129,7 +137,7 @@ def _questions(
         beside = _local_gpus(devices)
         identity += f", {n_threads} threads" + (f", beside {'+'.join(beside)}" if beside else "")
         identity += ", no_host" if no_host else ""
-        identity += f", kernels {cpu_kernels()}"
+        identity += f", kernels {cpu_kernels() if kernels == 'auto' else kernels}"
     identity += f", llama.cpp {LLAMA_CPP_COMMIT}"
 
     def question(figure: str, key: str, text: str, ask: Callable[[DeviceMeter], float]) -> _Question:
@@ -218,6 +226,7 @@ def _answer(
     devices: Sequence[Device],
     n_threads: int,
     no_host: bool,
+    kernels: Kernels,
     progress: Report | None,
 ) -> None:
     """Measure the answers to ``questions``, which are sorted by device, and put them into the cache and its file."""
@@ -237,6 +246,7 @@ def _answer(
                     working_set_bytes=_working_set_bytes(measured),
                     gpus=_local_gpus(devices),
                     host_buffers=not no_host,
+                    our_products=kernels == "auto",
                     budget_s=0.08,
                 )
             assert meter is not None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from overspill._core import Error
+from overspill._core import Error, cpu_kernels
 from overspill.base.checks import as_function, as_integer, as_list, as_real, naming, shown
 from overspill.base.host import logical_cpus, physical_cores
 from overspill.base.units import format_count, parse_memory
@@ -261,8 +261,10 @@ class _Search:
         if in_ram_bytes <= self.hardware.cpu.memory_bytes:
             # Both take RAM that is not the file's own pages.
             self._try("load_mode", "read")
-            self._try("repack", "on")
-        self._try("kernels", "llama.cpp")
+            if cpu_kernels() != "llama.cpp" or any(device.backend != "RPC" for device in self.gpus):
+                self._try("repack", "on")
+        if cpu_kernels() != "llama.cpp":
+            self._try("kernels", "llama.cpp")
         self._try_least_batch()
 
     def _measured(self, model: Model, placement: Placement, settings: dict[str, Any]) -> _Measured:

@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from overspill._core import LLAMA_CPP_COMMIT, cpu_kernels
+from overspill._core import LLAMA_CPP_COMMIT, repacks
 from overspill.base.cached import cached_property
 from overspill.base.tables import plain_table
 from overspill.base.units import format_bytes, format_count, format_rate
@@ -165,7 +165,7 @@ class Bench:
             "embeddings": False,
             "no_op_offload": 0,
             "no_host": False,
-            "repack": settings["repack"] == "on" or (settings["repack"] == "auto" and cpu_kernels() == "llama.cpp"),
+            "repack": settings["repack"] == "on" or (settings["repack"] == "auto" and repacks(settings["kernels"])),
             "fit_target": 0,
             "fit_min_ctx": 0,
         }

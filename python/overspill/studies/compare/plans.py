@@ -38,6 +38,7 @@ def plan_alone(
         info,
         memory=memory,
         n_threads=options.get("n_threads"),
+        kernels=options.get("kernels", "auto"),
         measure=offload != "cpu" and any(device.is_gpu for device in devices()),
         progress=lambda what, share: show(f"measuring {what}", share),
     )
