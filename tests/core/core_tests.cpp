@@ -166,8 +166,26 @@ std::vector<double> activation_values(ggml_type type, const std::vector<char> & 
 }
 
 // Seven rows and some columns, against sums in double precision, or the product of llama.cpp's own.
-void test_product(const ProductSet & set, const Products & products, int64_t n, size_t n_columns, Values kind) {
-    constexpr size_t n_rows = 7;
+constexpr size_t n_rows = 7;
+
+// On the heap to the byte, so that a read beyond the end is noticed.
+std::vector<char> weights_of(ggml_type type, int64_t n, Values kind) {
+    std::mt19937 random(static_cast<uint32_t>(n));
+    std::vector<char> weights(n_rows * ggml_row_size(type, n));
+    if (kind == Values::any_bits) {
+        std::generate(weights.begin(), weights.end(), [&] { return static_cast<char>(random()); });
+        return weights;
+    }
+    const float scale = kind == Values::no_weights ? 0.0F : kind == Values::far_apart ? 1e-3F : 1.0F;
+    std::normal_distribution<float> normal;
+    std::vector<float> exact(n_rows * static_cast<size_t>(n));
+    std::generate(exact.begin(), exact.end(), [&] { return scale * normal(random); });
+    ggml_quantize_chunk(type, exact.data(), weights.data(), 0, n_rows, n, nullptr);
+    return weights;
+}
+
+void test_product(const ProductSet & set, const Products & products, const std::vector<char> & weights, int64_t n,
+                  size_t n_columns, Values kind) {
     std::mt19937 random(static_cast<uint32_t>(n + static_cast<int64_t>(n_columns)));
     std::normal_distribution<float> normal;
     const auto numbers = [&](size_t n_numbers, float scale) {
@@ -176,16 +194,8 @@ void test_product(const ProductSet & set, const Products & products, int64_t n, 
         return some;
     };
     const auto width = static_cast<size_t>(n);
-    const float weight_scale = kind == Values::no_weights ? 0.0F : kind == Values::far_apart ? 1e-3F : 1.0F;
     const float activation_scale = kind == Values::no_activations ? 0.0F : kind == Values::far_apart ? 1e4F : 1.0F;
-    const std::vector<float> exact = numbers(n_rows * width, weight_scale);
     const size_t row_bytes = ggml_row_size(products.weights, n);
-    // On the heap to the byte, so that a read beyond the end is noticed.
-    std::vector<char> weights(n_rows * row_bytes);
-    ggml_quantize_chunk(products.weights, exact.data(), weights.data(), 0, n_rows, n, nullptr);
-    if (kind == Values::any_bits) {
-        std::generate(weights.begin(), weights.end(), [&] { return static_cast<char>(random()); });
-    }
     const size_t ordered_bytes = products.ordered_bytes(n);
     check(ordered_bytes % activation_alignment == 0, "activations in order are a multiple of the alignment");
     std::vector<std::vector<char>> quantized;
@@ -237,24 +247,34 @@ void test_product(const ProductSet & set, const Products & products, int64_t n, 
 void test_products() {
     ggml_free(ggml_init({1024, nullptr, true}));  // fills tables that conversions of halves look up
     cpu_device();
-    for (const ProductSet * set : available_product_sets()) {
-        check(set->n_products >= 11, "all types that we have products for");
-        for (size_t i = 0; i < set->n_products; ++i) {
-            const Products & products = set->products[i];
-            check(set->find(products.weights) == &products, "products are found by their type");
-            for (const int64_t n_blocks : {1, 2, 3, 4, 5, 9, 22}) {
-                for (const size_t n_columns : {1, 2, 4, 7}) {
-                    for (const Values kind : {Values::ordinary, Values::far_apart, Values::no_weights,
-                                              Values::no_activations, Values::any_bits}) {
-                        // Any bits are weights in MXFP4; elsewhere also infinite scales, whose sums have no order.
-                        if (kind != Values::any_bits || products.weights == GGML_TYPE_MXFP4) {
-                            test_product(*set, products, n_blocks * products.block, n_columns, kind);
-                        }
+    const std::vector<const ProductSet *> sets = available_product_sets();
+    if (sets.empty()) {
+        return;
+    }
+    for (const ProductSet * set : sets) {
+        check(set->n_products == sets[0]->n_products, "all sets have the same types");
+        check(set->find(GGML_TYPE_F32) == nullptr, "no products of other types");
+    }
+    for (size_t i = 0; i < sets[0]->n_products; ++i) {
+        const ggml_type type = sets[0]->products[i].weights;
+        for (const int64_t n_blocks : {1, 2, 3, 4, 5, 9}) {
+            const int64_t n = n_blocks * sets[0]->products[i].block;
+            for (const Values kind :
+                 {Values::ordinary, Values::far_apart, Values::no_weights, Values::no_activations, Values::any_bits}) {
+                // Any bits are weights in MXFP4; elsewhere also infinite scales, whose sums have no order.
+                if (kind == Values::any_bits && type != GGML_TYPE_MXFP4) {
+                    continue;
+                }
+                const std::vector<char> weights = weights_of(type, n, kind);
+                for (const ProductSet * set : sets) {
+                    const Products * products = set->find(type);
+                    check(products != nullptr && products->weights == type, "products are found by their type");
+                    for (const size_t n_columns : {1, 2, 4, 7}) {
+                        test_product(*set, *products, weights, n, n_columns, kind);
                     }
                 }
             }
         }
-        check(set->find(GGML_TYPE_F32) == nullptr, "no products of other types");
     }
 }
 
