@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model_fixtures import N_THREADS
 from overspill import Error, Model, Sampler, SamplingOptions
 from sampling_cases import ALONE, LARGE_SIZES, PLAIN, SIZES, mask_of, masked, rows
 from sampling_reference import edited, mirostat_survivors, survivors
@@ -103,11 +104,11 @@ def test_same_distribution_as_llama_cpp(upstream_tools: Path, part: int) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", sweep([12, 1], always=[0]))
-def test_same_distribution_on_a_models_logits(upstream_tools: Path, gemma: Model, step: int) -> None:
+def test_same_distribution_on_a_models_logits(upstream_tools: Path, gemma_path: Path, step: int) -> None:
     """Each sampler alone, and llama.cpp's default chain, on what Gemma says after tokens of a text."""
-    gemma.reset()
-    tokens = gemma.tokenize("The capital of France is Paris.\n\ndef fib(n):\n    return")
-    every = gemma.eval(tokens, logits="all").copy()
+    with Model(gemma_path, n_ctx=64, n_threads=N_THREADS, kernels="llama.cpp") as model:
+        tokens = model.tokenize("The capital of France is Paris.\n\ndef fib(n):\n    return")
+        every = model.eval(tokens, logits="all").copy()
     outcomes: Counter[str] = Counter()
     for position, x in list(enumerate(every))[::step]:
         for keywords in [
