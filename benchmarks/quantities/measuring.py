@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,15 +100,8 @@ def in_turn(ours: Take, rival: Take | None = None, check: Callable[[Any, Any], N
 @contextmanager
 def llama_cpps_products() -> Iterator[None]:
     """Have models that are loaded meanwhile multiply as a rival does: what differs then is everything else."""
-    before = os.environ.get("OVERSPILL_KERNELS")
-    os.environ["OVERSPILL_KERNELS"] = "llama.cpp"
-    try:
+    with patch.dict(os.environ, OVERSPILL_KERNELS="llama.cpp"):
         yield
-    finally:
-        if before is None:
-            del os.environ["OVERSPILL_KERNELS"]
-        else:
-            os.environ["OVERSPILL_KERNELS"] = before
 
 
 class Pair(NamedTuple):

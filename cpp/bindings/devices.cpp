@@ -37,7 +37,7 @@ void bind_devices(py::module_ & m) {
     m.def(
         "repacks",
         [](const std::string & kernels) {
-            return wants_extra_buffers(kernels == "llama.cpp" ? nullptr : product_set());
+            return wants_extra_buffers(kernels != "llama.cpp" && product_set() != nullptr);
         },
         "kernels"_a);
     m.def("cpu_kernels", [] {

@@ -314,9 +314,8 @@ double DeviceMeter::batch_rate(int64_t n, int64_t unit, const MeasureBatch & mea
 // A part of the weights, in the buffer that llama.cpp would have them in.
 DeviceMeter::Weights DeviceMeter::lay_out(WeightUse use) {
     Weights weights{use};
-    weights.buffer_type = weight_buffer_type(
-        use, device_, gpus_, options_.host_buffers,
-        !options_.host_buffers || wants_extra_buffers(options_.our_products ? product_set() : nullptr));
+    weights.buffer_type = weight_buffer_type(use, device_, gpus_, options_.host_buffers,
+                                             !options_.host_buffers || wants_extra_buffers(products_ != nullptr));
     if (weights.buffer_type == nullptr) {
         throw Error(name_ + " has no operation for weights of the type " + ggml_type_name(use.type));
     }

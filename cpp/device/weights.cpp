@@ -93,9 +93,9 @@ ggml_tensor * WeightUse::product(ggml_context * context, ggml_tensor * weights, 
                               : ggml_mul_mat_id(context, weights, input, experts);
 }
 
-bool wants_extra_buffers(const ProductSet * products) {
+bool wants_extra_buffers(bool has_our_products) {
     const std::vector<std::string> features = cpu_features();
-    return products == nullptr || std::find(features.begin(), features.end(), "AMX_INT8") != features.end();
+    return !has_our_products || std::find(features.begin(), features.end(), "AMX_INT8") != features.end();
 }
 
 ggml_backend_buffer_type_t weight_buffer_type(const WeightUse & use, ggml_backend_dev_t device,

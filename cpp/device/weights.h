@@ -1,8 +1,6 @@
 // Weights as a device sees them: their types, the operation that reads them, and the buffers that they are put into.
 #pragma once
 
-#include "product/products.h"
-
 #include <ggml-backend.h>
 #include <ggml.h>
 
@@ -34,9 +32,9 @@ struct WeightUse {
                                  ggml_tensor * experts);
 };
 
-// Whether llama.cpp's layouts for the CPU's products, repacked or for AMX, are worth their copies beside our products
-// (null: there are none): AMX is faster than both.
-bool wants_extra_buffers(const ProductSet * products);
+// Whether llama.cpp's layouts for the CPU's products, repacked or for AMX, are worth their copies: without our
+// products, or with AMX, which is faster than both.
+bool wants_extra_buffers(bool has_our_products);
 
 // The buffer in which llama.cpp's loader puts these weights of a device: the first that it looks at which supports
 // the operation; null if none does. For the CPU it depends on the GPUs beside it: their pinned host memory comes

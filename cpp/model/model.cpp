@@ -67,8 +67,9 @@ Model::Model(const std::string & path, ModelOptions options)
     placement.apply(params);
     params.load_mode = options_.dry_run ? LLAMA_LOAD_MODE_NONE : llama_load_mode_of(options_.load_mode);
     params.no_alloc = options_.dry_run;
-    params.use_extra_bufts = options_.repack == Switch::on || (options_.repack == Switch::automatic &&
-                                                               wants_extra_buffers(product_set_of(options_.kernels)));
+    params.use_extra_bufts =
+        options_.repack == Switch::on ||
+        (options_.repack == Switch::automatic && wants_extra_buffers(product_set_of(options_.kernels) != nullptr));
     params.no_host = options_.repack == Switch::on;
     params.vocab_only = options_.vocab_only;
     params.check_tensors = options_.check_tensors;

@@ -42,8 +42,9 @@ constexpr size_t least_part_bytes = 16384;
 constexpr int64_t parts_per_thread = 8;
 // Of weights that are multiplied with one column after the other.
 constexpr size_t most_part_bytes = 65536;
-// Parts of activations in order start at multiples of so many.
-constexpr int64_t order_unit = 256;
+// Activations that a thread puts in order at a time, a multiple of every type's groups: at least what is done in the
+// time of a barrier.
+constexpr int64_t part_activations = 2048;
 
 struct AlignedDelete {
     void operator()(uint8_t * p) const { ::operator delete[](p, std::align_val_t{activation_alignment}); }
@@ -70,9 +71,10 @@ float * column_to(const ggml_tensor & out, int64_t c) {
 struct Ordering {
     const ggml_tensor * x;
     const Products * products;
-    Scratch * scratch;
     ggml_from_float_t quantize;
     size_t ordered_bytes;  // of a column
+    int last_use;          // by the number of the node
+    Scratch * scratch = nullptr;
     std::atomic<int64_t> next_part{0};
 
     uint8_t * ordered() const { return scratch->bytes.get(); }
@@ -80,10 +82,11 @@ struct Ordering {
 };
 
 struct Product {
+    int node;  // its number
     const Products * products;
     const ggml_tensor * weights;
     const ggml_tensor * ids;  // null: one product for all columns
-    const Ordering * x;
+    Ordering * x;
     std::atomic<int64_t> next_part{0};
 };
 
@@ -106,13 +109,11 @@ void order(ggml_tensor *, int ith, int nth, void * data) {
     auto & o = *static_cast<Ordering *>(data);
     const Products & products = *o.products;
     const int64_t n = o.x->ne[0], n_columns = ggml_nrows(o.x);
-    // One thread's part is at least what is done in the time of a barrier.
-    constexpr int64_t part_weights = 8 * order_unit;
-    const int64_t parts_of_column = (n + part_weights - 1) / part_weights;
-    alignas(64) std::array<char, part_weights * sizeof(float)> quantized;
+    const int64_t parts_of_column = (n + part_activations - 1) / part_activations;
+    alignas(64) std::array<char, part_activations * sizeof(float)> quantized;
     for_parts(o.next_part, parts_of_column * n_columns, ith, nth, [&](int64_t part) {
-        const int64_t c = part / parts_of_column, first = part % parts_of_column * part_weights;
-        const int64_t n_here = std::min(part_weights, n - first);
+        const int64_t c = part / parts_of_column, first = part % parts_of_column * part_activations;
+        const int64_t n_here = std::min(part_activations, n - first);
         const float * x = reinterpret_cast<const float *>(column_of(*o.x, c)) + first;
         o.quantize(x, quantized.data(), n_here);
         products.order(quantized.data(), n_here,
@@ -303,11 +304,18 @@ class ProductGraphs::Graph {
         for (Scratch & one : scratch_) {
             one.last_use = -1;
         }
-        find(set, graph);
         for (int i = 0; i < graph.n_nodes; ++i) {
-            ggml_tensor * node = graph.nodes[i];
-            const Products * products = products_for(set, *node);
-            nodes_.push_back(products == nullptr ? node : replacement(*node, *products, i));
+            if (const Products * products = products_for(set, *graph.nodes[i])) {
+                note(*graph.nodes[i], *products, i);
+            }
+        }
+        auto product = products_.begin();
+        for (int i = 0; i < graph.n_nodes; ++i) {
+            if (product != products_.end() && product->node == i) {
+                replace(*graph.nodes[i], *product++);
+            } else {
+                nodes_.push_back(graph.nodes[i]);
+            }
         }
         uid_ = graph.uid;
     }
@@ -335,57 +343,37 @@ class ProductGraphs::Graph {
     }
 
   private:
-    struct Use {
-        const ggml_tensor * x;
-        decltype(Products::order) order;
-        int last;
-    };
-
-    // Where activations are needed last.
-    void find(const ProductSet & set, const ggml_cgraph & graph) {
-        uses_.clear();
-        for (int i = 0; i < graph.n_nodes; ++i) {
-            if (const Products * products = products_for(set, *graph.nodes[i])) {
-                const ggml_tensor * x = graph.nodes[i]->src[1];
-                const auto same = [&](const Use & use) { return use.x == x && use.order == products->order; };
-                const auto known = std::find_if(uses_.rbegin(), uses_.rend(), same);
-                if (known == uses_.rend()) {
-                    uses_.push_back({x, products->order, i});
-                } else {
-                    known->last = i;
-                }
-            }
+    // Notes a product, and that its activations are needed until then.
+    void note(const ggml_tensor & node, const Products & products, int i) {
+        const ggml_tensor * x = node.src[1];
+        const auto same = [&](const Ordering & one) { return one.x == x && one.products->order == products.order; };
+        auto known = std::find_if(orderings_.rbegin(), orderings_.rend(), same);
+        if (known == orderings_.rend()) {
+            Ordering & ordering = orderings_.emplace_back();
+            ordering.x = x;
+            ordering.products = &products;
+            ordering.quantize = quantize_(products.activations);
+            ordering.ordered_bytes = products.ordered_bytes(x->ne[0]);
+            known = orderings_.rbegin();
         }
-    }
-
-    ggml_tensor * replacement(const ggml_tensor & node, const Products & products, int i) {
-        const bool is_routed = node.op == GGML_OP_MUL_MAT_ID;
+        known->last_use = i;
         Product & product = products_.emplace_back();
+        product.node = i;
         product.products = &products;
         product.weights = node.src[0];
-        product.ids = is_routed ? node.src[2] : nullptr;
-        product.x = ordered(node, products, i);
-        return custom(node, is_routed ? run_stage<multiply_routed> : run_stage<multiply>, &product);
+        product.ids = node.op == GGML_OP_MUL_MAT_ID ? node.src[2] : nullptr;
+        product.x = &*known;
     }
 
-    const Ordering * ordered(const ggml_tensor & node, const Products & products, int i) {
-        const ggml_tensor * x = node.src[1];
-        const auto known = std::find_if(orderings_.rbegin(), orderings_.rend(), [&](const Ordering & one) {
-            return one.x == x && one.products->order == products.order;
-        });
-        if (known != orderings_.rend()) {
-            return &*known;
+    // Puts a product's stages in place of its node.
+    void replace(const ggml_tensor & node, Product & product) {
+        Ordering & x = *product.x;
+        if (x.scratch == nullptr) {
+            x.scratch = take_scratch(x.ordered_bytes * static_cast<size_t>(ggml_nrows(x.x)), product.node, x.last_use);
+            nodes_.push_back(custom(node, run_stage<order>, &x));
         }
-        const auto use = std::find_if(uses_.begin(), uses_.end(),
-                                      [&](const Use & one) { return one.x == x && one.order == products.order; });
-        Ordering & ordering = orderings_.emplace_back();
-        ordering.x = x;
-        ordering.products = &products;
-        ordering.quantize = quantize_(products.activations);
-        ordering.ordered_bytes = products.ordered_bytes(x->ne[0]);
-        ordering.scratch = take_scratch(ordering.ordered_bytes * static_cast<size_t>(ggml_nrows(x)), i, use->last);
-        nodes_.push_back(custom(node, run_stage<order>, &ordering));
-        return &ordering;
+        nodes_.push_back(
+            custom(node, product.ids != nullptr ? run_stage<multiply_routed> : run_stage<multiply>, &product));
     }
 
     Scratch * take_scratch(size_t n_bytes, int first_use, int last_use) {
@@ -414,7 +402,6 @@ class ProductGraphs::Graph {
 
     const Quantize quantize_;
     uint64_t uid_ = 0;
-    std::vector<Use> uses_;
     // Lists whose elements stay where they are.
     std::deque<Ordering> orderings_;
     std::deque<Product> products_;

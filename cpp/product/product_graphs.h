@@ -1,8 +1,7 @@
 // Graphs of llama.cpp in which our products take the place of the CPU backend's.
 //
-// The CPU backend computes them, with its threads, like any other: a product of weights in RAM is a
-// custom operation of two stages there. The first puts the activations in order, once for all products of them; the
-// second multiplies.
+// The CPU backend computes them, with its threads, like any other: a product of weights in RAM is a custom operation of
+// two stages there. The first puts the activations in order, once for all products of them; the second multiplies.
 #pragma once
 
 #include "product/products.h"

@@ -24,14 +24,9 @@ namespace {
 constexpr int64_t group_blocks = 4;  // of 32 weights, in 64 bytes of nibbles
 constexpr int64_t group_weights = 32 * group_blocks;
 
-float float_of(ggml_half half) {
-    return ggml_fp16_to_fp32(half);
-}
-
-// The same, where it is done for every block of weights.
-float float_of_half(ggml_half half) {
-    return _cvtsh_ss(half);
-}
+// Weights are looked for in memory so far ahead of where they are used; measured on Zen 5, where less and more are
+// slower. On Zen 4 it does not matter.
+constexpr size_t prefetch_bytes = 8192;
 
 int64_t groups_in(int64_t n) {
     return (n + group_weights - 1) / group_weights;
@@ -127,18 +122,24 @@ template <typename Blocks>
 
 template <typename Blocks>
 [[gnu::always_inline]] inline Floats scales_of(const Blocks & four) {
-    return quarter_halves(four.blocks[0]->d, four.blocks[1]->d, four.blocks[2]->d, four.blocks[3]->d);
+    return quarters(four_halves(four.blocks[0]->d, four.blocks[1]->d, four.blocks[2]->d, four.blocks[3]->d));
 }
 
-// A type has: its block; decode() of four; and what it adds to weights to have them unsigned.
-struct Mxfp4 {
-    using Block = block_mxfp4;
-    using Activations = block_q8_0;
-    static constexpr ggml_type type = GGML_TYPE_MXFP4;
-    static constexpr ggml_type activations = GGML_TYPE_Q8_0;
-    static constexpr int offset = 12;
-    static constexpr bool has_minimum = false;
+// A type has: its block; decode() of four; and what it adds to weights to have them unsigned. With a minimum, llama.cpp
+// quantizes activations to blocks that have their sum.
+template <typename BlockOfType, ggml_type number, int added, bool with_minimum = false>
+struct NibbleType {
+    using Block = BlockOfType;
+    using Activations = std::conditional_t<with_minimum, block_q8_1, block_q8_0>;
+    static constexpr ggml_type type = number;
+    static constexpr ggml_type activations = with_minimum ? GGML_TYPE_Q8_1 : GGML_TYPE_Q8_0;
+    static constexpr int offset = added;
+    static constexpr bool has_minimum = with_minimum;
     static constexpr bool is_signed = false;
+    static constexpr float factor = 1;  // of what decode() gives
+};
+
+struct Mxfp4 : NibbleType<block_mxfp4, GGML_TYPE_MXFP4, 12> {
     // The table has twice the values.
     static constexpr float factor = 0.5F;
     alignas(16) static constexpr int8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
@@ -156,15 +157,8 @@ struct Mxfp4 {
     }
 };
 
-struct Iq4Nl {
-    using Block = block_iq4_nl;
-    using Activations = block_q8_0;
-    static constexpr ggml_type type = GGML_TYPE_IQ4_NL;
-    static constexpr ggml_type activations = GGML_TYPE_Q8_0;
-    static constexpr int offset = signed_offset;
-    static constexpr bool has_minimum = false;
+struct Iq4Nl : NibbleType<block_iq4_nl, GGML_TYPE_IQ4_NL, signed_offset> {
     static constexpr bool is_signed = true;
-    static constexpr float factor = 1;
     alignas(16) static constexpr int8_t table[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                      1,    13,   25,  38,  53,  69,  89,  113};
 
@@ -176,79 +170,29 @@ struct Iq4Nl {
     }
 };
 
-struct Q4_0 {
-    using Block = block_q4_0;
-    using Activations = block_q8_0;
-    static constexpr ggml_type type = GGML_TYPE_Q4_0;
-    static constexpr ggml_type activations = GGML_TYPE_Q8_0;
-    static constexpr int offset = 8;
-    static constexpr bool has_minimum = false;
-    static constexpr bool is_signed = false;
-    static constexpr float factor = 1;
-
+template <typename Type>
+struct FourBits : Type {
     template <typename Blocks>
     [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
         return {low_nibbles(packed), high_nibbles(packed), scales_of(four)};
     }
 };
+using Q4_0 = FourBits<NibbleType<block_q4_0, GGML_TYPE_Q4_0, 8>>;
+using Q4_1 = FourBits<NibbleType<block_q4_1, GGML_TYPE_Q4_1, 0, true>>;
 
-struct Q4_1 {
-    using Block = block_q4_1;
-    using Activations = block_q8_1;
-    static constexpr ggml_type type = GGML_TYPE_Q4_1;
-    static constexpr ggml_type activations = GGML_TYPE_Q8_1;
-    static constexpr int offset = 0;
-    static constexpr bool has_minimum = true;
-    static constexpr bool is_signed = false;
-    static constexpr float factor = 1;
-
+template <typename Type>
+struct FiveBits : Type {
     template <typename Blocks>
     [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
-        return {low_nibbles(packed), high_nibbles(packed), scales_of(four)};
+        const Bytes fifth = four_words(four.blocks[0]->qh, four.blocks[1]->qh, four.blocks[2]->qh, four.blocks[3]->qh);
+        return {with_fifth_bits<0>(low_nibbles(packed), fifth), with_fifth_bits<2>(high_nibbles(packed), fifth),
+                scales_of(four)};
     }
 };
-
-template <typename Blocks>
-[[gnu::always_inline]] inline Nibbles decode_five_bits(const Blocks & four) {
-    const Bytes packed = packed_of(four);
-    const Bytes fifth = four_words(four.blocks[0]->qh, four.blocks[1]->qh, four.blocks[2]->qh, four.blocks[3]->qh);
-    return {with_fifth_bits<0>(low_nibbles(packed), fifth), with_fifth_bits<2>(high_nibbles(packed), fifth),
-            scales_of(four)};
-}
-
-struct Q5_0 {
-    using Block = block_q5_0;
-    using Activations = block_q8_0;
-    static constexpr ggml_type type = GGML_TYPE_Q5_0;
-    static constexpr ggml_type activations = GGML_TYPE_Q8_0;
-    static constexpr int offset = 16;
-    static constexpr bool has_minimum = false;
-    static constexpr bool is_signed = false;
-    static constexpr float factor = 1;
-
-    template <typename Blocks>
-    [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
-        return decode_five_bits(four);
-    }
-};
-
-struct Q5_1 {
-    using Block = block_q5_1;
-    using Activations = block_q8_1;
-    static constexpr ggml_type type = GGML_TYPE_Q5_1;
-    static constexpr ggml_type activations = GGML_TYPE_Q8_1;
-    static constexpr int offset = 0;
-    static constexpr bool has_minimum = true;
-    static constexpr bool is_signed = false;
-    static constexpr float factor = 1;
-
-    template <typename Blocks>
-    [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
-        return decode_five_bits(four);
-    }
-};
+using Q5_0 = FiveBits<NibbleType<block_q5_0, GGML_TYPE_Q5_0, 16>>;
+using Q5_1 = FiveBits<NibbleType<block_q5_1, GGML_TYPE_Q5_1, 0, true>>;
 
 size_t nibble_bytes(int64_t n) {
     return static_cast<size_t>(groups_in(n)) * sizeof(NibbleGroup);
@@ -309,7 +253,7 @@ void multiply_row(const typename Type::Block * row, int64_t n, const Columns<n_c
         const Nibbles weights = type.decode(four);
         Floats minima = no_floats();
         if constexpr (Type::has_minimum) {
-            minima = quarter_halves(four.blocks[0]->m, four.blocks[1]->m, four.blocks[2]->m, four.blocks[3]->m);
+            minima = quarters(four_halves(four.blocks[0]->m, four.blocks[1]->m, four.blocks[2]->m, four.blocks[3]->m));
         }
         for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
             const auto & group = columns.template group<NibbleGroup>(c.value, i);
@@ -359,12 +303,12 @@ struct Iq4Xs {
         const Bytes packed = load(block.qs + 64 * half);
         const int low = block.scales_l[2 * half] | block.scales_l[2 * half + 1] << 8;
         const int high = block.scales_h >> 8 * half;
-        const float d = float_of_half(block.d);
+        const float d = float_of(block.d);
         const auto scale = [&](int i) {
             return d * static_cast<float>(((low >> 4 * i & 15) | (high >> 2 * i & 3) << 4) - 32);
         };
         return {look_up_low(values, packed), look_up_high(values, packed),
-                quarters(scale(0), scale(1), scale(2), scale(3))};
+                quarters(_mm_setr_ps(scale(0), scale(1), scale(2), scale(3)))};
     }
 };
 
@@ -430,7 +374,7 @@ void multiply_row(const block_q8_0 * row, int64_t n, const Columns<n_columns> & 
     const auto step = [&](const block_q8_0 * blocks, int64_t i, Sums<n_columns> & sums) __attribute__((always_inline)) {
         const Bytes weights =
             join(reinterpret_cast<const uint8_t *>(blocks[0].qs), reinterpret_cast<const uint8_t *>(blocks[1].qs));
-        const Floats scale = halves(float_of_half(blocks[0].d), float_of_half(blocks[1].d));
+        const Floats scale = halves(float_of(blocks[0].d), float_of(blocks[1].d));
         for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
             const auto & group = columns.template group<ByteGroup>(c.value, i);
             const Ints products = dot_signed(load_ints(group.start), weights, load(group.bytes));
@@ -517,7 +461,7 @@ SixBits unpack_six_bits(const uint8_t * twelve) {
             join_words(b & 0x3f3f3f3fU, (c >> 4 & 0x0f0f0f0fU) | (b >> 6 & 0x03030303U) << 4)};
 }
 
-// A type has: decode(); and add_rest(), which takes minima or offsets into account.
+// A type has: decode(); and add(), which takes minima or offsets into account.
 template <typename Block, bool five_bits>
 struct FourOrFiveBits {
     using Weights = Block;
@@ -545,14 +489,12 @@ struct FourOrFiveBits {
         whole.scales[1] = spread_halves<1, 3>(scales);
         whole.scales[2] = spread_halves<4, 6>(scales);
         whole.scales[3] = spread_halves<5, 7>(scales);
-        rest = {shorts_of(six.minima), float_of_half(d_of(block)), float_of_half(minimum_of(block))};
+        rest = {shorts_of(six.minima), float_of(block.d), float_of(block.dmin)};
     }
     [[gnu::always_inline]] static Floats add(Ints products, const Rest & rest, const SuperBlock & x, Floats sum) {
         sum = multiply_add(to_floats(products), all(rest.d * x.d), sum);
         return multiply_add(to_floats(sums_dot(rest.minima, x.sums)), all(-rest.d_minimum * x.d), sum);
     }
-    static ggml_half d_of(const Block & block) { return block.d; }
-    static ggml_half minimum_of(const Block & block) { return block.dmin; }
 };
 
 struct SixBitWeights {
@@ -563,7 +505,7 @@ struct SixBitWeights {
     };
 
     [[gnu::always_inline]] static void decode(const block_q6_K & block, Whole & whole, Rest & rest) {
-        rest = {byte_scales(block.scales), float_of_half(block.d)};
+        rest = {byte_scales(block.scales), float_of(block.d)};
         const Bytes first = load(block.ql), second = load(block.ql + 64);
         const Bytes first_high = join(block.qh, block.qh), second_high = join(block.qh + 32, block.qh + 32);
         whole.weights[0] = with_two_bits<0>(low_nibbles(first), first_high);

@@ -14,9 +14,6 @@ namespace overspill {
 
 // Activations in order start at such an address.
 constexpr size_t activation_alignment = 64;
-// Weights are looked for in memory so far ahead of where they are used; measured on Zen 5, where less and more are
-// slower. On Zen 4 it does not matter.
-constexpr size_t prefetch_bytes = 8192;
 
 struct ProductShape {
     const void * weights;  // the first row

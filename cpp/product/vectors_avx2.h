@@ -1,5 +1,7 @@
 // 64 bytes as two registers of AVX2.
 
+#include "product/vectors_x86.h"
+
 struct Bytes {
     __m256i a, b;
 };
@@ -75,14 +77,6 @@ Bytes with_two_bits(Bytes x, Bytes bits) {
         return {half(x.a, bits.a), half(x.b, _mm256_srli_epi16(bits.b, 2))};
     }
 }
-inline __m128i words_of(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
-    const auto word = [](const uint8_t * p) {
-        int32_t bits;
-        std::memcpy(&bits, p, sizeof(bits));
-        return bits;
-    };
-    return _mm_setr_epi32(word(a), word(b), word(c), word(d));
-}
 // 32 bits of each of four blocks.
 inline Bytes four_words(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
     const __m256i words = _mm256_broadcastsi128_si256(words_of(a, b, c, d));
@@ -147,14 +141,6 @@ Scales spread_quarters(__m128i scales) {
     };
     return {half(a), half(a + 2)};
 }
-using Shorts8 = __m128i;
-using ByteScales = __m128i;  // 16
-inline ByteScales byte_scales(const int8_t * p) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
-}
-inline Shorts8 shorts_of(uint64_t eight_bytes) {
-    return _mm_cvtepu8_epi16(_mm_cvtsi64_si128(static_cast<int64_t>(eight_bytes)));
-}
 // Products with eight or sixteen sums, in the first places.
 inline Ints sums_dot(Shorts8 a, const int16_t * sums) {
     const __m128i products = _mm_madd_epi16(a, _mm_load_si128(reinterpret_cast<const __m128i *>(sums)));
@@ -201,14 +187,6 @@ inline Floats quarters(__m128 x) {
     const __m256 both = _mm256_set_m128(x, x);
     return {_mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
             _mm256_permutevar_ps(both, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3))};
-}
-inline Floats quarters(float a, float b, float c, float d) {
-    return quarters(_mm_setr_ps(a, b, c, d));
-}
-// One half for each quarter.
-inline Floats quarter_halves(ggml_half a, ggml_half b, ggml_half c, ggml_half d) {
-    const auto bits = [](ggml_half half) { return static_cast<short>(half); };
-    return quarters(_mm_cvtph_ps(_mm_setr_epi16(bits(a), bits(b), bits(c), bits(d), 0, 0, 0, 0)));
 }
 // One number for each half.
 inline Floats halves(float a, float b) {

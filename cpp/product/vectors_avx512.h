@@ -1,5 +1,7 @@
 // 64 bytes as one register of AVX-512.
 
+#include "product/vectors_x86.h"
+
 using Bytes = __m512i;   // 64 of 8 bits
 using Ints = __m512i;    // 16 of 32 bits, each the sum of four products of bytes
 using Floats = __m512;   // 16
@@ -69,14 +71,6 @@ Bytes with_two_bits(Bytes x, Bytes bits) {
     constexpr int a_or_b_and_c = 0xf8;
     return _mm512_ternarylogic_epi32(x, moved, _mm512_set1_epi8(0x30), a_or_b_and_c);
 }
-inline __m128i words_of(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
-    const auto word = [](const uint8_t * p) {
-        int32_t bits;
-        std::memcpy(&bits, p, sizeof(bits));
-        return bits;
-    };
-    return _mm_setr_epi32(word(a), word(b), word(c), word(d));
-}
 // 32 bits of each of four blocks.
 inline Bytes four_words(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
     return _mm512_broadcast_i32x4(words_of(a, b, c, d));
@@ -114,14 +108,6 @@ Scales spread_quarters(__m128i scales) {
         _mm512_castsi256_si512(_mm256_inserti128_si256(_mm256_set1_epi16(a), _mm_set1_epi16(a + 1), 1)),
         _mm256_inserti128_si256(_mm256_set1_epi16(a + 2), _mm_set1_epi16(a + 3), 1), 1);
     return _mm512_permutexvar_epi16(places, _mm512_castsi256_si512(_mm256_cvtepi8_epi16(scales)));
-}
-using Shorts8 = __m128i;
-using ByteScales = __m128i;  // 16
-inline ByteScales byte_scales(const int8_t * p) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
-}
-inline Shorts8 shorts_of(uint64_t eight_bytes) {
-    return _mm_cvtepu8_epi16(_mm_cvtsi64_si128(static_cast<int64_t>(eight_bytes)));
 }
 // Products with eight or sixteen sums, in the first places.
 inline Ints sums_dot(Shorts8 a, const int16_t * sums) {
@@ -164,14 +150,6 @@ inline float total(Floats x) {
 inline Floats quarters(__m128 x) {
     const __m512i places = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     return _mm512_permutexvar_ps(places, _mm512_castps128_ps512(x));
-}
-inline Floats quarters(float a, float b, float c, float d) {
-    return quarters(_mm_setr_ps(a, b, c, d));
-}
-// One half for each quarter.
-inline Floats quarter_halves(ggml_half a, ggml_half b, ggml_half c, ggml_half d) {
-    const auto bits = [](ggml_half half) { return static_cast<short>(half); };
-    return quarters(_mm_cvtph_ps(_mm_setr_epi16(bits(a), bits(b), bits(c), bits(d), 0, 0, 0, 0)));
 }
 // One number for each half.
 inline Floats halves(float a, float b) {

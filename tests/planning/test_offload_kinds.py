@@ -20,6 +20,7 @@ HARDWARE = Hardware.given(ram=64 * GIB, vram=[8 * GIB, 8 * GIB], link="12GB/s")
 NO_GPU = Hardware.given(ram=64 * GIB)
 SETTINGS = {"n_ctx": 4096, "n_ubatch": 256, "type_k": "q8_0", "type_v": "q8_0", "load_mode": "read"}
 SETTINGS |= {"offload_min_batch": 64}
+REST = {"n_threads": 1, "flash_attention": "on", "repack": "off", "kernels": "auto"}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,7 @@ def tuned(info: ModelInfo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> P
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     placement = Placement.gpu(info, HARDWARE)
     placement.layers[:7].experts = "cpu"
-    rest = {"n_threads": 1, "flash_attention": "on", "repack": "off", "kernels": "auto"}
-    save_tuned(info, placement, {**SETTINGS, **rest}, 1.0)
+    save_tuned(info, placement, {**SETTINGS, **REST}, 1.0)
     return placement
 
 
@@ -94,8 +94,7 @@ def test_tuned(info: ModelInfo, tuned: Placement) -> None:
     """The placement that was kept, and the settings that are not given; batches stay within ``n_batch``."""
     placement, settings = tuned_beside(info, {"n_ctx": None, "load_mode": DEFAULT_LOAD_MODE})
     assert placement == tuned
-    rest = {"n_threads": 1, "flash_attention": "on", "repack": "off", "kernels": "auto"}
-    assert settings == {**SETTINGS, **rest}
+    assert settings == {**SETTINGS, **REST}
     given = {"n_ctx": 128, "type_k": "f16", "load_mode": "mmap", "n_batch": 64}
     rest = {name: value for name, value in settings.items() if name not in given}
     assert tuned_beside(info, given)[1] == {**rest, "n_ubatch": 64}
