@@ -1,262 +1,22 @@
 #include "product/product_graphs.h"
 
+#include "base/log.h"
+#include "product/feed_forward.h"
+#include "product/product_stages.h"
+
 // Graphs and the parameters of custom operations are structs that only this header defines.
 #include <ggml-impl.h>
 
 #include <algorithm>
-#include <array>
-#include <atomic>
 #include <deque>
 #include <new>
+#include <optional>
+#include <string>
 #include <vector>
-
-#ifdef __SANITIZE_THREAD__
-#include <sanitizer/tsan_interface.h>
-#endif
 
 namespace overspill {
 
 namespace {
-
-// llama.cpp's barriers are between what threads do here, and between that and whoever computes the graph.
-// ThreadSanitizer does not see them, and is told.
-#ifdef __SANITIZE_THREAD__
-char barrier;
-void before_stage() {
-    __tsan_acquire(&barrier);
-}
-void after_stage() {
-    __tsan_release(&barrier);
-}
-#else
-void before_stage() {}
-void after_stage() {}
-#endif
-
-// So many columns are multiplied with the rows of a part before the next: they stay in the cache.
-constexpr size_t columns_at_once = 16;
-// Tokens times experts of a token; products with more are llama.cpp's.
-constexpr size_t most_routes = 4096;
-// The parts of a product that a thread takes at a time have so many bytes of weights or more.
-constexpr size_t least_part_bytes = 16384;
-constexpr int64_t parts_per_thread = 8;
-// Of weights that are multiplied with one column after the other.
-constexpr size_t most_part_bytes = 65536;
-// Activations that a thread puts in order at a time, a multiple of every type's groups: at least what is done in the
-// time of a barrier.
-constexpr int64_t part_activations = 2048;
-
-struct AlignedDelete {
-    void operator()(uint8_t * p) const { ::operator delete[](p, std::align_val_t{activation_alignment}); }
-};
-
-// Memory for activations in order, used by one product after the other.
-struct Scratch {
-    size_t n_bytes = 0;
-    int last_use = -1;
-    std::unique_ptr<uint8_t[], AlignedDelete> bytes;
-};
-
-// A column of activations or results, by its number.
-const char * column_of(const ggml_tensor & x, int64_t c) {
-    const int64_t i1 = c % x.ne[1], i2 = c / x.ne[1] % x.ne[2], i3 = c / (x.ne[1] * x.ne[2]);
-    return static_cast<const char *>(x.data) + static_cast<size_t>(i1) * x.nb[1] + static_cast<size_t>(i2) * x.nb[2] +
-           static_cast<size_t>(i3) * x.nb[3];
-}
-
-float * column_to(const ggml_tensor & out, int64_t c) {
-    return const_cast<float *>(reinterpret_cast<const float *>(column_of(out, c)));
-}
-
-struct Ordering {
-    const ggml_tensor * x;
-    const Products * products;
-    ggml_from_float_t quantize;
-    size_t ordered_bytes;  // of a column
-    int last_use;          // by the number of the node
-    Scratch * scratch = nullptr;
-    std::atomic<int64_t> next_part{0};
-
-    uint8_t * ordered() const { return scratch->bytes.get(); }
-    const void * ordered(int64_t c) const { return ordered() + static_cast<size_t>(c) * ordered_bytes; }
-};
-
-struct Product {
-    int node;  // its number
-    const Products * products;
-    const ggml_tensor * weights;
-    const ggml_tensor * ids;  // null: one product for all columns
-    Ordering * x;
-    std::atomic<int64_t> next_part{0};
-};
-
-// Parts are given out in turn; the first ones by the threads' own numbers.
-template <typename Work>
-void for_parts(std::atomic<int64_t> & next_part, int64_t n_parts, int ith, int nth, const Work & work) {
-    for (int64_t part = ith; part < n_parts; part = nth + next_part.fetch_add(1, std::memory_order_relaxed)) {
-        work(part);
-    }
-}
-
-template <void (*stage)(ggml_tensor *, int, int, void *)>
-void run_stage(ggml_tensor * out, int ith, int nth, void * data) {
-    before_stage();
-    stage(out, ith, nth, data);
-    after_stage();
-}
-
-void order(ggml_tensor *, int ith, int nth, void * data) {
-    auto & o = *static_cast<Ordering *>(data);
-    const Products & products = *o.products;
-    const int64_t n = o.x->ne[0], n_columns = ggml_nrows(o.x);
-    const int64_t parts_of_column = (n + part_activations - 1) / part_activations;
-    alignas(64) std::array<char, part_activations * sizeof(float)> quantized;
-    for_parts(o.next_part, parts_of_column * n_columns, ith, nth, [&](int64_t part) {
-        const int64_t c = part / parts_of_column, first = part % parts_of_column * part_activations;
-        const int64_t n_here = std::min(part_activations, n - first);
-        const float * x = reinterpret_cast<const float *>(column_of(*o.x, c)) + first;
-        o.quantize(x, quantized.data(), n_here);
-        products.order(quantized.data(), n_here,
-                       o.ordered() + static_cast<size_t>(c) * o.ordered_bytes + products.ordered_bytes(first));
-    });
-}
-
-// Columns of activations and where their products go, some at a time.
-class Columns {
-  public:
-    Columns(const Product & product, const ggml_tensor & out) : product_(product), out_(out) {}
-
-    // The products of rows of weights, which are those from row `first` of the results on.
-    void multiply(const char * rows, int64_t first, int64_t n_rows) const {
-        const ggml_tensor & weights = *product_.weights;
-        product_.products->multiply(
-            {rows, weights.nb[1], n_rows, weights.ne[0], x_.data(), to(first).data(), static_cast<int64_t>(n_)});
-    }
-    void clear() { n_ = 0; }
-    bool is_full() const { return n_ == columns_at_once; }
-    void add(int64_t of_x, int64_t of_out) {
-        x_[n_] = product_.x->ordered(of_x);
-        out_columns_[n_++] = column_to(out_, of_out);
-    }
-
-  private:
-    std::array<float *, columns_at_once> to(int64_t first) const {
-        std::array<float *, columns_at_once> rows;
-        for (size_t c = 0; c < n_; ++c) {
-            rows[c] = out_columns_[c] + first;
-        }
-        return rows;
-    }
-
-    const Product & product_;
-    const ggml_tensor & out_;
-    std::array<const void *, columns_at_once> x_;
-    std::array<float *, columns_at_once> out_columns_;
-    size_t n_ = 0;
-};
-
-// Rows of a part, for so many rows in all.
-int64_t rows_of_part(const ggml_tensor & weights, int64_t n_rows, int64_t n_columns, int nth) {
-    constexpr int64_t unit = 16;  // results that share a cache line
-    const auto rows_in = [&](size_t n_bytes) { return static_cast<int64_t>(n_bytes / weights.nb[1]) + 1; };
-    const bool again = n_columns > static_cast<int64_t>(columns_at_once);
-    const int64_t most = again ? rows_in(most_part_bytes) : n_rows;
-    const int64_t rows = std::max(rows_in(least_part_bytes), std::min(most, n_rows / (nth * parts_per_thread)));
-    return (rows + unit - 1) / unit * unit;
-}
-
-void multiply(ggml_tensor * out, int ith, int nth, void * data) {
-    auto & product = *static_cast<Product *>(data);
-    const ggml_tensor & weights = *product.weights;
-    const int64_t n_rows = weights.ne[1], n_columns = ggml_nrows(out);
-    const int64_t rows = rows_of_part(weights, n_rows, n_columns, nth);
-    Columns columns(product, *out);
-    for_parts(product.next_part, (n_rows + rows - 1) / rows, ith, nth, [&](int64_t part) {
-        const int64_t first = part * rows;
-        for (int64_t c = 0; c < n_columns;) {
-            for (columns.clear(); c < n_columns && !columns.is_full(); ++c) {
-                columns.add(c, c);
-            }
-            columns.multiply(static_cast<const char *>(weights.data) + static_cast<size_t>(first) * weights.nb[1],
-                             first, std::min(rows, n_rows - first));
-        }
-    });
-}
-
-// The columns of a product with experts, those of an expert together.
-class Routes {
-  public:
-    Routes(const ggml_tensor & ids, int64_t n_experts) {
-        for (int64_t t = 0; t < ids.ne[1]; ++t) {
-            for (int64_t k = 0; k < ids.ne[0]; ++k) {
-                const auto * id = reinterpret_cast<const int32_t *>(static_cast<const char *>(ids.data) +
-                                                                    static_cast<size_t>(t) * ids.nb[1] +
-                                                                    static_cast<size_t>(k) * ids.nb[0]);
-                GGML_ASSERT(*id >= 0 && *id < n_experts);
-                routes_[n_] = {*id, static_cast<int32_t>(n_)};
-                ++n_;
-            }
-        }
-        std::sort(routes_.begin(), routes_.begin() + static_cast<std::ptrdiff_t>(n_),
-                  [](const Route & a, const Route & b) {
-                      return a.expert != b.expert ? a.expert < b.expert : a.column < b.column;
-                  });
-        for (size_t i = 0; i < n_; ++i) {
-            if (i == 0 || routes_[i].expert != routes_[i - 1].expert) {
-                first_[n_used_++] = i;
-            }
-        }
-        first_[n_used_] = n_;
-    }
-    // Experts that are used.
-    size_t n_used() const { return n_used_; }
-    size_t expert(size_t used) const { return static_cast<size_t>(routes_[first_[used]].expert); }
-    size_t begin(size_t used) const { return first_[used]; }
-    size_t end(size_t used) const { return first_[used + 1]; }
-    int64_t column(size_t i) const { return routes_[i].column; }
-
-  private:
-    struct Route {
-        int32_t expert;
-        int32_t column;  // of the results
-    };
-    std::array<Route, most_routes> routes_;
-    std::array<size_t, most_routes + 1> first_;  // of each expert that is used
-    size_t n_ = 0;
-    size_t n_used_ = 0;
-};
-
-void multiply_routed(ggml_tensor * out, int ith, int nth, void * data) {
-    auto & product = *static_cast<Product *>(data);
-    const ggml_tensor & weights = *product.weights;
-    const Routes routes(*product.ids, weights.ne[2]);
-    // Of a token, the experts multiply the same column, or each one its own.
-    const int64_t n_of_token = product.ids->ne[0];
-    const int64_t n_sharing = product.x->x->ne[1] == 1 ? n_of_token : 1;
-    const auto n_used = static_cast<int64_t>(routes.n_used());
-    const int64_t n_rows = weights.ne[1];
-    const int64_t rows = rows_of_part(weights, n_rows * n_used, ggml_nrows(out) / n_used, nth);
-    const int64_t parts_of_expert = (n_rows + rows - 1) / rows;
-    Columns columns(product, *out);
-    for_parts(product.next_part, parts_of_expert * n_used, ith, nth, [&](int64_t part) {
-        const auto used = static_cast<size_t>(part / parts_of_expert);
-        const int64_t first = part % parts_of_expert * rows;
-        const char * from = static_cast<const char *>(weights.data) + routes.expert(used) * weights.nb[2] +
-                            static_cast<size_t>(first) * weights.nb[1];
-        for (size_t i = routes.begin(used); i < routes.end(used);) {
-            for (columns.clear(); i < routes.end(used) && !columns.is_full(); ++i) {
-                columns.add(routes.column(i) / n_sharing, routes.column(i));
-            }
-            columns.multiply(from, first, std::min(rows, n_rows - first));
-        }
-    });
-}
-
-bool are_weights_in_ram(const ggml_tensor & tensor) {
-    ggml_backend_buffer_t buffer = tensor.view_src != nullptr ? tensor.view_src->buffer : tensor.buffer;
-    return buffer != nullptr && ggml_backend_buffer_is_host(buffer) &&
-           ggml_backend_buffer_get_usage(buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
-}
 
 // The products that such a node can be computed with; null: llama.cpp's.
 const Products * products_for(const ProductSet & set, const ggml_tensor & node) {
@@ -299,23 +59,27 @@ class ProductGraphs::Graph {
         uid_ = 0;  // until it is complete
         orderings_.clear();
         products_.clear();
+        feed_forwards_.clear();
         tensors_.clear();
         nodes_.clear();
+        replacements_.clear();
+        tally_ = {};
         for (Scratch & one : scratch_) {
             one.last_use = -1;
         }
+        find_replacements(set, graph);
+        auto replacement = replacements_.begin();
         for (int i = 0; i < graph.n_nodes; ++i) {
-            if (const Products * products = products_for(set, *graph.nodes[i])) {
-                note(*graph.nodes[i], *products, i);
-            }
-        }
-        auto product = products_.begin();
-        for (int i = 0; i < graph.n_nodes; ++i) {
-            if (product != products_.end() && product->node == i) {
-                replace(*graph.nodes[i], *product++);
-            } else {
+            if (replacement == replacements_.end() || i < replacement->first) {
                 nodes_.push_back(graph.nodes[i]);
+                continue;
             }
+            if (replacement->product != nullptr) {
+                replace(*graph.nodes[i], *replacement->product, i);
+            } else {
+                replace(*replacement->feed_forward, i, replacement->last);
+            }
+            i = replacement++->last;
         }
         uid_ = graph.uid;
     }
@@ -323,15 +87,12 @@ class ProductGraphs::Graph {
     bool is_of(const ggml_cgraph & graph) const { return graph.uid != 0 && graph.uid == uid_; }
 
     ggml_cgraph * of(ggml_cgraph * graph) {
-        if (products_.empty()) {
+        if (replacements_.empty()) {
             return graph;
         }
-        for (Ordering & one : orderings_) {
-            one.next_part.store(0, std::memory_order_relaxed);
-        }
-        for (Product & one : products_) {
-            one.next_part.store(0, std::memory_order_relaxed);
-        }
+        std::for_each(orderings_.begin(), orderings_.end(), [](Ordering & one) { start(one); });
+        std::for_each(products_.begin(), products_.end(), [](Product & one) { start(one); });
+        std::for_each(feed_forwards_.begin(), feed_forwards_.end(), [](FeedForward & one) { start(one); });
         // With the counts of uses, by which the backend fuses operations.
         view_ = *graph;
         view_.nodes = nodes_.data();
@@ -342,41 +103,107 @@ class ProductGraphs::Graph {
         return &view_;
     }
 
+    const Tally & tally() const { return tally_; }
+
   private:
-    // Notes a product, and that its activations are needed until then.
+    // Nodes whose place something of ours takes, in their order: one product or a feed-forward.
+    struct Replacement {
+        int first, last;
+        Product * product;
+        FeedForward * feed_forward;
+    };
+
+    void find_replacements(const ProductSet & set, const ggml_cgraph & graph) {
+        const auto products_of = [&](int i) { return products_for(set, *graph.nodes[i]); };
+        for (int i = 0; i < graph.n_nodes; ++i) {
+            const ggml_tensor & node = *graph.nodes[i];
+            const Products * products = products_of(i);
+            if (products == nullptr) {
+                tally_.n_left += node.op == GGML_OP_MUL_MAT_ID ? 1 : 0;
+                continue;
+            }
+            const std::optional<FeedForwardNodes> around = ggml_nrows(&node) <= most_routes_of_feed_forward
+                                                               ? feed_forward_around(graph, i, products_of)
+                                                               : std::nullopt;
+            if (around) {
+                while (!replacements_.empty() && replacements_.back().first >= around->first) {
+                    count(*replacements_.back().product, -1);  // one of its first products
+                    replacements_.pop_back();
+                }
+                note(*around, set);
+                i = around->last;
+            } else {
+                note(node, *products, i);
+            }
+        }
+    }
+
     void note(const ggml_tensor & node, const Products & products, int i) {
-        const ggml_tensor * x = node.src[1];
-        const auto same = [&](const Ordering & one) { return one.x == x && one.products->order == products.order; };
+        Product & product = products_.emplace_back();
+        product.products = &products;
+        product.weights = node.src[0];
+        product.ids = node.op == GGML_OP_MUL_MAT_ID ? node.src[2] : nullptr;
+        product.x = &ordering_of(node.src[1], products, i);
+        replacements_.push_back({i, i, &product, nullptr});
+        count(product, 1);
+    }
+
+    void count(const Product & product, int n) { (product.ids != nullptr ? tally_.n_routed : tally_.n_products) += n; }
+
+    void note(const FeedForwardNodes & around, const ProductSet & set) {
+        FeedForward & feed_forward = feed_forwards_.emplace_back();
+        feed_forward.nodes = around;
+        feed_forward.x = &ordering_of(around.gate.node->src[1], *around.gate.products, around.first);
+        feed_forward.activated = ordered(*around.activated, *around.down.products);
+        feed_forward.activate = set.activate;
+        prepare(feed_forward);
+        replacements_.push_back({around.first, around.last, nullptr, &feed_forward});
+        ++tally_.n_feed_forwards;
+    }
+
+    Ordered ordered(const ggml_tensor & x, const Products & products) const {
+        return {&products, quantize_(products.activations), products.ordered_bytes(x.ne[0])};
+    }
+
+    // The activations in order, which are needed until then.
+    Ordering & ordering_of(const ggml_tensor * x, const Products & products, int i) {
+        const auto same = [&](const Ordering & one) {
+            return one.x == x && one.ordered.products->order == products.order;
+        };
         auto known = std::find_if(orderings_.rbegin(), orderings_.rend(), same);
         if (known == orderings_.rend()) {
             Ordering & ordering = orderings_.emplace_back();
             ordering.x = x;
-            ordering.products = &products;
-            ordering.quantize = quantize_(products.activations);
-            ordering.ordered_bytes = products.ordered_bytes(x->ne[0]);
+            ordering.ordered = ordered(*x, products);
+            ordering.last_use = i;
             known = orderings_.rbegin();
         }
-        known->last_use = i;
-        Product & product = products_.emplace_back();
-        product.node = i;
-        product.products = &products;
-        product.weights = node.src[0];
-        product.ids = node.op == GGML_OP_MUL_MAT_ID ? node.src[2] : nullptr;
-        product.x = &*known;
+        known->last_use = std::max(known->last_use, i);
+        return *known;
+    }
+
+    void order(Ordering & x, const ggml_tensor & node, int i) {
+        if (x.ordered.scratch == nullptr) {
+            take_scratch(x.ordered, ggml_nrows(x.x), i, x.last_use);
+            nodes_.push_back(custom(node, order_stage, &x));
+        }
     }
 
     // Puts a product's stages in place of its node.
-    void replace(const ggml_tensor & node, Product & product) {
-        Ordering & x = *product.x;
-        if (x.scratch == nullptr) {
-            x.scratch = take_scratch(x.ordered_bytes * static_cast<size_t>(ggml_nrows(x.x)), product.node, x.last_use);
-            nodes_.push_back(custom(node, run_stage<order>, &x));
-        }
-        nodes_.push_back(
-            custom(node, product.ids != nullptr ? run_stage<multiply_routed> : run_stage<multiply>, &product));
+    void replace(const ggml_tensor & node, Product & product, int i) {
+        order(*product.x, node, i);
+        nodes_.push_back(custom(node, multiply_stage, &product));
     }
 
-    Scratch * take_scratch(size_t n_bytes, int first_use, int last_use) {
+    void replace(FeedForward & f, int first, int last) {
+        order(*f.x, *f.nodes.activated, first);
+        take_scratch(f.activated, ggml_nrows(f.nodes.activated), first, last);
+        nodes_.push_back(custom(*f.nodes.activated, activate_stage, &f));
+        nodes_.push_back(custom(*f.nodes.out, project_down_stage, &f));
+    }
+
+    void take_scratch(Ordered & ordered, int64_t n_columns, int first_use, int last_use) {
+        const size_t n_bytes = ordered.column_bytes * static_cast<size_t>(n_columns);
         auto one = std::find_if(scratch_.begin(), scratch_.end(),
                                 [&](const Scratch & scratch) { return scratch.last_use < first_use; });
         if (one == scratch_.end()) {
@@ -387,7 +214,7 @@ class ProductGraphs::Graph {
             one->n_bytes = n_bytes;
         }
         one->last_use = last_use;
-        return &*one;
+        ordered.scratch = &*one;
     }
 
     // A node with the same result that calls the function with the data.
@@ -405,9 +232,12 @@ class ProductGraphs::Graph {
     // Lists whose elements stay where they are.
     std::deque<Ordering> orderings_;
     std::deque<Product> products_;
+    std::deque<FeedForward> feed_forwards_;
     std::deque<ggml_tensor> tensors_;
     std::deque<Scratch> & scratch_;  // of all graphs: one is computed at a time
+    std::vector<Replacement> replacements_;
     std::vector<ggml_tensor *> nodes_;
+    Tally tally_;
     ggml_cgraph view_ = {};
 };
 
@@ -431,10 +261,24 @@ ggml_cgraph * ProductGraphs::replace(ggml_cgraph * graph) {
     }
     if (!known->is_of(*graph)) {
         known->build(set_, *graph);
+        log(known->tally());
     }
     ggml_cgraph * replaced = known->of(graph);
     after_stage();
     return replaced;
+}
+
+// Once for all graphs that are alike: tokens make new ones all the time.
+void ProductGraphs::log(const Tally & tally) {
+    constexpr size_t most = 16;
+    if (logged_.size() == most || std::find(logged_.begin(), logged_.end(), tally) != logged_.end()) {
+        return;
+    }
+    logged_.push_back(tally);
+    add_to_log(LogLevel::debug, std::string("products of weights in RAM by ") + set_.name + ": " +
+                                    std::to_string(tally.n_feed_forwards) + " whole feed-forwards, " +
+                                    std::to_string(tally.n_products) + " others; of experts apart " +
+                                    std::to_string(tally.n_routed) + ", by llama.cpp " + std::to_string(tally.n_left));
 }
 
 }  // namespace overspill

@@ -1,7 +1,9 @@
 // Graphs of llama.cpp in which our products take the place of the CPU backend's.
 //
-// The CPU backend computes them, with its threads, like any other: a product of weights in RAM is a custom operation of
-// two stages there. The first puts the activations in order, once for all products of them; the second multiplies.
+// The CPU backend computes them, with its threads, like any other, as custom operations. One puts activations in order,
+// for all products of them. Then there is one for a product, or two for a whole feed-forward: the first has its gate,
+// its activation and what the last product's weights need of them; the second has that product and the sum over
+// experts.
 #pragma once
 
 #include "product/products.h"
@@ -13,6 +15,7 @@
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
+#include <vector>
 
 namespace overspill {
 
@@ -37,12 +40,26 @@ class ProductGraphs {
   private:
     class Graph;
     struct Scratches;
+    // What takes the place of nodes of a graph.
+    struct Tally {
+        int n_feed_forwards, n_products;
+        // Products of experts whose feed-forward has another form, and those that are left to llama.cpp.
+        int n_routed, n_left;
+
+        bool operator==(const Tally & other) const {
+            return n_feed_forwards == other.n_feed_forwards && n_products == other.n_products &&
+                   n_routed == other.n_routed && n_left == other.n_left;
+        }
+    };
+
+    void log(const Tally & tally);
 
     const ProductSet & set_;
     const Quantize quantize_;
     const std::unique_ptr<Scratches> scratch_;
     // llama.cpp keeps the graph of a piece at the same address, with another number for every new one.
     std::unordered_map<const ggml_cgraph *, std::unique_ptr<Graph>> graphs_;
+    std::vector<Tally> logged_;
 };
 
 }  // namespace overspill

@@ -636,7 +636,9 @@ constexpr Products products[] = {
 
 }  // namespace
 
+void activate(const ActivationRow & row);  // in activation_passes.cpp
+
 extern const ProductSet set;
-const ProductSet set = {OVERSPILL_PRODUCTS_NAME, products, sizeof(products) / sizeof(products[0])};
+const ProductSet set = {OVERSPILL_PRODUCTS_NAME, products, sizeof(products) / sizeof(products[0]), activate};
 
 }  // namespace overspill::OVERSPILL_PRODUCTS

@@ -41,10 +41,30 @@ struct Products {
     void (*multiply)(const ProductShape & shape);
 };
 
+// What a feed-forward makes of a gate x and of y, what it is multiplied with.
+enum class Activation {
+    silu,          // x / (1 + e^-x) * y
+    gelu,          // x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) * y, as llama.cpp's table of halves has it
+    relu,          // max(x, 0) * y
+    relu_squared,  // max(x, 0)^2 * y
+    oai,           // x / (1 + e^(-alpha x)) * (y + 1), with x at most the limit and y within it
+    clamped_silu,  // silu, with x at most the limit and y within it
+};
+
+struct ActivationRow {
+    Activation activation;
+    float alpha, limit;
+    const float * x;
+    const float * y;  // null: 1
+    int64_t n;
+    float * out;  // apart from x and y
+};
+
 struct ProductSet {
     const char * name;  // of the instruction set
     const Products * products;
     size_t n_products;
+    void (*activate)(const ActivationRow & row);
 
     // Null if there is none for the type.
     const Products * find(ggml_type weights) const;

@@ -1,6 +1,9 @@
 // The core without Python, for the sanitizers. Usage: overspill_core_tests MODEL.gguf FOLDER
 // MODEL is any small model that generates text; damaged copies of it are written to FOLDER.
 
+#include "checks.h"
+#include "product_tests.h"
+
 #include "base/error.h"
 #include "base/log.h"
 #include "base/utf8_buffer.h"
@@ -12,7 +15,6 @@
 #include "gguf/gguf_file.h"
 #include "model/model.h"
 #include "model/vocabulary.h"
-#include "product/products.h"
 #include "sample/kernels.h"
 #include "sample/sampler.h"
 #include "text/stop_strings.h"
@@ -45,27 +47,6 @@ extern "C" const char * __tsan_default_options() {
 #endif
 
 namespace {
-
-int n_checks = 0;
-int n_failures = 0;
-
-void check(bool holds, const std::string & what) {
-    ++n_checks;
-    if (!holds) {
-        ++n_failures;
-        std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-    }
-}
-
-template <typename Expected, typename Work>
-void check_throws(Work && work, const std::string & text, const std::string & what) {
-    try {
-        work();
-        check(false, what + ": nothing was thrown");
-    } catch (const Expected & error) {
-        check(std::string(error.what()).find(text) != std::string::npos, what + ": " + error.what());
-    }
-}
 
 std::string decoded(const std::string & bytes, size_t piece) {
     Utf8Buffer buffer;
@@ -141,141 +122,6 @@ std::vector<float> random_row(std::mt19937 & random, size_t n, bool ties) {
     }
     row[random() % n] = -std::numeric_limits<float>::infinity();
     return row;
-}
-
-enum class Values { ordinary, far_apart, no_weights, no_activations, any_bits };
-
-// Quantized activations as numbers: their blocks are public in GGUF's specification, Q8_1's and Q8_K's in
-// ggml-common.h.
-std::vector<double> activation_values(ggml_type type, const std::vector<char> & bytes, int64_t n) {
-    const bool is_large = type == GGML_TYPE_Q8_K;
-    const int64_t block = is_large ? 256 : 32;
-    const auto block_bytes = static_cast<int64_t>(ggml_type_size(type));
-    const int64_t first = is_large ? 4 : type == GGML_TYPE_Q8_1 ? 4 : 2;  // of the whole numbers
-    std::vector<double> values;
-    for (int64_t i = 0; i < n; ++i) {
-        const char * at = bytes.data() + i / block * block_bytes;
-        float scale;
-        ggml_fp16_t half;
-        std::memcpy(&scale, at, sizeof(scale));
-        std::memcpy(&half, at, sizeof(half));
-        values.push_back(static_cast<double>(is_large ? scale : ggml_fp16_to_fp32(half)) *
-                         static_cast<signed char>(at[first + i % block]));
-    }
-    return values;
-}
-
-// Seven rows and some columns, against sums in double precision, or the product of llama.cpp's own.
-constexpr size_t n_rows = 7;
-
-// On the heap to the byte, so that a read beyond the end is noticed.
-std::vector<char> weights_of(ggml_type type, int64_t n, Values kind) {
-    std::mt19937 random(static_cast<uint32_t>(n));
-    std::vector<char> weights(n_rows * ggml_row_size(type, n));
-    if (kind == Values::any_bits) {
-        std::generate(weights.begin(), weights.end(), [&] { return static_cast<char>(random()); });
-        return weights;
-    }
-    const float scale = kind == Values::no_weights ? 0.0F : kind == Values::far_apart ? 1e-3F : 1.0F;
-    std::normal_distribution<float> normal;
-    std::vector<float> exact(n_rows * static_cast<size_t>(n));
-    std::generate(exact.begin(), exact.end(), [&] { return scale * normal(random); });
-    ggml_quantize_chunk(type, exact.data(), weights.data(), 0, n_rows, n, nullptr);
-    return weights;
-}
-
-void test_product(const ProductSet & set, const Products & products, const std::vector<char> & weights, int64_t n,
-                  size_t n_columns, Values kind) {
-    std::mt19937 random(static_cast<uint32_t>(n + static_cast<int64_t>(n_columns)));
-    std::normal_distribution<float> normal;
-    const auto numbers = [&](size_t n_numbers, float scale) {
-        std::vector<float> some(n_numbers);
-        std::generate(some.begin(), some.end(), [&] { return scale * normal(random); });
-        return some;
-    };
-    const auto width = static_cast<size_t>(n);
-    const float activation_scale = kind == Values::no_activations ? 0.0F : kind == Values::far_apart ? 1e4F : 1.0F;
-    const size_t row_bytes = ggml_row_size(products.weights, n);
-    const size_t ordered_bytes = products.ordered_bytes(n);
-    check(ordered_bytes % activation_alignment == 0, "activations in order are a multiple of the alignment");
-    std::vector<std::vector<char>> quantized;
-    std::vector<char> memory(n_columns * ordered_bytes + activation_alignment);
-    void * start = memory.data();
-    size_t room = memory.size();
-    auto * ordered = static_cast<char *>(std::align(activation_alignment, n_columns * ordered_bytes, start, room));
-    std::vector<const void *> x;
-    std::vector<float> results(n_columns * n_rows);
-    std::vector<float *> out;
-    for (size_t c = 0; c < n_columns; ++c) {
-        std::vector<char> & one = quantized.emplace_back(ggml_row_size(products.activations, n));
-        cpu_type_traits(products.activations).from_float(numbers(width, activation_scale).data(), one.data(), n);
-        products.order(one.data(), n, ordered + c * ordered_bytes);
-        x.push_back(ordered + c * ordered_bytes);
-        out.push_back(results.data() + c * n_rows);
-    }
-    products.multiply({weights.data(), row_bytes, n_rows, n, x.data(), out.data(), static_cast<int64_t>(n_columns)});
-    size_t n_wrong = 0;
-    for (size_t c = 0; c < n_columns; ++c) {
-        const std::vector<double> activations = activation_values(products.activations, quantized[c], n);
-        for (size_t r = 0; r < n_rows; ++r) {
-            std::vector<float> row(width);
-            ggml_get_type_traits(products.weights)->to_float(weights.data() + r * row_bytes, row.data(), n);
-            double sum = 0;
-            double size = 0;
-            for (size_t i = 0; i < width; ++i) {
-                const double product = static_cast<double>(row[i]) * activations[i];
-                sum += product;
-                size += std::abs(product);
-            }
-            float llama_cpps = 0;
-            cpu_type_traits(products.weights)
-                .vec_dot(static_cast<int>(n), &llama_cpps, 0, weights.data() + r * row_bytes, 0, quantized[c].data(), 0,
-                         1);
-            const float ours = results[c * n_rows + r];
-            const bool both_nan = std::isnan(ours) && std::isnan(llama_cpps);
-            const bool is_near = std::abs(static_cast<double>(ours) - sum) <= 1e-6 * size ||
-                                 std::abs(static_cast<double>(ours) - static_cast<double>(llama_cpps)) <= 1e-6 * size;
-            // Sums of what overflows depend on the order, as does llama.cpp's.
-            n_wrong += !(is_near || both_nan || ours == llama_cpps || !(size < 1e37));
-        }
-    }
-    check(n_wrong == 0, std::string(set.name) + ": products of " + ggml_type_name(products.weights) + ", " +
-                            std::to_string(n) + " weights, " + std::to_string(n_columns) + " columns, values " +
-                            std::to_string(static_cast<int>(kind)));
-}
-
-void test_products() {
-    ggml_free(ggml_init({1024, nullptr, true}));  // fills tables that conversions of halves look up
-    cpu_device();
-    const std::vector<const ProductSet *> sets = available_product_sets();
-    if (sets.empty()) {
-        return;
-    }
-    for (const ProductSet * set : sets) {
-        check(set->n_products == sets[0]->n_products, "all sets have the same types");
-        check(set->find(GGML_TYPE_F32) == nullptr, "no products of other types");
-    }
-    for (size_t i = 0; i < sets[0]->n_products; ++i) {
-        const ggml_type type = sets[0]->products[i].weights;
-        for (const int64_t n_blocks : {1, 2, 3, 4, 5, 9}) {
-            const int64_t n = n_blocks * sets[0]->products[i].block;
-            for (const Values kind :
-                 {Values::ordinary, Values::far_apart, Values::no_weights, Values::no_activations, Values::any_bits}) {
-                // Any bits are weights in MXFP4; elsewhere also infinite scales, whose sums have no order.
-                if (kind == Values::any_bits && type != GGML_TYPE_MXFP4) {
-                    continue;
-                }
-                const std::vector<char> weights = weights_of(type, n, kind);
-                for (const ProductSet * set : sets) {
-                    const Products * products = set->find(type);
-                    check(products != nullptr && products->weights == type, "products are found by their type");
-                    for (const size_t n_columns : {1, 2, 4, 7}) {
-                        test_product(*set, *products, weights, n, n_columns, kind);
-                    }
-                }
-            }
-        }
-    }
 }
 
 // Every pass, for sizes around blocks and registers, with the bits that the scalar build gives.
@@ -779,6 +625,8 @@ int main(int argc, char ** argv) {
     test_stop_strings();
     test_kernels();
     test_products();
+    test_activations();
+    test_feed_forwards();
     test_sampler();
     test_model(argv[1]);
     test_threads(argv[1]);

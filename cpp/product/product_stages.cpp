@@ -1,0 +1,445 @@
+#include "product/product_stages.h"
+
+#include <algorithm>
+#include <array>
+
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#endif
+
+namespace overspill {
+
+namespace {
+
+// So many columns are multiplied with the rows of a part before the next: they stay in the cache.
+constexpr size_t columns_at_once = 16;
+// The parts of a product that a thread takes at a time have so many bytes of weights or more.
+constexpr size_t least_part_bytes = 16384;
+constexpr int64_t parts_per_thread = 8;
+// Of weights that are multiplied with one column after the other.
+constexpr size_t most_part_bytes = 65536;
+// Activations that a thread puts in order at a time, a multiple of every type's groups: at least what is done in the
+// time of a barrier.
+constexpr int64_t part_activations = 2048;
+// Activations of a feed-forward that are put in order as soon as they are there: a multiple of every type's groups.
+constexpr int64_t group_activations = 256;
+// Results that share a cache line.
+constexpr int64_t least_rows = 16;
+
+int64_t parts_in(int64_t n, int64_t n_of_part) {
+    return (n + n_of_part - 1) / n_of_part;
+}
+
+// A column of activations or results, by its number.
+const char * column_of(const ggml_tensor & x, int64_t c) {
+    const int64_t i1 = c % x.ne[1], i2 = c / x.ne[1] % x.ne[2], i3 = c / (x.ne[1] * x.ne[2]);
+    return static_cast<const char *>(x.data) + static_cast<size_t>(i1) * x.nb[1] + static_cast<size_t>(i2) * x.nb[2] +
+           static_cast<size_t>(i3) * x.nb[3];
+}
+
+float * column_to(const ggml_tensor & out, int64_t c) {
+    return const_cast<float *>(reinterpret_cast<const float *>(column_of(out, c)));
+}
+
+// Parts are given out in turn; the first ones by the threads' own numbers.
+template <typename Work>
+void for_parts(std::atomic<int64_t> & next_part, int64_t n_parts, int ith, int nth, const Work & work) {
+    for (int64_t part = ith; part < n_parts; part = nth + next_part.fetch_add(1, std::memory_order_relaxed)) {
+        work(part);
+    }
+}
+
+// Rows of a part, for so many rows in all.
+int64_t rows_of_part(size_t row_bytes, int64_t n_rows, int64_t n_columns, int nth) {
+    const auto rows_in = [&](size_t n_bytes) { return static_cast<int64_t>(n_bytes / row_bytes) + 1; };
+    const bool again = n_columns > static_cast<int64_t>(columns_at_once);
+    const int64_t most = again ? rows_in(most_part_bytes) : n_rows;
+    const int64_t rows = std::max(rows_in(least_part_bytes), std::min(most, n_rows / (nth * parts_per_thread)));
+    return parts_in(rows, least_rows) * least_rows;
+}
+
+// The columns of a product, those of an expert together.
+class Routes {
+  public:
+    // Of a network that has all columns.
+    explicit Routes(int64_t n_columns) : n_used_(1), n_(static_cast<size_t>(n_columns)) {
+        for (size_t i = 0; i < n_; ++i) {
+            routes_[i] = {0, static_cast<int32_t>(i)};
+        }
+        first_[0] = 0;
+        first_[1] = n_;
+    }
+    // expert_of(i) is the expert of column i.
+    template <typename ExpertOf>
+    Routes(int64_t n_columns, int64_t n_experts, const ExpertOf & expert_of) : n_(static_cast<size_t>(n_columns)) {
+        for (size_t i = 0; i < n_; ++i) {
+            const int32_t expert = expert_of(static_cast<int64_t>(i));
+            GGML_ASSERT(expert >= 0 && expert < n_experts);
+            routes_[i] = {expert, static_cast<int32_t>(i)};
+        }
+        std::sort(routes_.begin(), routes_.begin() + static_cast<std::ptrdiff_t>(n_),
+                  [](const Route & a, const Route & b) {
+                      return a.expert != b.expert ? a.expert < b.expert : a.column < b.column;
+                  });
+        for (size_t i = 0; i < n_; ++i) {
+            if (i == 0 || routes_[i].expert != routes_[i - 1].expert) {
+                first_[n_used_++] = i;
+            }
+        }
+        first_[n_used_] = n_;
+    }
+    // Experts that are used.
+    int64_t n_used() const { return static_cast<int64_t>(n_used_); }
+    size_t expert(size_t used) const { return static_cast<size_t>(routes_[first_[used]].expert); }
+    size_t begin(size_t used) const { return first_[used]; }
+    size_t end(size_t used) const { return first_[used + 1]; }
+    int64_t column(size_t i) const { return routes_[i].column; }
+
+  private:
+    struct Route {
+        int32_t expert;
+        int32_t column;  // of the results
+    };
+    std::array<Route, most_routes> routes_;
+    std::array<size_t, most_routes + 1> first_;  // of each expert that is used
+    size_t n_used_ = 0;
+    size_t n_ = 0;
+};
+
+int32_t expert_in(const ggml_tensor & ids, int64_t column) {
+    const int64_t k = column % ids.ne[0], t = column / ids.ne[0];
+    return *reinterpret_cast<const int32_t *>(static_cast<const char *>(ids.data) + static_cast<size_t>(t) * ids.nb[1] +
+                                              static_cast<size_t>(k) * ids.nb[0]);
+}
+
+Routes routes_in(const ggml_tensor & ids, int64_t n_experts) {
+    return {ids.ne[0] * ids.ne[1], n_experts, [&](int64_t column) { return expert_in(ids, column); }};
+}
+
+// Of a token, the experts multiply the same column, or each one its own.
+int64_t n_sharing(const ggml_tensor & x, const ggml_tensor & ids) {
+    return x.ne[1] == 1 ? ids.ne[0] : 1;
+}
+
+// Columns of activations and where their products go, some at a time.
+class Columns {
+  public:
+    void clear() { n_ = 0; }
+    bool is_full() const { return n_ == columns_at_once; }
+    size_t n() const { return n_; }
+    void add(const void * activations, float * out) {
+        activations_[n_] = activations;
+        out_[n_++] = out;
+    }
+    // With rows of weights, which are those from row `first` of the results on.
+    void multiply(const Products & products, const ggml_tensor & weights, const char * rows, int64_t first,
+                  int64_t n_rows) const {
+        std::array<float *, columns_at_once> to;
+        for (size_t c = 0; c < n_; ++c) {
+            to[c] = out_[c] + first;
+        }
+        products.multiply(
+            {rows, weights.nb[1], n_rows, weights.ne[0], activations_.data(), to.data(), static_cast<int64_t>(n_)});
+    }
+
+  private:
+    std::array<const void *, columns_at_once> activations_;
+    std::array<float *, columns_at_once> out_;
+    size_t n_ = 0;
+};
+
+const char * row_of(const ggml_tensor & weights, size_t expert, int64_t row) {
+    return static_cast<const char *>(weights.data) + expert * weights.nb[2] + static_cast<size_t>(row) * weights.nb[1];
+}
+
+void multiply_all(const Product & product, std::atomic<int64_t> & next_part, const ggml_tensor & out, int ith,
+                  int nth) {
+    const ggml_tensor & weights = *product.weights;
+    const int64_t n_rows = weights.ne[1], n_columns = ggml_nrows(&out);
+    const int64_t rows = rows_of_part(weights.nb[1], n_rows, n_columns, nth);
+    Columns columns;
+    for_parts(next_part, parts_in(n_rows, rows), ith, nth, [&](int64_t part) {
+        const int64_t first = part * rows;
+        for (int64_t c = 0; c < n_columns;) {
+            for (columns.clear(); c < n_columns && !columns.is_full(); ++c) {
+                columns.add(product.x->ordered.column(c), column_to(out, c));
+            }
+            columns.multiply(*product.products, weights, row_of(weights, 0, first), first,
+                             std::min(rows, n_rows - first));
+        }
+    });
+}
+
+void multiply_routed(const Product & product, std::atomic<int64_t> & next_part, const ggml_tensor & out, int ith,
+                     int nth) {
+    const ggml_tensor & weights = *product.weights;
+    const Routes routes = routes_in(*product.ids, weights.ne[2]);
+    const int64_t shared = n_sharing(*product.x->x, *product.ids);
+    const int64_t n_used = routes.n_used(), n_rows = weights.ne[1];
+    const int64_t rows = rows_of_part(weights.nb[1], n_rows * n_used, ggml_nrows(&out) / n_used, nth);
+    const int64_t parts_of_expert = parts_in(n_rows, rows);
+    Columns columns;
+    for_parts(next_part, parts_of_expert * n_used, ith, nth, [&](int64_t part) {
+        const auto used = static_cast<size_t>(part / parts_of_expert);
+        const int64_t first = part % parts_of_expert * rows;
+        const char * from = row_of(weights, routes.expert(used), first);
+        for (size_t i = routes.begin(used); i < routes.end(used);) {
+            for (columns.clear(); i < routes.end(used) && !columns.is_full(); ++i) {
+                const int64_t column = routes.column(i);
+                columns.add(product.x->ordered.column(column / shared), column_to(out, column));
+            }
+            columns.multiply(*product.products, weights, from, first, std::min(rows, n_rows - first));
+        }
+    });
+}
+
+const float * bias_of(const Projection & projection, size_t expert, int64_t row) {
+    const ggml_tensor & bias = *projection.bias;
+    return reinterpret_cast<const float *>(static_cast<const char *>(bias.data) + expert * bias.nb[1]) +
+           projection.first_row + row;
+}
+
+// A projection's rows from `first` on, with some columns: each column's results one after the other.
+class Rows {
+  public:
+    void multiply(const Projection & projection, size_t expert, int64_t first, int64_t n_rows,
+                  const std::array<const void *, columns_at_once> & x, size_t n_columns) {
+        std::array<float *, columns_at_once> to;
+        for (size_t c = 0; c < n_columns; ++c) {
+            to[c] = column(c);
+        }
+        const ggml_tensor & weights = *projection.node->src[0];
+        projection.products->multiply({row_of(weights, expert, projection.first_row + first), weights.nb[1], n_rows,
+                                       weights.ne[0], x.data(), to.data(), static_cast<int64_t>(n_columns)});
+        if (projection.bias != nullptr) {
+            const float * bias = bias_of(projection, expert, first);
+            for (size_t c = 0; c < n_columns; ++c) {
+                std::transform(to[c], to[c] + n_rows, bias, to[c], [](float y, float b) { return y + b; });
+            }
+        }
+    }
+    float * column(size_t c) { return values_.data() + c * static_cast<size_t>(group_activations); }
+
+  private:
+    alignas(64) std::array<float, columns_at_once * static_cast<size_t>(group_activations)> values_;
+};
+
+// Rows of a part of the first projections: a group is a whole number of parts.
+int64_t rows_of_group_part(size_t row_bytes, int64_t n_rows, int64_t n_columns, int nth) {
+    const int64_t wanted = rows_of_part(row_bytes, n_rows, n_columns, nth);
+    int64_t rows = least_rows;
+    while (rows < wanted && rows < group_activations) {
+        rows *= 2;
+    }
+    return rows;
+}
+
+Routes routes_of(const FeedForward & f, int64_t n_columns) {
+    if (f.nodes.ids == nullptr) {
+        return Routes(n_columns);
+    }
+    return routes_in(*f.nodes.ids, f.nodes.down.node->src[0]->ne[2]);
+}
+
+void copy_routing(FeedForward & f) {
+    const auto n_of_token = f.nodes.ids->ne[0];
+    for (size_t i = 0; i < f.experts.size(); ++i) {
+        const auto column = static_cast<int64_t>(i);
+        f.experts[i] = expert_in(*f.nodes.ids, column);
+        if (f.nodes.routing_weights != nullptr) {
+            const ggml_tensor & w = *f.nodes.routing_weights;
+            const auto k = static_cast<size_t>(column % n_of_token), t = static_cast<size_t>(column / n_of_token);
+            f.routing_weights[i] =
+                *reinterpret_cast<const float *>(static_cast<const char *>(w.data) + k * w.nb[1] + t * w.nb[2]);
+        }
+    }
+}
+
+void activate(FeedForward & f, int ith, int nth) {
+    const FeedForwardNodes & nodes = f.nodes;
+    const ggml_tensor & activated = *nodes.activated;
+    const int64_t n_rows = activated.ne[0], n_columns = ggml_nrows(&activated);
+    const Routes routes = routes_of(f, n_columns);
+    const int64_t shared = nodes.ids != nullptr ? n_sharing(*f.x->x, *nodes.ids) : 1;
+    const int64_t n_used = routes.n_used();
+    const bool is_gated = nodes.up.node != nullptr;
+    const size_t row_bytes = nodes.gate.node->src[0]->nb[1] + (is_gated ? nodes.up.node->src[0]->nb[1] : 0);
+    const int64_t rows = rows_of_group_part(row_bytes, n_rows * n_used, n_columns / n_used, nth);
+    const int64_t parts_of_expert = parts_in(n_rows, rows), groups_of_expert = parts_in(n_rows, group_activations);
+    Rows gates, ups;
+    for_parts(f.next_part, parts_of_expert * n_used, ith, nth, [&](int64_t part) {
+        const auto used = static_cast<size_t>(part / parts_of_expert);
+        const size_t expert = routes.expert(used);
+        const int64_t first = part % parts_of_expert * rows, n_here = std::min(rows, n_rows - first);
+        for (size_t i = routes.begin(used); i < routes.end(used); i += columns_at_once) {
+            const size_t n = std::min(columns_at_once, routes.end(used) - i);
+            std::array<const void *, columns_at_once> x;
+            for (size_t c = 0; c < n; ++c) {
+                x[c] = f.x->ordered.column(routes.column(i + c) / shared);
+            }
+            gates.multiply(nodes.gate, expert, first, n_here, x, n);
+            if (is_gated) {
+                ups.multiply(nodes.up, expert, first, n_here, x, n);
+            }
+            for (size_t c = 0; c < n; ++c) {
+                f.activate({nodes.activation, nodes.alpha, nodes.limit, gates.column(c),
+                            is_gated ? ups.column(c) : nullptr, n_here,
+                            column_to(activated, routes.column(i + c)) + first});
+            }
+        }
+        const int64_t group = first / group_activations, first_of_group = group * group_activations;
+        const int64_t n_of_group = std::min(group_activations, n_rows - first_of_group);
+        std::atomic<int64_t> & done =
+            f.parts_done[used * static_cast<size_t>(groups_of_expert) + static_cast<size_t>(group)];
+        if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == parts_in(n_of_group, rows)) {
+            for (size_t i = routes.begin(used); i < routes.end(used); ++i) {
+                const int64_t column = routes.column(i);
+                f.activated.write(column_to(activated, column) + first_of_group, n_of_group, column, first_of_group);
+            }
+        }
+    });
+}
+
+// Results of a part, of all columns before they are summed.
+constexpr int64_t most_unsummed = 8192;
+
+void project_down(FeedForward & f, const ggml_tensor & out, int ith, int nth) {
+    const FeedForwardNodes & nodes = f.nodes;
+    const ggml_tensor & weights = *nodes.down.node->src[0];
+    const int64_t n_rows = weights.ne[1], n_columns = ggml_nrows(nodes.activated);
+    const Routes routes =
+        nodes.ids == nullptr
+            ? Routes(n_columns)
+            : Routes(n_columns, weights.ne[2], [&](int64_t column) { return f.experts[static_cast<size_t>(column)]; });
+    const auto n_used = static_cast<size_t>(routes.n_used());
+    const int64_t most_rows = most_unsummed / n_columns / least_rows * least_rows;
+    const int64_t rows = std::min(most_rows, rows_of_part(weights.nb[1] * n_used, n_rows, 1, nth));
+    const int64_t n_of_token = nodes.ids != nullptr ? nodes.ids->ne[0] : 1;
+    const int64_t n_summed = std::max<int64_t>(nodes.n_summed, 1);
+    std::array<float, static_cast<size_t>(most_unsummed)> products;
+    const auto products_of = [&](int64_t column) { return products.data() + column * rows; };
+    Columns columns;
+    for_parts(f.next_part_down, parts_in(n_rows, rows), ith, nth, [&](int64_t part) {
+        const int64_t first = part * rows, n_here = std::min(rows, n_rows - first);
+        for (size_t used = 0; used < n_used; ++used) {
+            for (size_t i = routes.begin(used); i < routes.end(used);) {
+                for (columns.clear(); i < routes.end(used) && !columns.is_full(); ++i) {
+                    const int64_t column = routes.column(i);
+                    columns.add(f.activated.column(column), products_of(column));
+                }
+                columns.multiply(*nodes.down.products, weights, row_of(weights, routes.expert(used), first), 0, n_here);
+            }
+        }
+        for (int64_t column = 0; column < n_columns; ++column) {
+            const int64_t k = column % n_of_token;
+            if (nodes.n_summed > 0 && k >= n_summed) {
+                continue;
+            }
+            float * y = products_of(column);
+            const auto i = static_cast<size_t>(column);
+            if (nodes.down.bias != nullptr) {
+                const float * bias =
+                    bias_of(nodes.down, nodes.ids != nullptr ? static_cast<size_t>(f.experts[i]) : 0, first);
+                std::transform(y, y + n_here, bias, y, [](float a, float b) { return a + b; });
+            }
+            if (nodes.routing_weights != nullptr) {
+                const float w = f.routing_weights[i];
+                std::transform(y, y + n_here, y, [w](float a) { return a * w; });
+            }
+            float * to = column_to(out, nodes.n_summed > 0 ? column / n_of_token : column) + first;
+            if (nodes.n_summed > 0 && k > 0) {
+                std::transform(to, to + n_here, y, to, [](float a, float b) { return a + b; });
+            } else {
+                std::copy(y, y + n_here, to);
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void Ordered::write(const float * x, int64_t n, int64_t c, int64_t first) const {
+    alignas(64) std::array<char, part_activations * sizeof(float)> quantized;
+    quantize(x, quantized.data(), n);
+    products->order(quantized.data(), n, column(c) + products->ordered_bytes(first));
+}
+
+void start(Ordering & ordering) {
+    ordering.next_part.store(0, std::memory_order_relaxed);
+}
+
+void start(Product & product) {
+    product.next_part.store(0, std::memory_order_relaxed);
+}
+
+void prepare(FeedForward & f) {
+    const FeedForwardNodes & nodes = f.nodes;
+    const int64_t n_columns = ggml_nrows(nodes.activated);
+    const int64_t most_used = nodes.ids != nullptr ? std::min(n_columns, nodes.down.node->src[0]->ne[2]) : 1;
+    f.n_groups = static_cast<size_t>(most_used * parts_in(nodes.activated->ne[0], group_activations));
+    f.parts_done = std::make_unique<std::atomic<int64_t>[]>(f.n_groups);
+    if (nodes.ids != nullptr) {
+        f.experts.resize(static_cast<size_t>(n_columns));
+        f.routing_weights.resize(static_cast<size_t>(n_columns));
+    }
+}
+
+void start(FeedForward & f) {
+    f.next_part.store(0, std::memory_order_relaxed);
+    f.next_part_down.store(0, std::memory_order_relaxed);
+    for (size_t i = 0; i < f.n_groups; ++i) {
+        f.parts_done[i].store(0, std::memory_order_relaxed);
+    }
+}
+
+void order_stage(ggml_tensor *, int ith, int nth, void * data) {
+    before_stage();
+    auto & ordering = *static_cast<Ordering *>(data);
+    const ggml_tensor & x = *ordering.x;
+    const int64_t parts_of_column = parts_in(x.ne[0], part_activations);
+    for_parts(ordering.next_part, parts_of_column * ggml_nrows(&x), ith, nth, [&](int64_t part) {
+        const int64_t c = part / parts_of_column, first = part % parts_of_column * part_activations;
+        ordering.ordered.write(column_to(x, c) + first, std::min(part_activations, x.ne[0] - first), c, first);
+    });
+    after_stage();
+}
+
+void multiply_stage(ggml_tensor * out, int ith, int nth, void * data) {
+    before_stage();
+    auto & product = *static_cast<Product *>(data);
+    (product.ids != nullptr ? multiply_routed : multiply_all)(product, product.next_part, *out, ith, nth);
+    after_stage();
+}
+
+void activate_stage(ggml_tensor *, int ith, int nth, void * data) {
+    before_stage();
+    auto & f = *static_cast<FeedForward *>(data);
+    if (ith == 0 && f.nodes.ids != nullptr) {
+        copy_routing(f);
+    }
+    activate(f, ith, nth);
+    after_stage();
+}
+
+void project_down_stage(ggml_tensor * out, int ith, int nth, void * data) {
+    before_stage();
+    project_down(*static_cast<FeedForward *>(data), *out, ith, nth);
+    after_stage();
+}
+
+#ifdef __SANITIZE_THREAD__
+namespace {
+char barrier;
+}
+void before_stage() {
+    __tsan_acquire(&barrier);
+}
+void after_stage() {
+    __tsan_release(&barrier);
+}
+#else
+void before_stage() {}
+void after_stage() {}
+#endif
+
+}  // namespace overspill
