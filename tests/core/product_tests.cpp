@@ -273,6 +273,7 @@ class FeedForwardGraph {
 
     // With llama.cpp's products, or with those of the set.
     std::vector<float> compute(ProductGraphs * products) {
+        ggml_backend_buffer_clear(out_->buffer, 0xFF);  // not a number: nothing is there from the last time
         set_inputs();
         ggml_backend_graph_compute(backend_, products != nullptr ? products->replace(graph_) : graph_);
         ProductGraphs::computed();
@@ -508,6 +509,10 @@ std::string logged() {
 }  // namespace
 
 void test_feed_forwards() {
+    std::vector<const ProductSet *> sets = available_product_sets();
+    if (sets.size() > 1) {
+        sets = {sets.front(), sets.back()};  // the products of all are looked at by themselves
+    }
     const Backend backend(ggml_backend_dev_init(cpu_device(), nullptr));
     ggml_backend_cpu_set_n_threads(backend.get(), 2);
     const std::vector<Types> types = {{GGML_TYPE_MXFP4, GGML_TYPE_MXFP4, 544},
@@ -518,7 +523,7 @@ void test_feed_forwards() {
             for (const int64_t n_tokens : {1, 3, 200}) {
                 FeedForwardGraph graph(form, type, n_tokens, backend.get());
                 const std::vector<float> theirs = graph.compute(nullptr);
-                for (const ProductSet * set : available_product_sets()) {
+                for (const ProductSet * set : sets) {
                     const std::string what = std::string(set->name) + ": " + form.name + ", " +
                                              ggml_type_name(type.first) + ", " + std::to_string(n_tokens) + " tokens";
                     const int64_t n_columns = (form.has_experts ? 2 : 1) * n_tokens;
