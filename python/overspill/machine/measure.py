@@ -245,10 +245,9 @@ def _answer(
                     n_threads=n_threads,
                     working_set_bytes=_working_set_bytes(measured),
                     gpus=_local_gpus(devices),
-                    host_buffers=not no_host,
-                    our_products=kernels == "auto",
                     budget_s=0.08,
                 )
+                meter.use_products(kernels, True if no_host else None)
             assert meter is not None
             try:
                 start_s, interruptions = time.process_time(), _interruptions()

@@ -44,7 +44,6 @@ def device_bandwidth(device: str) -> float:
         n_threads=min(logical_cpus(), 512),
         working_set_bytes=_WORKING_SET_BYTES,
         gpus=[],
-        host_buffers=True,
         budget_s=0.3,
     )
     if device == CPU:
