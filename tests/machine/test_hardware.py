@@ -119,7 +119,9 @@ def test_device_names() -> None:
 def test_json_round_trip() -> None:
     """Strict JSON, so an endless link is null."""
     hardware = Hardware.given(vram=["24GiB", "8GiB"], ram="64GiB", gpu_bandwidth=[936e9, 400e9])
-    hardware = replace(hardware, devices=(replace(hardware.gpus[0], rates={"q8_0": 5e11}), *hardware.devices[1:]))
+    gpu, *others, cpu = hardware.devices
+    cpu = replace(cpu, rates={"q8_0": 3e10}, plain_reads={"q8_0": 4e10})
+    hardware = replace(hardware, devices=(replace(gpu, rates={"q8_0": 5e11}), *others, cpu))
     text = json.dumps(hardware.to_dict(), allow_nan=False)
     assert Hardware.from_dict(json.loads(text)) == hardware
     assert json.loads(text)["devices"][-1]["link_bytes_per_s"] is None
@@ -159,7 +161,7 @@ def test_extreme_figures(device: int, value: float) -> None:
     assert len(figures) > 7
     for figure in figures:
         changed = copy.deepcopy(whole)
-        changed["devices"][device][figure] = {"q8_0": value} if figure in ("rates", "flops") else value
+        changed["devices"][device][figure] = {"q8_0": value} if changed["devices"][device][figure] == {} else value
         refused = ""
         try:
             hardware = Hardware.from_dict(changed)
@@ -211,6 +213,9 @@ def test_shapes(info: ModelInfo) -> None:
     assert shapes["f32"] == ("f32", WIDTH, EXPERTS, 0, 0)
     assert shapes["q8_0"][:2] == ("q8_0", WIDTH)
     assert set(shapes) == {"mxfp4:experts", "f32", "q8_0"}
+    experts = {name for name, *_ in info.tensors if "_exps" in name}
+    assert weight_shapes(info, experts) == {"mxfp4:experts": shapes["mxfp4:experts"]}
+    assert weight_shapes(info, ()) == {}
 
 
 def test_measuring_and_keeping(info: ModelInfo, cache_file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -236,15 +241,17 @@ def test_measuring_and_keeping(info: ModelInfo, cache_file: Path, caplog: pytest
         caplog.clear()
         return len(found)
 
-    n_figures = 3 * 2 + 2 + 2  # of three types of weights and the KV cache; F16 weights and operations
+    n_figures = 3 * 3 + 2 + 2  # of three types of weights and the KV cache; F16 weights and operations
     assert n_measured() == len(texts) == n_figures
     assert first.cpu.flops.keys() == first.cpu.rates.keys()
     assert all(flops > 0 for flops in first.cpu.flops.values())
+    assert first.cpu.plain_reads.keys() == {"mxfp4:experts", "q8_0", "f32"}
+    assert all(1e6 < rate < 2e12 for rate in first.cpu.plain_reads.values())
     written = cache_file.read_bytes()
     again = Hardware.here(info, n_threads=1, progress=progress)
     assert n_measured() == 0
     assert len(texts) == n_figures
-    assert (again.cpu.rates, again.cpu.op_s) == (first.cpu.rates, first.cpu.op_s)
+    assert again.cpu == replace(first.cpu, memory_bytes=again.cpu.memory_bytes)
     assert cache_file.read_bytes() == written
     assert Hardware.here(info, n_threads=1, measure=False).source == "measured"
     assert Hardware.here(info, n_threads=1, kv_type="q8_0").cpu.rates.keys() == {*first.cpu.rates, "q8_0:kv"} - {
