@@ -44,6 +44,13 @@ void bind_devices(py::module_ & m) {
         const ProductSet * set = product_set();
         return std::string(set == nullptr ? "llama.cpp" : set->name);
     });
+    m.def("cpu_kernel_types", [] {
+        std::vector<std::string> names;
+        for (const ggml_type type : types_of_our_products()) {
+            names.emplace_back(ggml_type_name(type));
+        }
+        return names;
+    });
     m.def(
         "add_rpc_server", [](const std::string & endpoint) { without_gil([&] { add_rpc_server(endpoint); }); },
         "endpoint"_a);

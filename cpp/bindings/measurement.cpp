@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,7 +20,8 @@ namespace overspill {
 void bind_measurement(py::module_ & m) {
     py::class_<WeightRate>(m, "WeightRate", py::is_final())
         .def_readonly("bytes_per_s", &WeightRate::bytes_per_s)
-        .def_readonly("buffer_type", &WeightRate::buffer_type);
+        .def_readonly("buffer_type", &WeightRate::buffer_type)
+        .def_readonly("kernels", &WeightRate::kernels);
     py::class_<LinkRates>(m, "LinkRates", py::is_final())
         .def_readonly("to_device_bytes_per_s", &LinkRates::to_device_bytes_per_s)
         .def_readonly("from_device_bytes_per_s", &LinkRates::from_device_bytes_per_s);
@@ -34,21 +36,25 @@ void bind_measurement(py::module_ & m) {
     py::class_<DeviceMeter, std::shared_ptr<DeviceMeter>>(m, "DeviceMeter", py::is_final(),
                                                           py::release_gil_before_calling_cpp_dtor())
         .def(py::init([](const std::string & device, int32_t n_threads, uint64_t working_set_bytes,
-                         std::vector<std::string> gpus, bool host_buffers, bool our_products, double budget_s) {
-                 MeterOptions options{n_threads,    working_set_bytes, std::move(gpus),
-                                      host_buffers, our_products,      budget_s};
+                         std::vector<std::string> gpus, double budget_s) {
+                 MeterOptions options{n_threads, working_set_bytes, std::move(gpus), budget_s};
                  return without_gil(
                      [&] { return left_alone_by_forks(std::make_unique<DeviceMeter>(device, std::move(options))); });
              }),
-             "device"_a, py::kw_only(), "n_threads"_a, "working_set_bytes"_a, "gpus"_a, "host_buffers"_a,
-             "our_products"_a = true, "budget_s"_a)
+             "device"_a, py::kw_only(), "n_threads"_a, "working_set_bytes"_a, "gpus"_a, "budget_s"_a)
+        .def(
+            "use_products",
+            [](DeviceMeter & meter, const std::string & kernels, std::optional<bool> repack) {
+                without_gil([&] { meter.use_products(kernels, repack); });
+            },
+            "kernels"_a, "repack"_a)
         .def(
             "weight_rate",
             [](DeviceMeter & meter, const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,
-               int64_t n_used) {
-                return without_gil([&] { return meter.weight_rate(type, n_in, n_out, n_experts, n_used); });
+               int64_t n_used, int64_t n_tokens) {
+                return without_gil([&] { return meter.weight_rate(type, n_in, n_out, n_experts, n_used, n_tokens); });
             },
-            "type"_a, "n_in"_a, "n_out"_a, "n_experts"_a, "n_used"_a)
+            "type"_a, "n_in"_a, "n_out"_a, "n_experts"_a, "n_used"_a, "n_tokens"_a = 1)
         .def(
             "attention_bytes_per_s",
             [](DeviceMeter & meter, const std::string & type, int64_t n_heads, int64_t n_heads_kv, int64_t head_width,

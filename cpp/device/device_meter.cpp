@@ -31,7 +31,8 @@ double seconds() {
 // The first quartile of the runs that the budget allows, after one that makes plans, wakes threads and fills caches:
 // what else runs on the machine makes some of them longer, and none shorter.
 template <typename Run>
-double typical_s(double budget_s, Run && run, size_t fewest = 3) {
+double typical_s(double budget_s, Run && run) {
+    const size_t fewest = budget_s > 0 ? 3 : 1;
     run();
     std::vector<double> times;
     const double start = seconds();
@@ -45,6 +46,20 @@ double typical_s(double budget_s, Run && run, size_t fewest = 3) {
     const auto quartile = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 4);
     std::nth_element(times.begin(), quartile, times.end());
     return *quartile;
+}
+
+const ProductSet * product_set_named(const std::string & name) {
+    if (name == "auto" || name == "llama.cpp") {
+        return name == "auto" ? product_set() : nullptr;
+    }
+    std::string names = "auto, llama.cpp";
+    for (const ProductSet * set : available_product_sets()) {
+        if (name == set->name) {
+            return set;
+        }
+        names += std::string(", ") + set->name;
+    }
+    throw std::invalid_argument("kernels must be one of " + names + " on this machine, not " + name);
 }
 
 // A graph whose tensors have no memory yet.
@@ -154,9 +169,7 @@ DeviceMeter::DeviceMeter(const std::string & device, MeterOptions options)
     const ggml_backend_dev_t devices[] = {device_, nullptr};
     servers_ = std::make_unique<const RpcServers>(devices);
     hook_devices();
-    if (const ProductSet * set = options_.our_products ? product_set() : nullptr) {
-        products_ = std::make_unique<ProductGraphs>(*set, cpu_quantize);
-    }
+    set_products(product_set());
     cpu_.reset(ggml_backend_dev_init(cpu_device(), nullptr));
     if (device_ != cpu_device()) {
         other_ = held<ggml_backend_ptr>(ggml_backend_dev_init(device_, nullptr));
@@ -182,6 +195,19 @@ auto DeviceMeter::measure(const char * activity, Work && work) {
     const std::lock_guard lock(mutex_);
     const Activity now(activity);
     return threads_->use(std::forward<Work>(work));
+}
+
+void DeviceMeter::set_products(const ProductSet * set) {
+    product_set_ = set;
+    products_ = set != nullptr ? std::make_unique<ProductGraphs>(*set, cpu_quantize) : nullptr;
+}
+
+void DeviceMeter::use_products(const std::string & kernels, std::optional<bool> repack) {
+    origin_.check("the meter of a device");
+    const ProductSet * set = product_set_named(kernels);
+    const std::lock_guard lock(mutex_);
+    set_products(set);
+    repack_ = repack;
 }
 
 Error DeviceMeter::no_memory() const {
@@ -253,8 +279,7 @@ DeviceMeter::HeldBuffer DeviceMeter::allocate(ggml_context * context) {
 }
 
 // Seconds for a graph of so many operations; `build` makes the one of the given number, below n_distinct.
-double DeviceMeter::graph_s(size_t n_operations, size_t n_distinct, double budget_s, size_t n_runs,
-                            const Build & build) {
+double DeviceMeter::graph_s(size_t n_operations, size_t n_distinct, double budget_s, const Build & build) {
     const Graph pass(n_operations);
     ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(device_);
     HeldBuffer output;
@@ -271,7 +296,7 @@ double DeviceMeter::graph_s(size_t n_operations, size_t n_distinct, double budge
         ggml_backend_tensor_alloc(output.get(), result, ggml_backend_buffer_get_base(output.get()));
         ggml_build_forward_expand(pass.graph, result);
     }
-    return typical_s(budget_s, [&] { compute(pass.graph); }, n_runs);
+    return typical_s(budget_s, [&] { compute(pass.graph); });
 }
 
 // Seconds for one of many operations, computed in one graph that has at first n_operations.
@@ -279,13 +304,12 @@ double DeviceMeter::average_s(size_t n_operations, size_t n_distinct, const Buil
     // So long that starting the graph and waiting for it do not count.
     constexpr double long_enough_s = 0.005;
     constexpr size_t most_operations = 4096;
-    constexpr size_t n_runs = 3;
     n_operations = std::min(n_operations, most_operations);
-    double time_s = graph_s(n_operations, n_distinct, options_.budget_s, n_runs, build);
+    double time_s = graph_s(n_operations, n_distinct, options_.budget_s, build);
     if (time_s < long_enough_s && n_operations < most_operations) {
         const double wanted = static_cast<double>(n_operations) * long_enough_s / std::max(time_s, 1e-9);
         n_operations = std::max(n_operations + 1, static_cast<size_t>(std::min<double>(wanted, most_operations)));
-        time_s = graph_s(n_operations, n_distinct, options_.budget_s, n_runs, build);
+        time_s = graph_s(n_operations, n_distinct, options_.budget_s, build);
     }
     return time_s / static_cast<double>(n_operations);
 }
@@ -295,7 +319,7 @@ double DeviceMeter::average_s(size_t n_operations, size_t n_distinct, const Buil
 double DeviceMeter::batch_rate(int64_t n, int64_t unit, const MeasureBatch & measure) {
     constexpr double most_s = 0.03;
     const Timing once = [this](size_t n_distinct, const Build & build) {
-        return graph_s(1, n_distinct, /*budget_s =*/0, /*n_runs =*/1, build);
+        return graph_s(1, n_distinct, /*budget_s =*/0, build);
     };
     int64_t part = std::min(n, unit);
     double time_s = measure(part, once).seconds;
@@ -314,8 +338,8 @@ double DeviceMeter::batch_rate(int64_t n, int64_t unit, const MeasureBatch & mea
 // A part of the weights, in the buffer that llama.cpp would have them in.
 DeviceMeter::Weights DeviceMeter::lay_out(WeightUse use) {
     Weights weights{use};
-    weights.buffer_type = weight_buffer_type(use, device_, gpus_, options_.host_buffers,
-                                             !options_.host_buffers || wants_extra_buffers(products_ != nullptr));
+    weights.buffer_type = weight_buffer_type(use, device_, gpus_, /*host_buffers =*/!repack_.value_or(false),
+                                             repack_.value_or(wants_extra_buffers(product_set_ != nullptr)));
     if (weights.buffer_type == nullptr) {
         throw Error(name_ + " has no operation for weights of the type " + ggml_type_name(use.type));
     }
@@ -340,36 +364,49 @@ DeviceMeter::Weights DeviceMeter::lay_out(WeightUse use) {
     return weights;
 }
 
+// Whether the product of the number 0 is computed as ours.
+bool DeviceMeter::is_product_ours(const Build & build) {
+    if (!products_ || other_) {
+        return false;
+    }
+    const Graph one(1);
+    ggml_build_forward_expand(one.graph, build(one.context.get(), 0));
+    return products_->replace(one.graph) != one.graph;
+}
+
 WeightRate DeviceMeter::weight_rate(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts,
-                                    int64_t n_used) {
+                                    int64_t n_used, int64_t n_tokens) {
     const WeightUse wanted = checked_use(type, n_in, n_out, n_experts, n_used);
+    check_range("n_tokens", n_tokens, int64_t{1}, most_tokens);
     return measure("measuring how fast a device reads weights", [&] {
         const Weights weights = lay_out(wanted);
         const WeightUse & use = weights.use;
         // Each expert once; those of one token are apart.
         const auto n_groups = static_cast<size_t>(n_experts == 0 ? 1 : std::min<int64_t>(use.n_experts / n_used, 256));
         const ggml_context_ptr inputs_context(ggml_init({ggml_tensor_overhead() * (n_groups + 1), nullptr, true}));
-        ggml_tensor * input = use.input(inputs_context.get(), 1);
+        ggml_tensor * input = use.input(inputs_context.get(), n_tokens);
         std::vector<ggml_tensor *> experts(n_groups);
         for (ggml_tensor *& group : experts) {
-            group = use.experts(inputs_context.get(), 1);
+            group = use.experts(inputs_context.get(), n_tokens);
         }
         const HeldBuffer inputs = allocate(inputs_context.get());
         set(input, 0.1F);
         for (size_t group = 0; n_experts > 0 && group < n_groups; ++group) {
-            std::vector<int32_t> numbers(static_cast<size_t>(n_used));
+            std::vector<int32_t> numbers(static_cast<size_t>(n_used * n_tokens));
             for (size_t i = 0; i < numbers.size(); ++i) {
-                numbers[i] = static_cast<int32_t>(i * n_groups + group);
+                numbers[i] = static_cast<int32_t>(i % static_cast<size_t>(n_used) * n_groups + group);
             }
             ggml_backend_tensor_set(experts[group], numbers.data(), 0, ggml_nbytes(experts[group]));
         }
         const size_t n_distinct = weights.copies.size() * n_groups;
-        const double operation_s = average_s(n_distinct, n_distinct, [&](ggml_context * context, size_t i) {
+        const Build build = [&](ggml_context * context, size_t i) {
             return WeightUse::product(context, weights.copies[i / n_groups], input, experts[i % n_groups]);
-        });
+        };
+        const double operation_s = average_s(n_distinct, n_distinct, build);
         const size_t n_bytes =
             ggml_row_size(use.type, n_in) * static_cast<size_t>(use.n_out * std::max<int64_t>(1, n_used));
-        return WeightRate{static_cast<double>(n_bytes) / operation_s, ggml_backend_buft_name(weights.buffer_type)};
+        return WeightRate{static_cast<double>(n_bytes) / operation_s, ggml_backend_buft_name(weights.buffer_type),
+                          is_product_ours(build) ? product_set_->name : "llama.cpp"};
     });
 }
 
@@ -656,7 +693,7 @@ LinkRates DeviceMeter::link_rates(uint64_t n_bytes, bool pinned) {
         constexpr size_t small_block = 1 << 16;
         constexpr double shortest_s = 0.01;
         n = std::min(n, small_block);
-        const double small_s = typical_s(0, to_device, 1);
+        const double small_s = typical_s(0, to_device);
         const double most =
             static_cast<double>(n) * std::max(shortest_s, options_.budget_s / 3) / std::max(small_s, 1e-9);
         n = most < static_cast<double>(n_bytes) ? std::max(n, static_cast<size_t>(most)) : size_t{n_bytes};

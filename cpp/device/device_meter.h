@@ -17,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,15 +27,13 @@ struct MeterOptions {
     int32_t n_threads = 1;                   // of the CPU
     uint64_t working_set_bytes = 128 << 20;  // of weights that are cycled through, so that no cache holds them
     std::vector<std::string> gpus = {};  // that hold parts of the model, too: they decide the buffers of the CPU's part
-    // False: llama.cpp's no_host, and its repacked layouts also where ours are the products.
-    bool host_buffers = true;
-    bool our_products = true;  // false: the CPU's are llama.cpp's
-    double budget_s = 0.08;    // for each measurement, after a first run
+    double budget_s = 0.08;  // for each measurement, after a first run; 0: one run more, else at least three
 };
 
 struct WeightRate {
     double bytes_per_s;
     std::string buffer_type;  // in which the weights were, llama.cpp's choice
+    std::string kernels;      // that multiplied: "llama.cpp", or the instruction set of our products
 };
 
 struct LinkRates {
@@ -50,10 +49,17 @@ class DeviceMeter {
     // `device` by llama.cpp's name. Throws std::invalid_argument, or Error if the device cannot be used.
     DeviceMeter(const std::string & device, MeterOptions options);
 
-    // Reading cold weights for one token: bytes of weights over the time of the operation, its fixed cost included.
-    // Large matrices are measured by a part of their rows, and of their experts.
+    // What the CPU multiplies with from now on; at first as "auto" and nullopt have it.
+    // `kernels`: "auto" for the best of ours, "llama.cpp", or an instruction set of ours. `repack`: whether weights are
+    // in llama.cpp's repacked layouts, where it has one; nullopt: where a model's are by default. With true,
+    // llama.cpp's no_host. Throws std::invalid_argument.
+    void use_products(const std::string & kernels, std::optional<bool> repack);
+
+    // Reading cold weights for `n_tokens` at once, which use the same experts: bytes of weights over the time of the
+    // operation, its fixed cost included. Large matrices are measured by a part of their rows, and of their experts.
     // Throws Error if there is no memory, or the device cannot do it.
-    WeightRate weight_rate(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts, int64_t n_used);
+    WeightRate weight_rate(const std::string & type, int64_t n_in, int64_t n_out, int64_t n_experts, int64_t n_used,
+                           int64_t n_tokens = 1);
 
     // Attention of one token to a KV cache of `n_kv` tokens, flash attention as llama.cpp has it: bytes of the cache
     // over the time. Throws Error if the device has none for this type.
@@ -128,8 +134,10 @@ class DeviceMeter {
     void compute(ggml_cgraph * graph);
     Error no_memory() const;
     void check_server() const { servers_->check(name_ + " was measured"); }
-    double graph_s(size_t n_operations, size_t n_distinct, double budget_s, size_t n_runs, const Build & build);
+    double graph_s(size_t n_operations, size_t n_distinct, double budget_s, const Build & build);
     double average_s(size_t n_operations, size_t n_distinct, const Build & build);
+    void set_products(const ProductSet * set);
+    bool is_product_ours(const Build & build);
     double batch_rate(int64_t n, int64_t unit, const MeasureBatch & measure);
     Weights lay_out(WeightUse use);
     static Attention checked_attention(const std::string & type, int64_t n_heads, int64_t n_heads_kv,
@@ -144,7 +152,9 @@ class DeviceMeter {
     std::vector<ggml_backend_dev_t> gpus_;
     std::unique_ptr<const RpcServers> servers_;
     std::unique_ptr<const ThreadPool> threads_;
+    const ProductSet * product_set_ = nullptr;  // null: llama.cpp's
     std::unique_ptr<ProductGraphs> products_;
+    std::optional<bool> repack_;
     ggml_backend_ptr cpu_;
     Held<ggml_backend_ptr> other_;  // null if the device is the CPU
     ggml_backend_t backend_;        // the device's

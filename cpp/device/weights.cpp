@@ -1,6 +1,7 @@
 #include "device/weights.h"
 
 #include "device/devices.h"
+#include "product/products.h"
 
 #include <ggml-cpp.h>
 
@@ -96,6 +97,21 @@ ggml_tensor * WeightUse::product(ggml_context * context, ggml_tensor * weights, 
 bool wants_extra_buffers(bool has_our_products) {
     const std::vector<std::string> features = cpu_features();
     return !has_our_products || std::find(features.begin(), features.end(), "AMX_INT8") != features.end();
+}
+
+std::vector<ggml_type> types_of_our_products() {
+    std::vector<ggml_type> types;
+    const ProductSet * set = product_set();
+    for (size_t i = 0; set != nullptr && i < set->n_products; ++i) {
+        const WeightUse use{set->products[i].weights, 256, 64};
+        ggml_backend_buffer_type_t buffer_type =
+            weight_buffer_type(use, cpu_device(), {}, /*host_buffers =*/true, wants_extra_buffers(true));
+        // Of layouts for AMX, llama.cpp's are the products.
+        if (buffer_type != nullptr && ggml_backend_buft_is_host(buffer_type)) {
+            types.push_back(use.type);
+        }
+    }
+    return types;
 }
 
 ggml_backend_buffer_type_t weight_buffer_type(const WeightUse & use, ggml_backend_dev_t device,

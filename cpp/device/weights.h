@@ -36,6 +36,10 @@ struct WeightUse {
 // products, or with AMX, which is faster than both.
 bool wants_extra_buffers(bool has_our_products);
 
+// The types of weights that a model on the CPU alone multiplies with our products, with the settings that it has by
+// default.
+std::vector<ggml_type> types_of_our_products();
+
 // The buffer in which llama.cpp's loader puts these weights of a device: the first that it looks at which supports
 // the operation; null if none does. For the CPU it depends on the GPUs beside it: their pinned host memory comes
 // before repacked layouts, unless `host_buffers` is off (llama.cpp's no_host). Without `extra_buffers` it has no such

@@ -479,6 +479,9 @@ class WeightRate(_Native):
     def bytes_per_s(self) -> float: ...
     @property
     def buffer_type(self) -> str: ...
+    @property
+    def kernels(self) -> str:
+        """What multiplied: ``"llama.cpp"``, or the instruction set of our products."""
 
 @final
 class LinkRates(_Native):
@@ -518,10 +521,15 @@ class DeviceMeter(_Native):
         n_threads: int,
         working_set_bytes: int,
         gpus: Sequence[str],
-        host_buffers: bool,
-        our_products: bool = True,
         budget_s: float,
-    ) -> None: ...
+    ) -> None:
+        """``budget_s`` is for each measurement, after a first run; with 0 there is one run more."""
+    def use_products(self, kernels: str, repack: bool | None) -> None:
+        """Choose what the CPU multiplies with from now on, instead of what a model does by default.
+
+        ``kernels`` is ``"auto"``, ``"llama.cpp"`` or an instruction set of ours. ``repack`` says whether weights are in
+        llama.cpp's repacked layouts, where it has one; None: where they are by default.
+        """
     def weight_rate(
         self,
         type: str,  # noqa: A002
@@ -529,7 +537,9 @@ class DeviceMeter(_Native):
         n_out: int,
         n_experts: int,
         n_used: int,
-    ) -> WeightRate: ...
+        n_tokens: int = 1,
+    ) -> WeightRate:
+        """Return how fast weights are read for ``n_tokens`` at once, which use the same experts."""
     def attention_bytes_per_s(
         self,
         type: str,  # noqa: A002
@@ -618,6 +628,9 @@ def read_gguf(path: str | bytes) -> GgufFile: ...
 def file_type_name(file_type: int) -> str: ...
 def cpu_features() -> list[str]: ...
 def cpu_kernels() -> str: ...
+def cpu_kernel_types() -> list[str]:
+    """Return the types of weights that a model on the CPU alone multiplies with products of ours by default."""
+
 def repacks(kernels: str) -> bool: ...
 def devices() -> list[DeviceDescription]: ...
 def add_rpc_server(endpoint: str) -> None: ...

@@ -540,6 +540,17 @@ void test_measurement() {
             check(meter.weight_rate(type, 512, n_out, 5, 2).bytes_per_s > 0, "a rate of experts");
         }
     }
+    for (const ProductSet * set : available_product_sets()) {
+        meter.use_products(set->name, false);
+        for (const int64_t n_tokens : {1, 3, 130}) {
+            check(meter.weight_rate("mxfp4", 512, 96, 0, 0, n_tokens).kernels == set->name, "products of a set");
+            check(meter.weight_rate("mxfp4", 512, 96, 5, 2, n_tokens).kernels == set->name, "and with experts");
+        }
+    }
+    meter.use_products("llama.cpp", true);
+    check(meter.weight_rate("mxfp4", 512, 96, 0, 0, 3).kernels == "llama.cpp", "products of llama.cpp");
+    check_throws<std::invalid_argument>([&] { meter.use_products("mmx", {}); }, "llama.cpp", "products of no set");
+    meter.use_products("auto", {});
     check(meter.attention_bytes_per_s("f16", 8, 2, 64, 256) > 0, "a rate of a KV cache");
     check(meter.operation_s(2880) >= 0, "the cost of an operation");
     check(meter.visit_s(2880) == 0, "the CPU is where one is anyway");

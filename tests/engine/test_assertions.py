@@ -198,7 +198,7 @@ def free_bytes():
 
 
 def attempt(measure, device, n):
-    meter = _core.DeviceMeter(device, n_threads=1, working_set_bytes=1 << 20, gpus=[], host_buffers=True, budget_s=0.0)
+    meter = _core.DeviceMeter(device, n_threads=1, working_set_bytes=1 << 20, gpus=[], budget_s=0.0)
     before = places.calls_made(0)
     places.fail_after(0, ctypes.c_int64(n))
     try:

@@ -146,7 +146,7 @@ STEPS = {"Model.stream", "Model.generate", "Model.generate_many", "Model.eval", 
 
 
 def new_meter():
-    return _core.DeviceMeter("CPU", n_threads=1, working_set_bytes=1 << 20, gpus=[], host_buffers=True, budget_s=0.0)
+    return _core.DeviceMeter("CPU", n_threads=1, working_set_bytes=1 << 20, gpus=[], budget_s=0.0)
 
 
 async def a_reply():

@@ -232,7 +232,7 @@ def test_threads_that_load_leave_little_behind(tiny_gpt_oss_path: Path) -> None:
 NO_THREADS = """
 import resource
 meter = overspill._core.DeviceMeter(
-    "CPU", n_threads=4, working_set_bytes=1 << 20, gpus=[], host_buffers=True, budget_s=0.0
+    "CPU", n_threads=4, working_set_bytes=1 << 20, gpus=[], budget_s=0.0
 )
 limit = 1024 * reading("VmSize") + (4 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))

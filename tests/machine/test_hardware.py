@@ -13,12 +13,14 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import overspill
 from model_files import EXPERT_WIDTH, EXPERTS, EXPERTS_USED, HEAD_WIDTH, HEADS, HEADS_KV, WIDTH
 from overspill import Model, ModelInfo, _core
+from overspill.base.values import Kernels, Switch
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.machine.measure import weight_shapes
 from programs import python_environment
@@ -27,6 +29,8 @@ from programs import python_environment
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
 GIB = 2**30
+# docs/design.md names them.
+OURS = {"mxfp4", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs", "q8_0", "q4_K", "q5_K", "q6_K"}
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +50,7 @@ def info(tiny_gpt_oss_path: Path) -> ModelInfo:
 
 def meter(device: str = "CPU", *, working_set_bytes: int = 16 << 20) -> _core.DeviceMeter:
     """Return one that is quick rather than right."""
-    return _core.DeviceMeter(
-        device, n_threads=1, working_set_bytes=working_set_bytes, gpus=[], host_buffers=True, budget_s=0
-    )
+    return _core.DeviceMeter(device, n_threads=1, working_set_bytes=working_set_bytes, gpus=[], budget_s=1e-6)
 
 
 # --- given hardware ----------------------------------------------------------------------------
@@ -117,7 +119,9 @@ def test_device_names() -> None:
 def test_json_round_trip() -> None:
     """Strict JSON, so an endless link is null."""
     hardware = Hardware.given(vram=["24GiB", "8GiB"], ram="64GiB", gpu_bandwidth=[936e9, 400e9])
-    hardware = replace(hardware, devices=(replace(hardware.gpus[0], rates={"q8_0": 5e11}), *hardware.devices[1:]))
+    gpu, *others, cpu = hardware.devices
+    cpu = replace(cpu, rates={"q8_0": 3e10}, plain_reads={"q8_0": 4e10})
+    hardware = replace(hardware, devices=(replace(gpu, rates={"q8_0": 5e11}), *others, cpu))
     text = json.dumps(hardware.to_dict(), allow_nan=False)
     assert Hardware.from_dict(json.loads(text)) == hardware
     assert json.loads(text)["devices"][-1]["link_bytes_per_s"] is None
@@ -157,7 +161,7 @@ def test_extreme_figures(device: int, value: float) -> None:
     assert len(figures) > 7
     for figure in figures:
         changed = copy.deepcopy(whole)
-        changed["devices"][device][figure] = {"q8_0": value} if figure in ("rates", "flops") else value
+        changed["devices"][device][figure] = {"q8_0": value} if changed["devices"][device][figure] == {} else value
         refused = ""
         try:
             hardware = Hardware.from_dict(changed)
@@ -209,6 +213,9 @@ def test_shapes(info: ModelInfo) -> None:
     assert shapes["f32"] == ("f32", WIDTH, EXPERTS, 0, 0)
     assert shapes["q8_0"][:2] == ("q8_0", WIDTH)
     assert set(shapes) == {"mxfp4:experts", "f32", "q8_0"}
+    experts = {name for name, *_ in info.tensors if "_exps" in name}
+    assert weight_shapes(info, experts) == {"mxfp4:experts": shapes["mxfp4:experts"]}
+    assert weight_shapes(info, ()) == {}
 
 
 def test_measuring_and_keeping(info: ModelInfo, cache_file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -234,15 +241,17 @@ def test_measuring_and_keeping(info: ModelInfo, cache_file: Path, caplog: pytest
         caplog.clear()
         return len(found)
 
-    n_figures = 3 * 2 + 2 + 2  # of three types of weights and the KV cache; F16 weights and operations
+    n_figures = 3 * 3 + 2 + 2  # of three types of weights and the KV cache; F16 weights and operations
     assert n_measured() == len(texts) == n_figures
     assert first.cpu.flops.keys() == first.cpu.rates.keys()
     assert all(flops > 0 for flops in first.cpu.flops.values())
+    assert first.cpu.plain_reads.keys() == {"mxfp4:experts", "q8_0", "f32"}
+    assert all(1e6 < rate < 2e12 for rate in first.cpu.plain_reads.values())
     written = cache_file.read_bytes()
     again = Hardware.here(info, n_threads=1, progress=progress)
     assert n_measured() == 0
     assert len(texts) == n_figures
-    assert (again.cpu.rates, again.cpu.op_s) == (first.cpu.rates, first.cpu.op_s)
+    assert again.cpu == replace(first.cpu, memory_bytes=again.cpu.memory_bytes)
     assert cache_file.read_bytes() == written
     assert Hardware.here(info, n_threads=1, measure=False).source == "measured"
     assert Hardware.here(info, n_threads=1, kv_type="q8_0").cpu.rates.keys() == {*first.cpu.rates, "q8_0:kv"} - {
@@ -325,15 +334,24 @@ def test_an_interrupted_measurement_keeps_what_it_has(info: ModelInfo, cache_fil
     assert list(figures) == ["f16 4096x4096"]
 
 
+@pytest.mark.parametrize("kernels", get_args(Kernels))
+@pytest.mark.parametrize(("repack", "repacks"), [("auto", None), ("on", True), ("off", False)])
 def test_weights_lie_where_llama_cpp_puts_them(
-    tiny_gpt_oss_path: Path, info: ModelInfo, caplog: pytest.LogCaptureFixture
+    tiny_gpt_oss_path: Path,
+    info: ModelInfo,
+    caplog: pytest.LogCaptureFixture,
+    kernels: Kernels,
+    repack: Switch,
+    repacks: bool | None,
 ) -> None:
     """The buffers that are measured are those that llama.cpp says it loads into, repacked ones where it repacks."""
     caplog.set_level(logging.DEBUG, "overspill.llama")
-    with Model(tiny_gpt_oss_path, n_ctx=64, n_threads=1, offload="cpu"):
+    with Model(tiny_gpt_oss_path, n_ctx=64, n_threads=1, offload="cpu", kernels=kernels, repack=repack):
         pass
     loaded = set(re.findall(r"(\w+) model buffer size", caplog.text))
-    buffers = {shape[0]: meter().weight_rate(*shape).buffer_type for shape in weight_shapes(info).values()}
+    one = meter()
+    one.use_products(kernels, repacks)
+    buffers = {shape[0]: one.weight_rate(*shape).buffer_type for shape in weight_shapes(info).values()}
     assert buffers["f32"] == "CPU"
     assert set(buffers.values()) == {name.replace("CPU_Mapped", "CPU") for name in loaded}
 
@@ -348,6 +366,37 @@ def test_types(kind: str) -> None:
         rate = one.weight_rate(kind, *shape)
         assert 1e6 < rate.bytes_per_s < 2e12
         assert rate.buffer_type.startswith(("CPU", "AMX"))
+
+
+@pytest.mark.skipif(_core.cpu_kernels() == "llama.cpp", reason="this CPU has no kernels of ours")
+def test_products_are_those_that_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of types that are ours, up to as many tokens as docs/design.md says, and from the file's layout alone."""
+    ours = _core.cpu_kernels()
+    one = meter()
+
+    def kernels(kind: str, n_tokens: int = 1, n_experts: int = 0) -> str:
+        return one.weight_rate(kind, 512, 64, n_experts, min(n_experts, 2), n_tokens).kernels
+
+    one.use_products("auto", repack=False)
+    for n_experts in (0, 4):
+        assert [kernels(kind, 1, n_experts) for kind in ("mxfp4", "q8_0", "q4_K", "f16")] == [ours] * 3 + ["llama.cpp"]
+    assert [kernels("q8_0", n) for n in (4, 5)] == [ours, "llama.cpp"]
+    assert [kernels("q4_K", n) for n in (8, 9)] == [ours, "llama.cpp"]
+    assert kernels("mxfp4", 512) == ours
+    one.use_products("llama.cpp", repack=False)
+    assert kernels("mxfp4") == "llama.cpp"
+    one.use_products(ours, repack=True)
+    repacked = one.weight_rate("q4_0", 512, 64, 0, 0)
+    assert (repacked.kernels == ours) == (repacked.buffer_type == "CPU")
+    with pytest.raises(ValueError, match=f"kernels must be one of auto, llama.cpp, .*{ours}.*, not mmx"):
+        one.use_products("mmx", None)
+    assert meter("CPU").weight_rate("f16", 512, 64, 0, 0).kernels == "llama.cpp"
+    by_default = {kind for kind in OURS if meter().weight_rate(kind, 512, 64, 0, 0).kernels == ours}
+    assert set(_core.cpu_kernel_types()) == by_default
+    assert by_default == OURS or "AMX_INT8" in _core.cpu_features()
+    monkeypatch.setenv("OVERSPILL_KERNELS", "llama.cpp")
+    assert _core.cpu_kernel_types() == []
+    assert meter().weight_rate("mxfp4", 512, 64, 0, 0).kernels == "llama.cpp"
 
 
 def test_bad_measurements() -> None:
@@ -366,6 +415,8 @@ def test_bad_measurements() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             one.weight_rate(*arguments)
+    with pytest.raises(ValueError, match="n_tokens must be 1 to 8192, not 0"):
+        one.weight_rate("f32", 64, 64, 0, 0, 0)
     with pytest.raises(ValueError, match="n_heads must be a multiple of n_heads_kv"):
         one.attention_bytes_per_s("f16", 6, 4, 64, 256)
     with pytest.raises(ValueError, match="head_width must be a multiple of 32 for q8_0, not 48"):
@@ -495,13 +546,13 @@ tools = Path(sys.argv[1])
 rates = []
 for options in json.loads(sys.argv[2]):
     stand_in_gpu(tools, "GPU0", 1 << 30, **options)
-    meter = _core.DeviceMeter("GPU0", n_threads=1, working_set_bytes=2**26, gpus=[], host_buffers=True, budget_s=0)
+    meter = _core.DeviceMeter("GPU0", n_threads=1, working_set_bytes=2**26, gpus=[], budget_s=1e-6)
     for pinned in (False, True):
         found = meter.link_rates(1 << 20, pinned)
         rates.append([found.to_device_bytes_per_s, found.from_device_bytes_per_s])
 assert 1e6 < meter.batch_flops("q8_0", 1024, 1024, 8, 2, 64) < 1e15
 assert 1e6 < meter.attention_flops("f16", 8, 2, 64, 64) < 1e15
-cpu = _core.DeviceMeter("CPU", n_threads=1, working_set_bytes=2**26, gpus=[], host_buffers=True, budget_s=0)
+cpu = _core.DeviceMeter("CPU", n_threads=1, working_set_bytes=2**26, gpus=[], budget_s=0)
 assert cpu.link_rates(1 << 20, True).to_device_bytes_per_s == math.inf
 print(json.dumps(rates))
 """

@@ -118,7 +118,7 @@ for offload in (1, 3, "gpu"):
     assert len(overspill.devices()) == 2  # the same device all along
 
 # A measurement with a lost server is no measurement, and a plan does without it.
-meter = _core.DeviceMeter("RPC0", n_threads=1, working_set_bytes=2**24, gpus=[], host_buffers=True, budget_s=0.01)
+meter = _core.DeviceMeter("RPC0", n_threads=1, working_set_bytes=2**24, gpus=[], budget_s=0.01)
 assert meter.link_rates(1000, False).to_device_bytes_per_s > 0
 kill()
 for measure in (
@@ -131,7 +131,7 @@ for measure in (
         measure()
 del meter, measure
 with pytest.raises(overspill.Error, match=f"no RPC server answers at {endpoint}"):
-    _core.DeviceMeter("RPC0", n_threads=1, working_set_bytes=2**24, gpus=[], host_buffers=True, budget_s=0.01)
+    _core.DeviceMeter("RPC0", n_threads=1, working_set_bytes=2**24, gpus=[], budget_s=0.01)
 assert [device.name for device in overspill.Hardware.here(measure=False).devices] == ["CPU"]
 with overspill.Model(path, n_ctx=256, n_threads=1) as model:
     assert [token.id for token in model.generate("Once upon a time", temperature=0, max_tokens=24).tokens] == alone

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from commands import overspill
 from model_files import VOCABULARY, WIDTH
-from overspill import Breakdown, Error, Model, ModelInfo, Placement, bench
+from overspill import Breakdown, Error, Model, ModelInfo, Placement, _core, bench
 from overspill.planning.tuned import save_tuned
-from overspill.studies.bench.measure import read_bytes_by_device
+from overspill.studies.bench.measure import read_bytes_by_device, weight_speeds
 from rpc_server import running_server
 
 # What is read, and in how many pieces, is counted for the CPU.
@@ -115,6 +115,19 @@ def test_every_device_reads_what_lies_on_it(tiny_gpt_oss: Model) -> None:
     assert split["CPU"] == experts // 2 + embedding_row
 
 
+def test_only_weights_in_ram_have_a_speed_there(gemma_path: Path, tiny_gpt_oss_path: Path) -> None:
+    """An embedding of which a token reads a row has none; one that is the output matrix as well has one."""
+    settings = {"n_threads": 1, "kernels": "llama.cpp", "repack": "off"}
+    info = ModelInfo.from_file(tiny_gpt_oss_path)
+    assert weight_speeds(info, Placement.gpu(info, ["GPU0"]), settings) == ()
+    info = ModelInfo.from_file(gemma_path)
+    (embedding,) = (kind for name, kind, *_ in info.tensors if name == "token_embd.weight")
+    read = weight_speeds(info, Placement.cpu(info), settings)
+    assert {one.weights for one in read} == {kind for _, kind, shape, _ in info.tensors if len(shape) > 1}
+    assert embedding in {one.weights for one in read}
+    assert {one.kernels for one in read} == {"llama.cpp"}
+
+
 # In a process of its own, since a device cannot be taken away again.
 PIECES = """
 import json, os, sys
@@ -192,6 +205,15 @@ def test_json_is_llama_benchs(tiny_gpt_oss_path: Path, upstream_tools: Path) -> 
     assert found["token_s"] > 0
     assert found["roofline_s"] == pytest.approx(sum(one["floor_s"] for one in found["devices"]))
     assert sum(found["parts_s"].values()) >= 0.99 * found["token_s"]
+    kernels = {one["weights"]: one["kernels"] for one in found["weights"]}
+    types = _core.cpu_kernel_types()
+    assert kernels == {
+        weights: _core.cpu_kernels() if kind in types else "llama.cpp"
+        for weights, kind in {"mxfp4:experts": "mxfp4", "q8_0": "q8_0", "f32": "f32"}.items()
+    }
+    for one in found["weights"]:
+        assert one["bytes_per_s"] > 0
+        assert one["share"] == pytest.approx(one["bytes_per_s"] / one["plain_reads_bytes_per_s"])
 
 
 @pytest.mark.slow
@@ -216,6 +238,12 @@ def test_table_and_picture(tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
     for part, seconds in found.parts.items():
         assert (part in text) == (seconds >= 5e-8)
     assert found.limit in text
+    (types,) = (part for part in text.split("\n\n") if part.startswith("weights in RAM"))
+    assert {line.split("  ")[0] for line in types.splitlines()[1:]} >= {"MXFP4 experts", "Q8_0", "F32"}
+    for one in found.weights:
+        assert f"{one.bytes_per_s / 1e9:.1f} GB/s" in types
+        assert f"{one.plain_reads_bytes_per_s / 1e9:.1f} GB/s" in types
+        assert f"{one.bytes_per_s / one.plain_reads_bytes_per_s:.2f}" in types
     shares = [share for _, share in steps]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0

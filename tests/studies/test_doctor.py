@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import overspill
 from overspill import Hardware, ModelInfo, Placement, _core
 from overspill.base.values import Device, LoadMode
 from overspill.studies.doctor.findings import Finding, examine
@@ -320,6 +322,15 @@ def test_speed_of_ram(read: Callable[..., Machine]) -> None:
     assert finding.reading.startswith("51.2 GB/s of weights with 8 threads")
     assumed = Hardware.given(ram="32GiB")
     assert "RAM counts with 47.0 GB/s" in found(examine(machine=read(), hardware=assumed), "The speed of").reading
+    machine = replace(read(), kernels={"mxfp4": "avx512vbmi"})
+    rates = {"mxfp4:experts": 31.2e9, "q8_0": 24e9, "f16:kv": 8e9}
+    reads = {"mxfp4:experts": 32.5e9, "q8_0": 32e9}
+    for hardware in (known, assumed):
+        measured = replace(hardware, devices=(replace(hardware.cpu, rates=rates, plain_reads=reads),))
+        assert found(examine(machine=machine, hardware=measured), "The speed of").reading.endswith(
+            "; MXFP4 experts 31.2 GB/s, 0.96 of plain reads (products of Overspill, avx512vbmi)"
+            "; Q8_0 24.0 GB/s, 0.75 of plain reads (products of llama.cpp)"
+        )
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -364,6 +375,25 @@ def test_this_machine(tiny_gpt_oss_path: Path) -> None:
     severities = [finding.severity for finding in findings]
     assert severities == sorted(severities, key=["bad", "warning", "fine"].index)
     assert found(findings, "RAM holds the")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_command_shows_what_was_measured(
+    tiny_gpt_oss_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kept figures of the model's types, and whose products they are of."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("overspill.machine.measure._MOST_INTERRUPTIONS_PER_S", math.inf)
+    cpu = Hardware.here(ModelInfo.from_file(tiny_gpt_oss_path), n_threads=1).cpu
+    done = overspill("doctor", tiny_gpt_oss_path, "--threads", "1", "--json")
+    findings = [Finding(**finding) for finding in json.loads(done.stdout)]
+    reading = found(findings, "The speed of RAM is measured").reading
+    for weights, name in (("mxfp4:experts", "MXFP4 experts"), ("q8_0", "Q8_0"), ("f32", "F32")):
+        rate, reads = cpu.rates[weights], cpu.plain_reads[weights]
+        ours = _core.cpu_kernels() if weights.partition(":")[0] in _core.cpu_kernel_types() else "llama.cpp"
+        products = "llama.cpp" if ours == "llama.cpp" else f"Overspill, {ours}"
+        shown = f"{name} {rate / 1e9:.1f} GB/s, {rate / reads:.2f} of plain reads (products of {products})"
+        assert shown in reading.split("; ")
 
 
 def test_command(tiny_gpt_oss_path: Path) -> None:

@@ -26,7 +26,7 @@ from overspill.base.values import Device, Kernels
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
 from overspill.machine.devices import devices, devices_for_layers
-from overspill.machine.measure import FLOPS_OF, Report, known_figures
+from overspill.machine.measure import FLOPS_OF, PLAIN_READS_BESIDE, Report, known_figures
 
 __all__ = ["DeviceSpec", "Hardware"]
 
@@ -103,6 +103,9 @@ class DeviceSpec:
     takes 2 for each weight and row, attention 4 for each pair of tokens, head and element of its width."""
     flops_per_s: float = math.inf
     """Floating-point operations per second in a large batch where ``flops`` has none."""
+    plain_reads: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Measured rates in bytes per second of reads that compute nothing, by the keys of ``rates``: for weights on a CPU,
+    with the same threads and just after, since others use the memory more at one time than at another."""
 
     def __post_init__(self) -> None:
         """Check the figures; they may come from a file."""
@@ -114,7 +117,7 @@ class DeviceSpec:
         for flag in ("copies_host_weights", "registers_host_memory"):
             as_flag(flag, getattr(self, flag))
         as_integer(f"{self.name}: memory_bytes", self.memory_bytes, 0, 2**63 - 1)
-        for rates in ("rates", "flops"):
+        for rates in ("rates", "flops", "plain_reads"):
             as_mapping(rates, getattr(self, rates), "a mapping from kinds of weights to numbers")
         figures: dict[str, tuple[float, bool]] = {
             "memory_bytes": (self.memory_bytes, False),
@@ -126,6 +129,7 @@ class DeviceSpec:
             **{name: (rate, True) for name in _LINKS[1:] if (rate := getattr(self, name)) is not None},
             **{f"rates[{key!r}]": (rate, True) for key, rate in self.rates.items()},
             **{f"flops[{key!r}]": (rate, True) for key, rate in self.flops.items()},
+            **{f"plain_reads[{key!r}]": (rate, True) for key, rate in self.plain_reads.items()},
         }
         for key, (given, positive) in figures.items():
             value = as_real(f"{self.name}: {key:.80}", given)
@@ -405,7 +409,7 @@ class Hardware:
         """Return a dict for JSON; what has no limit is null."""
         listed = [asdict(device) for device in self.devices]
         for device in listed:
-            for name in ("rates", "flops"):
+            for name in ("rates", "flops", "plain_reads"):
                 device[name] = dict(device[name])
             for name in _UNLIMITED:
                 if device[name] == math.inf:
@@ -471,18 +475,24 @@ def _spec(device: Device, memory_bytes: int, figures: Mapping[str, float]) -> De
     is_cpu, is_rpc = device.kind == "cpu", device.backend == "RPC"
     assumed = _ASSUMED_CPU if is_cpu else _ASSUMED_RPC if is_rpc else _ASSUMED_GPU
     fixed = {name: figures.get(name, value) for name, value in assumed.items()}
+
+    def named(prefix: str) -> dict[str, float]:
+        return {name.removeprefix(prefix): rate for name, rate in figures.items() if name.startswith(prefix)}
+
+    prefixes = (FLOPS_OF, PLAIN_READS_BESIDE)
     return DeviceSpec(
         name=device.name,
         kind="cpu" if is_cpu else "gpu",
         memory_bytes=memory_bytes,
         bandwidth_bytes_per_s=fixed["bandwidth"],
-        rates={name: rate for name, rate in figures.items() if name not in assumed and not name.startswith(FLOPS_OF)},
+        rates={name: rate for name, rate in figures.items() if name not in assumed and not name.startswith(prefixes)},
         op_s=fixed["op_s"],
         hop_s=fixed["hop_s"],
         description=device.description,
         copies_host_weights=not is_cpu and not is_rpc,
         registers_host_memory=device.registers_host_memory,
-        flops={name.removeprefix(FLOPS_OF): rate for name, rate in figures.items() if name.startswith(FLOPS_OF)},
+        flops=named(FLOPS_OF),
         flops_per_s=fixed["flops"],
+        plain_reads=named(PLAIN_READS_BESIDE),
         **{name: fixed[name] for name in _LINKS if name in fixed},
     )

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -23,7 +23,16 @@ from overspill.base.host import last_level_cache_bytes
 from overspill.base.values import Device, Kernels
 from overspill.header.info import ModelInfo
 
-__all__ = ["FLOPS_OF", "DeviceFigures", "Report", "known_figures", "weight_shapes"]
+__all__ = [
+    "FLOPS_OF",
+    "PLAIN_READS_BESIDE",
+    "DeviceFigures",
+    "Report",
+    "known_figures",
+    "products_name",
+    "weight_shapes",
+    "weights_name",
+]
 
 logger = logging.getLogger("overspill")
 
@@ -34,6 +43,9 @@ WeightShape: TypeAlias = tuple[str, int, int, int, int]
 
 FLOPS_OF = "flops of "
 """What the key of a rate is preceded by where it stands for operations per second."""
+
+PLAIN_READS_BESIDE = "plain reads beside "
+"""What the key of a rate is preceded by where it stands for reads that compute nothing."""
 
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 256, 2048
 _LINK_BLOCK_BYTES = 64 << 20
@@ -46,7 +58,8 @@ class DeviceFigures(NamedTuple):
 
     by_device: list[dict[str, float]]
     """For each device, the figures that are known: rates in bytes per second, by the keys of
-    :attr:`overspill.DeviceSpec.rates`, and after :data:`FLOPS_OF` those of :attr:`overspill.DeviceSpec.flops`;
+    :attr:`overspill.DeviceSpec.rates`, after :data:`PLAIN_READS_BESIDE` those of
+    :attr:`overspill.DeviceSpec.plain_reads`, and after :data:`FLOPS_OF` those of :attr:`overspill.DeviceSpec.flops`;
     ``"bandwidth"``; ``"op_s"``, ``"hop_s"``, and the four links of a :class:`overspill.DeviceSpec`."""
     complete: bool
     """Whether no figure is missing."""
@@ -98,14 +111,16 @@ def known_figures(
 # --- questions
 
 
-def weight_shapes(info: ModelInfo) -> dict[str, WeightShape]:
-    """Return the shape of most bytes that a token reads of each kind of weights.
+def weight_shapes(info: ModelInfo, among: Container[str] | None = None) -> dict[str, WeightShape]:
+    """Return the shape of most bytes that a token reads of each kind of weights, ``among`` tensors of these names.
 
     Keys are a type, such as ``"q8_0"``, or a type of experts, such as ``"mxfp4:experts"``.
     """
     sizes: defaultdict[str, Counter[WeightShape]] = defaultdict(Counter)
     for name, kind, shape, n_bytes in info.tensors:
         looked_up = name.startswith("token_embd.") and not info.tied_embedding
+        if among is not None and name not in among:
+            continue
         if len(shape) < 2 or looked_up or not name.endswith(".weight") or kind in _INTEGER_AND_DOUBLE_TYPES:
             continue
         n_in, n_out, *rest = shape
@@ -115,6 +130,17 @@ def weight_shapes(info: ModelInfo) -> dict[str, WeightShape]:
         else:
             sizes[kind][kind, n_in, n_out * math.prod(rest), 0, 0] += n_bytes
     return {figure: counts.most_common(1)[0][0] for figure, counts in sizes.items()}
+
+
+def weights_name(figure: str) -> str:
+    """Return a key of :func:`weight_shapes` as the user reads it."""
+    kind, _, part = figure.partition(":")
+    return f"{kind.upper()} {part}".rstrip()
+
+
+def products_name(kernels: str) -> str:
+    """Return as the user reads it whose products weights are multiplied with, ``"llama.cpp"`` or a set of ours."""
+    return kernels if kernels == "llama.cpp" else f"Overspill, {kernels}"
 
 
 def _questions(
@@ -148,6 +174,11 @@ def _questions(
         key = f"{kind} {n_in}x{n_out}" + (f"x{n_experts}, {n_used} used" if n_experts else "")
         return question(figure, key, f"weights in {kind.upper()}", lambda meter: meter.weight_rate(*shape).bytes_per_s)
 
+    def plain_reads(weights: _Question) -> _Question:
+        key = f"{PLAIN_READS_BESIDE}{weights.key[1]}"
+        text = "memory, without computing"
+        return question(PLAIN_READS_BESIDE + weights.figure, key, text, lambda meter: meter.memory_bytes_per_s())
+
     n_tokens = _CPU_BATCH_TOKENS if is_cpu else _GPU_BATCH_TOKENS
 
     def batch(figure: str, shape: WeightShape) -> _Question:
@@ -176,7 +207,9 @@ def _questions(
     if info is not None:
         n_embd = info.n_embd or n_embd
         for figure, shape in weight_shapes(info).items():
-            yield weights(figure, shape)
+            yield (rate := weights(figure, shape))
+            if is_cpu:
+                yield plain_reads(rate)
             yield batch(figure, shape)
         heads = _heads(info)
         if heads is not None:
@@ -245,10 +278,9 @@ def _answer(
                     n_threads=n_threads,
                     working_set_bytes=_working_set_bytes(measured),
                     gpus=_local_gpus(devices),
-                    host_buffers=not no_host,
-                    our_products=kernels == "auto",
                     budget_s=0.08,
                 )
+                meter.use_products(kernels, True if no_host else None)
             assert meter is not None
             try:
                 start_s, interruptions = time.process_time(), _interruptions()

@@ -22,11 +22,12 @@ from overspill.header.kv_cache import layer_caches
 from overspill.header.tensor_names import part_of
 from overspill.hub import resolve
 from overspill.machine.devices import devices
+from overspill.machine.measure import weight_shapes
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
 from overspill.planning.offload import Offload
 from overspill.studies.bench.result import Bench
-from overspill.studies.bench.samples import DeviceShare, Samples
+from overspill.studies.bench.samples import DeviceShare, Samples, WeightSpeed
 
 __all__ = ["bench", "device_bandwidth", "read_bytes_by_device"]
 
@@ -44,7 +45,6 @@ def device_bandwidth(device: str) -> float:
         n_threads=min(logical_cpus(), 512),
         working_set_bytes=_WORKING_SET_BYTES,
         gpus=[],
-        host_buffers=True,
         budget_s=0.3,
     )
     if device == CPU:
@@ -60,13 +60,42 @@ def read_bytes_by_device(
     That is one row of the embedding, the experts that are used, and ``depth`` tokens of the cache, or a window of them.
     """
     n_bytes: Counter[str] = Counter()
-    where = placement.tensors()
+    where = _where_read(info, placement)
     for tensor in info.tensors:
-        is_output = info.tied_embedding and part_of(tensor[0]) == "embedding"
-        n_bytes[placement.output_matrix if is_output else where.get(tensor[0], CPU)] += info.read_bytes(tensor)
+        n_bytes[where[tensor[0]]] += info.read_bytes(tensor)
     for cache, device in zip(layer_caches(info), placement.kv, strict=True):
         n_bytes[device] += cache.bytes_read(depth, type_k, type_v)
     return dict(n_bytes)
+
+
+def _where_read(info: ModelInfo, placement: Placement) -> dict[str, str]:
+    """Return the device that reads each tensor; an embedding that is the output matrix as well, as that."""
+    where = placement.tensors()
+    return {
+        name: placement.output_matrix if info.tied_embedding and part_of(name) == "embedding" else where.get(name, CPU)
+        for name, *_ in info.tensors
+    }
+
+
+def weight_speeds(info: ModelInfo, placement: Placement, settings: Mapping[str, Any]) -> tuple[WeightSpeed, ...]:
+    """Return how fast weights in RAM are read, by type, with products and threads as a model of these settings has."""
+    in_ram = {name for name, device in _where_read(info, placement).items() if device == CPU}
+    shapes = weight_shapes(info, in_ram)
+    if not shapes:
+        return ()
+    meter = DeviceMeter(
+        CPU,
+        n_threads=settings["n_threads"],
+        working_set_bytes=_WORKING_SET_BYTES,
+        gpus=[device for device in placement.devices_used if device != CPU],
+        budget_s=0.1,
+    )
+    meter.use_products(settings["kernels"], {"auto": None, "on": True, "off": False}[settings["repack"]])
+    speeds = []
+    for weights, shape in shapes.items():
+        rate = meter.weight_rate(*shape)
+        speeds.append(WeightSpeed(weights, rate.bytes_per_s, meter.memory_bytes_per_s(), rate.kernels))
+    return tuple(speeds)
 
 
 def bench(
@@ -173,6 +202,7 @@ def bench(
         DeviceShare(device, read.get(device, 0), device_bandwidth(device), part.seconds, part.n_pieces)
         for device, part in sorted(times.devices.items(), key=lambda item: item[0] == CPU)
     ]
+    weights = weight_speeds(info, placement, settings)
     if progress is not None:
         progress("done", 1.0)
     return Bench(
@@ -185,6 +215,7 @@ def bench(
         decode=Samples(0, n_gen, n_depth, tuple(decode[1:])),
         breakdown=_sum(breakdowns[1:]),
         devices=tuple(shares),
+        weights=weights,
         moving_s=times.moving_s,
         around_s=times.total_s - times.moving_s - sum(part.seconds for part in times.devices.values()),
     )

@@ -20,10 +20,11 @@ from overspill.base.tables import plain_table
 from overspill.base.units import format_bytes, format_count, format_rate
 from overspill.base.values import Breakdown, Device
 from overspill.header.info import ModelInfo
+from overspill.machine.measure import products_name, weights_name
 from overspill.placement.device_names import memory_name
 from overspill.placement.placement import Placement
 from overspill.studies.bench.plot import draw_token
-from overspill.studies.bench.samples import DeviceShare, Samples
+from overspill.studies.bench.samples import DeviceShare, Samples, WeightSpeed
 
 __all__ = ["Bench"]
 
@@ -45,6 +46,8 @@ class Bench:
     """The sum over the decoded tokens of all runs."""
     devices: tuple[DeviceShare, ...]
     """The devices that hold parts of the model."""
+    weights: tuple[WeightSpeed, ...]
+    """The types of the weights in RAM that a token reads."""
     moving_s: float
     """Seconds of a token for copies between devices, and for waiting for them."""
     around_s: float
@@ -91,8 +94,8 @@ class Bench:
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return a mapping for each test, with the fields of llama-bench's ``--output json``.
 
-        The one for decoding also has ``overspill``, with ``roofline_s``, ``devices``, ``parts_s``, ``breakdown`` and
-        ``limit``.
+        The one for decoding also has ``overspill``, with ``roofline_s``, ``devices``, ``weights``, ``parts_s``,
+        ``breakdown`` and ``limit``.
         """
         common, found = self._common(), []
         for samples in (self.prefill, self.decode):
@@ -122,6 +125,7 @@ class Bench:
             "devices": [
                 {**asdict(device), "floor_s": device.floor_s, "share": device.share} for device in self.devices
             ],
+            "weights": [{**asdict(one), "share": one.share} for one in self.weights],
             "parts_s": self.parts,
             "breakdown": {**asdict(self.breakdown), "gigabytes_per_s": self.breakdown.gigabytes_per_s},
         }
@@ -172,7 +176,8 @@ class Bench:
 
     def __rich__(self) -> Group:
         """Return tables for a terminal."""
-        return Group(self._heading(), "", self._tests(), "", self._roofline(), "", self._parts(), "", self._verdict())
+        tables = [self._tests(), self._roofline(), *([self._weights()] if self.weights else []), self._parts()]
+        return Group(self._heading(), *(line for table in tables for line in ("", table)), "", self._verdict())
 
     def _heading(self) -> Text:
         name = self.info.name or self.info.architecture
@@ -204,6 +209,13 @@ class Bench:
         read = sum(one.read_bytes for one in self.devices)
         row = (f"{read / 1e6:.1f} MB", "", f"{self.roofline_s * 1e3:.3f} ms", f"{self.token_s * 1e3:.3f} ms")
         table.add_row("all", *row, format_rate(read / self.token_s), f"{self.share:.0%}", style="bold")
+        return table
+
+    def _weights(self) -> Table:
+        table = plain_table("weights in RAM", "reads", "plain reads", "share", "products of")
+        for one in self.weights:
+            rates = (format_rate(one.bytes_per_s), format_rate(one.plain_reads_bytes_per_s))
+            table.add_row(weights_name(one.weights), *rates, f"{one.share:.2f}", products_name(one.kernels))
         return table
 
     def _parts(self) -> Table:

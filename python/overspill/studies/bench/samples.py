@@ -1,11 +1,11 @@
-"""Measured values: times of repeated runs, and each device's part of a token."""
+"""Measured values: times of repeated runs, each device's part of a token, and the speed of each type of weights."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
 
-__all__ = ["DeviceShare", "Samples"]
+__all__ = ["DeviceShare", "Samples", "WeightSpeed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +66,22 @@ class DeviceShare:
     def share(self) -> float:
         """``floor_s / busy_s``: 1 is the roofline, and caches that keep weights make it more."""
         return self.floor_s / self.busy_s if self.busy_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpeed:
+    """How fast weights of a type in RAM are read for a token, and how near that comes to reading alone."""
+
+    weights: str
+    """Their type, such as ``"q8_0"``, or that of experts, such as ``"mxfp4:experts"``."""
+    bytes_per_s: float
+    """With the model's threads, each product's fixed cost included."""
+    plain_reads_bytes_per_s: float
+    """The same threads' reads of memory that compute nothing, measured just after."""
+    kernels: str
+    """What multiplies: ``"llama.cpp"``, or the instruction set of Overspill's products."""
+
+    @property
+    def share(self) -> float:
+        """``bytes_per_s / plain_reads_bytes_per_s``."""
+        return self.bytes_per_s / self.plain_reads_bytes_per_s

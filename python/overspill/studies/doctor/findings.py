@@ -13,6 +13,7 @@ from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
 from overspill.header.tensor_names import part_of
 from overspill.machine.hardware import Hardware
+from overspill.machine.measure import products_name, weights_name
 from overspill.placement.placement import Placement
 from overspill.planning.forecast import Forecast
 from overspill.planning.offload import place_and_forecast
@@ -107,7 +108,7 @@ def examine(
         *_load(machine, n_threads),
         *_swap(machine),
         *_page_faults(machine),
-        *_bandwidth(hardware),
+        *_bandwidth(hardware, machine.kernels),
     ]
     if info is not None:
         found += _model(info, machine, hardware, placement, load_mode)
@@ -255,13 +256,20 @@ def _page_faults(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _bandwidth(hardware: Hardware) -> Iterator[Finding]:
-    speed = format_rate(hardware.cpu.bandwidth_bytes_per_s)
+def _bandwidth(hardware: Hardware, kernels: Mapping[str, str]) -> Iterator[Finding]:
+    cpu = hardware.cpu
+    speed = format_rate(cpu.bandwidth_bytes_per_s)
+    by_type = ""
+    for weights, reads in cpu.plain_reads.items():
+        if (rate := cpu.rates.get(weights)) is not None:
+            products = products_name(kernels.get(weights.partition(":")[0], "llama.cpp"))
+            by_type += f"; {weights_name(weights)} {format_rate(rate)}, {rate / reads:.2f} of plain reads"
+            by_type += f" (products of {products})"
     if hardware.source == "assumed":
         yield Finding(
             "fine",
             "The speed of this machine is assumed in part",
-            f"not all of it is measured yet; RAM counts with {speed}",
+            f"not all of it is measured yet; RAM counts with {speed}{by_type}",
             "overspill plan MODEL measures what counts for a model, in seconds",
         )
     else:
@@ -269,7 +277,7 @@ def _bandwidth(hardware: Hardware) -> Iterator[Finding]:
             "fine",
             f"The speed of RAM is {hardware.source}",
             f"{speed} of weights with {format_count(hardware.n_threads, 'thread')}: a token takes at least the time to "
-            "read its weights",
+            f"read its weights{by_type}",
         )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from overspill._core import GPU_BACKENDS, cpu_features
+from overspill._core import GPU_BACKENDS, cpu_features, cpu_kernel_types, cpu_kernels
 from overspill.base.host import available_ram_bytes, control_groups, physical_cores
 from overspill.base.values import Device
 from overspill.machine.devices import devices
@@ -30,6 +30,8 @@ class Machine:
     """Flags of ``/proc/cpuinfo``."""
     built_for: frozenset[str]
     """Instruction sets that llama.cpp's CPU backend uses, by its names."""
+    kernels: Mapping[str, str]
+    """The instruction set of our products by the type of weights; all other types have llama.cpp's."""
     devices: tuple[Device, ...]
     gpu_backends: tuple[str, ...]
     """GPU backends of this build."""
@@ -69,6 +71,7 @@ class Machine:
         return cls(
             cpu_flags=frozenset(flags[1].split()) if flags else frozenset(),
             built_for=frozenset(cpu_features()),
+            kernels=dict.fromkeys(cpu_kernel_types(), cpu_kernels()),
             devices=tuple(devices()),
             gpu_backends=tuple(GPU_BACKENDS),
             nvidia_gpus=tuple(_nvidia_gpus(root)),
