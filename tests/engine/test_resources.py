@@ -8,6 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType as Type
+
+from architectures import tiny
+from header_files import dense, of_type, write_random_model
+from model_fixtures import N_THREADS
+from overspill._core import cpu_kernels
+from sweeps import sweep
 
 pytestmark = [
     pytest.mark.skipif(
@@ -197,6 +204,120 @@ def test_little_memory(tiny_gpt_oss_path: Path, call: str, factor: float) -> Non
     command = [sys.executable, "-W", "ignore", "-c", LIMITED, str(tiny_gpt_oss_path), call, str(factor)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "flat\n"), done.stderr[-1500:]
+
+
+# Now and then the process is forked in the middle of a stream, and the child loads a model of its own.
+LOADS = """
+import os
+from threading import Event, Thread
+
+*paths, n_threads, n_loads = sys.argv[1:]
+options = {"n_ctx": 64, "n_threads": 1, "offload": "cpu", "repack": "off", "kernels": "auto"}
+
+def load(number):
+    # Threads that wait for each other take long where there are more than cores.
+    threads = {"n_threads": int(n_threads)} if number % 10 == 5 else {}
+    with overspill.Model(paths[number % len(paths)], **options | threads) as model:
+        model.eval([1, 2, 3])
+        model.eval([4])
+
+def stream(model, is_streaming, over):
+    while not over.is_set():
+        for token in model.stream([1, 2, 3], max_tokens=32):
+            is_streaming.set()
+
+def fork(model, number):
+    is_streaming, over = Event(), Event()
+    thread = Thread(target=stream, args=(model, is_streaming, over))
+    thread.start()
+    is_streaming.wait()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            load(number)
+            code = 0
+        finally:
+            os._exit(code)
+    over.set()
+    thread.join()
+    assert os.waitpid(pid, 0)[1] == 0, f"the child of load {number}"
+
+def use(n):
+    with overspill.Model(paths[0], **options) as model:
+        for number in range(n):
+            load(number)
+            if number % 20 == 0:
+                fork(model, number)
+    return reading("VmRSS"), reading("Threads"), len(os.listdir("/proc/self/fd"))
+
+before = use(100)
+after = use(int(n_loads))
+print(f"{n_loads} loads: KiB, threads, descriptors {before}, then {after}", file=sys.stderr)
+assert after[0] - before[0] < 1024, "memory"
+assert after[1:] == before[1:], "threads or descriptors"
+print("flat")
+"""
+
+
+@pytest.mark.skipif(cpu_kernels() == "llama.cpp", reason="this CPU has no kernels of ours")
+@pytest.mark.slow
+def test_many_loads_leave_nothing_behind(tmp_path: Path) -> None:
+    """Models that our kernels compute, loaded, used and closed, with forks in the middle of streams."""
+    paths = [
+        write_random_model(tmp_path / name, tiny(name), vocabulary=False) for name in ("qwen2", "llama", "smallthinker")
+    ]
+    command = [sys.executable, "-W", "ignore", "-c", READINGS + LOADS, *map(str, paths), str(N_THREADS), "1000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert (done.returncode, done.stdout) == (0, "flat\n"), done.stderr[-1000:]
+
+
+# What a model takes, after tokens one by one and after a prompt.
+TAKEN = """
+before = reading("VmRSS")
+options = {"offload": "cpu", "n_ctx": 512, "n_threads": 1, "kernels": sys.argv[2], "repack": sys.argv[3]}
+model = overspill.Model(sys.argv[1], **options)
+for token in range(8):
+    model.eval([token])
+print(1024 * (reading("VmRSS") - before))
+model.eval(list(range(100)))
+print(1024 * (reading("VmRSS") - before))
+"""
+
+
+@pytest.mark.skipif(cpu_kernels() == "llama.cpp", reason="this CPU has no kernels of ours")
+@pytest.mark.parametrize(
+    "kind", sweep([Type[name] for name in ("Q4_0", "Q4_K", "MXFP4")], [0]), ids=lambda kind: kind.name
+)
+def test_kernels_take_no_memory(tmp_path: Path, kind: Type) -> None:
+    """Weights stay as they are in the file: beside them, there are the activations of a product."""
+    width, ffn_width = 1024, 3072
+    header = dense(
+        "llama",
+        n_layers=4,
+        width=width,
+        ffn_width=ffn_width,
+        n_heads=8,
+        n_heads_kv=2,
+        n_vocab=8192,
+        n_ctx=512,
+        rope_freq_base=1e4,
+    )
+    header = of_type(header, kind)
+    path = write_random_model(tmp_path / "model.gguf", header, vocabulary=False)
+
+    def taken(kernels: str, repack: str) -> tuple[int, int]:
+        command = [sys.executable, "-c", READINGS + TAKEN, str(path), kernels, repack]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+        after_tokens, after_prompt = map(int, done.stdout.split())
+        return after_tokens, after_prompt
+
+    ours, theirs, copied = taken("auto", "off"), taken("llama.cpp", "off"), taken("llama.cpp", "on")
+    assert min(theirs) > header.tensor_bytes
+    assert copied[0] - theirs[0] > header.tensor_bytes // 2, "copies would not be seen"
+    assert ours[0] - theirs[0] < header.tensor_bytes // 100
+    # Two bytes for each activation of the widest products at most, and never as much as the smallest copy.
+    assert ours[1] - theirs[1] < 2 * 100 * (width + ffn_width) + (1 << 20) < header.tensor_bytes // 10
 
 
 ARENAS = """

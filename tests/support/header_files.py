@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,15 @@ def dense(
     return Header(architecture, n_vocab, keys, tensors)
 
 
+def of_type(header: Header, kind: Type) -> Header:
+    """Return a header whose K-quants are of another type."""
+    tensors = {
+        name: (shape, kind if stored in (Type.Q4_K, Type.Q6_K) else stored)
+        for name, (shape, stored) in header.tensors.items()
+    }
+    return replace(header, tensors=tensors)
+
+
 def deepseek_v3() -> Header:
     """Return DeepSeek V3: latent attention, 3 dense layers, then 256 experts and a shared one."""
     n_layers, n_dense, width, ffn_width, n_vocab = 61, 3, 7168, 18432, 129280
@@ -287,6 +296,8 @@ def _writer(path: Path, header: Header, n_tokens: int, n_merges: int) -> gguf.GG
                 writer.add_uint32(key, value)
             case float():
                 writer.add_float32(key, value)
+            case list():
+                writer.add_array(key, value)
             case _:
                 writer.add_string(key, value)
     if n_tokens == 0:  # llama.cpp is content with a number, and so is everybody whose matter is memory
@@ -333,19 +344,22 @@ def _weights(random: np.random.Generator, name: str, shape: tuple[int, ...], kin
     # Keeps the size of what goes through, as model_files.matrix does.
     scale = {"token_embd.weight": 16.0, "output.weight": 4.0}.get(name, 1.0) / shape[-1] ** 0.5
     if kind == Type.F32:
-        if name.endswith("norm.weight"):
+        if "norm" in name and name.endswith(".weight"):
             return np.ones(shape, np.float32).reshape(-1).view(np.uint8)
-        scale = scale if name.endswith("gate_inp.weight") else 1.0 if name.endswith("sinks.weight") else 0.02
+        is_matrix = len(shape) > 1 and name.endswith(".weight")
+        scale = scale if is_matrix else 1.0 if name.endswith("sinks.weight") else 0.02
         return (random.standard_normal(shape, np.float32) * np.float32(scale)).reshape(-1).view(np.uint8)
     _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     blocks = np.frombuffer(random.bytes(n_bytes(shape, kind)), np.uint8).reshape(-1, block_bytes).copy()
+    # From half to one and a half, or two, of the mean: a block with another's scale is another one.
     if kind == Type.MXFP4:  # a power of two, then 32 values that are 2.9 in the mean square
-        blocks[:, 0] = 127 + round(np.log2(scale / 2.9))
+        blocks[:, 0] = 127 + round(np.log2(scale / 2.9)) + random.integers(-1, 2, len(blocks), np.int8)
     else:
         if kind == Type.Q6_K:
             blocks[:, 192:208] = np.where(blocks[:, 192:208] & 1, 1, 255)  # the scales of parts are 1 or -1
+        factors = random.uniform(0.5, 1.5, (len(blocks), 1))
         for place, size in _SCALES[kind].items():
-            blocks[:, place : place + 2] = np.frombuffer(np.float16(scale / size).tobytes(), np.uint8)
+            blocks[:, place : place + 2] = (factors * (scale / size)).astype(np.float16).view(np.uint8)
     return blocks.reshape(-1)
 
 
@@ -364,16 +378,23 @@ _SCALES: dict[Type, dict[int, float]] = {
 }
 
 
-def write_random_model(path: Path, header: Header, report: Callable[[int], object] = lambda n_bytes: None) -> Path:
+def write_random_model(
+    path: Path,
+    header: Header,
+    report: Callable[[int], object] = lambda n_bytes: None,
+    *,
+    vocabulary: bool = True,
+) -> Path:
     """Write a header's model that runs, with random weights; ``report`` is told of bytes as they are written.
 
-    The vocabulary is the first 8191 of GPT-2's tokens, and invented ones that no text is made of.
+    The vocabulary is the first 8191 of GPT-2's tokens, and invented ones that no text is made of; without one, tokens
+    have only numbers.
     """
     random = np.random.default_rng(1)
     # Experts are large and alike: one lot of random weights serves them all.
     shapes = {shape for shape, kind in header.tensors.values() if kind == Type.MXFP4}
     experts = {shape: _weights(random, "", shape, Type.MXFP4) for shape in shapes}
-    writer = _writer(path, header, header.n_vocab, VOCABULARY - 1 - 256)
+    writer = _writer(path, header, header.n_vocab if vocabulary else 0, VOCABULARY - 1 - 256)
     assert writer.fout is not None
     (file,) = writer.fout
     writer.write_padding(file, file.tell())
