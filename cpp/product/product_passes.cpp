@@ -6,7 +6,11 @@
 #define GGML_COMMON_DECL_C
 #include <ggml-common.h>
 
+#ifdef OVERSPILL_NEON
+#include <arm_neon.h>
+#else
 #include <immintrin.h>
+#endif
 
 #include <cstring>
 #include <type_traits>
@@ -15,18 +19,22 @@ namespace overspill::OVERSPILL_PRODUCTS {
 
 namespace {
 
+#if defined(OVERSPILL_NEON)
+#include "product/vectors_neon.h"
+#else
 #if defined(OVERSPILL_AVX512) || defined(OVERSPILL_AVX512VBMI)
 #include "product/vectors_avx512.h"
 #else
 #include "product/vectors_avx2.h"
 #endif
 #include "product/vectors_spread.h"
+#endif
 
 constexpr int64_t group_blocks = 4;  // of 32 weights, in 64 bytes of nibbles
 constexpr int64_t group_weights = 32 * group_blocks;
 
 // Weights are looked for in memory so far ahead of where they are used; measured on Zen 5, where less and more are
-// slower. On Zen 4 it does not matter.
+// slower. On Zen 4 it does not matter; on ARM it has not been measured.
 constexpr size_t prefetch_bytes = 8192;
 
 int64_t groups_in(int64_t n) {
@@ -606,7 +614,7 @@ struct WholeRow {
     }
 };
 
-// Of products with more columns than these llama.cpp's own are faster: measured on Zen 4.
+// Of products with more columns than these llama.cpp's own are faster: measured on Zen 4 alone, and taken over for ARM.
 constexpr int64_t any_number = INT64_MAX;
 constexpr int64_t most_for_super_blocks = 8;
 constexpr int64_t most_for_bytes = 4;
