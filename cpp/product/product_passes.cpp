@@ -6,7 +6,11 @@
 #define GGML_COMMON_DECL_C
 #include <ggml-common.h>
 
+#ifdef OVERSPILL_NEON
+#include <arm_neon.h>
+#else
 #include <immintrin.h>
+#endif
 
 #include <cstring>
 #include <type_traits>
@@ -15,17 +19,22 @@ namespace overspill::OVERSPILL_PRODUCTS {
 
 namespace {
 
+#if defined(OVERSPILL_NEON)
+#include "product/vectors_neon.h"
+#else
 #if defined(OVERSPILL_AVX512) || defined(OVERSPILL_AVX512VBMI)
 #include "product/vectors_avx512.h"
-#elif defined(OVERSPILL_AVX2) || defined(OVERSPILL_AVXVNNI)
+#else
 #include "product/vectors_avx2.h"
+#endif
+#include "product/vectors_spread.h"
 #endif
 
 constexpr int64_t group_blocks = 4;  // of 32 weights, in 64 bytes of nibbles
 constexpr int64_t group_weights = 32 * group_blocks;
 
 // Weights are looked for in memory so far ahead of where they are used; measured on Zen 5, where less and more are
-// slower. On Zen 4 it does not matter.
+// slower. On Zen 4 it does not matter; on ARM it has not been measured.
 constexpr size_t prefetch_bytes = 8192;
 
 int64_t groups_in(int64_t n) {
@@ -75,9 +84,9 @@ template <size_t n_columns>
 struct alignas(64) NibbleGroup {
     int8_t low[64];
     int8_t high[64];
-    int32_t start[16];  // what takes the offset of the weights away
-    float scale[16];    // of each four bytes
-    float sum[16];      // scale times the block's sum, in the first place of its four; 0 in the others
+    int32_t start[16];               // what takes the offset of the weights away
+    float scale[4 * quarter_lanes];  // of each block, in all of its places
+    float sum[4 * quarter_lanes];    // scale times the block's sum, in the first of its places; 0 in the others
 };
 
 template <int offset>
@@ -91,13 +100,13 @@ void order_block(const int8_t * quantized, float scale, NibbleGroup & group, int
             sum += group.low[j] + group.high[j];
         }
         group.start[lane] = -offset * sum;
-        group.scale[lane] = scale;
+        group.scale[lane * quarter_lanes / 4] = scale;
     }
 }
 
 struct Nibbles {
     Bytes low, high;
-    Floats scale;
+    Quarters scale;
 };
 
 // Four blocks of 32 weights.
@@ -121,11 +130,11 @@ template <typename Blocks>
 }
 
 template <typename Blocks>
-[[gnu::always_inline]] inline Floats scales_of(const Blocks & four) {
+[[gnu::always_inline]] inline Quarters scales_of(const Blocks & four) {
     return quarters(four_halves(four.blocks[0]->d, four.blocks[1]->d, four.blocks[2]->d, four.blocks[3]->d));
 }
 
-// A type has: its block; decode() of four; and what it adds to weights to have them unsigned. With a minimum, llama.cpp
+// A type has: its block; decode() of four; and what it has added to its weights. With a minimum, llama.cpp
 // quantizes activations to blocks that have their sum.
 template <typename BlockOfType, ggml_type number, int added, bool with_minimum = false>
 struct NibbleType {
@@ -139,12 +148,14 @@ struct NibbleType {
     static constexpr float factor = 1;  // of what decode() gives
 };
 
-struct Mxfp4 : NibbleType<block_mxfp4, GGML_TYPE_MXFP4, 12> {
+struct Mxfp4 : NibbleType<block_mxfp4, GGML_TYPE_MXFP4, table_offset(-12)> {
     // The table has twice the values.
     static constexpr float factor = 0.5F;
-    alignas(16) static constexpr int8_t table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+    alignas(16) static constexpr int8_t table[16] = {
+        offset,     offset + 1, offset + 2, offset + 3, offset + 4, offset + 6, offset + 8, offset + 12,
+        offset - 0, offset - 1, offset - 2, offset - 3, offset - 4, offset - 6, offset - 8, offset - 12};
 
-    Bytes values = table_of(table);
+    Table values = table_of(table);
     template <bool follow_each_other>
     [[gnu::always_inline]] Nibbles decode(const Four<Block, follow_each_other> & four) const {
         const Bytes packed = packed_of(four);
@@ -162,7 +173,7 @@ struct Iq4Nl : NibbleType<block_iq4_nl, GGML_TYPE_IQ4_NL, signed_offset> {
     alignas(16) static constexpr int8_t table[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                      1,    13,   25,  38,  53,  69,  89,  113};
 
-    Bytes values = table_of(table);
+    Table values = table_of(table);
     template <typename Blocks>
     [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
@@ -186,7 +197,7 @@ struct FiveBits : Type {
     template <typename Blocks>
     [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
-        const Bytes fifth = four_words(four.blocks[0]->qh, four.blocks[1]->qh, four.blocks[2]->qh, four.blocks[3]->qh);
+        const Words fifth = four_words(four.blocks[0]->qh, four.blocks[1]->qh, four.blocks[2]->qh, four.blocks[3]->qh);
         return {with_fifth_bits<0>(low_nibbles(packed), fifth), with_fifth_bits<2>(high_nibbles(packed), fifth),
                 scales_of(four)};
     }
@@ -207,20 +218,20 @@ void order_nibbles(const void * quantized, int64_t n, void * ordered) {
         NibbleGroup & group = groups[i / group_blocks];
         order_block<Type::offset>(blocks[i].qs, Type::factor * float_of(blocks[i].d), group, i % group_blocks);
         if constexpr (Type::has_minimum) {
-            group.sum[i % group_blocks * 4] = float_of(blocks[i].s);
+            group.sum[static_cast<size_t>(i % group_blocks) * quarter_lanes] = float_of(blocks[i].s);
         }
     }
 }
 
 template <typename Type>
 [[gnu::always_inline]] inline Floats add_nibbles(const Nibbles & weights, const NibbleGroup & group, Floats sum) {
-    Ints products = load_ints(group.start);
+    Ints products = load_start<Type::offset>(group.start);
     if constexpr (Type::is_signed) {
         products = dot_signed(dot_signed(products, weights.low, load(group.low)), weights.high, load(group.high));
     } else {
         products = dot(dot(products, weights.low, load(group.low)), weights.high, load(group.high));
     }
-    return multiply_add(to_floats(products), times(weights.scale, load_floats(group.scale)), sum);
+    return multiply_add(to_floats(products), times(weights.scale, load_quarters(group.scale)), sum);
 }
 
 // The largest exponent is a number of llama.cpp's, but not of powers_of_two().
@@ -239,7 +250,8 @@ float multiply_slowly(const block_mxfp4 * row, int64_t n, const uint8_t * activa
         const uint32_t bits = e < 2 ? 0x00200000U << e : (e - 1) << 23;
         float half_of_power;
         std::memcpy(&half_of_power, &bits, sizeof(bits));
-        sum += static_cast<float>(product) * (half_of_power * (group.scale[place / 4] / Mxfp4::factor));
+        sum +=
+            static_cast<float>(product) * (half_of_power * (group.scale[place / (16 / quarter_lanes)] / Mxfp4::factor));
     }
     return sum;
 }
@@ -251,7 +263,7 @@ void multiply_row(const typename Type::Block * row, int64_t n, const Columns<n_c
     Sums<n_columns> sums = no_sums<n_columns>();
     const auto step = [&](const auto & four, int64_t i) __attribute__((always_inline)) {
         const Nibbles weights = type.decode(four);
-        Floats minima = no_floats();
+        Quarters minima = no_quarters();
         if constexpr (Type::has_minimum) {
             minima = quarters(four_halves(four.blocks[0]->m, four.blocks[1]->m, four.blocks[2]->m, four.blocks[3]->m));
         }
@@ -259,7 +271,7 @@ void multiply_row(const typename Type::Block * row, int64_t n, const Columns<n_c
             const auto & group = columns.template group<NibbleGroup>(c.value, i);
             sums.of[c.value] = add_nibbles<Type>(weights, group, sums.of[c.value]);
             if constexpr (Type::has_minimum) {
-                sums.of[c.value] = multiply_add(minima, load_floats(group.sum), sums.of[c.value]);
+                sums.of[c.value] = multiply_add(minima, load_quarters(group.sum), sums.of[c.value]);
             }
         });
     };
@@ -293,10 +305,9 @@ void multiply_row(const typename Type::Block * row, int64_t n, const Columns<n_c
 // --- Blocks of 256 weights of four bits from a table ----------------------------------------------
 
 struct Iq4Xs {
-    static constexpr ggml_type type = GGML_TYPE_IQ4_XS;
     static constexpr int offset = signed_offset;
     static constexpr bool is_signed = true;
-    Bytes values = table_of(Iq4Nl::table);
+    Table values = table_of(Iq4Nl::table);
 
     // The first or the second half of a block.
     [[gnu::always_inline]] Nibbles decode(const block_iq4_xs & block, int half) const {
@@ -304,11 +315,7 @@ struct Iq4Xs {
         const int low = block.scales_l[2 * half] | block.scales_l[2 * half + 1] << 8;
         const int high = block.scales_h >> 8 * half;
         const float d = float_of(block.d);
-        const auto scale = [&](int i) {
-            return d * static_cast<float>(((low >> 4 * i & 15) | (high >> 2 * i & 3) << 4) - 32);
-        };
-        return {look_up_low(values, packed), look_up_high(values, packed),
-                quarters(_mm_setr_ps(scale(0), scale(1), scale(2), scale(3)))};
+        return {look_up_low(values, packed), look_up_high(values, packed), quarters(four_six_bits(d, low, high))};
     }
 };
 
@@ -331,7 +338,8 @@ void multiply_row(const block_iq4_xs * row, int64_t n, const Columns<n_columns> 
         for_each<2>([&](auto half) __attribute__((always_inline)) {
             const Nibbles weights = type.decode(row[i], half.value);
             for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
-                const auto & group = columns.template group<NibbleGroup>(c.value, 2 * i + half.value);
+                const auto & group =
+                    columns.template group<NibbleGroup>(c.value, 2 * i + static_cast<int64_t>(half.value));
                 sums.of[c.value] = add_nibbles<Iq4Xs>(weights, group, sums.of[c.value]);
             });
         });
@@ -344,7 +352,7 @@ void multiply_row(const block_iq4_xs * row, int64_t n, const Columns<n_columns> 
 struct alignas(64) ByteGroup {
     int8_t bytes[64];  // of two blocks
     int32_t start[16];
-    float scale[16];
+    float scale[2 * half_lanes];
 };
 
 size_t byte_group_bytes(int64_t n) {
@@ -362,7 +370,7 @@ void order_q8_0(const void * quantized, int64_t n, void * ordered) {
         for (size_t lane = place / 4; lane < place / 4 + 8; ++lane) {
             const int8_t * four = group.bytes + 4 * lane;
             group.start[lane] = -signed_offset * (four[0] + four[1] + four[2] + four[3]);
-            group.scale[lane] = float_of(blocks[i].d);
+            group.scale[lane * half_lanes / 8] = float_of(blocks[i].d);
         }
     }
 }
@@ -374,12 +382,12 @@ void multiply_row(const block_q8_0 * row, int64_t n, const Columns<n_columns> & 
     const auto step = [&](const block_q8_0 * blocks, int64_t i, Sums<n_columns> & sums) __attribute__((always_inline)) {
         const Bytes weights =
             join(reinterpret_cast<const uint8_t *>(blocks[0].qs), reinterpret_cast<const uint8_t *>(blocks[1].qs));
-        const Floats scale = halves(float_of(blocks[0].d), float_of(blocks[1].d));
+        const Halves scale = halves(scale_of(blocks[0].d), scale_of(blocks[1].d));
         for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
             const auto & group = columns.template group<ByteGroup>(c.value, i);
-            const Ints products = dot_signed(load_ints(group.start), weights, load(group.bytes));
+            const HalfInts products = dot_halves(load_start<signed_offset>(group.start), weights, load(group.bytes));
             sums.of[c.value] =
-                multiply_add(to_floats(products), times(scale, load_floats(group.scale)), sums.of[c.value]);
+                multiply_add(to_floats(products), times(scale, load_halves(group.scale)), sums.of[c.value]);
         });
     };
     const int64_t n_whole = n / 64;
@@ -441,9 +449,10 @@ void order_by_weights(const void * quantized, int64_t n, void * ordered) {
     }
 }
 
+template <typename Type>
 struct Whole {
     Bytes weights[4];
-    Scales scales[4];
+    typename Type::Scales scales[4];
 };
 
 // The scales and minima of eight parts, of six bits each, as llama.cpp packs them in twelve bytes.
@@ -461,16 +470,18 @@ SixBits unpack_six_bits(const uint8_t * twelve) {
             join_words(b & 0x3f3f3f3fU, (c >> 4 & 0x0f0f0f0fU) | (b >> 6 & 0x03030303U) << 4)};
 }
 
-// A type has: decode(); and add(), which takes minima or offsets into account.
+// A type has: its weights and scales, of halves or of quarters; decode(); and add(), which takes minima or offsets into
+// account.
 template <typename Block, bool five_bits>
 struct FourOrFiveBits {
     using Weights = Block;
+    using Scales = HalfScales;
     struct Rest {
         Shorts8 minima;
         float d, d_minimum;
     };
 
-    [[gnu::always_inline]] static void decode(const Block & block, Whole & whole, Rest & rest) {
+    [[gnu::always_inline]] static void decode(const Block & block, Whole<FourOrFiveBits> & whole, Rest & rest) {
         const SixBits six = unpack_six_bits(block.scales);
         const Shorts8 scales = shorts_of(six.scales);
         const Bytes first = load(block.qs), second = load(block.qs + 64);
@@ -491,7 +502,7 @@ struct FourOrFiveBits {
         whole.scales[3] = spread_halves<5, 7>(scales);
         rest = {shorts_of(six.minima), float_of(block.d), float_of(block.dmin)};
     }
-    [[gnu::always_inline]] static Floats add(Ints products, const Rest & rest, const SuperBlock & x, Floats sum) {
+    [[gnu::always_inline]] static Floats add(WholeInts products, const Rest & rest, const SuperBlock & x, Floats sum) {
         sum = multiply_add(to_floats(products), all(rest.d * x.d), sum);
         return multiply_add(to_floats(sums_dot(rest.minima, x.sums)), all(-rest.d_minimum * x.d), sum);
     }
@@ -499,12 +510,13 @@ struct FourOrFiveBits {
 
 struct SixBitWeights {
     using Weights = block_q6_K;
+    using Scales = QuarterScales;
     struct Rest {
         ByteScales scales;
         float d;
     };
 
-    [[gnu::always_inline]] static void decode(const block_q6_K & block, Whole & whole, Rest & rest) {
+    [[gnu::always_inline]] static void decode(const block_q6_K & block, Whole<SixBitWeights> & whole, Rest & rest) {
         rest = {byte_scales(block.scales), float_of(block.d)};
         const Bytes first = load(block.ql), second = load(block.ql + 64);
         const Bytes first_high = join(block.qh, block.qh), second_high = join(block.qh + 32, block.qh + 32);
@@ -517,8 +529,8 @@ struct SixBitWeights {
         whole.scales[2] = spread_quarters<8>(rest.scales);
         whole.scales[3] = spread_quarters<12>(rest.scales);
     }
-    [[gnu::always_inline]] static Floats add(Ints products, const Rest & rest, const SuperBlock & x, Floats sum) {
-        const Ints less = less_32_times(products, byte_sums_dot(rest.scales, x.sums));
+    [[gnu::always_inline]] static Floats add(WholeInts products, const Rest & rest, const SuperBlock & x, Floats sum) {
+        const WholeInts less = less_32_times(products, byte_sums_dot(rest.scales, x.sums));
         return multiply_add(to_floats(less), all(rest.d * x.d), sum);
     }
 };
@@ -529,15 +541,15 @@ void multiply_whole_row(const typename Type::Weights * row, int64_t n, const Col
     Sums<n_columns> sums = no_sums<n_columns>();
     for (int64_t i = 0; i < n / QK_K; ++i) {
         prefetch<sizeof(row[0])>(row + i);
-        Whole whole;
+        Whole<Type> whole;
         typename Type::Rest rest;
         Type::decode(row[i], whole, rest);
         for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
             const auto & x = columns.template group<SuperBlock>(c.value, i);
-            Ints products = no_ints();
+            WholeInts products = no_ints();
             for_each<4>([&](auto k) __attribute__((always_inline)) {
-                products =
-                    scaled_dot(products, whole.weights[k.value], load(x.bytes + 64 * k.value), whole.scales[k.value]);
+                products = scaled_dot_part<k.value>(products, whole.weights[k.value], load(x.bytes + 64 * k.value),
+                                                    whole.scales[k.value]);
             });
             sums.of[c.value] = Type::add(products, rest, x, sums.of[c.value]);
         });
@@ -602,7 +614,7 @@ struct WholeRow {
     }
 };
 
-// Of products with more columns than these llama.cpp's own are faster: measured on Zen 4.
+// Of products with more columns than these llama.cpp's own are faster: measured on Zen 4 alone, and taken over for ARM.
 constexpr int64_t any_number = INT64_MAX;
 constexpr int64_t most_for_super_blocks = 8;
 constexpr int64_t most_for_bytes = 4;

@@ -4,6 +4,15 @@
 #include <stdexcept>
 #include <string>
 
+#ifdef OVERSPILL_ARM_KERNELS
+#if defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+#endif
+
 namespace overspill {
 
 #ifdef OVERSPILL_X86_KERNELS
@@ -19,6 +28,27 @@ extern const ProductSet set;
 namespace product_avx512vbmi {
 extern const ProductSet set;
 }
+#endif
+#ifdef OVERSPILL_ARM_KERNELS
+namespace product_neon {
+extern const ProductSet set;
+}
+
+namespace {
+
+bool has_dot_products() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+    int value = 0;
+    size_t n_bytes = sizeof(value);
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &n_bytes, nullptr, 0) == 0 && value != 0;
+#else
+    return false;
+#endif
+}
+
+}  // namespace
 #endif
 
 const Products * ProductSet::find(ggml_type weights) const {
@@ -47,6 +77,11 @@ std::vector<const ProductSet *> available_product_sets() {
         if (__builtin_cpu_supports("avx512vbmi")) {
             available.push_back(&product_avx512vbmi::set);
         }
+    }
+#endif
+#ifdef OVERSPILL_ARM_KERNELS
+    if (has_dot_products()) {
+        available.push_back(&product_neon::set);
     }
 #endif
     return available;

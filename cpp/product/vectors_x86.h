@@ -23,3 +23,10 @@ inline __m128 four_halves(ggml_half a, ggml_half b, ggml_half c, ggml_half d) {
 inline float float_of(ggml_half half) {
     return _cvtsh_ss(half);
 }
+// d times each of four numbers of six bits less 32: four bits of each are in `low`, and two in `high`.
+[[gnu::always_inline]] inline __m128 four_six_bits(float d, int low, int high) {
+    const auto one = [&](int i) {
+        return d * static_cast<float>(((low >> 4 * i & 15) | (high >> 2 * i & 3) << 4) - 32);
+    };
+    return _mm_setr_ps(one(0), one(1), one(2), one(3));
+}

@@ -137,6 +137,7 @@ void test_products() {
         return;
     }
     for (const ProductSet * set : sets) {
+        std::printf("products with %s\n", set->name);
         check(set->n_products == sets[0]->n_products, "all sets have the same types");
         check(set->find(GGML_TYPE_F32) == nullptr, "no products of other types");
     }
