@@ -33,18 +33,14 @@ namespace {
 constexpr int64_t group_blocks = 4;  // of 32 weights, in 64 bytes of nibbles
 constexpr int64_t group_weights = 32 * group_blocks;
 
-// Weights are looked for in memory so far ahead of where they are used; measured on Zen 5, where less and more are
-// slower. On Zen 4 it does not matter; on ARM it has not been measured.
-constexpr size_t prefetch_bytes = 8192;
-
 int64_t groups_in(int64_t n) {
     return (n + group_weights - 1) / group_weights;
 }
 
 template <size_t n_bytes>
-void prefetch(const void * p) {
+void prefetch(const void * p, size_t ahead_bytes) {
     for (size_t i = 0; i < n_bytes; i += 64) {
-        __builtin_prefetch(static_cast<const char *>(p) + prefetch_bytes + i);
+        __builtin_prefetch(static_cast<const char *>(p) + ahead_bytes + i);
     }
 }
 
@@ -61,6 +57,7 @@ template <size_t n, size_t i = 0, typename Work>
 template <size_t n_columns>
 struct Columns {
     const uint8_t * activations[n_columns];
+    size_t prefetch_bytes;
 
     template <typename Group>
     const Group & group(size_t column, int64_t i) const {
@@ -279,13 +276,13 @@ void multiply_row(const typename Type::Block * row, int64_t n, const Columns<n_c
     const int64_t n_whole = n / group_weights;
     int64_t i = 0;
     for (; i + unrolled <= n_whole; i += unrolled) {
-        prefetch<sizeof(Block) * group_blocks * unrolled>(row + i * group_blocks);
+        prefetch<sizeof(Block) * group_blocks * unrolled>(row + i * group_blocks, columns.prefetch_bytes);
         for_each<unrolled>([&](auto j) __attribute__((always_inline)) {
             const auto k = i + static_cast<int64_t>(j.value);
             step(four_from(row + k * group_blocks), k);
         });
     }
-    prefetch<sizeof(Block) * group_blocks>(row + i * group_blocks);
+    prefetch<sizeof(Block) * group_blocks>(row + i * group_blocks, columns.prefetch_bytes);
     for (; i < n_whole; ++i) {
         step(four_from(row + i * group_blocks), i);
     }
@@ -334,7 +331,7 @@ void multiply_row(const block_iq4_xs * row, int64_t n, const Columns<n_columns> 
     const Iq4Xs type;
     Sums<n_columns> sums = no_sums<n_columns>();
     for (int64_t i = 0; i < n / QK_K; ++i) {
-        prefetch<sizeof(block_iq4_xs)>(row + i);
+        prefetch<sizeof(block_iq4_xs)>(row + i, columns.prefetch_bytes);
         for_each<2>([&](auto half) __attribute__((always_inline)) {
             const Nibbles weights = type.decode(row[i], half.value);
             for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
@@ -393,7 +390,7 @@ void multiply_row(const block_q8_0 * row, int64_t n, const Columns<n_columns> & 
     const int64_t n_whole = n / 64;
     int64_t i = 0;
     for (; i + unrolled <= n_whole; i += unrolled) {
-        prefetch<2 * unrolled * sizeof(block_q8_0)>(row + 2 * i);
+        prefetch<2 * unrolled * sizeof(block_q8_0)>(row + 2 * i, columns.prefetch_bytes);
         for_each<unrolled>([&](auto j) __attribute__((always_inline)) {
             const auto k = i + static_cast<int64_t>(j.value);
             step(row + 2 * k, k, j.value % 2 == 0 ? even : odd);
@@ -540,7 +537,7 @@ void multiply_whole_row(const typename Type::Weights * row, int64_t n, const Col
                         float * out) {
     Sums<n_columns> sums = no_sums<n_columns>();
     for (int64_t i = 0; i < n / QK_K; ++i) {
-        prefetch<sizeof(row[0])>(row + i);
+        prefetch<sizeof(row[0])>(row + i, columns.prefetch_bytes);
         Whole<Type> whole;
         typename Type::Rest rest;
         Type::decode(row[i], whole, rest);
@@ -563,6 +560,7 @@ void multiply_whole_row(const typename Type::Weights * row, int64_t n, const Col
 template <typename Type, size_t n_columns>
 void multiply_columns(const ProductShape & shape, const void * row, int64_t r, int64_t first) {
     Columns<n_columns> columns;
+    columns.prefetch_bytes = shape.prefetch_bytes;
     float out[n_columns];
     for_each<n_columns>([&](auto c) {
         columns.activations[c.value] =

@@ -138,8 +138,8 @@ class Columns {
         for (size_t c = 0; c < n_; ++c) {
             to[c] = out_[c] + first;
         }
-        products.multiply(
-            {rows, weights.nb[1], n_rows, weights.ne[0], activations_.data(), to.data(), static_cast<int64_t>(n_)});
+        products.multiply({rows, weights.nb[1], n_rows, weights.ne[0], activations_.data(), to.data(),
+                           static_cast<int64_t>(n_), prefetch_bytes()});
     }
 
   private:
@@ -210,7 +210,8 @@ class Rows {
         }
         const ggml_tensor & weights = *projection.node->src[0];
         projection.products->multiply({row_of(weights, expert, projection.first_row + first), weights.nb[1], n_rows,
-                                       weights.ne[0], x.data(), to.data(), static_cast<int64_t>(n_columns)});
+                                       weights.ne[0], x.data(), to.data(), static_cast<int64_t>(n_columns),
+                                       prefetch_bytes()});
         if (projection.bias != nullptr) {
             const float * bias = bias_of(projection, expert, first);
             for (size_t c = 0; c < n_columns; ++c) {

@@ -23,7 +23,11 @@ struct ProductShape {
     const void * const * activations;  // of each column, in order
     float * const * out;               // of each column, the first row's
     int64_t n_columns;
+    size_t prefetch_bytes;  // weights are looked for in memory so far ahead of where they are used
 };
+
+// What suits this CPU.
+size_t prefetch_bytes();
 
 // For one type of weights, by one instruction set.
 struct Products {
@@ -71,7 +75,8 @@ struct ProductSet {
 };
 
 // The best that this CPU has, or the one that the environment variable OVERSPILL_KERNELS names; null if it is
-// "llama.cpp", or if this CPU or this build has none. Throws std::invalid_argument for other names.
+// "llama.cpp", if this CPU or this build has none, or on ARM64 if none is named. Throws std::invalid_argument for other
+// names.
 const ProductSet * product_set();
 
 // All that this CPU can run, the fastest last.

@@ -26,7 +26,7 @@ using namespace overspill;
 
 namespace {
 
-enum class Values { ordinary, far_apart, no_weights, no_activations, any_bits };
+enum class Values { ordinary, far_apart, no_weights, no_activations, any_bits, least_scales };
 
 // Quantized activations as numbers: their blocks are public in GGUF's specification, Q8_1's and Q8_K's in
 // ggml-common.h.
@@ -59,6 +59,12 @@ std::vector<char> weights_of(ggml_type type, int64_t n, Values kind) {
         std::generate(weights.begin(), weights.end(), [&] { return static_cast<char>(random()); });
         return weights;
     }
+    if (kind == Values::least_scales) {  // of MXFP4: a block begins with its exponent
+        for (size_t i = 0; i < weights.size(); ++i) {
+            weights[i] = static_cast<char>(i % ggml_type_size(type) == 0 ? random() % 3 : random());
+        }
+        return weights;
+    }
     const float scale = kind == Values::no_weights ? 0.0F : kind == Values::far_apart ? 1e-3F : 1.0F;
     std::normal_distribution<float> normal;
     std::vector<float> exact(n_rows * static_cast<size_t>(n));
@@ -77,7 +83,9 @@ void test_product(const ProductSet & set, const Products & products, const std::
         return some;
     };
     const auto width = static_cast<size_t>(n);
-    const float activation_scale = kind == Values::no_activations ? 0.0F : kind == Values::far_apart ? 1e4F : 1.0F;
+    const float activation_scale = kind == Values::no_activations                              ? 0.0F
+                                   : kind == Values::far_apart || kind == Values::least_scales ? 1e4F
+                                                                                               : 1.0F;
     const size_t row_bytes = ggml_row_size(products.weights, n);
     const size_t ordered_bytes = products.ordered_bytes(n);
     check(ordered_bytes % activation_alignment == 0, "activations in order are a multiple of the alignment");
@@ -96,7 +104,8 @@ void test_product(const ProductSet & set, const Products & products, const std::
         x.push_back(ordered + c * ordered_bytes);
         out.push_back(results.data() + c * n_rows);
     }
-    products.multiply({weights.data(), row_bytes, n_rows, n, x.data(), out.data(), static_cast<int64_t>(n_columns)});
+    products.multiply({weights.data(), row_bytes, n_rows, n, x.data(), out.data(), static_cast<int64_t>(n_columns),
+                       prefetch_bytes()});
     size_t n_wrong = 0;
     for (size_t c = 0; c < n_columns; ++c) {
         const std::vector<double> activations = activation_values(products.activations, quantized[c], n);
@@ -145,10 +154,10 @@ void test_products() {
         const ggml_type type = sets[0]->products[i].weights;
         for (const int64_t n_blocks : {1, 2, 3, 4, 5, 9}) {
             const int64_t n = n_blocks * sets[0]->products[i].block;
-            for (const Values kind :
-                 {Values::ordinary, Values::far_apart, Values::no_weights, Values::no_activations, Values::any_bits}) {
+            for (const Values kind : {Values::ordinary, Values::far_apart, Values::no_weights, Values::no_activations,
+                                      Values::any_bits, Values::least_scales}) {
                 // Any bits are weights in MXFP4; elsewhere also infinite scales, whose sums have no order.
-                if (kind == Values::any_bits && type != GGML_TYPE_MXFP4) {
+                if ((kind == Values::any_bits || kind == Values::least_scales) && type != GGML_TYPE_MXFP4) {
                     continue;
                 }
                 const std::vector<char> weights = weights_of(type, n, kind);
