@@ -32,7 +32,8 @@ bool adds_bias(const ggml_tensor & node, const ggml_tensor & to, const ggml_tens
     }
     const ggml_tensor & bias = *node.src[1];
     return bias.op == GGML_OP_NONE && bias.type == GGML_TYPE_F32 && bias.nb[0] == sizeof(float) &&
-           bias.ne[0] == to.ne[0] && (ids != nullptr || ggml_nrows(&bias) == 1) && are_weights_in_ram(bias);
+           bias.ne[0] == to.ne[0] && ggml_nrows(&bias) == (ids != nullptr ? to.src[0]->ne[2] : 1) &&
+           are_weights_in_ram(bias);
 }
 
 class Matcher {
@@ -111,7 +112,7 @@ class Matcher {
             return false;
         }
         found_.up = found_.gate;
-        (ggml_get_op_params_i32(&activated, 1) != 0 ? found_.gate : found_.up).first_row = n;
+        (ggml_get_op_params_i32(&activated, 1) != 0 ? found_.gate : found_.up).first_row += n;
         return true;
     }
 
@@ -182,9 +183,12 @@ class Matcher {
 
     bool have_same_input() const {
         const Projection &gate = found_.gate, &up = found_.up;
-        return found_.down.products != nullptr && gate.products != nullptr &&
+        const auto has_all_experts = [this](const Projection & projection) {
+            return projection.node->src[0]->ne[2] == found_.down.node->src[0]->ne[2];
+        };
+        return found_.down.products != nullptr && gate.products != nullptr && has_all_experts(gate) &&
                (up.node == nullptr ||
-                (up.products != nullptr && up.node->src[1] == gate.node->src[1] &&
+                (up.products != nullptr && has_all_experts(up) && up.node->src[1] == gate.node->src[1] &&
                  up.products->order == gate.products->order && ggml_are_same_shape(up.node, gate.node)));
     }
 

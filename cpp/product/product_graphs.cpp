@@ -125,7 +125,11 @@ class ProductGraphs::Graph {
             const std::optional<FeedForwardNodes> around = ggml_nrows(&node) <= most_routes_of_feed_forward
                                                                ? feed_forward_around(graph, i, products_of)
                                                                : std::nullopt;
-            if (around) {
+            const auto is_in_another = [&] {  // whose last product it takes for its first
+                return !replacements_.empty() && replacements_.back().feed_forward != nullptr &&
+                       replacements_.back().last >= around->first;
+            };
+            if (around && !is_in_another()) {
                 while (!replacements_.empty() && replacements_.back().first >= around->first) {
                     count(*replacements_.back().product, -1);  // one of its first products
                     replacements_.pop_back();
