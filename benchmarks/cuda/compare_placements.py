@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -41,6 +41,7 @@ ROOT = Path(__file__).parent.parent.parent
 MODELS: dict[str, Callable[[], Header]] = HEADERS | {"gpt-oss-2-layers": partial(gpt_oss, 2, 8, VOCABULARY)}
 # A lot of experts and the embedding while they are made; later on KV cache, buffers, Python and CUDA.
 BESIDE_WEIGHTS_BYTES = 3 << 30
+Kernels: TypeAlias = Literal["auto", "llama.cpp"]
 FAILURES = (overspill.Error, ValueError, OSError, RuntimeError, AssertionError, NoUpstreamToolsError)
 
 
@@ -64,6 +65,8 @@ class Row:
     """A placement, and what came of it."""
 
     name: str
+    kernels: Kernels = "auto"
+    """Whose products of weights in RAM; forecasts are made with those of ``auto``."""
     placement: Placement | None = None
     outlook: Forecast | None = None
     problem: str | None = None
@@ -85,6 +88,7 @@ class Row:
         last = self.runs[-1] if self.runs else None
         return {
             "name": self.name,
+            "kernels": self.kernels,
             "problem": self.problem,
             "tokens_per_s": self.tokens_per_s,
             "tokens_per_s_by_round": [run.tokens_per_s for run in self.runs],
@@ -148,13 +152,13 @@ def look(options: Options, path: Path | None = None) -> Hardware:
     return replace(hardware, devices=(hardware.device(options.device), cpu))
 
 
-def measure(path: Path, placement: Placement, options: Options) -> Run:
+def measure(path: Path, placement: Placement, kernels: Kernels, options: Options) -> Run:
     """Load a model, let it warm up, and time a greedy reply."""
     if options.rpc:
         overspill.add_rpc_server(options.rpc)
     # As beside a CUDA GPU anyway; elsewhere weights on the CPU would be copied, and what is copied from stays in RAM.
     settings: dict[str, Any] = {"n_ctx": options.n_ctx, "n_threads": options.threads, "repack": "off"}
-    with Model(path, offload=placement, **settings) as model:
+    with Model(path, offload=placement, kernels=kernels, **settings) as model:
         draw = random.Random(0)
         prompt = [draw.randrange(model.n_vocab) for _ in range(options.prompt_tokens)]
         ends = [token for token in model.special_tokens.values() if model.is_end_of_generation(token)]
@@ -282,7 +286,9 @@ def rows_of(path: Path, hardware: Hardware, options: Options) -> list[Row]:
                 row.problem = row.outlook.reason
         except FAILURES as error:
             row.problem = str(error)
-    return rows
+    planner = next(row for row in rows if row.name == "planner")
+    without = Row("planner, llama.cpp's products", "llama.cpp", planner.placement, problem=planner.problem)
+    return [*rows, without]
 
 
 def fitted(path: Path, info: ModelInfo, hardware: Hardware, options: Options, row: Row) -> Placement:
@@ -315,13 +321,14 @@ def compare(name: str, options: Options, errors: Console) -> tuple[Hardware, lis
                     continue
                 say(f"{name}, round {number} of {options.rounds}: {row.name}")
                 try:
-                    row.runs.append(in_own_process(measure, path, row.placement, options))
+                    row.runs.append(in_own_process(measure, path, row.placement, row.kernels, options))
                 except FAILURES as error:
                     row.problem = str(error)
         for row in rows:
             if row.runs:  # less than was planned perhaps, where the device refused memory
-                row.placement = row.runs[-1].placement
-                row.outlook = forecast(info, row.placement, hardware, n_ctx=options.n_ctx, depth=options.depth)
+                placement = row.placement = row.runs[-1].placement
+                if row.outlook is not None:
+                    row.outlook = forecast(info, placement, hardware, n_ctx=options.n_ctx, depth=options.depth)
         planner = next(row for row in rows if row.name == "planner")
         prompts: list[PromptRow] = []
         if options.long_prompt_tokens and planner.runs and planner.placement is not None:
@@ -351,7 +358,7 @@ def table_of_prompts(rows: list[PromptRow], options: Options) -> Table:
 
 def agreement(rows: list[Row]) -> str:
     """Say whether all placements gave the same reply, and where they parted if not."""
-    measured = [row for row in rows if row.runs]
+    measured = [row for row in rows if row.runs and row.kernels == "auto"]
     if len(measured) < 2:
         return "There are no two replies to compare."
     first, parted = measured[0], []
