@@ -200,7 +200,14 @@ def test_nonsense_fits_the_schema(tiny_gpt_oss: Model, closing_tiny: Closing, nu
 
 @pytest.mark.parametrize(
     "pattern",
-    ["^.{2,6}$", "^[^a]{2,6}$", "^[ -~]{2,6}$", '^["\\\\x]{2}$', '^"[a-z]\\\\?(\n|\\t)"+\\u0022$', "^\\x5C{2}[^-a-]$"],
+    [
+        "^.{2,6}$",
+        "^[^a]{2,6}$",
+        "^[ -~]{2,6}$",
+        '^["\\\\x]{2}$',
+        '^"[a-z]\\\\?(\n|\\t)"{1,4}\\u0022$',
+        "^\\x5C{2}[^-a-]$",
+    ],
 )
 def test_patterns_speak_of_what_the_json_means(gemma: Model, pattern: str) -> None:
     """A quote, a backslash or a line break is escaped or left out, however likely it is."""
