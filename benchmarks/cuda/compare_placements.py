@@ -287,7 +287,7 @@ def rows_of(path: Path, hardware: Hardware, options: Options) -> list[Row]:
         except FAILURES as error:
             row.problem = str(error)
     planner = next(row for row in rows if row.name == "planner")
-    without = Row("planner, llama.cpp's products", "llama.cpp", planner.placement, problem=planner.problem)
+    without = Row("planner, llama.cpp", "llama.cpp", planner.placement, problem=planner.problem)
     return [*rows, without]
 
 
