@@ -10,7 +10,6 @@
 #include <array>
 #include <chrono>
 #include <cstring>
-#include <future>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -618,29 +617,32 @@ double DeviceMeter::memory_bytes_per_s() {
         ggml_backend_buffer_t buffer = working_set(ggml_backend_dev_buffer_type(device_));
         const auto * words = static_cast<const uint64_t *>(ggml_backend_buffer_get_base(buffer));
         const size_t n_words = ggml_backend_buffer_get_size(buffer) / sizeof *words;
-        const auto n_threads = static_cast<size_t>(options_.n_threads);
-        std::vector<uint64_t> sums(n_threads * 8);  // a cache line for each
-        const auto read_share = [&](size_t thread) {
+        // By the threads that compute: others would have to share the cores with these, which wait by spinning.
+        struct Reading {
+            const uint64_t * words;
+            size_t n_words;
+            std::vector<uint64_t> sums;  // a cache line for each thread
+        } reading{words, n_words, std::vector<uint64_t>(static_cast<size_t>(options_.n_threads) * 8)};
+        const auto read_share = [](ggml_tensor *, int ith, int nth, void * data) {
+            auto & all = *static_cast<Reading *>(data);
+            const auto thread = static_cast<size_t>(ith), n_threads = static_cast<size_t>(nth);
             // Several sums, so that no addition waits for the one before.
             constexpr size_t n_lanes = 32;
             std::array<uint64_t, n_lanes> lanes{};
-            const size_t end = n_words / n_lanes * (thread + 1) / n_threads * n_lanes;
-            for (size_t at = n_words / n_lanes * thread / n_threads * n_lanes; at < end; at += n_lanes) {
+            const size_t end = all.n_words / n_lanes * (thread + 1) / n_threads * n_lanes;
+            for (size_t at = all.n_words / n_lanes * thread / n_threads * n_lanes; at < end; at += n_lanes) {
                 for (size_t lane = 0; lane < n_lanes; ++lane) {
-                    lanes[lane] += words[at + lane];
+                    lanes[lane] += all.words[at + lane];
                 }
             }
-            sums[thread * 8] += std::accumulate(lanes.begin(), lanes.end(), uint64_t{0});
+            all.sums[thread * 8] += std::accumulate(lanes.begin(), lanes.end(), uint64_t{0});
         };
-        const double time_s = typical_s(options_.budget_s, [&] {
-            std::vector<std::future<void>> others;  // each waits for its thread when it goes
-            for (size_t thread = 1; thread < n_threads; ++thread) {
-                others.push_back(std::async(std::launch::async, read_share, thread));
-            }
-            read_share(0);
+        const double time_s = graph_s(1, 1, options_.budget_s, [&](ggml_context * context, size_t) {
+            return ggml_custom_4d(context, GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, read_share, GGML_N_TASKS_MAX,
+                                  &reading);
         });
         // The compiler must not find that nobody wants the sums.
-        const bool is_sum = std::accumulate(sums.begin(), sums.end(), uint64_t{0}) != 0;
+        const bool is_sum = std::accumulate(reading.sums.begin(), reading.sums.end(), uint64_t{0}) != 0;
         return is_sum ? static_cast<double>(n_words * sizeof *words) / time_s : 0;
     });
 }

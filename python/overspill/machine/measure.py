@@ -50,6 +50,7 @@ PLAIN_READS_BESIDE = "plain reads beside "
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 256, 2048
 _LINK_BLOCK_BYTES = 64 << 20
 _MOST_INTERRUPTIONS_PER_S = 20  # for each second that a thread runs
+_MOST_ATTEMPTS = 2  # of a measurement that other programs disturb
 _INTEGER_AND_DOUBLE_TYPES = ("i8", "i16", "i32", "i64", "f64")
 
 
@@ -283,11 +284,14 @@ def _answer(
                 meter.use_products(kernels, True if no_host else None)
             assert meter is not None
             try:
-                start_s, interruptions = time.process_time(), _interruptions()
-                figure = question.ask(meter)
-                most = _MOST_INTERRUPTIONS_PER_S * (time.process_time() - start_s)
-                # On an idle machine a thread is hardly ever interrupted; beside another program, 100 times a second.
-                is_disturbed = measured.kind == "cpu" and _interruptions() - interruptions > most
+                for _ in range(_MOST_ATTEMPTS):
+                    start_s, interruptions = time.process_time(), _interruptions()
+                    figure = question.ask(meter)
+                    most = _MOST_INTERRUPTIONS_PER_S * (time.process_time() - start_s)
+                    # An idle machine hardly ever interrupts a thread; another program makes it 100 times a second.
+                    is_disturbed = measured.kind == "cpu" and _interruptions() - interruptions > most
+                    if not is_disturbed:
+                        break
                 cache.put(question, figure, keep=not is_disturbed)
                 disturbed += is_disturbed
             except Error as error:
