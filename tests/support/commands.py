@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from gpu_visibility import BESIDE
+
 # Half of what most commands take is Python's imports, so the processes are copies of one that has done them.
 LAUNCHER = """
 import json, os, signal, sys
@@ -51,7 +53,7 @@ def overspill(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command; return its exit code and what it wrote."""
     given = [str(argument) for argument in arguments]
-    if not hasattr(os, "fork"):
+    if not hasattr(os, "fork") or BESIDE in os.environ:  # a GPU cannot be used in a copy of a process
         command = [sys.executable, "-m", "overspill", *given]
         return subprocess.run(
             command, input=stdin, capture_output=True, encoding="utf-8", timeout=120, env=dict(environment)
