@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -31,6 +31,7 @@ from overspill import Forecast, Hardware, Model, ModelInfo, Placement, forecast,
 from overspill.base.host import available_ram_bytes
 from overspill.base.tables import plain_table
 from overspill.base.units import parse_bytes
+from overspill.base.values import Kernels
 from overspill.engine.loading import wait_for_pinning
 from overspill.placement.device_names import CPU
 from plan_cases import placement_of_fit
@@ -41,7 +42,6 @@ ROOT = Path(__file__).parent.parent.parent
 MODELS: dict[str, Callable[[], Header]] = HEADERS | {"gpt-oss-2-layers": partial(gpt_oss, 2, 8, VOCABULARY)}
 # A lot of experts and the embedding while they are made; later on KV cache, buffers, Python and CUDA.
 BESIDE_WEIGHTS_BYTES = 3 << 30
-Kernels: TypeAlias = Literal["auto", "llama.cpp"]
 FAILURES = (overspill.Error, ValueError, OSError, RuntimeError, AssertionError, NoUpstreamToolsError)
 
 

@@ -23,12 +23,8 @@ void raise_out_of_memory(const py::handle & type, const OutOfMemoryError & memor
     PyErr_SetObject(type.ptr(), value.ptr());
 }
 
-// Of threads and locks alone: nothing else here throws it. Some libraries have their own words around the system's.
+// Some libraries have their own words around the system's.
 std::string reason_of(const std::system_error & refused) {
-    if (refused.code() == std::errc::resource_unavailable_try_again) {
-        return "the system gives this process no more threads: close streams or models, or raise its limits "
-               "(ulimit -u, ulimit -v)";
-    }
     return refused.code() ? "the system refuses: " + refused.code().message() : std::string(refused.what());
 }
 

@@ -47,20 +47,6 @@ double typical_s(double budget_s, Run && run) {
     return *quartile;
 }
 
-const ProductSet * product_set_named(const std::string & name) {
-    if (name == "auto" || name == "llama.cpp") {
-        return name == "auto" ? product_set() : nullptr;
-    }
-    std::string names = "auto, llama.cpp";
-    for (const ProductSet * set : available_product_sets()) {
-        if (name == set->name) {
-            return set;
-        }
-        names += std::string(", ") + set->name;
-    }
-    throw std::invalid_argument("kernels must be one of " + names + " on this machine, not " + name);
-}
-
 // A graph whose tensors have no memory yet.
 struct Graph {
     explicit Graph(size_t n_operations)
@@ -203,7 +189,7 @@ void DeviceMeter::set_products(const ProductSet * set) {
 
 void DeviceMeter::use_products(const std::string & kernels, std::optional<bool> repack) {
     origin_.check("the meter of a device");
-    const ProductSet * set = product_set_named(kernels);
+    const ProductSet * set = product_set(kernels);
     const std::lock_guard lock(mutex_);
     set_products(set);
     repack_ = repack;

@@ -1,24 +1,15 @@
 #include "product/feed_forward.h"
 
 #include <ggml-backend.h>
+// How often a node of a graph is used is in structs that only this header defines.
+#include <ggml-impl.h>
 
 #include <algorithm>
-#include <array>
 #include <vector>
 
 namespace overspill {
 
 namespace {
-
-bool is_product(const ggml_tensor & node) {
-    return node.op == GGML_OP_MUL_MAT || node.op == GGML_OP_MUL_MAT_ID;
-}
-
-// Whether nothing is computed for it.
-bool is_empty(const ggml_tensor & node) {
-    return node.op == GGML_OP_NONE || node.op == GGML_OP_VIEW || node.op == GGML_OP_RESHAPE ||
-           node.op == GGML_OP_PERMUTE || node.op == GGML_OP_TRANSPOSE;
-}
 
 const ggml_tensor * ids_of(const ggml_tensor & product) {
     return product.op == GGML_OP_MUL_MAT_ID ? product.src[2] : nullptr;
@@ -46,7 +37,7 @@ class Matcher {
         found_.ids = ids_of(down);
         found_.first = found_.last = down_;
         found_.down = {&down, nullptr, 0, products_(down_)};
-        computed_.push_back(&down);
+        note(&down);
         if (!match_activation(*down.src[1]) || !find_first() || !have_same_input()) {
             return std::nullopt;
         }
@@ -66,7 +57,7 @@ class Matcher {
         if (activated.type != GGML_TYPE_F32 || !ggml_is_contiguous(&activated)) {
             return false;
         }
-        computed_.push_back(&activated);
+        note(&activated);
         if (activated.op == GGML_OP_GLU) {
             return match_gated(activated);
         }
@@ -74,7 +65,7 @@ class Matcher {
         found_.activation = Activation::relu;
         if (activated.op == GGML_OP_SQR) {
             unary = activated.src[0];
-            computed_.push_back(unary);
+            note(unary);
             found_.activation = Activation::relu_squared;
         }
         if (unary->op != GGML_OP_UNARY) {
@@ -163,7 +154,7 @@ class Matcher {
                 return false;
             }
             const ggml_tensor & one = node(i);
-            if (is_empty(one)) {
+            if (ggml_op_is_empty(one.op)) {
                 continue;
             }
             if (std::find(computed_.begin(), computed_.end(), &one) == computed_.end() ||
@@ -196,7 +187,7 @@ class Matcher {
     int next_after(int i) const {
         do {
             ++i;
-        } while (i < graph_.n_nodes && is_empty(node(i)));
+        } while (i < graph_.n_nodes && ggml_op_is_empty(node(i).op));
         return i < graph_.n_nodes && (node(i).flags & GGML_TENSOR_FLAG_COMPUTE) != 0 ? i : -1;
     }
 
@@ -282,6 +273,10 @@ class Matcher {
 std::optional<FeedForwardNodes> feed_forward_around(const ggml_cgraph & graph, int down,
                                                     const std::function<const Products *(int node)> & products) {
     return Matcher(graph, down, products).match();
+}
+
+bool is_product(const ggml_tensor & node) {
+    return node.op == GGML_OP_MUL_MAT || node.op == GGML_OP_MUL_MAT_ID;
 }
 
 bool are_weights_in_ram(const ggml_tensor & tensor) {

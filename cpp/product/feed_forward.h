@@ -3,7 +3,6 @@
 
 #include "product/products.h"
 
-#include <ggml-impl.h>
 #include <ggml.h>
 
 #include <cstdint>
@@ -42,6 +41,8 @@ struct FeedForwardNodes {
 // null: not ours. Nothing if the nodes around it are in another form.
 std::optional<FeedForwardNodes> feed_forward_around(const ggml_cgraph & graph, int down,
                                                     const std::function<const Products *(int node)> & products);
+
+bool is_product(const ggml_tensor & node);
 
 // Whether these are weights in memory that the CPU can read.
 bool are_weights_in_ram(const ggml_tensor & tensor);

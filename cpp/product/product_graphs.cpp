@@ -20,7 +20,7 @@ namespace {
 
 // The products that such a node can be computed with; null: llama.cpp's.
 const Products * products_for(const ProductSet & set, const ggml_tensor & node) {
-    if ((node.op != GGML_OP_MUL_MAT && node.op != GGML_OP_MUL_MAT_ID) || (node.flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
+    if (!is_product(node) || (node.flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
         return nullptr;
     }
     const ggml_tensor & weights = *node.src[0];

@@ -112,10 +112,6 @@ int32_t expert_in(const ggml_tensor & ids, int64_t column) {
                                               static_cast<size_t>(k) * ids.nb[0]);
 }
 
-Routes routes_in(const ggml_tensor & ids, int64_t n_experts) {
-    return {ids.ne[0] * ids.ne[1], n_experts, [&](int64_t column) { return expert_in(ids, column); }};
-}
-
 // Of a token, the experts multiply the same column, or each one its own.
 int64_t n_sharing(const ggml_tensor & x, const ggml_tensor & ids) {
     return x.ne[1] == 1 ? ids.ne[0] : 1;
@@ -127,6 +123,7 @@ class Columns {
     void clear() { n_ = 0; }
     bool is_full() const { return n_ == columns_at_once; }
     size_t n() const { return n_; }
+    float * out(size_t c) const { return out_[c]; }
     void add(const void * activations, float * out) {
         activations_[n_] = activations;
         out_[n_++] = out;
@@ -152,13 +149,12 @@ const char * row_of(const ggml_tensor & weights, size_t expert, int64_t row) {
     return static_cast<const char *>(weights.data) + expert * weights.nb[2] + static_cast<size_t>(row) * weights.nb[1];
 }
 
-void multiply_all(const Product & product, std::atomic<int64_t> & next_part, const ggml_tensor & out, int ith,
-                  int nth) {
+void multiply_all(Product & product, const ggml_tensor & out, int ith, int nth) {
     const ggml_tensor & weights = *product.weights;
     const int64_t n_rows = weights.ne[1], n_columns = ggml_nrows(&out);
     const int64_t rows = rows_of_part(weights.nb[1], n_rows, n_columns, nth);
     Columns columns;
-    for_parts(next_part, parts_in(n_rows, rows), ith, nth, [&](int64_t part) {
+    for_parts(product.next_part, parts_in(n_rows, rows), ith, nth, [&](int64_t part) {
         const int64_t first = part * rows;
         for (int64_t c = 0; c < n_columns;) {
             for (columns.clear(); c < n_columns && !columns.is_full(); ++c) {
@@ -170,16 +166,15 @@ void multiply_all(const Product & product, std::atomic<int64_t> & next_part, con
     });
 }
 
-void multiply_routed(const Product & product, std::atomic<int64_t> & next_part, const ggml_tensor & out, int ith,
-                     int nth) {
+void multiply_routed(Product & product, const ggml_tensor & out, int ith, int nth) {
     const ggml_tensor & weights = *product.weights;
-    const Routes routes = routes_in(*product.ids, weights.ne[2]);
+    const Routes routes(ggml_nrows(&out), weights.ne[2], [&](int64_t c) { return expert_in(*product.ids, c); });
     const int64_t shared = n_sharing(*product.x->x, *product.ids);
     const int64_t n_used = routes.n_used(), n_rows = weights.ne[1];
     const int64_t rows = rows_of_part(weights.nb[1], n_rows * n_used, ggml_nrows(&out) / n_used, nth);
     const int64_t parts_of_expert = parts_in(n_rows, rows);
     Columns columns;
-    for_parts(next_part, parts_of_expert * n_used, ith, nth, [&](int64_t part) {
+    for_parts(product.next_part, parts_of_expert * n_used, ith, nth, [&](int64_t part) {
         const auto used = static_cast<size_t>(part / parts_of_expert);
         const int64_t first = part % parts_of_expert * rows;
         const char * from = row_of(weights, routes.expert(used), first);
@@ -193,37 +188,21 @@ void multiply_routed(const Product & product, std::atomic<int64_t> & next_part, 
     });
 }
 
-const float * bias_of(const Projection & projection, size_t expert, int64_t row) {
-    const ggml_tensor & bias = *projection.bias;
-    return reinterpret_cast<const float *>(static_cast<const char *>(bias.data) + expert * bias.nb[1]) +
-           projection.first_row + row;
-}
-
-// A projection's rows from `first` on, with some columns: each column's results one after the other.
-class Rows {
-  public:
-    void multiply(const Projection & projection, size_t expert, int64_t first, int64_t n_rows,
-                  const std::array<const void *, columns_at_once> & x, size_t n_columns) {
-        std::array<float *, columns_at_once> to;
-        for (size_t c = 0; c < n_columns; ++c) {
-            to[c] = column(c);
-        }
-        const ggml_tensor & weights = *projection.node->src[0];
-        projection.products->multiply({row_of(weights, expert, projection.first_row + first), weights.nb[1], n_rows,
-                                       weights.ne[0], x.data(), to.data(), static_cast<int64_t>(n_columns),
-                                       prefetch_bytes()});
-        if (projection.bias != nullptr) {
-            const float * bias = bias_of(projection, expert, first);
-            for (size_t c = 0; c < n_columns; ++c) {
-                std::transform(to[c], to[c] + n_rows, bias, to[c], [](float y, float b) { return y + b; });
-            }
-        }
+// Results of a projection's rows from `first` on, each column's one after the other.
+void project(const Projection & projection, size_t expert, int64_t first, int64_t n_rows, const Columns & columns) {
+    const ggml_tensor & weights = *projection.node->src[0];
+    const int64_t row = projection.first_row + first;
+    columns.multiply(*projection.products, weights, row_of(weights, expert, row), 0, n_rows);
+    if (projection.bias == nullptr) {
+        return;
     }
-    float * column(size_t c) { return values_.data() + c * static_cast<size_t>(group_activations); }
-
-  private:
-    alignas(64) std::array<float, columns_at_once * static_cast<size_t>(group_activations)> values_;
-};
+    const char * of_expert = static_cast<const char *>(projection.bias->data) + expert * projection.bias->nb[1];
+    const float * bias = reinterpret_cast<const float *>(of_expert) + row;
+    for (size_t c = 0; c < columns.n(); ++c) {
+        float * out = columns.out(c);
+        std::transform(out, out + n_rows, bias, out, [](float y, float b) { return y + b; });
+    }
+}
 
 // Rows of a part of the first projections: a group is a whole number of parts.
 int64_t rows_of_group_part(size_t row_bytes, int64_t n_rows, int64_t n_columns, int nth) {
@@ -235,11 +214,10 @@ int64_t rows_of_group_part(size_t row_bytes, int64_t n_rows, int64_t n_columns, 
     return rows;
 }
 
-Routes routes_of(const FeedForward & f, int64_t n_columns) {
-    if (f.nodes.ids == nullptr) {
-        return Routes(n_columns);
-    }
-    return routes_in(*f.nodes.ids, f.nodes.down.node->src[0]->ne[2]);
+template <typename ExpertOf>
+Routes routes_of(const FeedForwardNodes & nodes, const ExpertOf & expert_of) {
+    const int64_t n_columns = ggml_nrows(nodes.activated);
+    return nodes.ids == nullptr ? Routes(n_columns) : Routes(n_columns, nodes.down.node->src[0]->ne[2], expert_of);
 }
 
 void copy_routing(FeedForward & f) {
@@ -260,32 +238,34 @@ void activate(FeedForward & f, int ith, int nth) {
     const FeedForwardNodes & nodes = f.nodes;
     const ggml_tensor & activated = *nodes.activated;
     const int64_t n_rows = activated.ne[0], n_columns = ggml_nrows(&activated);
-    const Routes routes = routes_of(f, n_columns);
+    const Routes routes = routes_of(nodes, [&](int64_t column) { return expert_in(*nodes.ids, column); });
     const int64_t shared = nodes.ids != nullptr ? n_sharing(*f.x->x, *nodes.ids) : 1;
     const int64_t n_used = routes.n_used();
     const bool is_gated = nodes.up.node != nullptr;
     const size_t row_bytes = nodes.gate.node->src[0]->nb[1] + (is_gated ? nodes.up.node->src[0]->nb[1] : 0);
     const int64_t rows = rows_of_group_part(row_bytes, n_rows * n_used, n_columns / n_used, nth);
     const int64_t parts_of_expert = parts_in(n_rows, rows), groups_of_expert = parts_in(n_rows, group_activations);
-    Rows gates, ups;
+    alignas(64) std::array<std::array<float, static_cast<size_t>(group_activations)>, columns_at_once> of_gate, of_up;
+    Columns gates, ups;
     for_parts(f.next_part, parts_of_expert * n_used, ith, nth, [&](int64_t part) {
         const auto used = static_cast<size_t>(part / parts_of_expert);
         const size_t expert = routes.expert(used);
         const int64_t first = part % parts_of_expert * rows, n_here = std::min(rows, n_rows - first);
-        for (size_t i = routes.begin(used); i < routes.end(used); i += columns_at_once) {
-            const size_t n = std::min(columns_at_once, routes.end(used) - i);
-            std::array<const void *, columns_at_once> x;
-            for (size_t c = 0; c < n; ++c) {
-                x[c] = f.x->ordered.column(routes.column(i + c) / shared);
+        for (size_t i = routes.begin(used); i < routes.end(used); i += gates.n()) {
+            gates.clear();
+            ups.clear();
+            for (size_t j = i; j < routes.end(used) && !gates.is_full(); ++j) {
+                const void * x = f.x->ordered.column(routes.column(j) / shared);
+                ups.add(x, of_up[gates.n()].data());
+                gates.add(x, of_gate[gates.n()].data());
             }
-            gates.multiply(nodes.gate, expert, first, n_here, x, n);
+            project(nodes.gate, expert, first, n_here, gates);
             if (is_gated) {
-                ups.multiply(nodes.up, expert, first, n_here, x, n);
+                project(nodes.up, expert, first, n_here, ups);
             }
-            for (size_t c = 0; c < n; ++c) {
-                f.activate({nodes.activation, nodes.alpha, nodes.limit, gates.column(c),
-                            is_gated ? ups.column(c) : nullptr, n_here,
-                            column_to(activated, routes.column(i + c)) + first});
+            for (size_t c = 0; c < gates.n(); ++c) {
+                f.activate({nodes.activation, nodes.alpha, nodes.limit, gates.out(c), is_gated ? ups.out(c) : nullptr,
+                            n_here, column_to(activated, routes.column(i + c)) + first});
             }
         }
         const int64_t group = first / group_activations, first_of_group = group * group_activations;
@@ -308,15 +288,12 @@ void project_down(FeedForward & f, const ggml_tensor & out, int ith, int nth) {
     const FeedForwardNodes & nodes = f.nodes;
     const ggml_tensor & weights = *nodes.down.node->src[0];
     const int64_t n_rows = weights.ne[1], n_columns = ggml_nrows(nodes.activated);
-    const Routes routes =
-        nodes.ids == nullptr
-            ? Routes(n_columns)
-            : Routes(n_columns, weights.ne[2], [&](int64_t column) { return f.experts[static_cast<size_t>(column)]; });
+    const Routes routes = routes_of(nodes, [&](int64_t column) { return f.experts[static_cast<size_t>(column)]; });
     const auto n_used = static_cast<size_t>(routes.n_used());
     const int64_t most_rows = most_unsummed / n_columns / least_rows * least_rows;
     const int64_t rows = std::min(most_rows, rows_of_part(weights.nb[1] * n_used, n_rows, 1, nth));
-    const int64_t n_of_token = nodes.ids != nullptr ? nodes.ids->ne[0] : 1;
-    const int64_t n_summed = std::max<int64_t>(nodes.n_summed, 1);
+    const bool is_summed = nodes.n_summed > 0;
+    const int64_t n_of_token = is_summed ? nodes.ids->ne[0] : 1;
     std::array<float, static_cast<size_t>(most_unsummed)> products;
     const auto products_of = [&](int64_t column) { return products.data() + column * rows; };
     Columns columns;
@@ -328,27 +305,21 @@ void project_down(FeedForward & f, const ggml_tensor & out, int ith, int nth) {
                     const int64_t column = routes.column(i);
                     columns.add(f.activated.column(column), products_of(column));
                 }
-                columns.multiply(*nodes.down.products, weights, row_of(weights, routes.expert(used), first), 0, n_here);
+                project(nodes.down, routes.expert(used), first, n_here, columns);
             }
         }
         for (int64_t column = 0; column < n_columns; ++column) {
             const int64_t k = column % n_of_token;
-            if (nodes.n_summed > 0 && k >= n_summed) {
+            if (is_summed && k >= nodes.n_summed) {
                 continue;
             }
             float * y = products_of(column);
-            const auto i = static_cast<size_t>(column);
-            if (nodes.down.bias != nullptr) {
-                const float * bias =
-                    bias_of(nodes.down, nodes.ids != nullptr ? static_cast<size_t>(f.experts[i]) : 0, first);
-                std::transform(y, y + n_here, bias, y, [](float a, float b) { return a + b; });
-            }
             if (nodes.routing_weights != nullptr) {
-                const float w = f.routing_weights[i];
+                const float w = f.routing_weights[static_cast<size_t>(column)];
                 std::transform(y, y + n_here, y, [w](float a) { return a * w; });
             }
-            float * to = column_to(out, nodes.n_summed > 0 ? column / n_of_token : column) + first;
-            if (nodes.n_summed > 0 && k > 0) {
+            float * to = column_to(out, column / n_of_token) + first;
+            if (k > 0) {
                 std::transform(to, to + n_here, y, to, [](float a, float b) { return a + b; });
             } else {
                 std::copy(y, y + n_here, to);
@@ -408,7 +379,7 @@ void order_stage(ggml_tensor *, int ith, int nth, void * data) {
 void multiply_stage(ggml_tensor * out, int ith, int nth, void * data) {
     before_stage();
     auto & product = *static_cast<Product *>(data);
-    (product.ids != nullptr ? multiply_routed : multiply_all)(product, product.next_part, *out, ith, nth);
+    (product.ids != nullptr ? multiply_routed : multiply_all)(product, *out, ith, nth);
     after_stage();
 }
 

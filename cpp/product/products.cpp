@@ -112,28 +112,39 @@ std::vector<const ProductSet *> available_product_sets() {
     return available;
 }
 
-const ProductSet * product_set() {
-    const std::vector<const ProductSet *> available = available_product_sets();
-    const char * variable = std::getenv("OVERSPILL_KERNELS");
-    const std::string wanted = variable == nullptr ? "" : variable;
-    if (wanted.empty()) {
-#ifdef OVERSPILL_ARM_KERNELS
-        return nullptr;  // they have never been timed against llama.cpp's
-#else
-        return available.empty() ? nullptr : available.back();
-#endif
+namespace {
+
+// `names`: those that are allowed beside the sets', for the message.
+const ProductSet * set_named(const std::string & name, const std::string & argument, std::string names) {
+    if (name == "llama.cpp") {
+        return nullptr;
     }
-    std::string names = "llama.cpp";
-    for (const ProductSet * one : available) {
-        if (wanted == one->name) {
+    for (const ProductSet * one : available_product_sets()) {
+        if (name == one->name) {
             return one;
         }
         names += std::string(", ") + one->name;
     }
-    if (wanted != "llama.cpp") {
-        throw std::invalid_argument("OVERSPILL_KERNELS must be one of " + names + " on this machine, not " + wanted);
+    throw std::invalid_argument(argument + " must be one of " + names + " on this machine, not " + name);
+}
+
+}  // namespace
+
+const ProductSet * product_set() {
+    const char * variable = std::getenv("OVERSPILL_KERNELS");
+    if (variable != nullptr && *variable != '\0') {
+        return set_named(variable, "OVERSPILL_KERNELS", "llama.cpp");
     }
-    return nullptr;
+#ifdef OVERSPILL_ARM_KERNELS
+    return nullptr;  // they have never been timed against llama.cpp's
+#else
+    const std::vector<const ProductSet *> available = available_product_sets();
+    return available.empty() ? nullptr : available.back();
+#endif
+}
+
+const ProductSet * product_set(const std::string & kernels) {
+    return kernels == "auto" ? product_set() : set_named(kernels, "kernels", "auto, llama.cpp");
 }
 
 }  // namespace overspill

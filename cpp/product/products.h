@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace overspill {
@@ -78,6 +79,8 @@ struct ProductSet {
 // "llama.cpp", if this CPU or this build has none, or on ARM64 if none is named. Throws std::invalid_argument for other
 // names.
 const ProductSet * product_set();
+// That for "auto", null for "llama.cpp", or the set of this name. Throws std::invalid_argument for other names.
+const ProductSet * product_set(const std::string & kernels);
 
 // All that this CPU can run, the fastest last.
 std::vector<const ProductSet *> available_product_sets();

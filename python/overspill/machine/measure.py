@@ -285,11 +285,7 @@ def _answer(
             assert meter is not None
             try:
                 for _ in range(_MOST_ATTEMPTS):
-                    start_s, interruptions = time.process_time(), _interruptions()
-                    figure = question.ask(meter)
-                    most = _MOST_INTERRUPTIONS_PER_S * (time.process_time() - start_s)
-                    # An idle machine hardly ever interrupts a thread; another program makes it 100 times a second.
-                    is_disturbed = measured.kind == "cpu" and _interruptions() - interruptions > most
+                    figure, is_disturbed = _ask(question, meter)
                     if not is_disturbed:
                         break
                 cache.put(question, figure, keep=not is_disturbed)
@@ -309,6 +305,15 @@ def _answer(
             "measured again next time",
             disturbed,
         )
+
+
+def _ask(question: _Question, meter: DeviceMeter) -> tuple[float, bool]:
+    """Return the figure, and whether other programs kept the CPU busy meanwhile, if it is the CPU's."""
+    start_s, interruptions = time.process_time(), _interruptions()
+    figure = question.ask(meter)
+    most = _MOST_INTERRUPTIONS_PER_S * (time.process_time() - start_s)
+    # On an idle machine a thread is hardly ever interrupted; beside another program, 100 times a second.
+    return figure, question.device.kind == "cpu" and _interruptions() - interruptions > most
 
 
 def _interruptions() -> int:
