@@ -133,6 +133,27 @@ class PromptRow:
         }
 
 
+@dataclass
+class Outcome:
+    """What came of one model so far."""
+
+    name: str
+    problem: str | None = None
+    hardware: Hardware | None = None
+    rows: list[Row] = field(default_factory=list)
+    prompts: list[PromptRow] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return {
+            "name": self.name,
+            "problem": self.problem,
+            "hardware": self.hardware and self.hardware.to_dict(),
+            "rows": [row.to_dict() for row in self.rows],
+            "prompts": [row.to_dict() for row in self.prompts],
+        }
+
+
 def look(options: Options, path: Path | None = None) -> Hardware:
     """Return the device and the CPU, measured for a model if there is one."""
     if options.rpc:
@@ -303,42 +324,54 @@ def fitted(path: Path, info: ModelInfo, hardware: Hardware, options: Options, ro
     return placement_of_fit(info, hardware, fit)
 
 
-def compare(name: str, options: Options, errors: Console) -> tuple[Hardware, list[Row], list[PromptRow]]:
+def compare(outcome: Outcome, options: Options, console: Console, errors: Console, save: Callable[[], None]) -> None:
     """Measure all placements of a model, round after round, so that what slows the machine down slows all of them.
 
-    Then the planner's placement reads a long prompt in several ways.
+    Then the planner's placement reads a long prompt in several ways. ``save`` is called after each measurement, and
+    each table printed as soon as it is complete: what takes too long is ended from outside.
     """
+    name, start = outcome.name, time.perf_counter()
     with model_in_memory(name, options, errors) as path, errors.status("") as status:
-        # A terminal has one line that changes, a log has many.
-        say = status.update if errors.is_terminal else errors.print
-        say(f"{name}: measuring the hardware")
-        hardware = in_own_process(look, options, path)
-        say(f"{name}: choosing placements")
+
+        def say(text: str) -> None:
+            line = f"{name}, after {time.perf_counter() - start:.0f} s: {text}"
+            if errors.is_terminal:  # which has one line that changes; a log has many
+                status.update(line)
+            else:
+                errors.print(line)
+
+        say("measuring the hardware")
+        hardware = outcome.hardware = in_own_process(look, options, path)
+        say("choosing placements")
         rows, info = rows_of(path, hardware, options), ModelInfo.from_file(path)
+        outcome.rows = rows
         for number in range(1, options.rounds + 1):
             for row in rows:
                 if row.placement is None or row.problem is not None:
                     continue
-                say(f"{name}, round {number} of {options.rounds}: {row.name}")
+                say(f"round {number} of {options.rounds}: {row.name}")
                 try:
                     row.runs.append(in_own_process(measure, path, row.placement, row.kernels, options))
                 except FAILURES as error:
                     row.problem = str(error)
+                save()
         for row in rows:
             if row.runs:  # less than was planned perhaps, where the device refused memory
                 placement = row.placement = row.runs[-1].placement
                 if row.outlook is not None:
                     row.outlook = forecast(info, placement, hardware, n_ctx=options.n_ctx, depth=options.depth)
+        save()
+        print_placements(outcome, hardware, options, console)
         planner = next(row for row in rows if row.name == "planner")
-        prompts: list[PromptRow] = []
         if options.long_prompt_tokens and planner.runs and planner.placement is not None:
             for one in prompt_rows(path, planner.placement, hardware, options):
-                say(f"{name}, a prompt of {options.long_prompt_tokens}: {one.n_ubatch}, {one.holding}")
+                say(f"a prompt of {options.long_prompt_tokens}: {one.n_ubatch}, {one.holding}")
                 try:
-                    prompts.append(in_own_process(read_prompt, path, planner.placement, options, one))
+                    outcome.prompts.append(in_own_process(read_prompt, path, planner.placement, options, one))
                 except FAILURES as error:
-                    prompts.append(replace(one, problem=str(error)))
-    return hardware, rows, prompts
+                    outcome.prompts.append(replace(one, problem=str(error)))
+                save()
+            print_prompts(outcome, options, console)
 
 
 def table_of_prompts(rows: list[PromptRow], options: Options) -> Table:
@@ -390,6 +423,25 @@ def table_of(name: str, hardware: Hardware, rows: list[Row], options: Options) -
     return shown
 
 
+def print_placements(outcome: Outcome, hardware: Hardware, options: Options, console: Console) -> None:
+    """Print the table of the placements, and what there is to say about it."""
+    console.print(table_of(outcome.name, hardware, outcome.rows, options))
+    for row in outcome.rows:
+        if row.problem is not None:
+            console.print(f"{row.name}: {row.problem}", markup=False, soft_wrap=True)
+    console.print(agreement(outcome.rows), markup=False, soft_wrap=True)
+    if hardware.source == "assumed":
+        console.print("Not everything could be measured of the hardware: predictions rest on assumptions, too.")
+
+
+def print_prompts(outcome: Outcome, options: Options, console: Console) -> None:
+    """Print the table of the ways to read a prompt."""
+    console.print(table_of_prompts(outcome.prompts, options))
+    for one in outcome.prompts:
+        for text in filter(None, (one.problem, one.pinning)):
+            console.print(f"{one.n_ubatch}, {one.holding}: {text}", markup=False, soft_wrap=True)
+
+
 def main() -> int:
     """Compare; return the exit status, 1 if there is a model that could not be compared at all."""
     options = parse()
@@ -399,37 +451,30 @@ def main() -> int:
     except FAILURES as error:
         errors.print(f"error: {error}", markup=False, soft_wrap=True)
         return 1
-    result: dict[str, Any] = {
-        "overspill": overspill.__version__,
-        "options": {name: value for name, value in asdict(options).items() if name != "json"},
-        "models": [],
-    }
+    outcomes: list[Outcome] = []
+
+    def save() -> None:
+        if options.json is None:
+            return
+        result = {
+            "overspill": overspill.__version__,
+            "options": {name: value for name, value in asdict(options).items() if name != "json"},
+            "models": [one.to_dict() for one in outcomes],
+        }
+        beside = options.json.with_name(f"{options.json.name}.part")
+        beside.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        beside.replace(options.json)
+
     status = 0
     for name in options.shapes:
-        outcome: dict[str, Any] = {"name": name, "problem": None, "hardware": None, "rows": [], "prompts": []}
+        outcome = Outcome(name)
+        outcomes.append(outcome)
         try:
-            hardware, rows, prompts = compare(name, options, errors)
+            compare(outcome, options, console, errors, save)
         except FAILURES as error:
             errors.print(f"error: {error}", markup=False, soft_wrap=True)
-            outcome["problem"], status = str(error), 1
-        else:
-            outcome["hardware"], outcome["rows"] = hardware.to_dict(), [row.to_dict() for row in rows]
-            outcome["prompts"] = [row.to_dict() for row in prompts]
-            console.print(table_of(name, hardware, rows, options))
-            for row in rows:
-                if row.problem is not None:
-                    console.print(f"{row.name}: {row.problem}", markup=False, soft_wrap=True)
-            console.print(agreement(rows), markup=False, soft_wrap=True)
-            if prompts:
-                console.print(table_of_prompts(prompts, options))
-                for one in prompts:
-                    for text in filter(None, (one.problem, one.pinning)):
-                        console.print(f"{one.n_ubatch}, {one.holding}: {text}", markup=False, soft_wrap=True)
-            if hardware.source == "assumed":
-                console.print("Not everything could be measured of the hardware: predictions rest on assumptions, too.")
-        result["models"].append(outcome)
-        if options.json is not None:  # after each, since the next may take long
-            options.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            outcome.problem, status = str(error), 1
+        save()
     return status
 
 
