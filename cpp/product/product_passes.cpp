@@ -81,7 +81,7 @@ template <size_t n_columns>
 struct alignas(64) NibbleGroup {
     int8_t low[64];
     int8_t high[64];
-    int32_t start[16];               // what takes the offset of the weights away
+    int32_t start[16];               // what takes the offset of the weights away, in the first lane of each block
     float scale[4 * quarter_lanes];  // of each block, in all of its places
     float sum[4 * quarter_lanes];    // scale times the block's sum, in the first of its places; 0 in the others
 };
@@ -91,13 +91,13 @@ void order_block(const int8_t * quantized, float scale, NibbleGroup & group, int
     const auto place = static_cast<size_t>(block) * 16;
     std::memcpy(group.low + place, quantized, 16);
     std::memcpy(group.high + place, quantized + 16, 16);
-    for (size_t lane = place / 4; lane < place / 4 + 4; ++lane) {
-        int32_t sum = 0;
-        for (size_t j = 4 * lane; j < 4 * lane + 4; ++j) {
-            sum += group.low[j] + group.high[j];
-        }
-        group.start[lane] = -offset * sum;
-        group.scale[lane * quarter_lanes / 4] = scale;
+    int32_t sum = 0;
+    for (size_t j = place; j < place + 16; ++j) {
+        sum += group.low[j] + group.high[j];
+    }
+    group.start[place / 4] = -offset * sum;
+    for (size_t lane = 0; lane < quarter_lanes; ++lane) {
+        group.scale[static_cast<size_t>(block) * quarter_lanes + lane] = scale;
     }
 }
 
@@ -142,9 +142,11 @@ struct NibbleType {
     static constexpr int offset = added;
     static constexpr bool has_minimum = with_minimum;
     static constexpr bool is_signed = false;
+    static constexpr bool has_fifth_bits = false;
     static constexpr float factor = 1;  // of what decode() gives
 };
 
+// For many columns also: the weights of the low and of the high nibbles, and the scale in the first bytes of blocks.
 struct Mxfp4 : NibbleType<block_mxfp4, GGML_TYPE_MXFP4, table_offset(-12)> {
     // The table has twice the values.
     static constexpr float factor = 0.5F;
@@ -153,14 +155,20 @@ struct Mxfp4 : NibbleType<block_mxfp4, GGML_TYPE_MXFP4, table_offset(-12)> {
         offset - 0, offset - 1, offset - 2, offset - 3, offset - 4, offset - 6, offset - 8, offset - 12};
 
     Table values = table_of(table);
+    Bytes low(Bytes packed) const { return look_up_low(values, packed); }
+    Bytes high(Bytes packed) const { return look_up_high(values, packed); }
+    template <typename Head>
+    static Floats scale_in(const Head & head) {
+        return powers_in_lowest_bytes(head.of[0]);
+    }
     template <bool follow_each_other>
     [[gnu::always_inline]] Nibbles decode(const Four<Block, follow_each_other> & four) const {
         const Bytes packed = packed_of(four);
         const auto e = [&](size_t i) { return &four.blocks[i]->e; };
         if constexpr (follow_each_other) {
-            return {look_up_low(values, packed), look_up_high(values, packed), powers_of_two(e(0))};
+            return {low(packed), high(packed), powers_of_two(e(0))};
         } else {
-            return {look_up_low(values, packed), look_up_high(values, packed), powers_of_two(e(0), e(1), e(2), e(3))};
+            return {low(packed), high(packed), powers_of_two(e(0), e(1), e(2), e(3))};
         }
     }
 };
@@ -171,26 +179,43 @@ struct Iq4Nl : NibbleType<block_iq4_nl, GGML_TYPE_IQ4_NL, signed_offset> {
                                                      1,    13,   25,  38,  53,  69,  89,  113};
 
     Table values = table_of(table);
+    Bytes low(Bytes packed) const { return look_up_low(values, packed); }
+    Bytes high(Bytes packed) const { return look_up_high(values, packed); }
+    template <typename Head>
+    static Floats scale_in(const Head & head) {
+        return halves_of_lanes(head.of[0]);
+    }
     template <typename Blocks>
     [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
-        return {look_up_low(values, packed), look_up_high(values, packed), scales_of(four)};
+        return {low(packed), high(packed), scales_of(four)};
     }
 };
 
 template <typename Type>
 struct FourBits : Type {
+    static Bytes low(Bytes packed) { return low_nibbles(packed); }
+    static Bytes high(Bytes packed) { return high_nibbles(packed); }
+    template <typename Head>
+    static Floats scale_in(const Head & head) {
+        return halves_of_lanes(head.of[0]);
+    }
     template <typename Blocks>
     [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
-        return {low_nibbles(packed), high_nibbles(packed), scales_of(four)};
+        return {low(packed), high(packed), scales_of(four)};
     }
 };
 using Q4_0 = FourBits<NibbleType<block_q4_0, GGML_TYPE_Q4_0, 8>>;
 using Q4_1 = FourBits<NibbleType<block_q4_1, GGML_TYPE_Q4_1, 0, true>>;
 
 template <typename Type>
-struct FiveBits : Type {
+struct FiveBits : FourBits<Type> {
+    static constexpr bool has_fifth_bits = true;
+    template <typename Head>
+    static auto fifth_bits_in(const Head & head) {
+        return Type::has_minimum ? head.of[1] : join_shorts(high_short(head.of[0]), head.of[1]);
+    }
     template <typename Blocks>
     [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
@@ -232,8 +257,12 @@ template <typename Type>
 }
 
 // The largest exponent is a number of llama.cpp's, but not of powers_of_two().
-float multiply_slowly(const block_mxfp4 * row, int64_t n, const uint8_t * activations) {
-    const auto * groups = reinterpret_cast<const NibbleGroup *>(activations);
+void mend(float & product_of_row, const void * row_of_mxfp4, int64_t n, const void * activations) {
+    if (product_of_row - product_of_row == 0) {  // neither infinite nor not a number
+        return;
+    }
+    const auto * row = static_cast<const block_mxfp4 *>(row_of_mxfp4);
+    const auto * groups = static_cast<const NibbleGroup *>(activations);
     float sum = 0;
     for (int64_t i = 0; i < n / 32; ++i) {
         const NibbleGroup & group = groups[i / group_blocks];
@@ -250,7 +279,7 @@ float multiply_slowly(const block_mxfp4 * row, int64_t n, const uint8_t * activa
         sum +=
             static_cast<float>(product) * (half_of_power * (group.scale[place / (16 / quarter_lanes)] / Mxfp4::factor));
     }
-    return sum;
+    product_of_row = sum;
 }
 
 template <typename Type, size_t n_columns>
@@ -292,9 +321,7 @@ void multiply_row(const typename Type::Block * row, int64_t n, const Columns<n_c
     for_each<n_columns>([&](auto c) {
         out[c.value] = total(sums.of[c.value]);
         if constexpr (Type::type == GGML_TYPE_MXFP4) {
-            if (!(out[c.value] - out[c.value] == 0)) {  // infinite or not a number
-                out[c.value] = multiply_slowly(row, n, columns.activations[c.value]);
-            }
+            mend(out[c.value], row, n, columns.activations[c.value]);
         }
     });
 }
@@ -346,9 +373,11 @@ void multiply_row(const block_iq4_xs * row, int64_t n, const Columns<n_columns> 
 
 // --- Blocks of 32 bytes ---------------------------------------------------------------------------
 
+struct Bytes32 {};
+
 struct alignas(64) ByteGroup {
-    int8_t bytes[64];  // of two blocks
-    int32_t start[16];
+    int8_t bytes[64];   // of two blocks
+    int32_t start[16];  // of each block, in its first lane
     float scale[2 * half_lanes];
 };
 
@@ -364,10 +393,13 @@ void order_q8_0(const void * quantized, int64_t n, void * ordered) {
         ByteGroup & group = groups[i / 2];
         const auto place = static_cast<size_t>(i % 2) * 32;
         std::memcpy(group.bytes + place, blocks[i].qs, 32);
-        for (size_t lane = place / 4; lane < place / 4 + 8; ++lane) {
-            const int8_t * four = group.bytes + 4 * lane;
-            group.start[lane] = -signed_offset * (four[0] + four[1] + four[2] + four[3]);
-            group.scale[lane * half_lanes / 8] = float_of(blocks[i].d);
+        int32_t sum = 0;
+        for (size_t j = place; j < place + 32; ++j) {
+            sum += group.bytes[j];
+        }
+        group.start[place / 4] = -signed_offset * sum;
+        for (size_t lane = 0; lane < half_lanes; ++lane) {
+            group.scale[place / 32 * half_lanes + lane] = float_of(blocks[i].d);
         }
     }
 }
@@ -420,15 +452,16 @@ size_t super_block_bytes(int64_t n) {
     return static_cast<size_t>(n / QK_K) * sizeof(SuperBlock);
 }
 
-// 64 bytes of nibbles have parts 0 and 2 of 32 weights below, and 1 and 3 above.
+// 64 bytes of nibbles have parts 0 and 2 of 32 weights below, and 1 and 3 above. (Turned round, it is the same.)
+constexpr size_t place_of_part[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+
 void order_by_nibbles(const void * quantized, int64_t n, void * ordered) {
     const auto * blocks = static_cast<const block_q8_K *>(quantized);
     auto * out = static_cast<SuperBlock *>(ordered);
     std::memset(static_cast<void *>(out), 0, super_block_bytes(n));
-    constexpr size_t parts[8] = {0, 2, 1, 3, 4, 6, 5, 7};
     for (int64_t i = 0; i < n / QK_K; ++i) {
         for (size_t j = 0; j < 8; ++j) {
-            std::memcpy(out[i].bytes + 32 * j, blocks[i].qs + 32 * parts[j], 32);
+            std::memcpy(out[i].bytes + 32 * j, blocks[i].qs + 32 * place_of_part[j], 32);
             out[i].sums[j] = static_cast<int16_t>(blocks[i].bsums[2 * j] + blocks[i].bsums[2 * j + 1]);
         }
         out[i].d = blocks[i].d;
@@ -472,6 +505,7 @@ SixBits unpack_six_bits(const uint8_t * twelve) {
 template <typename Block, bool five_bits>
 struct FourOrFiveBits {
     using Weights = Block;
+    static constexpr bool has_fifth_bits = five_bits;
     using Scales = HalfScales;
     struct Rest {
         Shorts8 minima;
@@ -554,6 +588,10 @@ void multiply_whole_row(const typename Type::Weights * row, int64_t n, const Col
     for_each<n_columns>([&](auto c) { out[c.value] = total(sums.of[c.value]); });
 }
 
+#ifdef OVERSPILL_HAS_PANELS
+#include "product/panels.h"
+#endif
+
 // --- The table ----------------------------------------------------------------------------------------
 
 // Type::multiply(row, n, columns, out) does a row of weights and some columns.
@@ -572,7 +610,13 @@ void multiply_columns(const ProductShape & shape, const void * row, int64_t r, i
 
 template <typename Type>
 void multiply(const ProductShape & shape) {
-    for (int64_t r = 0; r < shape.n_rows; ++r) {
+    int64_t r = 0;
+#ifdef OVERSPILL_HAS_PANELS
+    if (shape.n_columns >= least_panel_columns) {
+        r = Type::multiply_panels(shape);
+    }
+#endif
+    for (; r < shape.n_rows; ++r) {
         const uint8_t * row = static_cast<const uint8_t *>(shape.weights) + static_cast<size_t>(r) * shape.row_bytes;
         int64_t c = 0;
         for (; c + 4 <= shape.n_columns; c += 4) {
@@ -590,32 +634,60 @@ void multiply(const ProductShape & shape) {
 
 template <typename Type>
 struct NibbleRow {
+#ifdef OVERSPILL_HAS_PANELS
+    static int64_t multiply_panels(const ProductShape & shape) {
+        return rows_by_panels<NibblePanels<Type>>(shape, Type{});
+    }
+#endif
     template <size_t n_columns>
     static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
         multiply_row<Type>(static_cast<const typename Type::Block *>(row), n, columns, out);
     }
 };
 
-template <typename Block>
-struct BlockRow {
+struct Iq4XsRow {
+#ifdef OVERSPILL_HAS_PANELS
+    static int64_t multiply_panels(const ProductShape & shape) { return rows_by_panels<Iq4XsPanels>(shape, Iq4Xs{}); }
+#endif
     template <size_t n_columns>
     static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
-        multiply_row(static_cast<const Block *>(row), n, columns, out);
+        multiply_row(static_cast<const block_iq4_xs *>(row), n, columns, out);
+    }
+};
+
+struct Bytes32Row {
+#ifdef OVERSPILL_HAS_PANELS
+    static int64_t multiply_panels(const ProductShape & shape) { return rows_by_panels<BytePanels>(shape, Bytes32{}); }
+#endif
+    template <size_t n_columns>
+    static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
+        multiply_row(static_cast<const block_q8_0 *>(row), n, columns, out);
     }
 };
 
 template <typename Type>
 struct WholeRow {
+#ifdef OVERSPILL_HAS_PANELS
+    static int64_t multiply_panels(const ProductShape & shape) {
+        using Panels = std::conditional_t<std::is_same_v<Type, SixBitWeights>, SixBitPanels, WholePanels<Type>>;
+        return rows_by_panels<Panels>(shape, Type{});
+    }
+#endif
     template <size_t n_columns>
     static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
         multiply_whole_row<Type>(static_cast<const typename Type::Weights *>(row), n, columns, out);
     }
 };
 
-// Of products with more columns than these llama.cpp's own are faster: measured on Zen 4 alone, and taken over for ARM.
+// Of products with more columns than these llama.cpp's own are faster.
 constexpr int64_t any_number = INT64_MAX;
+#ifdef OVERSPILL_HAS_PANELS
+constexpr int64_t most_for_super_blocks = any_number;
+constexpr int64_t most_for_bytes = any_number;
+#else
 constexpr int64_t most_for_super_blocks = 8;
 constexpr int64_t most_for_bytes = 4;
+#endif
 
 template <typename Type>
 constexpr Products nibbles() {
@@ -633,9 +705,8 @@ constexpr Products products[] = {
     nibbles<Q4_1>(),
     nibbles<Q5_0>(),
     nibbles<Q5_1>(),
-    {GGML_TYPE_IQ4_XS, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, nibble_bytes, order_iq4_xs,
-     multiply<BlockRow<block_iq4_xs>>},
-    {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, 32, most_for_bytes, byte_group_bytes, order_q8_0, multiply<BlockRow<block_q8_0>>},
+    {GGML_TYPE_IQ4_XS, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, nibble_bytes, order_iq4_xs, multiply<Iq4XsRow>},
+    {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, 32, most_for_bytes, byte_group_bytes, order_q8_0, multiply<Bytes32Row>},
     {GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, super_block_bytes, order_by_nibbles,
      multiply<WholeRow<Q4_K>>},
     {GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, super_block_bytes, order_by_nibbles,

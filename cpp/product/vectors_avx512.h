@@ -88,8 +88,11 @@ Bytes with_fifth_bits(Bytes x, Bytes words) {
 inline Ints dot(Ints sum, Bytes of_unsigned, Bytes of_signed) {
     return _mm512_dpbusd_epi32(sum, of_unsigned, of_signed);
 }
+inline Bytes unsigned_of(Bytes weights) {
+    return _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
+}
 inline Ints dot_signed(Ints sum, Bytes weights, Bytes activations) {
-    return _mm512_dpbusd_epi32(sum, _mm512_xor_si512(weights, _mm512_set1_epi8(-128)), activations);
+    return _mm512_dpbusd_epi32(sum, unsigned_of(weights), activations);
 }
 // Adds products of bytes, those of each sixteen bits times their scale; the weights have at most 6 bits.
 inline Ints scaled_dot(Ints sum, Bytes of_unsigned, Bytes of_signed, Scales scales) {
@@ -178,3 +181,83 @@ inline Floats powers_of_two(const uint8_t * p) {
     return powers_of_two(p, p + 17, p + 34, p + 51);
 }
 #endif
+
+// --- A row in each lane --------------------------------------------------------------------------
+
+#define OVERSPILL_HAS_PANELS
+constexpr int64_t panel_rows = 16;
+
+struct Words4 {
+    __m512i of[4];
+};
+// 16 bytes of each row.
+inline void load_rows(const void * of_first, size_t row_bytes, Words4 & words) {
+    const auto * p = static_cast<const uint8_t *>(of_first);
+    const auto every_fourth = [&](size_t r) {
+        return join(p + r * row_bytes, p + (r + 4) * row_bytes, p + (r + 8) * row_bytes, p + (r + 12) * row_bytes);
+    };
+    const __m512i a = every_fourth(0), b = every_fourth(1), c = every_fourth(2), d = every_fourth(3);
+    const __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
+    words.of[0] = _mm512_unpacklo_epi64(ab, cd);
+    words.of[1] = _mm512_unpackhi_epi64(ab, cd);
+    const __m512i ab_high = _mm512_unpackhi_epi32(a, b), cd_high = _mm512_unpackhi_epi32(c, d);
+    words.of[2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+    words.of[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
+}
+inline Ints all_ints(int32_t x) {
+    return _mm512_set1_epi32(x);
+}
+// The same four bytes for each row.
+inline Bytes all_words(const int8_t * four) {
+    int32_t word;
+    std::memcpy(&word, four, sizeof(word));
+    return _mm512_set1_epi32(word);
+}
+inline void store(float * p, Floats x) {
+    _mm512_storeu_ps(p, x);
+}
+inline Floats halves_of_lanes(Ints x) {
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x));
+}
+inline Floats high_halves_of_lanes(Ints x) {
+    return halves_of_lanes(_mm512_srli_epi32(x, 16));
+}
+// Of exponents.
+inline Floats powers_in_lowest_bytes(Ints x) {
+    return powers_of_exponents(_mm512_slli_epi32(x, 24));
+}
+inline Ints high_short(Ints x) {
+    return _mm512_srli_epi32(x, 16);
+}
+inline Ints join_shorts(Ints low, Ints high) {
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+template <int shift, int n>
+Ints bits_of_lanes(Ints x) {
+    return _mm512_and_si512(_mm512_srli_epi32(x, shift), _mm512_set1_epi32((1 << n) - 1));
+}
+template <int shift, int n>
+Bytes bits_of_bytes(Bytes x) {
+    return _mm512_and_si512(_mm512_srli_epi32(x, shift), _mm512_set1_epi8((1 << n) - 1));
+}
+template <int i>
+Ints signed_byte_of_lanes(Ints x) {
+    return _mm512_srai_epi32(_mm512_slli_epi32(x, 24 - 8 * i), 24);
+}
+// Two bits above four.
+inline Ints join_bits(Ints four, Ints two) {
+    return _mm512_or_si512(four, _mm512_slli_epi32(two, 4));
+}
+inline Ints minus(Ints x, int32_t y) {
+    return _mm512_sub_epi32(x, _mm512_set1_epi32(y));
+}
+// Added as 16: four bits of each lane, from bit `first` on, for its four bytes.
+template <int first>
+Bytes with_fifth_bits_of_lanes(Bytes x, Ints bits) {
+    constexpr int byte = first / 8;
+    const __m512i places = _mm512_broadcast_i32x4(
+        _mm_setr_epi32(byte * 0x01010101, (byte + 4) * 0x01010101, (byte + 8) * 0x01010101, (byte + 12) * 0x01010101));
+    const __m512i wanted = _mm512_set1_epi32(first % 8 == 0 ? 0x08040201 : static_cast<int32_t>(0x80402010U));
+    const __mmask64 is_set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(bits, places), wanted);
+    return _mm512_mask_add_epi8(x, is_set, x, _mm512_set1_epi8(16));
+}

@@ -49,13 +49,14 @@ std::vector<double> activation_values(ggml_type type, const std::vector<char> & 
     return values;
 }
 
-// Seven rows and some columns, against sums in double precision, or the product of llama.cpp's own.
-constexpr size_t n_rows = 7;
+// Rows and some columns, against sums in double precision, or the product of llama.cpp's own. Many columns are
+// multiplied with sixteen rows at a time.
+constexpr size_t most_rows = 21;
 
 // On the heap to the byte, so that a read beyond the end is noticed.
 std::vector<char> weights_of(ggml_type type, int64_t n, Values kind) {
     std::mt19937 random(static_cast<uint32_t>(n));
-    std::vector<char> weights(n_rows * ggml_row_size(type, n));
+    std::vector<char> weights(most_rows * ggml_row_size(type, n));
     if (kind == Values::any_bits) {
         std::generate(weights.begin(), weights.end(), [&] { return static_cast<char>(random()); });
         return weights;
@@ -68,9 +69,9 @@ std::vector<char> weights_of(ggml_type type, int64_t n, Values kind) {
     }
     const float scale = kind == Values::no_weights ? 0.0F : kind == Values::far_apart ? 1e-3F : 1.0F;
     std::normal_distribution<float> normal;
-    std::vector<float> exact(n_rows * static_cast<size_t>(n));
+    std::vector<float> exact(most_rows * static_cast<size_t>(n));
     std::generate(exact.begin(), exact.end(), [&] { return scale * normal(random); });
-    ggml_quantize_chunk(type, exact.data(), weights.data(), 0, n_rows, n, nullptr);
+    ggml_quantize_chunk(type, exact.data(), weights.data(), 0, most_rows, n, nullptr);
     return weights;
 }
 
@@ -84,6 +85,7 @@ void test_product(const ProductSet & set, const Products & products, const std::
         return some;
     };
     const auto width = static_cast<size_t>(n);
+    const size_t n_rows = n_columns <= 4 ? 7 : most_rows;
     const float activation_scale = kind == Values::no_activations                              ? 0.0F
                                    : kind == Values::far_apart || kind == Values::least_scales ? 1e4F
                                                                                                : 1.0F;
@@ -105,8 +107,8 @@ void test_product(const ProductSet & set, const Products & products, const std::
         x.push_back(ordered + c * ordered_bytes);
         out.push_back(results.data() + c * n_rows);
     }
-    products.multiply({weights.data(), row_bytes, n_rows, n, x.data(), out.data(), static_cast<int64_t>(n_columns),
-                       prefetch_bytes()});
+    products.multiply({weights.data(), row_bytes, static_cast<int64_t>(n_rows), n, x.data(), out.data(),
+                       static_cast<int64_t>(n_columns), prefetch_bytes()});
     size_t n_wrong = 0;
     for (size_t c = 0; c < n_columns; ++c) {
         const std::vector<double> activations = activation_values(products.activations, quantized[c], n);
@@ -165,7 +167,7 @@ void test_products() {
                 for (const ProductSet * set : sets) {
                     const Products * products = set->find(type);
                     check(products != nullptr && products->weights == type, "products are found by their type");
-                    for (const size_t n_columns : {1, 2, 4, 7}) {
+                    for (const size_t n_columns : {1, 2, 4, 7, 19}) {
                         test_product(*set, *products, weights, n, n_columns, kind);
                     }
                 }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from header_files import gpt_oss, write_header, write_random_model
+from header_files import gpt_oss, llama_3, write_header, write_random_model
 from model_files import llama_cpp_folder, write_tiny_gpt_oss
 from overspill import Model
 from overspill.base.host import logical_cpus
@@ -105,6 +105,17 @@ def gpt_oss_20b_of_6_layers() -> Path:
     return written_once(
         "gpt-oss-20b-6-layers",
         lambda file: write_random_model(file, gpt_oss(6, 32)),
+        "header_files.py",
+        "model_files.py",
+    )
+
+
+@pytest.fixture(scope="session")
+def llama_3_8b_of_18_layers() -> Path:
+    """Return 3 GB of a Q4_K_M file with layers like Llama 3 8B's and random weights, for benchmarks."""
+    return written_once(
+        "llama-3-8b-18-layers",
+        lambda file: write_random_model(file, llama_3(n_layers=18, width=4096, ffn_width=14336, n_heads=32)),
         "header_files.py",
         "model_files.py",
     )
