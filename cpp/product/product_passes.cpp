@@ -681,10 +681,10 @@ struct WholeRow {
 
 // Of products with more columns than these llama.cpp's own are faster.
 constexpr int64_t any_number = INT64_MAX;
-#ifdef OVERSPILL_HAS_PANELS
-constexpr int64_t most_for_super_blocks = any_number;
+#ifdef OVERSPILL_HAS_PANELS  // measured on Zen 5
+constexpr int64_t most_for_super_blocks = 64;
 constexpr int64_t most_for_bytes = any_number;
-#else
+#else  // on Zen 4, and taken over for ARM
 constexpr int64_t most_for_super_blocks = 8;
 constexpr int64_t most_for_bytes = 4;
 #endif
