@@ -97,6 +97,8 @@ step machine 20 bash -c '
   grep -m 1 "model name" /proc/cpuinfo
   echo "$(nproc) CPUs, $(grep -o -w -E "avx2|avx512f|avx512_vnni|avx512_bf16|amx_tile" /proc/cpuinfo | sort -u | paste -sd " ")"
   grep -E "MemTotal|MemAvailable" /proc/meminfo
+  lscpu | grep -E "^(Thread|Core|Socket|L2|L3|NUMA node\(s\))"
+  echo "huge pages: $(cat /sys/kernel/mm/transparent_hugepage/enabled)"
 '
 echo "CUDA's libraries: ${cuda:-those that the system knows}"
 
