@@ -140,9 +140,7 @@ def test_products_of_batches(benchmark: BenchmarkFixture) -> None:
     show(["weights", *(head for n in batches for head in (f"{n} at once: best", "median"))], *rows)
 
 
-@pytest.mark.parametrize(
-    "model", ["smollm2_path", "gemma_path", "gpt_oss_20b_of_6_layers", "llama_3_8b_of_18_layers"]
-)
+@pytest.mark.parametrize("model", ["smollm2_path", "gemma_path", "gpt_oss_20b_of_6_layers", "llama_3_8b_of_18_layers"])
 def test_whole_models(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, model: str) -> None:
     """Tokens one by one and 2 to 16 at once, both sides in turn: at none of them are ours slower."""
     path: Path = request.getfixturevalue(model)

@@ -354,14 +354,14 @@ def compare(outcome: Outcome, options: Options, console: Console, errors: Consol
                     row.runs.append(in_own_process(measure, path, row.placement, row.kernels, options))
                 except FAILURES as error:
                     row.problem = str(error)
+                else:  # less than was planned perhaps, where the device refused memory
+                    placement = row.placement = row.runs[-1].placement
+                    if row.outlook is not None:
+                        row.outlook = forecast(info, placement, hardware, n_ctx=options.n_ctx, depth=options.depth)
                 save()
-        for row in rows:
-            if row.runs:  # less than was planned perhaps, where the device refused memory
-                placement = row.placement = row.runs[-1].placement
-                if row.outlook is not None:
-                    row.outlook = forecast(info, placement, hardware, n_ctx=options.n_ctx, depth=options.depth)
-        save()
+        status.stop()  # a line of its own would be printed into the table
         print_placements(outcome, hardware, options, console)
+        status.start()
         planner = next(row for row in rows if row.name == "planner")
         if options.long_prompt_tokens and planner.runs and planner.placement is not None:
             for one in prompt_rows(path, planner.placement, hardware, options):
@@ -371,6 +371,7 @@ def compare(outcome: Outcome, options: Options, console: Console, errors: Consol
                 except FAILURES as error:
                     outcome.prompts.append(replace(one, problem=str(error)))
                 save()
+            status.stop()
             print_prompts(outcome, options, console)
 
 
@@ -453,7 +454,7 @@ def main() -> int:
         return 1
     outcomes: list[Outcome] = []
 
-    def save() -> None:
+    def save(*, is_complete: bool = False) -> None:
         if options.json is None:
             return
         result = {
@@ -461,8 +462,13 @@ def main() -> int:
             "options": {name: value for name, value in asdict(options).items() if name != "json"},
             "models": [one.to_dict() for one in outcomes],
         }
+        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+        if options.json.exists() and not options.json.is_file():  # a pipe or a terminal
+            if is_complete:
+                options.json.write_text(text, encoding="utf-8")
+            return
         beside = options.json.with_name(f"{options.json.name}.part")
-        beside.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
         beside.replace(options.json)
 
     status = 0
@@ -474,7 +480,7 @@ def main() -> int:
         except FAILURES as error:
             errors.print(f"error: {error}", markup=False, soft_wrap=True)
             outcome.problem, status = str(error), 1
-        save()
+    save(is_complete=True)
     return status
 
 

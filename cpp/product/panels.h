@@ -90,8 +90,13 @@ struct NibblePanels {
         const auto b = static_cast<size_t>(i % group_blocks);
         add_panel<Type::has_minimum>(panel, shape.n_columns, shape.sums, [&](int64_t c) __attribute__((always_inline)) {
             const auto & group = shape.group<NibbleGroup>(c, i / group_blocks);
-            return PanelActivations{group.low + 16 * b, group.high + 16 * b, group.start[4 * b],
-                                    group.scale[quarter_lanes * b], group.sum[quarter_lanes * b]};
+            PanelActivations x = {group.low + 16 * b, group.high + 16 * b, 0, group.scale[quarter_lanes * b], 0};
+            if constexpr (Type::has_minimum) {
+                x.sum = group.sum[quarter_lanes * b];
+            } else {
+                x.start = group.block_start[b];
+            }
+            return x;
         });
     }
 };
@@ -118,7 +123,7 @@ struct Iq4XsPanels {
             add_panel<false>(panel, shape.n_columns, shape.sums, [&](int64_t c) __attribute__((always_inline)) {
                 const auto & group = shape.group<NibbleGroup>(c, 2 * i + static_cast<int64_t>(k / 4));
                 constexpr size_t b = k % 4;
-                return PanelActivations{group.low + 16 * b, group.high + 16 * b, group.start[4 * b],
+                return PanelActivations{group.low + 16 * b, group.high + 16 * b, group.block_start[b],
                                         group.scale[quarter_lanes * b], 0};
             });
         });
@@ -220,15 +225,14 @@ struct BytePanels {
         const auto b = static_cast<size_t>(i % 2);
         add_panel<false>(panel, shape.n_columns, shape.sums, [&](int64_t c) __attribute__((always_inline)) {
             const auto & group = shape.group<ByteGroup>(c, i / 2);
-            return PanelActivations{group.bytes + 32 * b, group.bytes + 32 * b + 16, group.start[8 * b],
+            return PanelActivations{group.bytes + 32 * b, group.bytes + 32 * b + 16, group.block_start[b],
                                     group.scale[half_lanes * b], 0};
         });
     }
 };
 
 // Into the second cache.
-template <size_t n_bytes>
-void prefetch_later(const uint8_t * p) {
+[[gnu::always_inline]] inline void prefetch_later(const uint8_t * p, size_t n_bytes) {
     for (size_t i = 0; i < n_bytes; i += 64) {
         __builtin_prefetch(p + i, 0, 2);
     }
@@ -249,11 +253,18 @@ int64_t rows_by_panels(const ProductShape & shape, const Type & type) {
             const PanelShape here = {shape.row_bytes, shape.activations + first,
                                      n_left < most_panel_columns ? n_left : most_panel_columns, sums};
             const auto * blocks = reinterpret_cast<const typename Panels::Block *>(row);
-            // The next sixteen rows follow, and are fetched from one end to the other: what reads them here goes from
-            // row to row, which no CPU foresees.
-            const uint8_t * next = row + panel_rows * shape.row_bytes;
-            for (int64_t i = 0; i < shape.n / Panels::n; ++i, next += panel_rows * sizeof(*blocks)) {
-                prefetch_later<panel_rows * sizeof(*blocks)>(next);
+            // Rows are fetched from one end to the other before they are needed: what reads them goes from row to row,
+            // which no CPU foresees.
+            const size_t panel_bytes = panel_rows * shape.row_bytes;
+            if (r == 0 && first == 0) {
+                prefetch_later(row, panel_bytes);
+            }
+            const bool is_followed = first == 0 && r + 2 * panel_rows <= shape.n_rows;
+            for (int64_t i = 0; i < shape.n / Panels::n; ++i) {
+                if (is_followed) {
+                    constexpr size_t n_bytes = panel_rows * sizeof(*blocks);
+                    prefetch_later(row + panel_bytes + static_cast<size_t>(i) * n_bytes, n_bytes);
+                }
                 Panels::add(type, blocks + i, i, here);
             }
             for (int64_t c = 0; c < here.n_columns; ++c) {

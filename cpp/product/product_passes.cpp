@@ -81,9 +81,12 @@ template <size_t n_columns>
 struct alignas(64) NibbleGroup {
     int8_t low[64];
     int8_t high[64];
-    int32_t start[16];               // what takes the offset of the weights away, in the first lane of each block
+    int32_t start[16];               // what takes the offset of the weights away, lane by lane
     float scale[4 * quarter_lanes];  // of each block, in all of its places
-    float sum[4 * quarter_lanes];    // scale times the block's sum, in the first of its places; 0 in the others
+    union {
+        float sum[4 * quarter_lanes];  // scale times the block's sum, in the first of its places; 0 in the others
+        int32_t block_start[4];        // of types without a minimum: of each block, the sum of its lanes' starts
+    };
 };
 
 template <int offset>
@@ -91,13 +94,16 @@ void order_block(const int8_t * quantized, float scale, NibbleGroup & group, int
     const auto place = static_cast<size_t>(block) * 16;
     std::memcpy(group.low + place, quantized, 16);
     std::memcpy(group.high + place, quantized + 16, 16);
-    int32_t sum = 0;
-    for (size_t j = place; j < place + 16; ++j) {
-        sum += group.low[j] + group.high[j];
-    }
-    group.start[place / 4] = -offset * sum;
-    for (size_t lane = 0; lane < quarter_lanes; ++lane) {
-        group.scale[static_cast<size_t>(block) * quarter_lanes + lane] = scale;
+    for (size_t lane = place / 4; lane < place / 4 + 4; ++lane) {
+        int32_t sum = 0;
+        for (size_t j = 4 * lane; j < 4 * lane + 4; ++j) {
+            sum += group.low[j] + group.high[j];
+        }
+        group.start[lane] = -offset * sum;
+        if constexpr (offset != 0) {
+            group.block_start[block] -= offset * sum;
+        }
+        group.scale[lane * quarter_lanes / 4] = scale;
     }
 }
 
@@ -376,9 +382,10 @@ void multiply_row(const block_iq4_xs * row, int64_t n, const Columns<n_columns> 
 struct Bytes32 {};
 
 struct alignas(64) ByteGroup {
-    int8_t bytes[64];   // of two blocks
-    int32_t start[16];  // of each block, in its first lane
+    int8_t bytes[64];  // of two blocks
+    int32_t start[16];
     float scale[2 * half_lanes];
+    int32_t block_start[2];
 };
 
 size_t byte_group_bytes(int64_t n) {
@@ -393,13 +400,11 @@ void order_q8_0(const void * quantized, int64_t n, void * ordered) {
         ByteGroup & group = groups[i / 2];
         const auto place = static_cast<size_t>(i % 2) * 32;
         std::memcpy(group.bytes + place, blocks[i].qs, 32);
-        int32_t sum = 0;
-        for (size_t j = place; j < place + 32; ++j) {
-            sum += group.bytes[j];
-        }
-        group.start[place / 4] = -signed_offset * sum;
-        for (size_t lane = 0; lane < half_lanes; ++lane) {
-            group.scale[place / 32 * half_lanes + lane] = float_of(blocks[i].d);
+        for (size_t lane = place / 4; lane < place / 4 + 8; ++lane) {
+            const int8_t * four = group.bytes + 4 * lane;
+            group.start[lane] = -signed_offset * (four[0] + four[1] + four[2] + four[3]);
+            group.block_start[i % 2] += group.start[lane];
+            group.scale[lane * half_lanes / 8] = float_of(blocks[i].d);
         }
     }
 }
@@ -681,10 +686,10 @@ struct WholeRow {
 
 // Of products with more columns than these llama.cpp's own are faster.
 constexpr int64_t any_number = INT64_MAX;
-#ifdef OVERSPILL_HAS_PANELS  // measured on Zen 5
+#ifdef OVERSPILL_HAS_PANELS  // measured on Zen 5 alone
 constexpr int64_t most_for_super_blocks = 64;
 constexpr int64_t most_for_bytes = any_number;
-#else  // on Zen 4, and taken over for ARM
+#else  // on Zen 4 with AVX-512, row by row; taken over for AVX2 and ARM
 constexpr int64_t most_for_super_blocks = 8;
 constexpr int64_t most_for_bytes = 4;
 #endif

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 from overspill._core import LLAMA_CPP_COMMIT, DeviceMeter, Error, UnusableError, cpu_kernels
 from overspill.base.checks import as_real
 from overspill.base.files import cache_folder, read_json, replace_json
-from overspill.base.host import last_level_cache_bytes
+from overspill.base.host import available_ram_bytes, last_level_cache_bytes
 from overspill.base.values import Device, Kernels
 from overspill.header.info import ModelInfo
 
@@ -329,11 +329,13 @@ def _working_set_bytes(device: Device) -> int:
     """Return so many bytes of weights that caches of the device do not count; fewer where little memory is free.
 
     Caches of CPUs keep a part of what is read again and again, as much of it as they can hold: with four times as much,
-    reads were a sixth faster than memory is.
+    reads were a sixth faster than memory is. Each layout of weights has a working set of its own.
     """
-    wanted = max(1 << 30, min(8 * last_level_cache_bytes(), 4 << 30))
-    if device.kind != "cpu":
-        wanted = 256 << 20 if device.backend == "RPC" else 512 << 20
+    if device.kind == "cpu":
+        wanted = max(1 << 30, min(8 * last_level_cache_bytes(), 4 << 30))
+        free = available_ram_bytes() or device.free_bytes
+        return max(16 << 20, min(wanted, free // 8 or wanted))
+    wanted = 256 << 20 if device.backend == "RPC" else 512 << 20
     return max(16 << 20, min(wanted, device.free_bytes // 4 or wanted))
 
 
