@@ -1,6 +1,6 @@
 """What crosses between Python and the core, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, get_args
 
@@ -9,6 +9,7 @@ import pytest
 from overspill import StopReason, _core
 from overspill.base.values import CacheType, LoadMode, Switch
 from overspill.engine.template import ToolChoice
+from overspill.studies.experts.trace import POLICIES
 
 
 @pytest.mark.parametrize(
@@ -19,10 +20,11 @@ from overspill.engine.template import ToolChoice
         (get_args(Switch), _core.Switch),
         (get_args(ToolChoice), _core.ToolChoice),
         ([reason.value for reason in StopReason], _core.StopReason),
+        (POLICIES, _core.CachePolicy),
     ],
-    ids=["CacheType", "LoadMode", "Switch", "ToolChoice", "StopReason"],
+    ids=["CacheType", "LoadMode", "Switch", "ToolChoice", "StopReason", "CachePolicy"],
 )
-def test_each_choice_is_one_of_the_core(choices: list[str], native: type[Enum]) -> None:
+def test_each_choice_is_one_of_the_core(choices: Sequence[str], native: type[Enum]) -> None:
     """And the core has no other."""
     assert [choice.replace("+", "_").replace("-", "_") for choice in choices] == [member.name for member in native]
 

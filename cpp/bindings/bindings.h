@@ -20,5 +20,6 @@ void bind_memory(pybind11::module_ & m);
 void bind_model_options(pybind11::module_ & m);
 void bind_model(pybind11::module_ & m);
 void bind_evaluation(pybind11::module_ & m);
+void bind_experts(pybind11::module_ & m);
 
 }  // namespace overspill

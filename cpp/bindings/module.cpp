@@ -29,4 +29,5 @@ PYBIND11_MODULE(_core, m) {
     overspill::bind_stream(m);
     overspill::bind_batch(m);
     overspill::bind_evaluation(m);
+    overspill::bind_experts(m);
 }

@@ -57,6 +57,7 @@ class _NativeEnum:
 LLAMA_CPP_COMMIT: str
 GPU_BACKENDS: list[str]
 RPC_PROTOCOL_VERSION: tuple[int, int]
+UNKNOWN_EXPERT: int
 
 @final
 class Token(_Native):
@@ -570,6 +571,28 @@ class DeviceMeter(_Native):
         n_tokens: int,
     ) -> float: ...
 
+class CachePolicy(_NativeEnum, Enum):
+    """Which experts leave a cache, and which are inserted."""
+
+    lru = 0
+    lru_one_insertion = 1
+    lru_shared = 2
+    second_touch = 3
+    lfu = 4
+    fixed = 5
+    belady = 6
+
+@final
+class ReplayCounts(_Native):
+    """Of each layer."""
+
+    @property
+    def n_requests(self) -> list[int]: ...
+    @property
+    def n_hits(self) -> list[int]: ...
+    @property
+    def n_insertions(self) -> list[int]: ...
+
 @final
 class GgufArray(_Native):
     """An array of a header."""
@@ -623,6 +646,8 @@ class DeviceDescription(_Native):
     @property
     def registers_host_memory(self) -> bool: ...
 
+def replay_experts(ids: NDArray[np.uint16], n_experts: int, policy: CachePolicy, capacity: int) -> ReplayCounts: ...
+def expert_reuse_distances(ids: NDArray[np.uint16], n_experts: int) -> list[int]: ...
 def simd() -> str: ...
 def read_gguf(path: str | bytes) -> GgufFile: ...
 def file_type_name(file_type: int) -> str: ...

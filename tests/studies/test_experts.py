@@ -1,0 +1,297 @@
+"""Traces of experts and their replays, against slow references."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from overspill import Error, _core
+from overspill.studies.experts.trace import POLICIES, ExpertTrace, Policy
+
+N_EXPERTS, N_USED, N_LAYERS = 16, 3, 2
+UNKNOWN = _core.UNKNOWN_EXPERT
+
+Routes = Sequence[Sequence[int]]
+"""Of one layer, the experts of each token."""
+
+
+def routes(n_tokens: int, seed: int, n_experts: int = N_EXPERTS, n_used: int = N_USED) -> NDArray[np.uint16]:
+    """Return those of a router that mostly stays with what it used, and has favourites that change."""
+    random = np.random.default_rng(seed)
+    found = np.zeros((n_tokens, N_LAYERS, n_used), np.uint16)
+    scores = np.zeros((N_LAYERS, n_experts))
+    for token in range(n_tokens):
+        scores = 0.7 * scores + random.standard_normal(scores.shape) + np.linspace(0.5, 0, n_experts)
+        found[token] = np.argsort(-scores, axis=1)[:, :n_used]
+    return found
+
+
+def trace(*requests: NDArray[np.uint16], n_experts: int = N_EXPERTS, n_prompt: tuple[int, ...] = ()) -> ExpertTrace:
+    """Return a trace of all layers."""
+    layers = tuple(range(requests[0].shape[1]))
+    return ExpertTrace(requests, n_prompt or (0,) * len(requests), n_experts, layers, "a router")
+
+
+Admits = Callable[[Routes, int, int, int], bool]
+
+
+def lru(tokens: Routes, capacity: int, admits: Admits) -> int:
+    """Return the hits; ``admits`` says whether a miss is inserted, and gets the token and how many were before it."""
+    resident: OrderedDict[int, None] = OrderedDict()
+    hits = 0
+    for now, experts in enumerate(tokens):
+        here = set(resident)
+        hits += len(here & set(experts))
+        n_inserted = 0
+        for expert in experts:
+            if expert not in here:
+                if not admits(tokens, now, expert, n_inserted):
+                    continue
+                n_inserted += 1
+            resident[expert] = None
+            resident.move_to_end(expert)
+        while len(resident) > capacity:
+            resident.popitem(last=False)
+    return hits
+
+
+def lfu(tokens: Routes, capacity: int) -> int:
+    """Return the hits, with exact fractions."""
+    resident: set[int] = set()
+    hits = 0
+    uses: Counter[int] = Counter()
+    scores: dict[int, Fraction] = {}
+    for experts in tokens:
+        hits += len(resident & set(experts))
+        scores = {expert: score * Fraction(99, 100) for expert, score in scores.items()}
+        for expert in experts:
+            scores[expert] = scores.get(expert, Fraction(0)) + 1
+            uses[expert] += 1
+        candidates = sorted(resident | set(experts), key=lambda expert: (-scores[expert], expert))
+        resident = set(candidates[:capacity])
+    return hits
+
+
+def fixed(tokens: Routes, capacity: int) -> int:
+    """Return the hits in the second half."""
+    half = len(tokens) // 2
+    uses = Counter(expert for experts in tokens[:half] for expert in experts)
+    resident = set(sorted(range(N_EXPERTS), key=lambda expert: (-uses[expert], expert))[:capacity])
+    return sum(len(resident & set(experts)) for experts in tokens[half:])
+
+
+def most_hits(tokens: Routes, capacity: int) -> int:
+    """Return the most hits that any policy can have, by trying all of them."""
+    best: dict[frozenset[int], int] = {frozenset(): 0}
+    for experts in tokens:
+        following: dict[frozenset[int], int] = {}
+        for resident, hits in best.items():
+            now = hits + len(resident & set(experts))
+            there = resident | set(experts)
+            for kept in combinations(sorted(there), min(capacity, len(there))):
+                state = frozenset(kept)
+                following[state] = max(following.get(state, 0), now)
+        best = following
+    return max(best.values())
+
+
+REFERENCES: dict[Policy, Callable[[Routes, int], int]] = {
+    "lru": lambda tokens, capacity: lru(tokens, capacity, lambda *_: True),
+    "lru-one-insertion": lambda tokens, capacity: lru(tokens, capacity, lambda _, __, ___, before: before == 0),
+    "second-touch": lambda tokens, capacity: lru(
+        tokens, capacity, lambda all_, now, expert, _: any(expert in one for one in all_[max(0, now - 2) : now])
+    ),
+    "lfu": lfu,
+    "fixed": fixed,
+}
+
+
+@pytest.mark.parametrize("policy", REFERENCES)
+@pytest.mark.parametrize("capacity", [1, 2, 3, 5, 8, 15, 16])
+def test_replays_are_those_of_the_references(policy: Policy, capacity: int) -> None:
+    """Layer by layer, below and above what a token uses."""
+    found = trace(routes(150, capacity))
+    replayed = found.replay(policy, capacity / N_EXPERTS)
+    assert replayed.resident == capacity
+    by_layer = [found.routes()[:, layer].tolist() for layer in range(N_LAYERS)]
+    assert list(replayed.hits_by_layer) == [REFERENCES[policy](tokens, capacity) for tokens in by_layer]
+    n_tokens = 75 if policy == "fixed" else 150
+    assert replayed.tokens == n_tokens
+    assert replayed.requests_by_layer == (n_tokens * N_USED,) * N_LAYERS
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 4])
+def test_belady_has_the_most_hits_that_there_are(capacity: int) -> None:
+    """Of six experts, all that can be kept was tried."""
+    for seed in range(20):
+        one = routes(14, seed, n_experts=6, n_used=2)
+        replayed = trace(one, n_experts=6).replay("belady", capacity / 6)
+        assert list(replayed.hits_by_layer) == [most_hits(one[:, layer].tolist(), capacity) for layer in range(2)]
+
+
+def test_a_shared_cache_is_one_for_all_layers() -> None:
+    """It has as many places as all layers together, and keeps apart experts of one number."""
+    one = routes(120, 7)
+    apart = one.astype(int) + np.arange(N_LAYERS)[:, None] * N_EXPERTS
+    capacity, hits = 4 * N_LAYERS, 0
+    resident: list[int] = []
+    for layers in apart.tolist():
+        for experts in layers:
+            hits += len(set(experts) & set(resident))
+            resident = [expert for expert in resident if expert not in experts] + experts
+            resident = resident[-capacity:]
+    assert trace(one).replay("lru-shared", 4 / N_EXPERTS).hits == hits
+
+
+def test_no_policy_beats_belady_and_lru_has_inclusion() -> None:
+    """More residents are never less hits for LRU; with all, only first uses are misses."""
+    found = trace(routes(400, 3), routes(300, 4))
+    before = 0
+    first_uses = int((found.counts() > 0).sum())
+    for capacity in range(1, N_EXPERTS + 1):
+        replays = {policy: found.replay(policy, capacity / N_EXPERTS) for policy in POLICIES}
+        best = replays["belady"].hits
+        # What is fixed knows the first half before it begins; a shared cache may give one layer more than another.
+        assert all(replays[policy].hits <= best for policy in ("lru", "lru-one-insertion", "second-touch", "lfu"))
+        assert before <= replays["lru"].hits
+        before = replays["lru"].hits
+        assert all(replay.insertions_by_layer <= replay.requests_by_layer for replay in replays.values())
+    for policy in ("lru", "lfu", "belady", "lru-shared"):
+        replay = replays[policy]
+        assert replay.requests - replay.hits == first_uses == sum(replay.insertions_by_layer)
+    assert replays["fixed"].hit_share == 1
+
+
+def test_reuse_distances_are_those_of_a_list() -> None:
+    """And their sums are what LRU hits."""
+    found = trace(routes(300, 5))
+    counts = [0] * (N_EXPERTS + 1)
+    for layer in range(N_LAYERS):
+        used: list[int] = []
+        for experts in found.routes()[:, layer].tolist():
+            for expert in experts:
+                counts[used[::-1].index(expert) if expert in used else N_EXPERTS] += 1
+            used = [expert for expert in used if expert not in experts] + experts
+    distances = found.reuse_distances()
+    assert distances.tolist() == counts
+    for capacity in range(1, N_EXPERTS + 1):
+        assert found.replay("lru", capacity / N_EXPERTS).hits == sum(counts[:capacity])
+
+
+def test_counts_and_repetitions_are_those_of_the_routes() -> None:
+    """Of the tokens that are asked for."""
+    one, other = routes(40, 1), routes(30, 2)
+    found = trace(one, other, n_prompt=(10, 30))
+    assert found.routes("prompt").tolist() == [*one[:10].tolist(), *other.tolist()]
+    assert found.routes("decoded").tolist() == one[10:].tolist()
+    assert found.routes("all").tolist() == [*one.tolist(), *other.tolist()]
+    counts = found.counts("decoded")
+    assert counts.shape == (N_LAYERS, N_EXPERTS)
+    for layer in range(N_LAYERS):
+        assert dict(enumerate(counts[layer])) == {
+            e: Counter(one[10:, layer].ravel().tolist())[e] for e in range(N_EXPERTS)
+        }
+    pairs = [
+        (expert in before[layer])
+        for before, now in zip(one[10:].tolist(), one[11:].tolist(), strict=False)
+        for layer in range(N_LAYERS)
+        for expert in now[layer]
+    ]
+    assert found.repeated_share() == pytest.approx(sum(pairs) / len(pairs))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_unknown_is_no_request(policy: Policy) -> None:
+    """A layer that was not seen for some tokens asked for nothing then."""
+    one = routes(80, 9)
+    one[10:50, 1] = UNKNOWN
+    replayed = trace(one).replay(policy, 0.5)
+    assert replayed.requests_by_layer == ((40 * 3, 30 * 3) if policy == "fixed" else (80 * 3, 40 * 3))
+    if policy not in ("lru-shared", "fixed", "second-touch"):
+        gap = np.concatenate([one[:10], one[50:]])
+        assert replayed.hits_by_layer[1] == trace(gap).replay(policy, 0.5).hits_by_layer[1] or policy == "lfu"
+
+
+def test_files_come_back(tmp_path: Path) -> None:
+    """What is unknown, too, with few experts and with many."""
+    for n_experts in (16, 255, 256, 300):
+        one, other = routes(20, 1, n_experts), routes(12, 2, n_experts)
+        one[3:9, 1] = UNKNOWN
+        before = ExpertTrace((one, other), (9, 0), n_experts, (1, 5), "a model")
+        before.save(tmp_path / "trace.npz")
+        after = ExpertTrace.load(tmp_path / "trace.npz")
+        assert [request.tolist() for request in after.requests] == [one.tolist(), other.tolist()]
+        assert (after.n_prompt, after.n_experts, after.layers, after.model) == ((9, 0), n_experts, (1, 5), "a model")
+
+
+def test_files_of_other_tools_are_read(tmp_path: Path) -> None:
+    """Arrays of requests alone, of any integers; 255 is an expert then."""
+    one = routes(20, 1, n_experts=256)
+    one[0, 0, 0] = 255
+    for kind in (np.uint8, np.int32, np.uint16):
+        np.savez(tmp_path / "other.npz", request_000=one.astype(kind), request_001=one[:4].astype(kind))
+        found = ExpertTrace.load(tmp_path / "other.npz")
+        assert (found.n_experts, found.model, len(found.requests)) == (256, "other", 2)
+        assert found.requests[0].tolist() == one.tolist()
+    assert ExpertTrace.load(tmp_path / "other.npz", n_experts=300).n_experts == 300
+
+
+def test_files_that_are_no_traces_are_refused(tmp_path: Path) -> None:
+    """Each in one line that names the file."""
+    file = tmp_path / "bad.npz"
+    with pytest.raises(Error, match=r"bad\.npz: No such file"):
+        ExpertTrace.load(file)
+    for content in (b"", b"PK\x03\x04", b"no archive"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.npz is no \.npz file"):
+            ExpertTrace.load(file)
+    one = routes(5, 1)
+    for arrays, text in [
+        ({"tokens": one}, "must be named"),
+        ({"request_000": one.astype(float)}, "must be integers"),
+        ({"request_000": one[0]}, "must be integers of shape"),
+        ({"request_000": one, "request_001": one[:, :1]}, "all with as many layers"),
+        ({"request_000": one.astype(np.int64) - 5}, "experts must be 0"),
+        ({"request_000": np.array([{}])}, "no .npz file of arrays"),
+        ({"request_000": one, "n_experts": np.array(4)}, "under n_experts = 4"),
+        ({"request_000": one, "n_prompt": np.array([6])}, "n_prompt"),
+        ({"request_000": one, "layers": np.array([1])}, "layers must be 2 numbers"),
+    ]:
+        np.savez(file, **arrays)
+        with pytest.raises(ValueError, match=text):
+            ExpertTrace.load(file)
+    with pytest.raises(ValueError, match="under n_experts = 2"):
+        np.savez(file, request_000=one)
+        ExpertTrace.load(file, n_experts=2)
+    with pytest.raises(ValueError, match=r"end in \.npz"):
+        trace(one).save(tmp_path / "trace.txt")
+
+
+def test_wrong_arguments_are_named() -> None:
+    """The core checks what would lead out of its memory."""
+    found = trace(routes(5, 1))
+    with pytest.raises(ValueError, match="resident must be over 0"):
+        found.replay("lru", 0)
+    with pytest.raises(ValueError, match="policy"):
+        found.replay("mru", 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tokens"):
+        found.routes("none")  # type: ignore[arg-type]
+    ids = np.zeros((3, 1, 2), np.uint16)
+    with pytest.raises(ValueError, match="expert 0 is there twice"):
+        _core.replay_experts(ids, 4, _core.CachePolicy.lru, 1)
+    ids[:, :, 1] = 4
+    with pytest.raises(ValueError, match="under n_experts, which is 4, not 4"):
+        _core.expert_reuse_distances(ids, 4)
+    with pytest.raises(ValueError, match="capacity must be 1 to 5, not 6"):
+        _core.replay_experts(ids, 5, _core.CachePolicy.belady, 6)
+    with pytest.raises(TypeError, match="uint16"):
+        _core.replay_experts(ids.astype(np.int32), 5, _core.CachePolicy.lru, 1)
+    with pytest.raises(ValueError, match="contiguous"):
+        _core.replay_experts(ids[:, :, :1], 5, _core.CachePolicy.lru, 1)
