@@ -148,6 +148,28 @@ def test_python_sampler_against_greedy(benchmark: BenchmarkFixture, gemma_path: 
     assert Change.of(list(1 + costs_s / greedies_s)).low <= 1 + most_s / greedy_s
 
 
+@pytest.mark.parametrize(
+    ("name", "n", "rounds"),
+    [("tiny_gpt_oss_path", 256, 24), ("gpt_oss_20b_of_6_layers", 32, 12)],
+    ids=["tiny gpt-oss", "six layers of gpt-oss-20b"],
+)
+def test_recording_of_experts(
+    benchmark: BenchmarkFixture, request: pytest.FixtureRequest, name: str, n: int, rounds: int
+) -> None:
+    """A trace of the experts costs at most a hundredth of a token."""
+    quantity = partial(stream.traced_experts, request.getfixturevalue(name), n_tokens=n)
+    found = measured(benchmark, quantity, rounds=rounds)
+    traced, plain = (np.array([timed.seconds for timed in side]) for side in (found.ours, found.rival))
+    change = Change.of(list(np.median(traced, axis=1) / np.median(plain, axis=1)))
+    token_s = float(np.median(plain))
+    benchmark.extra_info.update(ratio=change.ratio, token_s=token_s)
+    show(
+        ["a token", "", "with its experts recorded", "99 % interval"],
+        [name, format_seconds(token_s), f"{change.ratio - 1:+.2%}", f"{change.low - 1:+.2%} to {change.high - 1:+.2%}"],
+    )
+    assert change.low <= 1.01
+
+
 def test_code_between_tokens_costs_nothing(benchmark: BenchmarkFixture, gemma_path: Path) -> None:
     """Work of half a step's time is hidden by the next step; without looking ahead it adds up."""
     quantity = partial(stream.token_beside_a_busy_caller, gemma_path, n_tokens=96)

@@ -175,38 +175,50 @@ def token_in_own_process(
     yield in_turn(lambda: in_own_process(fresh_token, path, n_tokens, sampling), rival, check)
 
 
-@contextmanager
-def python_sampler(path: Path, *, n_tokens: int) -> Iterator[Round]:
-    """Yield rounds of a token that an argmax in Python chooses; the rival is our own greedy sampler.
+def streams_in_turn(model: overspill.Model, sides: Sequence[Mapping[str, Any]], n_tokens: int) -> Round:
+    """Return a round of a token of two streams with other options, ours the first.
 
-    Two streams step in turn, since the machine's speed drifts by more than the difference that is looked for. Each
+    The streams step in turn, since the machine's speed drifts by more than the difference that is looked for. Each
     is the first in half of the rounds, since the place of a context's memory matters. Neither looks ahead, so that a
     step is all of its work.
     """
-    sides = (SAMPLINGS["argmax in Python"], GREEDY)
-    with overspill.Model(path, n_ctx=512, n_threads=N_THREADS) as model:
 
-        def one_round(number: int) -> tuple[Timed, Timed]:
-            seconds: tuple[list[float], list[float]] = ([], [])
-            ids: tuple[list[int], list[int]] = ([], [])
-            order = (0, 1) if number % 2 == 0 else (1, 0)
-            streams: dict[int, overspill.Stream] = {}
-            with ExitStack() as opened:
+    def one_round(number: int) -> tuple[Timed, Timed]:
+        seconds: tuple[list[float], list[float]] = ([], [])
+        ids: tuple[list[int], list[int]] = ([], [])
+        order = (0, 1) if number % 2 == 0 else (1, 0)
+        streams: dict[int, overspill.Stream] = {}
+        with ExitStack() as opened:
+            for side in order:
+                options = {"max_tokens": n_tokens + 1, "logits": True, **sides[side]}
+                streams[side] = opened.enter_context(model.stream("Once upon a time", **options))
+                next(streams[side])
+            for _ in range(n_tokens):
                 for side in order:
-                    options = {"max_tokens": n_tokens + 1, "logits": True, **sides[side]}
-                    streams[side] = opened.enter_context(model.stream("Once upon a time", **options))
-                    next(streams[side])
-                for _ in range(n_tokens):
-                    for side in order:
-                        start = time.perf_counter()
-                        token = next(streams[side])
-                        seconds[side].append(time.perf_counter() - start)
-                        ids[side].append(token.id)
-            assert ids[0] == ids[1], "the argmax in Python and the sampler disagree"
-            ours, greedy = (Timed(seconds[i], ids[i], (streams[i].stats,)) for i in (0, 1))
-            return ours, greedy
+                    start = time.perf_counter()
+                    token = next(streams[side])
+                    seconds[side].append(time.perf_counter() - start)
+                    ids[side].append(token.id)
+        assert ids[0] == ids[1], "the streams chose other tokens"
+        ours, other = (Timed(seconds[i], ids[i], (streams[i].stats,)) for i in (0, 1))
+        return ours, other
 
-        yield one_round
+    return one_round
+
+
+@contextmanager
+def python_sampler(path: Path, *, n_tokens: int) -> Iterator[Round]:
+    """Yield rounds of a token that an argmax in Python chooses; the rival is our own greedy sampler."""
+    with overspill.Model(path, n_ctx=512, n_threads=N_THREADS) as model:
+        yield streams_in_turn(model, (SAMPLINGS["argmax in Python"], GREEDY), n_tokens)
+
+
+@contextmanager
+def traced_experts(path: Path, *, n_tokens: int) -> Iterator[Round]:
+    """Yield rounds of a token whose experts are recorded; the rival is the same without that."""
+    with overspill.Model(path, offload="cpu", n_ctx=512, n_threads=N_THREADS) as model:
+        greedy = {**GREEDY, "logit_bias": dict.fromkeys(ends_of(model), -math.inf)}
+        yield streams_in_turn(model, ({**greedy, "experts": True}, greedy), n_tokens)
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "product/expert_recorder.h"
 #include "product/expert_replays.h"
 
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <string>
 
 namespace py = pybind11;
@@ -28,6 +30,14 @@ ExpertRoutes routes_of(const py::array & ids, size_t n_experts) {
     return {static_cast<const uint16_t *>(ids.data()), size(0), size(1), size(2), n_experts};
 }
 
+// All that can be read.
+py::array_t<uint16_t> read(ExpertRecorder & recorder) {
+    const size_t n = recorder.n_readable();
+    py::array_t<uint16_t> ids({n, recorder.n_layers(), recorder.n_used()});
+    recorder.read(ids.mutable_data(), n);
+    return ids;
+}
+
 }  // namespace
 
 void bind_experts(py::module_ & m) {
@@ -45,6 +55,10 @@ void bind_experts(py::module_ & m) {
         .def_readonly("n_requests", &ReplayCounts::n_requests)
         .def_readonly("n_hits", &ReplayCounts::n_hits)
         .def_readonly("n_insertions", &ReplayCounts::n_insertions);
+    py::class_<ExpertRecorder, std::shared_ptr<ExpertRecorder>>(m, "ExpertRecorder", py::is_final())
+        .def(py::init<size_t, size_t, size_t>(), "n_layers"_a, "n_used"_a, "n_tokens"_a)
+        .def("read", &read)
+        .def_property_readonly("n_lost", &ExpertRecorder::n_lost);
     m.def(
         "replay_experts",
         [](const py::array & ids, size_t n_experts, CachePolicy policy, size_t capacity) {

@@ -73,6 +73,7 @@ void bind_stream(py::module_ & m) {
         .def_readwrite("keep_logits", &GenerationOptions::keep_logits)
         .def_readwrite("look_ahead", &GenerationOptions::look_ahead)
         .def_readwrite("reuse", &GenerationOptions::reuse)
+        .def_readwrite("recorder", &GenerationOptions::recorder)
         .def_readwrite("form", &GenerationOptions::form);
 
     py::class_<Token>(m, "Token", py::is_final(), "One token of a reply; ``str()`` gives its text.")

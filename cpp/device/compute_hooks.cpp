@@ -60,7 +60,7 @@ ggml_status compute_piece(ggml_backend_t backend, ggml_cgraph * graph) {
 // The CPU asks a callback of its own whether to stop.
 ggml_status compute_on_cpu(ggml_backend_t backend, ggml_cgraph * graph) {
     auto * const compute = originals().find(backend->device)->graph_compute.load(std::memory_order_relaxed);
-    if (scope == nullptr || scope->products() == nullptr) {
+    if (scope == nullptr || scope->products() == nullptr || !scope->products()->is_of_use()) {
         return compute(backend, graph);
     }
     const ggml_status status = compute(backend, scope->products()->replace(graph));

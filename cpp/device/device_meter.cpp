@@ -184,7 +184,7 @@ auto DeviceMeter::measure(const char * activity, Work && work) {
 
 void DeviceMeter::set_products(const ProductSet * set) {
     product_set_ = set;
-    products_ = set != nullptr ? std::make_unique<ProductGraphs>(*set, cpu_quantize) : nullptr;
+    products_ = set != nullptr ? std::make_unique<ProductGraphs>(set, cpu_quantize) : nullptr;
 }
 
 void DeviceMeter::use_products(const std::string & kernels, std::optional<bool> repack) {

@@ -54,6 +54,7 @@ Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt
         throw ContextFullError("the prompt has " + std::to_string(n_prompt) + " tokens, but the context holds " +
                                n_ctx + "; load the model with a larger n_ctx, or shorten the prompt");
     }
+    context_->record_experts(checked.recorder);
     sequence_.reserve(size_t{context_->n_ctx()} + 1);
     stats_.n_prompt_tokens = n_prompt;
     stats_.breakdown.n_graph_splits = context_->n_graph_splits();
@@ -62,8 +63,13 @@ Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt
 Generation::~Generation() {
     ahead_.stop(interrupt_);
     if (context_) {
-        model_->give_back(std::move(context_));
+        give_back();
     }
+}
+
+void Generation::give_back() {
+    context_->record_experts(nullptr);
+    model_->give_back(std::move(context_));
 }
 
 float * Generation::prefill(const Interrupt::Poll & poll, size_t & n_cached) {
@@ -206,7 +212,7 @@ void Generation::finish(StopReason reason) {
     }
     // What was asked of Python is let go of by the thread that came from there.
     sequence_.release();
-    model_->give_back(std::move(context_));
+    give_back();
 }
 
 void Generation::close(StopReason reason) {

@@ -47,6 +47,7 @@ class Generation : public ModelUser {
     size_t make_room();
     Token deliver(Step step, double caller_s);
     void finish(StopReason reason);
+    void give_back();
     int64_t page_faults() const;
 
     std::shared_ptr<Model> model_;

@@ -36,7 +36,8 @@ struct GenerationOptions {
     bool keep_logits = false;  // fill in Token::logits
     bool look_ahead = true;    // work on the next token while the caller is busy with this one
     bool reuse = false;        // do not decode again what the stream before has in common with the prompt
-    ReplyForm form = {};       // what a chat template wants of the reply
+    std::shared_ptr<ExpertRecorder> recorder = {};  // for the experts of prompt and reply
+    ReplyForm form = {};                            // what a chat template wants of the reply
 };
 
 }  // namespace overspill

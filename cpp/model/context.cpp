@@ -26,8 +26,7 @@ auto Context::guarded(Work && work) const {
 Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool> threads,
                  const ContextOptions & options)
     : servers_(options.servers),
-      products_(options.products == nullptr ? nullptr
-                                            : std::make_unique<ProductGraphs>(*options.products, cpu_quantize)),
+      products_(std::make_unique<ProductGraphs>(options.products, cpu_quantize)),
       model_(std::move(model)),
       threads_(std::move(threads)),
       n_ctx_(options.n_ctx),
@@ -108,6 +107,11 @@ std::vector<MappedTensor> Context::mapped_weights() const {
     const Activity activity("looking for mapped weights");
     const ComputeScope scope(offload_min_batch_, products_.get());
     return guarded([&] { return overspill::mapped_weights(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_); });
+}
+
+void Context::record_experts(std::shared_ptr<ExpertRecorder> recorder) {
+    products_->record(recorder.get());
+    recorder_ = std::move(recorder);
 }
 
 bool Context::can_continue_text() const {
@@ -235,6 +239,9 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
     double decode_s = 0;
     // Until it is known to have gone well: it may throw.
     const bool was_incomplete = std::exchange(incomplete_, true);
+    if (recorder_) {
+        recorder_->start(n, n_ubatch_);
+    }
     const int32_t status = threads_->use([&] {
         const int32_t ended = decode();
         decode_s = watch.lap();
@@ -250,6 +257,9 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
         times->n_graphs_reused += llama_perf_context(context_.get()).n_reused - n_reused;
     }
     incomplete_ = was_incomplete || status != 0;
+    if (recorder_) {
+        recorder_->finish(status == 0);
+    }
     if (status == 2) {
         throw CancelledError("interrupted");
     }

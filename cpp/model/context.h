@@ -7,6 +7,7 @@
 #include "device/thread_pool.h"
 #include "model/breakdown.h"
 #include "model/memory_report.h"
+#include "product/expert_recorder.h"
 #include "product/product_graphs.h"
 
 #include <llama.h>
@@ -86,6 +87,10 @@ class Context {
     // Forgets a whole sequence.
     void forget(uint32_t sequence);
 
+    // From the next decode on, writes down which experts the CPU computes for its tokens; null: no longer. For contexts
+    // of one sequence, and not during a decode.
+    void record_experts(std::shared_ptr<ExpertRecorder> recorder);
+
     // How often that was called: logits are those of the latest time.
     uint64_t n_decodes() const { return n_decodes_.load(std::memory_order_relaxed); }
 
@@ -114,6 +119,7 @@ class Context {
     };
 
     std::shared_ptr<const RpcServers> servers_;
+    std::shared_ptr<ExpertRecorder> recorder_;
     std::unique_ptr<ProductGraphs> products_;
     std::shared_ptr<llama_model> model_;
     std::shared_ptr<ThreadPool> threads_;

@@ -11,6 +11,10 @@ namespace overspill {
 
 namespace {
 
+ggml_backend_buffer_t buffer_of(const ggml_tensor & tensor) {
+    return tensor.view_src != nullptr ? tensor.view_src->buffer : tensor.buffer;
+}
+
 const ggml_tensor * ids_of(const ggml_tensor & product) {
     return product.op == GGML_OP_MUL_MAT_ID ? product.src[2] : nullptr;
 }
@@ -279,10 +283,13 @@ bool is_product(const ggml_tensor & node) {
     return node.op == GGML_OP_MUL_MAT || node.op == GGML_OP_MUL_MAT_ID;
 }
 
+bool is_in_ram(const ggml_tensor & tensor) {
+    ggml_backend_buffer_t buffer = buffer_of(tensor);
+    return buffer != nullptr && ggml_backend_buffer_is_host(buffer);
+}
+
 bool are_weights_in_ram(const ggml_tensor & tensor) {
-    ggml_backend_buffer_t buffer = tensor.view_src != nullptr ? tensor.view_src->buffer : tensor.buffer;
-    return buffer != nullptr && ggml_backend_buffer_is_host(buffer) &&
-           ggml_backend_buffer_get_usage(buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+    return is_in_ram(tensor) && ggml_backend_buffer_get_usage(buffer_of(tensor)) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
 }
 
 }  // namespace overspill

@@ -44,7 +44,9 @@ std::optional<FeedForwardNodes> feed_forward_around(const ggml_cgraph & graph, i
 
 bool is_product(const ggml_tensor & node);
 
-// Whether these are weights in memory that the CPU can read.
+// Whether it is in memory that the CPU can read.
+bool is_in_ram(const ggml_tensor & tensor);
+// Whether these are weights there.
 bool are_weights_in_ram(const ggml_tensor & tensor);
 
 }  // namespace overspill

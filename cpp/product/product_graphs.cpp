@@ -19,13 +19,13 @@ namespace overspill {
 namespace {
 
 // The products that such a node can be computed with; null: llama.cpp's.
-const Products * products_for(const ProductSet & set, const ggml_tensor & node) {
-    if (!is_product(node) || (node.flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
+const Products * products_for(const ProductSet * set, const ggml_tensor & node) {
+    if (set == nullptr || !is_product(node) || (node.flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
         return nullptr;
     }
     const ggml_tensor & weights = *node.src[0];
     const ggml_tensor & x = *node.src[1];
-    const Products * products = set.find(weights.type);
+    const Products * products = set->find(weights.type);
     if (products == nullptr) {
         return nullptr;
     }
@@ -55,8 +55,10 @@ class ProductGraphs::Graph {
   public:
     Graph(Quantize quantize, std::deque<Scratch> & scratch) : quantize_(quantize), scratch_(scratch) {}
 
-    void build(const ProductSet & set, const ggml_cgraph & graph) {
+    void build(const ProductSet * set, ExpertRecorder * recorder, const ggml_cgraph & graph) {
         uid_ = 0;  // until it is complete
+        recorder_ = recorder;
+        recordings_.clear();
         orderings_.clear();
         products_.clear();
         feed_forwards_.clear();
@@ -70,7 +72,11 @@ class ProductGraphs::Graph {
         find_replacements(set, graph);
         auto replacement = replacements_.begin();
         for (int i = 0; i < graph.n_nodes; ++i) {
-            if (replacement == replacements_.end() || i < replacement->first) {
+            const bool is_replaced = replacement != replacements_.end() && i >= replacement->first;
+            for (int j = i; recorder != nullptr && j <= (is_replaced ? replacement->last : i); ++j) {
+                record(*graph.nodes[j]);
+            }
+            if (!is_replaced) {
                 nodes_.push_back(graph.nodes[i]);
                 continue;
             }
@@ -84,10 +90,12 @@ class ProductGraphs::Graph {
         uid_ = graph.uid;
     }
 
-    bool is_of(const ggml_cgraph & graph) const { return graph.uid != 0 && graph.uid == uid_; }
+    bool is_of(const ggml_cgraph & graph, const ExpertRecorder * recorder) const {
+        return graph.uid != 0 && graph.uid == uid_ && recorder == recorder_;
+    }
 
     ggml_cgraph * of(ggml_cgraph * graph) {
-        if (replacements_.empty()) {
+        if (replacements_.empty() && recordings_.empty()) {
             return graph;
         }
         std::for_each(orderings_.begin(), orderings_.end(), [](Ordering & one) { start(one); });
@@ -113,7 +121,19 @@ class ProductGraphs::Graph {
         FeedForward * feed_forward;
     };
 
-    void find_replacements(const ProductSet & set, const ggml_cgraph & graph) {
+    // Before the first product of a layer's experts: later, something else may be where their numbers were.
+    void record(const ggml_tensor & node) {
+        const int32_t layer = (node.flags & GGML_TENSOR_FLAG_COMPUTE) != 0 ? layer_of_experts(node) : -1;
+        if (layer < 0 || ggml_is_empty(node.src[2]) || !is_in_ram(*node.src[2]) ||
+            (!recordings_.empty() && recordings_.back().layer == static_cast<size_t>(layer))) {
+            return;
+        }
+        const ggml_tensor & ids = *node.src[2];
+        nodes_.push_back(custom(ids, record_stage,
+                                &recordings_.emplace_back(Recording{recorder_, static_cast<size_t>(layer), &ids})));
+    }
+
+    void find_replacements(const ProductSet * set, const ggml_cgraph & graph) {
         const auto products_of = [&](int i) { return products_for(set, *graph.nodes[i]); };
         for (int i = 0; i < graph.n_nodes; ++i) {
             const ggml_tensor & node = *graph.nodes[i];
@@ -134,7 +154,7 @@ class ProductGraphs::Graph {
                     count(*replacements_.back().product, -1);  // one of its first products
                     replacements_.pop_back();
                 }
-                note(*around, set);
+                note(*around, *set);
                 i = around->last;
             } else {
                 note(node, *products, i);
@@ -225,6 +245,7 @@ class ProductGraphs::Graph {
     ggml_tensor * custom(const ggml_tensor & node, ggml_custom_op_t function, void * data) {
         ggml_tensor & tensor = tensors_.emplace_back(node);
         tensor.op = GGML_OP_CUSTOM;
+        tensor.flags |= GGML_TENSOR_FLAG_COMPUTE;  // ids may come from another device
         std::fill(std::begin(tensor.src), std::end(tensor.src), nullptr);
         const ggml_custom_op_params params = {function, GGML_N_TASKS_MAX, data};
         ggml_set_op_params(&tensor, &params, sizeof(params));
@@ -237,6 +258,8 @@ class ProductGraphs::Graph {
     std::deque<Ordering> orderings_;
     std::deque<Product> products_;
     std::deque<FeedForward> feed_forwards_;
+    std::deque<Recording> recordings_;
+    ExpertRecorder * recorder_ = nullptr;
     std::deque<ggml_tensor> tensors_;
     std::deque<Scratch> & scratch_;  // of all graphs: one is computed at a time
     std::vector<Replacement> replacements_;
@@ -245,7 +268,7 @@ class ProductGraphs::Graph {
     ggml_cgraph view_ = {};
 };
 
-ProductGraphs::ProductGraphs(const ProductSet & set, Quantize quantize)
+ProductGraphs::ProductGraphs(const ProductSet * set, Quantize quantize)
     : set_(set), quantize_(quantize), scratch_(std::make_unique<Scratches>()) {}
 ProductGraphs::~ProductGraphs() = default;
 
@@ -263,8 +286,8 @@ ggml_cgraph * ProductGraphs::replace(ggml_cgraph * graph) {
     if (!known) {
         known = std::make_unique<Graph>(quantize_, scratch_->all);
     }
-    if (!known->is_of(*graph)) {
-        known->build(set_, *graph);
+    if (!known->is_of(*graph, recorder_)) {
+        known->build(set_, recorder_, *graph);
         log(known->tally());
     }
     ggml_cgraph * replaced = known->of(graph);
@@ -275,11 +298,12 @@ ggml_cgraph * ProductGraphs::replace(ggml_cgraph * graph) {
 // Once for all graphs that are alike: tokens make new ones all the time.
 void ProductGraphs::log(const Tally & tally) {
     constexpr size_t most = 16;
-    if (logged_.size() == most || std::find(logged_.begin(), logged_.end(), tally) != logged_.end()) {
+    if (set_ == nullptr || logged_.size() == most ||
+        std::find(logged_.begin(), logged_.end(), tally) != logged_.end()) {
         return;
     }
     logged_.push_back(tally);
-    add_to_log(LogLevel::debug, std::string("products of weights in RAM by ") + set_.name + ": " +
+    add_to_log(LogLevel::debug, std::string("products of weights in RAM by ") + set_->name + ": " +
                                     std::to_string(tally.n_feed_forwards) + " whole feed-forwards, " +
                                     std::to_string(tally.n_products) + " others; of experts apart " +
                                     std::to_string(tally.n_routed) + ", by llama.cpp " + std::to_string(tally.n_left));

@@ -3,9 +3,10 @@
 // The CPU backend computes them, with its threads, like any other, as custom operations. One puts activations in order,
 // for all products of them. Then there is one for a product, or two for a whole feed-forward: the first has its gate,
 // its activation and what the last product's weights need of them; the second has that product and the sum over
-// experts.
+// experts. Where experts are recorded, one more copies their numbers, whoever computes their products.
 #pragma once
 
+#include "product/expert_recorder.h"
 #include "product/products.h"
 
 #include <ggml-cpu.h>
@@ -25,10 +26,17 @@ class ProductGraphs {
     // How the CPU backend quantizes activations to a type.
     using Quantize = ggml_from_float_t (*)(ggml_type type);
 
-    ProductGraphs(const ProductSet & set, Quantize quantize);
+    // Without a set all products are llama.cpp's.
+    ProductGraphs(const ProductSet * set, Quantize quantize);
     ~ProductGraphs();
     ProductGraphs(const ProductGraphs &) = delete;
     ProductGraphs & operator=(const ProductGraphs &) = delete;
+
+    // From the next graph on; null: nowhere. Not while one is computed.
+    void record(ExpertRecorder * recorder) { recorder_ = recorder; }
+
+    // Whether graphs are changed at all.
+    bool is_of_use() const { return set_ != nullptr || recorder_ != nullptr; }
 
     // What is to be computed in place of the graph: the graph itself if nothing is replaced. It is valid until the next
     // call. The results that others read are where they were, and written in the same order.
@@ -54,9 +62,10 @@ class ProductGraphs {
 
     void log(const Tally & tally);
 
-    const ProductSet & set_;
+    const ProductSet * const set_;
     const Quantize quantize_;
     const std::unique_ptr<Scratches> scratch_;
+    ExpertRecorder * recorder_ = nullptr;
     // llama.cpp keeps the graph of a piece at the same address, with another number for every new one.
     std::unordered_map<const ggml_cgraph *, std::unique_ptr<Graph>> graphs_;
     std::vector<Tally> logged_;

@@ -399,6 +399,15 @@ void project_down_stage(ggml_tensor * out, int ith, int nth, void * data) {
     after_stage();
 }
 
+void record_stage(ggml_tensor *, int ith, int, void * data) {
+    before_stage();
+    if (ith == 0) {
+        const auto & recording = *static_cast<const Recording *>(data);
+        recording.recorder->note(recording.layer, *recording.ids);
+    }
+    after_stage();
+}
+
 #ifdef __SANITIZE_THREAD__
 namespace {
 char barrier;

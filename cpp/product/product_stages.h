@@ -1,6 +1,7 @@
 // What the threads of the CPU backend compute in place of a graph's products: stages, with a barrier after each.
 #pragma once
 
+#include "product/expert_recorder.h"
 #include "product/feed_forward.h"
 #include "product/products.h"
 
@@ -74,6 +75,12 @@ struct FeedForward {
     std::atomic<int64_t> next_part_down{0};
 };
 
+struct Recording {
+    ExpertRecorder * recorder;
+    size_t layer;
+    const ggml_tensor * ids;
+};
+
 // To be called when all but the copies and counts is there.
 void prepare(FeedForward & feed_forward);
 
@@ -82,11 +89,12 @@ void start(Ordering & ordering);
 void start(Product & product);
 void start(FeedForward & feed_forward);
 
-// The stages. The data of a custom operation are an Ordering, a Product, and twice a FeedForward.
+// The stages. The data of a custom operation are an Ordering, a Product, twice a FeedForward, and a Recording.
 void order_stage(ggml_tensor * out, int ith, int nth, void * data);
 void multiply_stage(ggml_tensor * out, int ith, int nth, void * data);
 void activate_stage(ggml_tensor * out, int ith, int nth, void * data);
 void project_down_stage(ggml_tensor * out, int ith, int nth, void * data);
+void record_stage(ggml_tensor * out, int ith, int nth, void * data);
 
 // llama.cpp's barriers are between what threads do here, and between that and whoever computes the graph.
 // ThreadSanitizer does not see them, and is told.

@@ -293,6 +293,7 @@ class GenerationOptions(_Native):
     keep_logits: bool
     look_ahead: bool
     reuse: bool
+    recorder: ExpertRecorder | None
     form: ReplyForm
     def __init__(self) -> None: ...
 
@@ -645,6 +646,17 @@ class DeviceDescription(_Native):
     def total_bytes(self) -> int: ...
     @property
     def registers_host_memory(self) -> bool: ...
+
+@final
+class ExpertRecorder(_Native):
+    """A ring of tokens, with the experts that each layer used."""
+
+    def __init__(self, n_layers: int, n_used: int, n_tokens: int) -> None: ...
+    def read(self) -> NDArray[np.uint16]:
+        """Return all that was not read yet, of shape (tokens, n_layers, n_used)."""
+    @property
+    def n_lost(self) -> int:
+        """Tokens that there was no room for."""
 
 def replay_experts(ids: NDArray[np.uint16], n_experts: int, policy: CachePolicy, capacity: int) -> ReplayCounts: ...
 def expert_reuse_distances(ids: NDArray[np.uint16], n_experts: int) -> list[int]: ...

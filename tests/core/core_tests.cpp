@@ -16,6 +16,8 @@
 #include "gguf/gguf_file.h"
 #include "model/model.h"
 #include "model/vocabulary.h"
+#include "product/expert_recorder.h"
+#include "product/expert_replays.h"
 #include "sample/kernels.h"
 #include "sample/sampler.h"
 #include "text/stop_strings.h"
@@ -529,6 +531,82 @@ void test_threads(const std::string & path) {
 }
 
 // Under a sanitizer no figure is right; nothing is to be read or written out of bounds, and nothing left.
+void test_expert_replays() {
+    constexpr size_t n_tokens = 300, n_layers = 3, n_used = 4, n_experts = 12;
+    std::mt19937 random(1);
+    std::vector<uint16_t> ids;
+    std::vector<uint16_t> experts(n_experts);
+    std::iota(experts.begin(), experts.end(), uint16_t{0});
+    for (size_t i = 0; i < n_tokens * n_layers; ++i) {
+        // One expert after the other makes way, so that most stay.
+        std::swap(experts[random() % n_used], experts[random() % n_experts]);
+        ids.insert(ids.end(), experts.begin(), experts.begin() + n_used);
+    }
+    ids[17] = unknown_expert;
+    const ExpertRoutes routes = {ids.data(), n_tokens, n_layers, n_used, n_experts};
+    const auto hits = [&](CachePolicy policy, size_t capacity) {
+        const ReplayCounts counts = replay(routes, policy, capacity);
+        return std::accumulate(counts.n_hits.begin(), counts.n_hits.end(), int64_t{0});
+    };
+    const std::vector<int64_t> distances = reuse_distances(routes);
+    check(std::accumulate(distances.begin(), distances.end(), int64_t{0}) == static_cast<int64_t>(ids.size()) - 1,
+          "reuse distances count all requests whose expert is known");
+    int64_t of_lru = 0;
+    for (size_t capacity = 1; capacity <= n_experts; ++capacity) {
+        of_lru += distances[capacity - 1];
+        const std::string what = "with " + std::to_string(capacity) + " experts resident ";
+        check(hits(CachePolicy::lru, capacity) == of_lru, what + "LRU hits what is near enough");
+        for (const CachePolicy policy :
+             {CachePolicy::lru, CachePolicy::lru_one_insertion, CachePolicy::second_touch, CachePolicy::lfu}) {
+            check(hits(policy, capacity) <= hits(CachePolicy::belady, capacity), what + "none beats Belady");
+        }
+        hits(CachePolicy::fixed, capacity);
+        hits(CachePolicy::lru_shared, capacity);
+    }
+    check(replay({nullptr, 0, n_layers, n_used, n_experts}, CachePolicy::belady, 1).n_requests ==
+              std::vector<int64_t>(n_layers, 0),
+          "no token, no request");
+    check_throws<std::invalid_argument>([&] { replay(routes, CachePolicy::lru, 0); }, "capacity", "no place");
+    ids[0] = n_experts;
+    check_throws<std::invalid_argument>([&] { reuse_distances(routes); }, "under n_experts", "an expert too many");
+}
+
+// One thread reads while another decodes.
+void test_expert_recorder(const std::string & path) {
+    ModelOptions options;
+    options.n_ctx = 128;
+    const auto model = std::make_shared<Model>(path, options);
+    constexpr size_t n_layers = 4, n_used = 2;
+    constexpr int64_t n_reply = 40;
+    const auto recorder = std::make_shared<ExpertRecorder>(n_layers, n_used, 8);
+    GenerationOptions generating;
+    generating.max_tokens = n_reply;
+    generating.look_ahead = false;
+    generating.recorder = recorder;
+    std::atomic<bool> over{false};
+    size_t n_read = 0;
+    std::thread reader([&] {
+        std::vector<uint16_t> ids;
+        for (bool last = false; !last;) {
+            last = over;
+            const size_t n = recorder->n_readable();
+            ids.resize(n * n_layers * n_used);
+            recorder->read(ids.data(), n);
+            n_read += n;
+            std::this_thread::yield();
+        }
+    });
+    size_t n_decoded = 2;  // all but the last token of prompt and reply
+    const auto generation = Generation::start(model, {1, 2, 3}, generating);
+    while (generation->next({})) {
+        ++n_decoded;
+    }
+    over = true;
+    reader.join();
+    check(n_read + recorder->n_lost() == n_decoded, "each token's experts are read or counted as lost");
+    check(recorder->n_readable() == 0, "nothing is left to read");
+}
+
 void test_measurement() {
     MeterOptions options;
     options.n_threads = n_threads();
@@ -640,11 +718,13 @@ int main(int argc, char ** argv) {
     test_activations();
     test_sampler();
     test_pieces_of_mapped_weights();
+    test_expert_replays();
     if (argc == 3) {
         test_feed_forwards();
         test_model(argv[1]);
         test_threads(argv[1]);
         test_views(argv[1]);
+        test_expert_recorder(argv[1]);
         test_measurement();
         test_damaged_files(argv[1], argv[2]);
         check(log_pending() && !drain_log().empty() && !log_pending(), "llama.cpp's log was kept");

@@ -568,7 +568,7 @@ void test_feed_forwards() {
                     const bool is_few =
                         n_columns <= 256 && (form.has_experts ? n_columns / 5 < most : n_columns <= most);
                     drain_log();
-                    ProductGraphs products(*set, cpu_quantize);
+                    ProductGraphs products(set, cpu_quantize);
                     // A rounding may make an activation the next whole number; without its biases it is far from that.
                     const std::vector<float> ours = graph.compute(&products);
                     check(difference(ours, theirs) < 1e-2, what);

@@ -48,7 +48,7 @@ from overspill.engine.arguments import chooser, constraint, n_logprobs, n_tokens
 from overspill.engine.async_stream import AsyncStream
 from overspill.engine.loading import check_ram_for_caches, checked_settings, load, memory_by_device
 from overspill.engine.reply import ChatStream
-from overspill.engine.stream import ReadBytes, Stream, stats_of
+from overspill.engine.stream import ReadBytes, Stream, TracedExperts, stats_of
 from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice
 from overspill.engine.tools import Tool
 from overspill.header.info import ModelInfo
@@ -294,6 +294,7 @@ class Model:
         reuse: bool = False,
         special: bool = True,
         form: ReplyForm | None = None,
+        experts: bool = False,
         **keywords: Unpack[SamplingKeywords],
     ) -> Stream:
         """Return a stream that continues ``prompt``, token by token.
@@ -337,6 +338,8 @@ class Model:
             Whether special tokens that are written out in a text are recognised; False for text that you do not trust.
         form
             The constraints of :meth:`chat` on the reply.
+        experts
+            Whether :meth:`Stream.read_experts` can be called: which experts each layer of a mixture used.
         **keywords
             The fields of :class:`SamplingOptions`, such as ``temperature=0.7``; they overrule ``sampling``.
 
@@ -350,7 +353,7 @@ class Model:
             llama.cpp has failed in the middle of a computation of this model, maybe in a step of this stream: close
             the model and load it anew.
         Error
-            The model cannot generate text: it is an encoder or a vocabulary alone.
+            The model cannot generate text: it is an encoder or a vocabulary alone; or ``experts``, and it has none.
         ValueError, TypeError
             An argument is out of the range given above, or a grammar or schema cannot be compiled.
         """
@@ -376,8 +379,13 @@ class Model:
         else:
             options.sampler = Sampler(sampling, model=self)._core
             options.choose = chooser(sampler, logits_processors)
+        traced = None
+        if as_flag("experts", experts):
+            self._check_that_it_generates()
+            traced = TracedExperts(self.info, self.n_ctx)
+            options.recorder = traced.recorder
         tokens = self._prompt("prompt", prompt, special)
-        return Stream(self._core.open_stream(tokens, options), self._read_bytes)
+        return Stream(self._core.open_stream(tokens, options), self._read_bytes, traced)
 
     def _prompt(self, name: str, prompt: str | Sequence[int], special: bool) -> list[int]:
         special = as_flag("special", special)
@@ -391,7 +399,7 @@ class Model:
             self._core.open_stream([0], GenerationOptions())
 
     def astream(self, prompt: str | Sequence[int], **options: Any) -> AsyncStream:
-        """Return a stream for ``async for`` that continues ``prompt``; ``options`` as for :meth:`stream`.
+        """Return a stream for ``async for`` that continues ``prompt``; options (but ``experts``) as for :meth:`stream`.
 
         >>> async with model.astream("Why is the sky blue?", max_tokens=256) as stream:
         ...     async for token in stream:
@@ -461,7 +469,7 @@ class Model:
               context if the model cannot forget a part of what it read.
         **options
             Options of :meth:`stream`: ``max_tokens``, ``stop``, sampling options, ``logprobs`` and so on; all but
-            ``reuse``, which is on, and ``special``, for which ``trusted`` stands here.
+            ``experts``, ``reuse``, which is on, and ``special``, for which ``trusted`` stands here.
 
         Raises
         ------
@@ -564,7 +572,8 @@ class Model:
         return self._dry_breakers[key]
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Completion:
-        """Return the whole reply to ``prompt``; options and errors as for :meth:`stream`."""
+        """Return the whole reply to ``prompt``; options (but ``experts``) and errors as for :meth:`stream`."""
+        check_keywords(options, STREAM_KEYWORDS)
         with self.stream(prompt, **options) as stream:
             tokens = list(stream)
         return Completion("".join(token.text for token in tokens), tokens, stream.stats)
@@ -701,6 +710,7 @@ class Model:
 
 
 LOAD_KEYWORDS = keywords_of(Model.__init__)
-STREAM_KEYWORDS = keywords_of(Model.stream) | SAMPLING_KEYWORDS
+# Only a plain stream has experts to read.
+STREAM_KEYWORDS = (keywords_of(Model.stream) | SAMPLING_KEYWORDS) - {"experts"}
 # A chat's prompt is made of tokens, and its stream is asked to reuse what it can.
 CHAT_KEYWORDS = (keywords_of(Model.chat) | STREAM_KEYWORDS) - {"form", "reuse", "special"}

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, TypeVar
 
-from overspill._core import Generation, GenerationStats
+import numpy as np
+from numpy.typing import NDArray
+
+from overspill._core import Error, ExpertRecorder, Generation, GenerationStats
 from overspill._core import StopReason as NativeStopReason
 from overspill.base.values import (
     Breakdown,
@@ -18,7 +21,7 @@ from overspill.base.values import (
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
 
-__all__ = ["Closable", "ReadBytes", "Stream", "stats_of", "until_left"]
+__all__ = ["Closable", "ReadBytes", "Stream", "TracedExperts", "stats_of", "until_left"]
 
 
 class ReadBytes:
@@ -67,6 +70,21 @@ def stats_of(native: GenerationStats, read_bytes: ReadBytes | None) -> Stats:
     )
 
 
+class TracedExperts:
+    """The experts that a stream's tokens use, kept by the core until they are read."""
+
+    def __init__(self, info: ModelInfo, n_ctx: int) -> None:
+        """Take memory for ``n_ctx`` tokens; an :class:`Error` for a model without experts."""
+        self._layers = info.expert_layers
+        if not self._layers or not info.n_experts_used:
+            raise Error(f"{info.name or info.architecture} has no experts: only a mixture of experts has")
+        self.recorder = ExpertRecorder(max(self._layers) + 1, info.n_experts_used, n_ctx)
+
+    def read(self) -> NDArray[np.uint16]:
+        """Return them as :meth:`Stream.read_experts` does."""
+        return self.recorder.read()[:, self._layers]
+
+
 class Stream:
     """A reply as it is made: an iterator of :class:`Token`.
 
@@ -75,10 +93,11 @@ class Stream:
     ``with`` block. The model is usable afterwards, and :attr:`stats` stays readable.
     """
 
-    def __init__(self, generation: Generation, read_bytes: ReadBytes) -> None:
+    def __init__(self, generation: Generation, read_bytes: ReadBytes, experts: TracedExperts | None = None) -> None:
         """Wrap a native generation; use :meth:`Model.stream`."""
         self._generation = generation
         self._read_bytes = read_bytes
+        self._experts = experts
 
     def __iter__(self) -> Iterator[Token]:
         """Yield the tokens; the stream is closed when the loop is left."""
@@ -107,6 +126,28 @@ class Stream:
     def close(self) -> None:
         """End the stream; a step that runs in another thread is cancelled. Idempotent."""
         self._generation.close(NativeStopReason.closed)
+
+    def read_experts(self) -> NDArray[np.uint16]:
+        """Return which experts each layer used for the tokens that were decoded since the last call.
+
+        The first tokens are those of the prompt that were decoded, and not reused. The token that was sampled last has
+        not been decoded yet, unless the stream was ahead of its caller.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint16, of shape (tokens, layers with experts, experts of a token), the most probable first. 65535 stands
+            where the CPU did not compute a layer's experts: on a GPU nobody sees them, and of a prompt llama.cpp
+            computes in the last layer only the token whose logits are asked for.
+
+        Raises
+        ------
+        Error
+            The stream was opened without ``experts=True``.
+        """
+        if self._experts is None:
+            raise Error("the stream keeps no experts: ask for them with stream(..., experts=True)")
+        return self._experts.read()
 
     @property
     def stats(self) -> Stats:

@@ -119,6 +119,11 @@ class ModelInfo:
         used = self._key("expert_used_count", 0)
         return max(used.get("values", ()), default=0) if isinstance(used, dict) else int(used)
 
+    @cached_property
+    def expert_layers(self) -> list[int]:
+        """Numbers of the layers with experts; the others are dense."""
+        return [number for number, parts in enumerate(self.layers) if "experts" in parts]
+
     @property
     def n_ctx_train(self) -> int:
         """Tokens of context that the model was trained for; 0 if the file does not say."""
