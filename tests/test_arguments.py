@@ -130,7 +130,7 @@ ALSO = {
     "device": ("pattern",),
     "messages": ("prompt",),
     "name": ("device",),
-    "path": ("no placement",),
+    "path": ("no placement", "no .npz file"),
 }
 COLLECTIONS = {"Sequence", "Iterable", "Mapping", "NDArray", "list", "dict", "tuple", "frozenset", "Message"}
 
@@ -270,6 +270,11 @@ class World:
         options = {"max_tokens": 1}
         planned = overspill.plan(self.info, hardware=self.hardware)
         logits = np.zeros(4, np.float32)
+        routes = np.arange(96, dtype=np.uint16).reshape(6, 4, 4) % 8
+        trace = overspill.ExpertTrace((routes,), (0,), 8, (0, 1, 2, 3), "a router")
+        trace.save(self.folder / "trace.npz")
+        cache = overspill.plan_expert_cache(self.info, self.hardware)
+        study = overspill.replay_experts(trace, resident=[0.5], cache=cache)
         settings = {"info": self.info, "devices": ["CUDA0"]}
         found: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "Cascade": (Cascade, {"small": model, "large": model}),
@@ -282,6 +287,17 @@ class World:
             "DeviceSpec.batch_flops": (self.hardware.cpu.batch_flops, {"weights": "f16"}),
             "DeviceSpec.copy_bytes_per_s": (self.hardware.cpu.copy_bytes_per_s, {"pinned": True}),
             "DeviceSpec.rate": (self.hardware.cpu.rate, {"weights": "f16"}),
+            "ExpertCachePlan.resident_bytes": (cache.resident_bytes, {"share": 0.5}),
+            "ExpertCachePlan.tokens_per_s": (cache.tokens_per_s, {"hit_share": 0.5}),
+            "ExpertStudy.plot": (study.plot, {"file": self.folder / "experts.png"}),
+            "ExpertStudy.tokens_per_s": (study.tokens_per_s, {"replay": study.replays[0]}),
+            "ExpertTrace.counts": (trace.counts, {}),
+            "ExpertTrace.load": (overspill.ExpertTrace.load, {"path": self.folder / "trace.npz"}),
+            "ExpertTrace.repeated_share": (trace.repeated_share, {}),
+            "ExpertTrace.replay": (trace.replay, {"policy": "lru", "resident": 0.5}),
+            "ExpertTrace.reuse_distances": (trace.reuse_distances, {}),
+            "ExpertTrace.routes": (trace.routes, {}),
+            "ExpertTrace.save": (trace.save, {"path": self.folder / "saved.npz"}),
             "Guidance": (Guidance, {"model": model, "regex": "a"}),
             "Guidance.accept": (self.on(lambda: Guidance(model, regex="a"), "accept"), {"token": 3}),
             "Hardware": (Hardware, {"devices": self.hardware.devices, "source": "given", "n_threads": 1}),
@@ -311,7 +327,10 @@ class World:
             "mean_entropy": (overspill.mean_entropy, {}),
             "mean_logprob": (overspill.mean_logprob, {}),
             "plan": (overspill.plan, {"model": self.info, "hardware": self.hardware}),
+            "plan_expert_cache": (overspill.plan_expert_cache, {"info": self.info, "hardware": self.hardware}),
+            "replay_experts": (overspill.replay_experts, {"trace": trace}),
             "resolve": (importlib.import_module("overspill.hub").resolve, {"path": "a"}),
+            "trace_experts": (overspill.trace_experts, {"path": missing, "prompts": "Hello"}),
             "tune": (overspill.tune, {"path": missing}),
             "ubatch_trade": (overspill.ubatch_trade, {"model": self.info, "hardware": self.hardware}),
         }
@@ -514,7 +533,7 @@ def keywords_of(path: str) -> set[str]:
 def options_of() -> dict[str, Set[str]]:
     """Return what each function takes as ``**options`` or ``**settings``, as its documentation says."""
     sampling = {field.name for field in dataclasses.fields(overspill.SamplingOptions)}
-    stream = keywords_of("Model.stream") | sampling
+    stream = (keywords_of("Model.stream") - {"experts"}) | sampling
     chat = (keywords_of("Model.chat") | stream) - {"form", "reuse", "special"}
     flags = "n_ctx n_batch n_ubatch n_threads type_k type_v flash_attention load_mode rpc"
     return {
@@ -526,6 +545,7 @@ def options_of() -> dict[str, Set[str]]:
         **dict.fromkeys(("Model.generate_many", "Model.stream", "Sampler"), sampling),
         **dict.fromkeys(("Placement.server_flags", "Plan.server_flags"), frozenset(flags.split())),
         "compare": stream & chat,
+        "trace_experts": sampling,
         "ubatch_trade": keywords_of("plan") - {"n_ubatch"},
     }
 

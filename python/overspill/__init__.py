@@ -65,6 +65,7 @@ from overspill.machine.devices import add_rpc_server, devices
 from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.llama import LlamaPlacement
 from overspill.placement.placement import Placement
+from overspill.planning.expert_cache import ExpertCachePlan, plan_expert_cache
 from overspill.planning.forecast import Forecast, forecast
 from overspill.planning.plan import Plan, plan
 from overspill.planning.ubatch import ubatch_trade
@@ -76,6 +77,9 @@ from overspill.studies.bench.result import Bench
 from overspill.studies.compare.answers import Answer, ComparedModel
 from overspill.studies.compare.comparison import Comparison
 from overspill.studies.compare.run import compare
+from overspill.studies.experts.run import trace_experts
+from overspill.studies.experts.study import ExpertStudy, replay_experts
+from overspill.studies.experts.trace import ExpertReplay, ExpertTrace
 from overspill.studies.tune import Trial, Tuned, tune
 
 __all__ = [
@@ -102,6 +106,10 @@ __all__ = [
     "DeviceSpec",
     "Draft",
     "Error",
+    "ExpertCachePlan",
+    "ExpertReplay",
+    "ExpertStudy",
+    "ExpertTrace",
     "Forecast",
     "Hardware",
     "Judgement",
@@ -135,6 +143,9 @@ __all__ = [
     "mean_entropy",
     "mean_logprob",
     "plan",
+    "plan_expert_cache",
+    "replay_experts",
+    "trace_experts",
     "tune",
     "ubatch_trade",
 ]

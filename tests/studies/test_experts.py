@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -11,9 +14,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rich.console import Console
 
-from overspill import Error, _core
-from overspill.studies.experts.trace import POLICIES, ExpertTrace, Policy
+from commands import overspill
+from header_files import write_header
+from model_fixtures import N_THREADS
+from overspill import (
+    Error,
+    ExpertTrace,
+    Hardware,
+    Model,
+    ModelInfo,
+    _core,
+    plan_expert_cache,
+    replay_experts,
+    trace_experts,
+)
+from overspill.studies.experts.trace import POLICIES, Policy
 
 N_EXPERTS, N_USED, N_LAYERS = 16, 3, 2
 UNKNOWN = _core.UNKNOWN_EXPERT
@@ -248,6 +265,10 @@ def test_files_that_are_no_traces_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "bad.npz"
     with pytest.raises(Error, match=r"bad\.npz: No such file"):
         ExpertTrace.load(file)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("request_000", "a text")
+    with pytest.raises(ValueError, match="not other content"):
+        ExpertTrace.load(file)
     for content in (b"", b"PK\x03\x04", b"no archive"):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"bad\.npz is no \.npz file"):
@@ -295,3 +316,176 @@ def test_wrong_arguments_are_named() -> None:
         _core.replay_experts(ids.astype(np.int32), 5, _core.CachePolicy.lru, 1)
     with pytest.raises(ValueError, match="contiguous"):
         _core.replay_experts(ids[:, :, :1], 5, _core.CachePolicy.lru, 1)
+
+
+# --- recording
+
+
+def test_a_trace_has_the_experts_of_prompts_and_replies(tiny_gpt_oss_path: Path) -> None:
+    """As the streams of the same requests have them, in their order."""
+    prompts: list[str | list[int]] = [list(range(5, 30)), "Once upon a time"]
+    steps: list[tuple[str, float]] = []
+    found = trace_experts(
+        tiny_gpt_oss_path,
+        prompts,
+        max_tokens=9,
+        n_ctx=256,
+        n_threads=N_THREADS,
+        progress=lambda *step: steps.append(step),
+        temperature=0.0,
+    )
+    assert (found.n_experts, found.n_used, found.layers) == (8, 4, (0, 1, 2, 3))
+    with Model(tiny_gpt_oss_path, offload="cpu", n_threads=N_THREADS, n_ctx=256) as model:
+        for number, prompt in enumerate(prompts):
+            with model.stream(prompt, max_tokens=10, temperature=0, experts=True) as stream:
+                n = sum(1 for _ in stream)
+                expected = stream.read_experts()
+            assert found.n_prompt[number] == stream.stats.prompt_tokens
+            assert found.requests[number].tolist() == expected[: stream.stats.prompt_tokens + n - 1].tolist()
+    assert len(found.routes("prompt")) == sum(found.n_prompt)
+    assert not found.requests[0].flags.writeable
+    assert steps[0] == ("loading", 0.0)
+    assert steps[-1] == ("done", 1.0)
+    assert [share for _, share in steps] == sorted(share for _, share in steps)
+
+
+def test_a_trace_of_a_prompt_alone(tiny_gpt_oss_path: Path) -> None:
+    """Nothing is decoded then, and the prompt can be replayed."""
+    found = trace_experts(tiny_gpt_oss_path, "Once upon a time", max_tokens=0, n_threads=N_THREADS, n_ctx=256)
+    assert len(found.requests[0]) == found.n_prompt[0]
+    with pytest.raises(ValueError, match='"prompt" or "all"'):
+        replay_experts(found)
+    assert replay_experts(found, tokens="prompt", resident=[1.0]).replays[0].requests == found.n_prompt[0] * 4 * 4
+
+
+def test_what_cannot_be_traced_is_refused(smollm2_path: Path, tiny_gpt_oss_path: Path) -> None:
+    """Before anything is loaded."""
+    with pytest.raises(Error, match="has no experts"):
+        trace_experts(smollm2_path, "Once")
+    with pytest.raises(ValueError, match="prompts must be at least one"):
+        trace_experts(tiny_gpt_oss_path, [])
+    with pytest.raises(ValueError, match="max_tokens must be at least 0"):
+        trace_experts(tiny_gpt_oss_path, "Once", max_tokens=-1)
+
+
+# --- the study
+
+
+@pytest.fixture
+def gpt_oss_20b(tmp_path: Path) -> ModelInfo:
+    """Return the header of gpt-oss-20b."""
+    return ModelInfo.from_file(write_header(tmp_path / "20b.gguf", "gpt-oss-20b"))
+
+
+def of_20b(n_tokens: int) -> ExpertTrace:
+    """Return a trace of as many layers and experts."""
+    both = [routes(n_tokens, seed, n_experts=32, n_used=4) for seed in range(12)]
+    return ExpertTrace((np.concatenate(both, axis=1),), (0,), 32, tuple(range(24)), "a router")
+
+
+def printed(study: object) -> str:
+    """Return what a pipe gets."""
+    file = io.StringIO()
+    Console(file=file, width=200).print(study)
+    return file.getvalue()
+
+
+def test_a_study_has_a_row_for_each_size_and_a_column_for_each_policy(gpt_oss_20b: ModelInfo) -> None:
+    """Shares that come to as many experts make one row; the forecast is that of the hits and of the copies."""
+    found = of_20b(120)
+    cache = plan_expert_cache(gpt_oss_20b, Hardware.given(ram="64GiB", vram="8GiB"))
+    study = replay_experts(found, resident=[0.25, 0.26, 0.5, 0.9], policies=["lru", "belady"], cache=cache)
+    assert [(one.resident, one.policy) for one in study.replays] == [
+        (n, policy) for n in (8, 16, 29) for policy in ("lru", "belady")
+    ]
+    for one in study.replays:
+        assert one == found.replay(one.policy, one.resident_share)
+        assert study.tokens_per_s(one) == cache.tokens_per_s(one.hit_share, one.insertions_per_token)
+    data = json.loads(json.dumps(study.to_dict(), allow_nan=False))
+    assert np.array_equal(data["counts"], found.counts())
+    assert [one["hits"] for one in data["replays"]] == [one.hits for one in study.replays]
+    assert data["tokens"] == {"prompt": 0, "decoded": 120}
+    lines = printed(study).splitlines()
+    assert [line.split()[1] for line in lines if "resident" in line and "%" in line] == ["resident"] * 9
+    assert f"{study.replays[0].hit_share:.3f}" in printed(study)
+    # Nine tenths of the experts are more than what is left of 8 GiB.
+    assert sum("GiB *" in line for line in lines) == 3
+    assert "forecast" not in printed(replay_experts(found))
+
+
+def test_a_forecast_for_another_model_is_refused(gpt_oss_20b: ModelInfo) -> None:
+    """A trace with other experts of a token is taken, and that is said."""
+    cache = plan_expert_cache(gpt_oss_20b, Hardware.given(ram="64GiB", vram="8GiB"))
+    with pytest.raises(ValueError, match="the trace has 2 layers of 16 experts, gpt-oss 24 of 32"):
+        replay_experts(trace(routes(20, 1)), cache=cache)
+    fewer = ExpertTrace((of_20b(40).requests[0][:, :, :2].copy(),), (0,), 32, tuple(range(24)), "a router")
+    study = replay_experts(fewer, cache=cache, resident=[0.25], policies=["lru"])
+    assert "The trace has 2 experts of a token, and the model uses 4" in printed(study)
+    one = study.replays[0]
+    assert study.tokens_per_s(one) == cache.tokens_per_s(one.hit_share, 2 * one.insertions_per_token)
+
+
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
+    """In the formats of matplotlib."""
+    study = replay_experts(of_20b(60))
+    study.plot(tmp_path / "experts.png")
+    assert (tmp_path / "experts.png").read_bytes().startswith(b"\x89PNG")
+    study.plot(tmp_path / "experts.svg")
+    text = (tmp_path / "experts.svg").read_text()
+    assert "<svg" in text
+    with pytest.raises(ValueError, match="the picture must end in"):
+        study.plot(tmp_path / "experts.txt")
+
+
+# --- the command
+
+
+def test_the_command_records_and_reads(tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
+    """What it has saved gives the same tables again, with a forecast where hardware is given."""
+    saved, picture = tmp_path / "trace.npz", tmp_path / "picture.png"
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time", encoding="utf-8")
+    model = str(tiny_gpt_oss_path)
+    common = ["--resident", "25%", "--resident", "0.5", "--policy", "lru", "--policy", "belady", "--json"]
+    recorded = overspill(
+        *("experts", model, "A story", "--file", str(text), "-n", "12", "-t", "0", "--ctx", "256", "--threads", "1"),
+        *("--save", str(saved), "--plot", str(picture), *common),
+    )
+    assert recorded.returncode == 0, recorded.stderr
+    data = json.loads(recorded.stdout)
+    assert (data["requests"], data["n_experts"], data["n_used"], data["layers"]) == (2, 8, 4, [0, 1, 2, 3])
+    assert [(one["resident"], one["policy"]) for one in data["replays"]] == [
+        (n, policy) for n in (2, 4) for policy in ("lru", "belady")
+    ]
+    assert data["hardware"] is None
+    assert picture.stat().st_size > 0
+    assert "the trace is in" in recorded.stderr
+    read = overspill("experts", "--trace", str(saved), *common)
+    assert json.loads(read.stdout) == data
+    forecast = overspill("experts", model, "--trace", str(saved), "--ram", "8GiB", "--vram", "2GiB")
+    assert forecast.returncode == 0, forecast.stderr
+    assert "tokens/s" in forecast.stdout
+    assert "forecast for hardware of which some figures are assumed (GPU0, 2.0 GiB)" in forecast.stdout
+
+
+def test_mistakes_on_the_command_line_are_named(tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
+    """In one line, and with the exit code of a wrong command line."""
+    np.savez(tmp_path / "trace.npz", request_000=routes(20, 1))
+    trace_file = str(tmp_path / "trace.npz")
+    for arguments, text in [
+        ([], "give MODEL and a PROMPT or --file, or --trace"),
+        ([str(tiny_gpt_oss_path)], "give MODEL and a PROMPT or --file, or --trace"),
+        ([str(tiny_gpt_oss_path), "Once", "--trace", trace_file], "give no PROMPT and no --file"),
+        (["--trace", trace_file, "--resident", "120%"], "--resident must be a share"),
+        (["--trace", trace_file, "--resident", "many"], "--resident must be a share"),
+        (["--trace", trace_file, "--policy", "mru"], "policies must be one of lru"),
+        (["--trace", trace_file, "--tokens", "few"], "tokens"),
+        (["--trace", trace_file, "--ram", "8GiB", "--vram", "1GiB"], "a forecast needs MODEL"),
+        (["--trace", trace_file, "--experts", "3"], "under n_experts = 3"),
+        (["--trace", trace_file, "--save", str(tmp_path / "other.txt")], "--save must end in .npz"),
+        ([str(tiny_gpt_oss_path), "--trace", trace_file, "--ram", "8GiB", "--vram", "1GiB"], "experts under n_experts"),
+    ]:
+        done = overspill("experts", *arguments)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert text in done.stderr, arguments
+        assert done.stderr.count("\n") == 1

@@ -17,6 +17,7 @@ from overspill.cli.compare import compare
 from overspill.cli.devices import devices
 from overspill.cli.doctor import doctor
 from overspill.cli.exits import EXIT_CODES, INTERRUPTED, USAGE
+from overspill.cli.experts import experts
 from overspill.cli.info import info
 from overspill.cli.plan import plan
 from overspill.cli.run import run
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 # In the order of the help.
-for command in (run, chat, compare, devices, info, tune, bench, doctor, serve_device, plan):
+for command in (run, chat, compare, devices, info, tune, bench, experts, doctor, serve_device, plan):
     app.command(epilog=EXIT_CODES)(command)
 
 

@@ -13,10 +13,11 @@ import typer
 
 import overspill
 from overspill.base.tables import plain_table
-from overspill.base.units import format_bytes, parse_bytes
+from overspill.base.units import format_bytes
 from overspill.cli.exits import guarded_command
+from overspill.cli.hardware import GpuBandwidth, Link, Ram, RamBandwidth, UnpinnedLink, Vram, hardware_of
 from overspill.cli.options import Context, Json, ModelFile, parse_pair
-from overspill.cli.output import progress_bar, report_output
+from overspill.cli.output import report_output
 from overspill.hub import resolve
 from overspill.planning.plan import prompt_line
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
@@ -27,29 +28,12 @@ __all__ = ["plan"]
 
 def plan(
     model: ModelFile,
-    vram: Annotated[
-        list[str] | None,
-        typer.Option(help="Memory of a GPU, such as 24GiB; repeat it for several. Without --ram: of the GPUs here."),
-    ] = None,
-    ram: Annotated[
-        str | None,
-        typer.Option(help="Memory of the host, such as 128GiB. With it, the plan is for hardware that is not here."),
-    ] = None,
-    gpu_bandwidth: Annotated[
-        list[str] | None, typer.Option(help="Memory bandwidth of each GPU, such as 936GB/s.", show_default="936GB/s")
-    ] = None,
-    ram_bandwidth: Annotated[
-        str | None, typer.Option(help="Memory bandwidth of the host, such as 47GB/s.", show_default="47GB/s")
-    ] = None,
-    link: Annotated[
-        list[str] | None, typer.Option(help="Bandwidth between host and GPU, such as 25GB/s.", show_default="25GB/s")
-    ] = None,
-    unpinned_link: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The same for memory that is not pinned, such as a mapped file.", show_default="8.3GB/s, or --link"
-        ),
-    ] = None,
+    vram: Vram = None,
+    ram: Ram = None,
+    gpu_bandwidth: GpuBandwidth = None,
+    ram_bandwidth: RamBandwidth = None,
+    link: Link = None,
+    unpinned_link: UnpinnedLink = None,
     n_ctx: Context = None,
     depth: Annotated[
         int | None, typer.Option(help="Tokens in the context while it decodes.", show_default="half of --ctx")
@@ -77,34 +61,17 @@ def plan(
 ) -> None:
     """Plan which part of MODEL goes to which device, with the speed to expect and the reason; nothing is loaded."""
     with guarded_command():
-        for size in vram or ():
-            parse_bytes("--vram", size)  # a missing unit is the likelier mistake than a missing GPU
         header = overspill.ModelInfo.from_file(resolve(model))
-        if ram is None and (gpu_bandwidth or ram_bandwidth or link or unpinned_link):
-            raise ValueError(
-                "--gpu-bandwidth, --ram-bandwidth, --link and --unpinned-link are of hardware that is not here: "
-                "give --ram, too"
-            )
-        if ram is not None:
-            hardware = overspill.Hardware.given(
-                ram=ram,
-                vram=vram or 0,
-                gpu_bandwidth=gpu_bandwidth or None,
-                ram_bandwidth=ram_bandwidth,
-                link=link or None,
-                unpinned_link=unpinned_link or None,
-            )
-        else:
-            for endpoint in rpc or ():
-                overspill.add_rpc_server(endpoint)
-            gpus = [device for device in overspill.devices() if device.is_gpu]
-            if len(vram or ()) > len(gpus):
-                raise ValueError(
-                    f"--vram is given {len(vram or ())} times, and there are {len(gpus)} GPUs here; "
-                    "with --ram, too, it is planned for hardware that is not here"
-                )
-            memory = {gpu.name: size for gpu, size in zip(gpus, vram or (), strict=False)}
-            hardware = _measured(header, memory)
+        hardware = hardware_of(
+            header,
+            vram=vram,
+            ram=ram,
+            gpu_bandwidth=gpu_bandwidth,
+            ram_bandwidth=ram_bandwidth,
+            link=link,
+            unpinned_link=unpinned_link,
+            rpc=rpc or (),
+        )
         settings: dict[str, Any] = {
             "n_ctx": n_ctx,
             "depth": depth,
@@ -122,13 +89,6 @@ def plan(
             print(json.dumps(_data(planned), indent=2))
         else:
             _print_plan(planned)
-
-
-def _measured(header: overspill.ModelInfo, memory: dict[str, str]) -> overspill.Hardware:
-    with progress_bar("measuring") as show:
-        return overspill.Hardware.here(
-            header, memory=memory, progress=lambda what, share: show(f"measuring {what}", share)
-        )
 
 
 def _data(planned: overspill.Plan) -> dict[str, Any]:

@@ -165,7 +165,7 @@ class ExpertTrace:
             layers = arrays.get("layers", np.arange(requests[0].shape[1]))
             model = str(arrays["model"]) if "model" in arrays else Path(path).stem
             return cls(requests, tuple(map(int, n_prompt)), n_experts, tuple(map(int, layers)), model)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} is no trace of experts: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -287,9 +287,11 @@ class ExpertTrace:
 
 def _read_arrays(path: str | os.PathLike[str]) -> Mapping[str, NDArray[Any]]:
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one array, not several by name")
+        with Path(path).open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is no archive")
+            file.seek(0)
+            arrays = np.load(file, allow_pickle=False)
             return {name: arrays[name] for name in arrays.files}
     except OSError as error:
         raise Error(f"{path}: {error.strerror or error}") from None
@@ -299,8 +301,9 @@ def _read_arrays(path: str | os.PathLike[str]) -> Mapping[str, NDArray[Any]]:
 
 def _as_routes(array: NDArray[Any], *, marked: bool) -> NDArray[np.uint16]:
     """Return an array as uint16; where it is ``marked``, the largest number of its type stands for what is unknown."""
-    if array.dtype.kind not in "iu" or array.ndim != 3:
-        raise ValueError(f"routes must be integers of shape (tokens, layers, experts), not {array.dtype} {array.shape}")
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim != 3:
+        what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "other content"
+        raise ValueError(f"routes must be integers of shape (tokens, layers, experts), not {what}")
     if array.size and not 0 <= int(array.min()) <= int(array.max()) <= UNKNOWN_EXPERT:
         raise ValueError(f"experts must be 0 to {UNKNOWN_EXPERT}, not {array.min()} to {array.max()}")
     routes = array.astype(np.uint16)

@@ -1,0 +1,122 @@
+"""What to expect of a model whose experts are in RAM, with a cache of some of them on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from overspill._core import Error
+from overspill.base.checks import as_instance, as_integer, as_real
+from overspill.base.values import DEFAULT_CACHE_TYPE
+from overspill.header.info import ModelInfo
+from overspill.machine.hardware import Hardware
+from overspill.planning.plan import Plan, plan
+
+__all__ = ["ExpertCachePlan", "plan_expert_cache"]
+
+
+@dataclass(frozen=True)
+class ExpertCachePlan:
+    """The speed of a model by the share of its experts' requests that a GPU answers from a cache.
+
+    A token takes the time that the planner expects with all experts in RAM, of which the CPU reads only the misses,
+    and that of reading the hits from the GPU's memory::
+
+        seconds = max(planned - cpu * hit_share + gpu * hit_share, insertions * expert_bytes / link)
+
+    ``cpu`` and ``gpu`` are the bytes of a token's experts over the measured rates of their type, and ``link`` is the
+    rate of copies from RAM, held as the plan has it. All else is as planned, the visits to the CPU in each layer
+    included. It is assumed that the GPU and the CPU compute a layer's experts one after the other, that misses are
+    copied into the cache while others compute, and that the copies leave the CPU its rate of reading RAM.
+    """
+
+    planned: Plan
+    """With all experts in RAM."""
+    cpu_s: float
+    """Seconds of a token in which the CPU reads experts, if none is on the GPU."""
+    gpu_s: float
+    """Seconds of a token in which the GPU reads experts, if all are there."""
+    link_bytes_per_s: float
+    """Rate of copies of experts to the GPU."""
+    expert_bytes: int
+    """Bytes of one expert of a layer, of all its matrices."""
+    experts_bytes: int
+    """Bytes of all experts of all layers."""
+
+    @property
+    def room_bytes(self) -> int:
+        """Bytes that the plan leaves free on GPUs, beyond the margin."""
+        memory = self.planned.forecast().memory
+        free = (
+            use.free_bytes - use.total_bytes - use.margin_bytes
+            for name, use in memory.items()
+            if name != self.planned.hardware.cpu.name
+        )
+        return sum(max(0, n_bytes) for n_bytes in free)
+
+    def tokens_per_s(self, hit_share: float, insertions_per_token: float = 0.0) -> float:
+        """Return the expected rate of decoding.
+
+        Parameters
+        ----------
+        hit_share
+            The share of the experts that the cache answers, 0 to 1.
+        insertions_per_token
+            Experts that are copied into the cache for a token, in all layers, at least 0.
+
+        Raises
+        ------
+        ValueError
+            A number is out of range.
+        """
+        share, n = _share("hit_share", hit_share), as_real("insertions_per_token", insertions_per_token)
+        if not 0 <= n < float("inf"):
+            raise ValueError(f"insertions_per_token must be at least 0 and finite, not {n}")
+        computing_s = 1 / self.planned.forecast().tokens_per_s + share * (self.gpu_s - self.cpu_s)
+        return 1 / max(computing_s, n * self.expert_bytes / self.link_bytes_per_s)
+
+    def resident_bytes(self, share: float) -> int:
+        """Return the bytes of a share of all experts, 0 to 1; a ValueError if it is out of range."""
+        return round(_share("share", share) * self.experts_bytes)
+
+
+def _share(name: str, value: float) -> float:
+    share = as_real(name, value)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} must be 0 to 1, not {share}")
+    return share
+
+
+def plan_expert_cache(info: ModelInfo, hardware: Hardware, *, n_ctx: int | None = None) -> ExpertCachePlan:
+    """Return what to expect of caches of experts on the first GPU of some hardware.
+
+    Raises
+    ------
+    Error
+        The model has no experts, or the hardware no GPU.
+    ValueError
+        ``n_ctx`` is not at least 1.
+    """
+    as_instance("info", info, ModelInfo)
+    if n_ctx is not None:
+        n_ctx = as_integer("n_ctx", n_ctx, 1, 2**31 - 1)
+    if not info.expert_layers:
+        raise Error(f"{info.name or info.architecture} has no experts: only a mixture of experts has")
+    if not as_instance("hardware", hardware, Hardware).gpus:
+        raise Error("a cache of experts needs a GPU, and the hardware has none")
+    planned = plan(info, hardware=hardware, n_ctx=n_ctx, type_k=DEFAULT_CACHE_TYPE, pins={"experts": "cpu"})
+    work = planned.estimate().work
+
+    def seconds_on(device: int) -> float:
+        found = 0.0
+        for kind in work.kinds[: work.n_computed]:
+            for weight in kind.weights.values():
+                if kind.parts[weight.name] == "experts":
+                    _, n_bytes, rate = work.reading(kind, weight, device, "mul_mat_id")
+                    found += n_bytes / rate
+        return found
+
+    experts_bytes = info.bytes_by_part["experts"]
+    expert_bytes = experts_bytes // (len(info.expert_layers) * info.n_experts)
+    return ExpertCachePlan(
+        planned, seconds_on(work.cpu), seconds_on(0), work.copy_bytes_per_s(0), expert_bytes, experts_bytes
+    )
