@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,11 +45,26 @@ def test_hits_are_read_at_the_gpus_rate_and_misses_at_the_rams(gpt_oss_120b: Mod
     assert cache.room_bytes == 24 * GIB - use.total_bytes - GIB
 
 
+def test_what_only_drafts_and_other_gpus_do_not_count(gpt_oss_120b: ModelInfo) -> None:
+    """A last layer that drafts has no experts for tokens; a cache is on the first GPU."""
+    drafting = copy.copy(gpt_oss_120b)
+    object.__setattr__(drafting, "metadata", {**gpt_oss_120b.metadata, "gpt-oss.nextn_predict_layers": 1})
+    for name in ("expert_layers", "layers"):
+        vars(drafting).pop(name, None)
+    assert drafting.expert_layers == list(range(35))
+    one = plan_expert_cache(drafting, Hardware.given(ram="128GiB", vram="24GiB"))
+    assert one.experts_bytes == 35 * 128 * one.expert_bytes
+    two = plan_expert_cache(gpt_oss_120b, Hardware.given(ram="128GiB", vram=["24GiB", "24GiB"]))
+    use = two.planned.forecast().memory["GPU0"]
+    assert two.room_bytes == use.free_bytes - use.total_bytes - use.margin_bytes
+
+
 def test_copies_over_the_link_may_be_the_limit(gpt_oss_120b: ModelInfo) -> None:
     """Few are hidden behind computing, many are not."""
     hardware = Hardware.given(ram="128GiB", vram="24GiB", link="25GB/s", unpinned_link="10GB/s")
     cache = plan_expert_cache(gpt_oss_120b, hardware)
-    assert cache.link_bytes_per_s in (25e9, 10e9)
+    # Mapped weights are registered with the driver where that is worth it, as a plan for such a model has it.
+    assert cache.link_bytes_per_s == (25e9 if cache.planned.settings.pin_weights else 10e9)
     assert cache.tokens_per_s(0.7, 1) == cache.tokens_per_s(0.7)
     assert 1 / cache.tokens_per_s(0.7, 200) == pytest.approx(200 * cache.expert_bytes / cache.link_bytes_per_s)
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
 import overspill
+from overspill._core import UNKNOWN_EXPERT
+from overspill.base.checks import check_choice
 from overspill.cli.exits import guarded_command
-from overspill.cli.hardware import GpuBandwidth, Link, Ram, RamBandwidth, Vram, hardware_of
+from overspill.cli.hardware import GpuBandwidth, Link, Ram, RamBandwidth, Vram, check_hardware, hardware_of
 from overspill.cli.options import Context, Json, Seed, Temperature, Threads, Verbose, check_writable, only_given
 from overspill.cli.output import errors, progress_bar, report_output
 from overspill.hub import resolve
 from overspill.planning.expert_cache import ExpertCachePlan
 from overspill.studies.bench.plot import check_plotting
 from overspill.studies.experts.study import COMPARED_POLICIES, RESIDENT_SHARES
-from overspill.studies.experts.trace import Policy, TracedTokens
+from overspill.studies.experts.trace import POLICIES, Policy, TracedTokens
 
 __all__ = ["experts"]
 
@@ -88,12 +90,33 @@ def experts(
             if save.suffix != ".npz":
                 raise ValueError(f"--save must end in .npz, not {save}")
         shares = [_share(text) for text in resident or ()] or RESIDENT_SHARES
-        given = [*([prompt] if prompt is not None else []), *(one.read_text(encoding="utf-8") for one in file or ())]
+        for one in policy or ():
+            check_choice("--policy", one, POLICIES)
+        if tokens is not None:
+            check_choice("--tokens", tokens, get_args(TracedTokens))
+        if n_experts is not None and not 1 <= n_experts < UNKNOWN_EXPERT:
+            raise ValueError(f"--experts must be 1 to {UNKNOWN_EXPERT - 1}, not {n_experts}")
+        hardware: dict[str, Any] = {
+            "vram": vram,
+            "ram": ram,
+            "gpu_bandwidth": gpu_bandwidth,
+            "ram_bandwidth": ram_bandwidth,
+            "link": link,
+        }
+        check_hardware(**hardware)
+        if model is None and any(hardware.values()):
+            raise ValueError("a forecast needs MODEL, for the size of its experts")
+        given = [*([prompt] if prompt is not None else []), *map(_text, file or ())]
+        if trace is None and n_experts is not None:
+            raise ValueError("--experts is for --trace: a model says how many it has")
+        if trace is not None and any(one is not None for one in (temperature, seed, n_threads)):
+            raise ValueError("--temperature, --seed and --threads are for recording a trace, and --trace reads one")
         if trace is None and (model is None or not given):
             raise ValueError("give MODEL and a PROMPT or --file, or --trace with a file")
         if trace is not None and given:
             raise ValueError("--trace is read in place of texts: give no PROMPT and no --file")
         header = None if model is None else overspill.ModelInfo.from_file(resolve(model))
+        cache = None if header is None else _cache(header, hardware, n_ctx)
         if trace is not None:
             known = n_experts if n_experts is not None or header is None else header.n_experts
             recorded = overspill.ExpertTrace.load(trace, n_experts=known or None)
@@ -111,12 +134,6 @@ def experts(
                 )
         if save is not None:
             recorded.save(save)
-        cache = None
-        if header is not None:
-            hardware = {"vram": vram, "gpu_bandwidth": gpu_bandwidth, "ram_bandwidth": ram_bandwidth, "link": link}
-            cache = _cache(header, ram, hardware, n_ctx)
-        elif ram is not None or vram:
-            raise ValueError("a forecast needs MODEL, for the size of its experts")
         chosen = tokens or ("decoded" if len(recorded.routes("decoded")) else "prompt")
         study = overspill.replay_experts(
             recorded,
@@ -136,13 +153,19 @@ def experts(
                 errors.print(f"the {what} is in {written}", style="dim", soft_wrap=True)
 
 
-def _cache(
-    header: overspill.ModelInfo, ram: str | None, hardware: dict[str, Any], n_ctx: int | None
-) -> ExpertCachePlan | None:
-    """Return what to expect on the given hardware, or on this machine; None without a GPU."""
-    if ram is None and not any(hardware.values()) and not any(device.is_gpu for device in overspill.devices()):
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise overspill.Error(f"--file {file}: {error.strerror or error}") from None
+
+
+def _cache(header: overspill.ModelInfo, hardware: dict[str, Any], n_ctx: int | None) -> ExpertCachePlan | None:
+    """Return what to expect on the given hardware, or on this machine; None without a GPU or without experts."""
+    is_given = any(hardware.values())
+    if not header.expert_layers or not (is_given or any(device.is_gpu for device in overspill.devices())):
         return None
-    found = hardware_of(header, ram=ram, unpinned_link=None, **hardware)
+    found = hardware_of(header, unpinned_link=None, **hardware)
     return overspill.plan_expert_cache(header, found, n_ctx=n_ctx)
 
 

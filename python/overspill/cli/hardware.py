@@ -11,7 +11,7 @@ import overspill
 from overspill.base.units import parse_bytes
 from overspill.cli.output import progress_bar
 
-__all__ = ["GpuBandwidth", "Link", "Ram", "RamBandwidth", "UnpinnedLink", "Vram", "hardware_of"]
+__all__ = ["GpuBandwidth", "Link", "Ram", "RamBandwidth", "UnpinnedLink", "Vram", "check_hardware", "hardware_of"]
 
 Vram = Annotated[
     list[str] | None,
@@ -38,6 +38,15 @@ UnpinnedLink = Annotated[
 ]
 
 
+def check_hardware(*, vram: list[str] | None, ram: str | None, **rates: str | list[str] | None) -> None:
+    """Check what can be checked before a model is found; ``rates`` are the command's options for them."""
+    for size in vram or ():
+        parse_bytes("--vram", size)  # a missing unit is the likelier mistake than a missing GPU
+    if ram is None and any(rates.values()):
+        *names, last = (f"--{name.replace('_', '-')}" for name in rates)
+        raise ValueError(f"{', '.join(names)} and {last} are of hardware that is not here: give --ram, too")
+
+
 def hardware_of(
     header: overspill.ModelInfo,
     *,
@@ -49,14 +58,7 @@ def hardware_of(
     unpinned_link: list[str] | None,
     rpc: Sequence[str] = (),
 ) -> overspill.Hardware:
-    """Return the hardware that is given; without ``ram`` this machine, measured for the model."""
-    for size in vram or ():
-        parse_bytes("--vram", size)  # a missing unit is the likelier mistake than a missing GPU
-    if ram is None and (gpu_bandwidth or ram_bandwidth or link or unpinned_link):
-        raise ValueError(
-            "--gpu-bandwidth, --ram-bandwidth, --link and --unpinned-link are of hardware that is not here: "
-            "give --ram, too"
-        )
+    """Return the hardware that is given, and was checked; without ``ram`` this machine, measured for the model."""
     if ram is not None:
         return overspill.Hardware.given(
             ram=ram,

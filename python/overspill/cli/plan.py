@@ -15,7 +15,16 @@ import overspill
 from overspill.base.tables import plain_table
 from overspill.base.units import format_bytes
 from overspill.cli.exits import guarded_command
-from overspill.cli.hardware import GpuBandwidth, Link, Ram, RamBandwidth, UnpinnedLink, Vram, hardware_of
+from overspill.cli.hardware import (
+    GpuBandwidth,
+    Link,
+    Ram,
+    RamBandwidth,
+    UnpinnedLink,
+    Vram,
+    check_hardware,
+    hardware_of,
+)
 from overspill.cli.options import Context, Json, ModelFile, parse_pair
 from overspill.cli.output import report_output
 from overspill.hub import resolve
@@ -61,17 +70,17 @@ def plan(
 ) -> None:
     """Plan which part of MODEL goes to which device, with the speed to expect and the reason; nothing is loaded."""
     with guarded_command():
+        given: dict[str, Any] = {
+            "vram": vram,
+            "ram": ram,
+            "gpu_bandwidth": gpu_bandwidth,
+            "ram_bandwidth": ram_bandwidth,
+            "link": link,
+            "unpinned_link": unpinned_link,
+        }
+        check_hardware(**given)
         header = overspill.ModelInfo.from_file(resolve(model))
-        hardware = hardware_of(
-            header,
-            vram=vram,
-            ram=ram,
-            gpu_bandwidth=gpu_bandwidth,
-            ram_bandwidth=ram_bandwidth,
-            link=link,
-            unpinned_link=unpinned_link,
-            rpc=rpc or (),
-        )
+        hardware = hardware_of(header, **given, rpc=rpc or ())
         settings: dict[str, Any] = {
             "n_ctx": n_ctx,
             "depth": depth,

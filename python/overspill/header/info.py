@@ -121,8 +121,10 @@ class ModelInfo:
 
     @cached_property
     def expert_layers(self) -> list[int]:
-        """Numbers of the layers with experts; the others are dense."""
-        return [number for number, parts in enumerate(self.layers) if "experts" in parts]
+        """Numbers of the layers with experts that compute tokens; others are dense, or only draft."""
+        drafts = self._key("nextn_predict_layers", 0)
+        n_computed = self.n_layers - (drafts if isinstance(drafts, int) else 0)
+        return [number for number, parts in enumerate(self.layers) if "experts" in parts and number < n_computed]
 
     @property
     def n_ctx_train(self) -> int:

@@ -44,14 +44,9 @@ class ExpertCachePlan:
 
     @property
     def room_bytes(self) -> int:
-        """Bytes that the plan leaves free on GPUs, beyond the margin."""
-        memory = self.planned.forecast().memory
-        free = (
-            use.free_bytes - use.total_bytes - use.margin_bytes
-            for name, use in memory.items()
-            if name != self.planned.hardware.cpu.name
-        )
-        return sum(max(0, n_bytes) for n_bytes in free)
+        """Bytes that the plan leaves free on the first GPU, beyond the margin."""
+        use = self.planned.forecast().memory[self.planned.hardware.gpus[0].name]
+        return max(0, use.free_bytes - use.total_bytes - use.margin_bytes)
 
     def tokens_per_s(self, hit_share: float, insertions_per_token: float = 0.0) -> float:
         """Return the expected rate of decoding.
@@ -115,7 +110,7 @@ def plan_expert_cache(info: ModelInfo, hardware: Hardware, *, n_ctx: int | None 
                     found += n_bytes / rate
         return found
 
-    experts_bytes = info.bytes_by_part["experts"]
+    experts_bytes = sum(info.layers[number]["experts"] for number in info.expert_layers)
     expert_bytes = experts_bytes // (len(info.expert_layers) * info.n_experts)
     return ExpertCachePlan(
         planned, seconds_on(work.cpu), seconds_on(0), work.copy_bytes_per_s(0), expert_bytes, experts_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,12 +116,17 @@ class ExpertTrace:
             largest = int(request[request != UNKNOWN_EXPERT].max(initial=0))
             if largest >= self.n_experts:
                 raise ValueError(f"requests must have experts under n_experts = {self.n_experts}, not {largest}")
+            in_order = np.sort(request, axis=2)
+            if ((in_order[:, :, 1:] == in_order[:, :, :-1]) & (in_order[:, :, 1:] != UNKNOWN_EXPERT)).any():
+                raise ValueError("requests must not have an expert twice in a layer of a token")
             shapes.add(request.shape[1:])
             views.append(request.view())
             views[-1].flags.writeable = False
         object.__setattr__(self, "requests", tuple(views))
         if len(shapes) != 1 or 0 in next(iter(shapes)):
             raise ValueError("requests must be at least one, all with as many layers and experts of a token")
+        if any(number < 0 for number in self.layers):
+            raise ValueError("layers must be numbers from 0")
         if len(self.layers) != next(iter(shapes))[0]:
             raise ValueError(f"layers must be {next(iter(shapes))[0]} numbers, not {len(self.layers)}")
         if len(self.n_prompt) != len(self.requests) or any(
@@ -138,7 +144,8 @@ class ExpertTrace:
         ----------
         path
             The file. Each array whose name begins with ``request`` is one, of shape (tokens, layers, experts of a
-            token) and of any type of integers.
+            token) and of any type of integers. In a file with an array ``n_experts``, the largest number of the type
+            stands for what is unknown, unless it is the number of an expert.
         n_experts
             Experts of each layer, 1 to 65535. Default: what the file says in an array ``n_experts``, otherwise one more
             than the largest that was used.
@@ -158,14 +165,18 @@ class ExpertTrace:
         if not names:
             raise ValueError(f'{path} has no routes: its arrays must be named "request_000" and so on')
         try:
-            requests = tuple(_as_routes(arrays[name], marked="n_experts" in arrays) for name in names)
+            said = int(arrays["n_experts"]) if "n_experts" in arrays else None
+            requests = tuple(_as_routes(arrays[name], said) for name in names)
             if n_experts is None:
-                n_experts = int(arrays["n_experts"]) if "n_experts" in arrays else _largest(requests) + 1
+                n_experts = _largest(requests) + 1 if said is None else said
             n_prompt = arrays.get("n_prompt", np.zeros(len(requests), np.int64))
             layers = arrays.get("layers", np.arange(requests[0].shape[1]))
+            for name, numbers in (("n_prompt", n_prompt), ("layers", layers)):
+                if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
+                    raise ValueError(f"{name} must be a list of integers")
             model = str(arrays["model"]) if "model" in arrays else Path(path).stem
             return cls(requests, tuple(map(int, n_prompt)), n_experts, tuple(map(int, layers)), model)
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path} is no trace of experts: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -185,7 +196,7 @@ class ExpertTrace:
         if Path(path).suffix != ".npz":
             raise ValueError(f"path must end in .npz, not {shown(str(path))}")
         kind: type[np.unsignedinteger[Any]] = np.uint8 if self.n_experts < 256 else np.uint16
-        arrays: dict[str, NDArray[Any]] = {
+        arrays: dict[str, Any] = {
             # The cast keeps the low bits: what is unknown becomes the type's largest number.
             **{f"request_{i:03}": request.astype(kind) for i, request in enumerate(self.requests)},
             "n_experts": np.array(self.n_experts),
@@ -194,7 +205,7 @@ class ExpertTrace:
             "model": np.array(self.model),
         }
         with Path(path).open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **arrays)
 
     # --- what it says
 
@@ -285,30 +296,42 @@ class ExpertTrace:
         return ExpertReplay(policy, n_resident, self.n_experts, n_tokens, *by_layer)
 
 
+_MOST_BYTES = 16 << 30
+_MOST_LAYERS = 65535
+
+
 def _read_arrays(path: str | os.PathLike[str]) -> Mapping[str, NDArray[Any]]:
     try:
         with Path(path).open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise ValueError("it is no archive")
+            with zipfile.ZipFile(file) as archive:
+                n_bytes = sum(one.file_size for one in archive.infolist())
+            if n_bytes > _MOST_BYTES:
+                raise ValueError(f"its arrays have {n_bytes} bytes, more than {_MOST_BYTES}")
             file.seek(0)
             arrays = np.load(file, allow_pickle=False)
-            return {name: arrays[name] for name in arrays.files}
+            known = ("n_experts", "n_prompt", "layers", "model")
+            return {name: arrays[name] for name in arrays.files if name.startswith("request") or name in known}
     except OSError as error:
         raise Error(f"{path}: {error.strerror or error}") from None
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError, NotImplementedError) as error:
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, MemoryError, RuntimeError) as error:
         raise ValueError(f"{path} is no .npz file of arrays: {error}") from None
 
 
-def _as_routes(array: NDArray[Any], *, marked: bool) -> NDArray[np.uint16]:
-    """Return an array as uint16; where it is ``marked``, the largest number of its type stands for what is unknown."""
+def _as_routes(array: NDArray[Any], n_experts: int | None) -> NDArray[np.uint16]:
+    """Return an array as uint16; of so many experts, the largest number of its type stands for what is unknown."""
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim != 3:
         what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "other content"
         raise ValueError(f"routes must be integers of shape (tokens, layers, experts), not {what}")
+    if array.shape[1] > _MOST_LAYERS or array.shape[2] > _MOST_LAYERS:
+        raise ValueError(f"routes must be of at most {_MOST_LAYERS} layers, and as many experts of a token")
     if array.size and not 0 <= int(array.min()) <= int(array.max()) <= UNKNOWN_EXPERT:
         raise ValueError(f"experts must be 0 to {UNKNOWN_EXPERT}, not {array.min()} to {array.max()}")
     routes = array.astype(np.uint16)
-    if marked:
-        routes[array == np.iinfo(array.dtype).max] = UNKNOWN_EXPERT
+    largest = np.iinfo(array.dtype).max
+    if n_experts is not None and largest >= n_experts:
+        routes[array == largest] = UNKNOWN_EXPERT
     return routes
 
 
