@@ -198,6 +198,14 @@ std::string detokenize(const llama_vocab & vocab, const std::vector<int32_t> & t
     for (const int32_t token : tokens) {
         check_token("tokens", token, llama_vocab_n_tokens(&vocab));
     }
+    if (llama_vocab_type(&vocab) == LLAMA_VOCAB_TYPE_BPE) {
+        // llama.cpp's own function takes spaces away, as of " ." and " 's", for some vocabularies.
+        std::string pieces;
+        for (const int32_t token : tokens) {
+            append_token_bytes(vocab, token, !skip_special, pieces);
+        }
+        return pieces;
+    }
     std::string text(tokens.size() * 8 + 16, '\0');
     const auto fill = [&] {
         return llama_detokenize(&vocab, tokens.data(), static_cast<int32_t>(tokens.size()), text.data(),

@@ -115,7 +115,9 @@ def test_nothing_comes_out_before_it_is_judged(tiny_gpt_oss: Model, gemma: Model
 
 def test_chat(smollm2: Model, other: Model) -> None:
     """Conversations go to both, each in its own words; tokens know their channel, replies are messages."""
-    expected = {model: text(model.chat(QUESTION, **GREEDY)) for model in (smollm2, other)}
+    # Twice: of a prompt that was read before, only the last token is computed again, which may round otherwise.
+    for _ in range(2):
+        expected = {model: text(model.chat(QUESTION, **GREEDY)) for model in (smollm2, other)}
     assert expected[smollm2] != expected[other]
     messages = [{"role": "user", "content": QUESTION}]
     for escalate, answering in ((never, smollm2), (always, other)):

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import overspill
@@ -43,6 +43,8 @@ def gpt2(vocab_path: Path) -> Iterator[Model]:
 
 
 @given(text=st.text(max_size=60))
+@example(text=" .")
+@example(text="It 's , I 'm , do n't ? Yes !")
 def test_any_text_comes_back(gpt2: Model, text: str) -> None:
     """Whatever text, special tokens' names included, is text when it is not parsed."""
     tokens = gpt2.tokenize(text, add_special=False, parse_special=False)
