@@ -28,6 +28,7 @@ from comparison_options import Options, parse
 from header_files import HEADERS, Header, gpt_oss, write_random_model
 from model_files import VOCABULARY
 from overspill import Forecast, Hardware, Model, ModelInfo, Placement, forecast, plan
+from overspill.base.files import replace_json
 from overspill.base.host import available_ram_bytes
 from overspill.base.tables import plain_table
 from overspill.base.units import parse_bytes
@@ -462,14 +463,10 @@ def main() -> int:
             "options": {name: value for name, value in asdict(options).items() if name != "json"},
             "models": [one.to_dict() for one in outcomes],
         }
-        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-        if options.json.exists() and not options.json.is_file():  # a pipe or a terminal
-            if is_complete:
-                options.json.write_text(text, encoding="utf-8")
-            return
-        beside = options.json.with_name(f"{options.json.name}.part")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(options.json)
+        if not options.json.exists() or options.json.is_file():
+            replace_json(options.json, result)
+        elif is_complete:  # into a pipe or a terminal
+            options.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     status = 0
     for name in options.shapes:

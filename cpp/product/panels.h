@@ -65,8 +65,9 @@ struct NibblePanels {
     using Block = typename Type::Block;
     static constexpr int64_t n = 32;
 
-    [[gnu::always_inline]] static void add(const Type & type, const Block * block, int64_t i,
-                                           const PanelShape & shape) {
+    const Type type;
+
+    [[gnu::always_inline]] void add(const Block * block, int64_t i, const PanelShape & shape) const {
         Panel<8> panel;
         Words4 head, packed;
         load_rows(block, shape.row_bytes, head);
@@ -101,11 +102,14 @@ struct NibblePanels {
     }
 };
 
-struct Iq4XsPanels {
+template <>
+struct BlockPanels<block_iq4_xs> {
     using Block = block_iq4_xs;
     static constexpr int64_t n = QK_K;
 
-    static void add(const Iq4Xs & type, const Block * block, int64_t i, const PanelShape & shape) {
+    const Iq4Xs type;
+
+    void add(const Block * block, int64_t i, const PanelShape & shape) const {
         Words4 head;
         load_rows(block, shape.row_bytes, head);
         const Floats d = halves_of_lanes(head.of[0]);
@@ -136,7 +140,7 @@ struct WholePanels {
     using Block = typename Type::Weights;
     static constexpr int64_t n = QK_K;
 
-    static void add(const Type &, const Block * block, int64_t i, const PanelShape & shape) {
+    void add(const Block * block, int64_t i, const PanelShape & shape) const {
         Words4 head;  // d and the minimum's, and the twelve bytes of unpack_six_bits()
         load_rows(block, shape.row_bytes, head);
         const Floats d = halves_of_lanes(head.of[0]), d_minimum = high_halves_of_lanes(head.of[0]);
@@ -177,11 +181,12 @@ struct WholePanels {
     }
 };
 
-struct SixBitPanels {
+template <>
+struct WholePanels<SixBitWeights> {
     using Block = block_q6_K;
     static constexpr int64_t n = QK_K;
 
-    static void add(const SixBitWeights &, const Block * block, int64_t i, const PanelShape & shape) {
+    void add(const Block * block, int64_t i, const PanelShape & shape) const {
         Words4 d_of_rows, scales;
         load_rows(block->scales + 2, shape.row_bytes, d_of_rows);  // the block's last 16 bytes
         load_rows(block->scales, shape.row_bytes, scales);
@@ -210,11 +215,12 @@ struct SixBitPanels {
     }
 };
 
-struct BytePanels {
+template <>
+struct BlockPanels<block_q8_0> {
     using Block = block_q8_0;
     static constexpr int64_t n = 32;
 
-    [[gnu::always_inline]] static void add(const Bytes32 &, const Block * block, int64_t i, const PanelShape & shape) {
+    [[gnu::always_inline]] void add(const Block * block, int64_t i, const PanelShape & shape) const {
         Words4 head, weights[2];
         load_rows(block, shape.row_bytes, head);
         load_rows(block->qs, shape.row_bytes, weights[0]);
@@ -239,8 +245,9 @@ struct BytePanels {
 }
 
 // Rows from the first one on, as many as there are whole panels of; returns their number.
-template <typename Panels, typename Type>
-int64_t rows_by_panels(const ProductShape & shape, const Type & type) {
+template <typename Panels>
+int64_t rows_by_panels(const ProductShape & shape) {
+    const Panels panels{};
     int64_t r = 0;
     for (; r + panel_rows <= shape.n_rows; r += panel_rows) {
         const uint8_t * row = static_cast<const uint8_t *>(shape.weights) + static_cast<size_t>(r) * shape.row_bytes;
@@ -265,7 +272,7 @@ int64_t rows_by_panels(const ProductShape & shape, const Type & type) {
                     constexpr size_t n_bytes = panel_rows * sizeof(*blocks);
                     prefetch_later(row + panel_bytes + static_cast<size_t>(i) * n_bytes, n_bytes);
                 }
-                Panels::add(type, blocks + i, i, here);
+                panels.add(blocks + i, i, here);
             }
             for (int64_t c = 0; c < here.n_columns; ++c) {
                 float * out = shape.out[first + c] + r;

@@ -379,8 +379,6 @@ void multiply_row(const block_iq4_xs * row, int64_t n, const Columns<n_columns> 
 
 // --- Blocks of 32 bytes ---------------------------------------------------------------------------
 
-struct Bytes32 {};
-
 struct alignas(64) ByteGroup {
     int8_t bytes[64];  // of two blocks
     int32_t start[16];
@@ -593,6 +591,13 @@ void multiply_whole_row(const typename Type::Weights * row, int64_t n, const Col
     for_each<n_columns>([&](auto c) { out[c.value] = total(sums.of[c.value]); });
 }
 
+// How many columns are multiplied with sixteen rows at a time, where the instruction set has that.
+template <typename Type>
+struct NibblePanels;
+template <typename Block>
+struct BlockPanels;
+template <typename Type>
+struct WholePanels;
 #ifdef OVERSPILL_HAS_PANELS
 #include "product/panels.h"
 #endif
@@ -618,7 +623,7 @@ void multiply(const ProductShape & shape) {
     int64_t r = 0;
 #ifdef OVERSPILL_HAS_PANELS
     if (shape.n_columns >= least_panel_columns) {
-        r = Type::multiply_panels(shape);
+        r = rows_by_panels<typename Type::Panels>(shape);
     }
 #endif
     for (; r < shape.n_rows; ++r) {
@@ -639,45 +644,25 @@ void multiply(const ProductShape & shape) {
 
 template <typename Type>
 struct NibbleRow {
-#ifdef OVERSPILL_HAS_PANELS
-    static int64_t multiply_panels(const ProductShape & shape) {
-        return rows_by_panels<NibblePanels<Type>>(shape, Type{});
-    }
-#endif
+    using Panels = NibblePanels<Type>;
     template <size_t n_columns>
     static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
         multiply_row<Type>(static_cast<const typename Type::Block *>(row), n, columns, out);
     }
 };
 
-struct Iq4XsRow {
-#ifdef OVERSPILL_HAS_PANELS
-    static int64_t multiply_panels(const ProductShape & shape) { return rows_by_panels<Iq4XsPanels>(shape, Iq4Xs{}); }
-#endif
+template <typename Block>
+struct BlockRow {
+    using Panels = BlockPanels<Block>;
     template <size_t n_columns>
     static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
-        multiply_row(static_cast<const block_iq4_xs *>(row), n, columns, out);
-    }
-};
-
-struct Bytes32Row {
-#ifdef OVERSPILL_HAS_PANELS
-    static int64_t multiply_panels(const ProductShape & shape) { return rows_by_panels<BytePanels>(shape, Bytes32{}); }
-#endif
-    template <size_t n_columns>
-    static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
-        multiply_row(static_cast<const block_q8_0 *>(row), n, columns, out);
+        multiply_row(static_cast<const Block *>(row), n, columns, out);
     }
 };
 
 template <typename Type>
 struct WholeRow {
-#ifdef OVERSPILL_HAS_PANELS
-    static int64_t multiply_panels(const ProductShape & shape) {
-        using Panels = std::conditional_t<std::is_same_v<Type, SixBitWeights>, SixBitPanels, WholePanels<Type>>;
-        return rows_by_panels<Panels>(shape, Type{});
-    }
-#endif
+    using Panels = WholePanels<Type>;
     template <size_t n_columns>
     static void multiply(const void * row, int64_t n, const Columns<n_columns> & columns, float * out) {
         multiply_whole_row<Type>(static_cast<const typename Type::Weights *>(row), n, columns, out);
@@ -710,8 +695,9 @@ constexpr Products products[] = {
     nibbles<Q4_1>(),
     nibbles<Q5_0>(),
     nibbles<Q5_1>(),
-    {GGML_TYPE_IQ4_XS, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, nibble_bytes, order_iq4_xs, multiply<Iq4XsRow>},
-    {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, 32, most_for_bytes, byte_group_bytes, order_q8_0, multiply<Bytes32Row>},
+    {GGML_TYPE_IQ4_XS, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, nibble_bytes, order_iq4_xs,
+     multiply<BlockRow<block_iq4_xs>>},
+    {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, 32, most_for_bytes, byte_group_bytes, order_q8_0, multiply<BlockRow<block_q8_0>>},
     {GGML_TYPE_Q4_K, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, super_block_bytes, order_by_nibbles,
      multiply<WholeRow<Q4_K>>},
     {GGML_TYPE_Q5_K, GGML_TYPE_Q8_K, QK_K, most_for_super_blocks, super_block_bytes, order_by_nibbles,

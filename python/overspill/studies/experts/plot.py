@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from overspill.studies.bench.plot import check_plotting
-
 __all__ = ["draw_experts"]
 
 _COLOURS = ("#2b8cbe", "#2f9e63", "#d98a29", "#8856a7", "#222222", "#c0392b", "#5b6770")
@@ -27,7 +25,7 @@ def draw_experts(
     Parameters
     ----------
     file
-        A PNG, SVG or PDF file; :func:`check_plotting` says what is refused.
+        A PNG, SVG or PDF file, which ``check_plotting`` has been asked about.
     title
         Above both.
     layers
@@ -37,7 +35,6 @@ def draw_experts(
     curves
         By policy, the shares of experts that are resident and of requests that are hits.
     """
-    check_plotting(file)
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
