@@ -1,5 +1,6 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "device/expert_cache.h"
 #include "product/expert_recorder.h"
 #include "product/expert_replays.h"
 
@@ -55,6 +56,18 @@ void bind_experts(py::module_ & m) {
         .def_readonly("n_requests", &ReplayCounts::n_requests)
         .def_readonly("n_hits", &ReplayCounts::n_hits)
         .def_readonly("n_insertions", &ReplayCounts::n_insertions);
+    py::class_<ExpertCounts>(m, "ExpertCounts", py::is_final())
+        .def_readonly("n_tokens", &ExpertCounts::n_tokens)
+        .def_readonly("n_requests", &ExpertCounts::n_requests)
+        .def_readonly("n_hits", &ExpertCounts::n_hits)
+        .def_readonly("n_insertions", &ExpertCounts::n_insertions)
+        .def_readonly("hit_bytes", &ExpertCounts::hit_bytes)
+        .def_readonly("miss_bytes", &ExpertCounts::miss_bytes)
+        .def_readonly("inserted_bytes", &ExpertCounts::inserted_bytes)
+        .def_readonly("n_resident", &ExpertCounts::n_resident)
+        .def_readonly("n_slots", &ExpertCounts::n_slots)
+        .def_readonly("n_experts", &ExpertCounts::n_experts)
+        .def_readonly("is_off", &ExpertCounts::is_off);
     py::class_<ExpertRecorder, std::shared_ptr<ExpertRecorder>>(m, "ExpertRecorder", py::is_final())
         .def(py::init<size_t, size_t, size_t>(), "n_layers"_a, "n_used"_a, "n_tokens"_a)
         .def("read", &read)

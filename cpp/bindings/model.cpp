@@ -16,6 +16,8 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -111,6 +113,22 @@ void bind_model(py::module_ & m) {
         .def(py::init(&load_model), "path"_a, "options"_a, "progress"_a)
         .def("memory", &Model::memory, py::return_value_policy::copy)
         .def("pinned", &Model::pinned)
+        .def("expert_counts",
+             [](const Model & model) -> std::optional<ExpertCounts> {
+                 const auto cache = model.expert_cache();
+                 return cache ? std::optional(cache->counts()) : std::nullopt;
+             })
+        .def(
+            "shuffle_experts",
+            [](Model & model, uint64_t seed) {
+                if (const auto cache = model.expert_cache()) {
+                    without_gil([&] {
+                        const std::lock_guard turn(model.turns());
+                        cache->shuffle(seed);
+                    });
+                }
+            },
+            "seed"_a)
         .def("open_stream", &open_stream, "prompt"_a, "options"_a)
         .def("open_batch", &open_batch, "prompts"_a, "samplers"_a, "options"_a, py::kw_only(), "n_parallel"_a,
              "n_ctx"_a)

@@ -5,7 +5,11 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
+#include <string>
+#include <utility>
+
 namespace py = pybind11;
+using namespace py::literals;
 
 namespace overspill {
 
@@ -44,6 +48,9 @@ void bind_model_options(py::module_ & m) {
         .def_readwrite("tensor_split", &Placement::tensor_split)
         .def_readwrite("n_gpu_layers", &Placement::n_gpu_layers)
         .def_readwrite("overrides", &Placement::overrides);
+    py::class_<ExpertPool>(m, "ExpertPool", py::is_final())
+        .def(py::init([](std::string device, size_t n_bytes) { return ExpertPool{std::move(device), n_bytes}; }),
+             "device"_a, "n_bytes"_a);
     py::class_<ModelOptions>(m, "ModelOptions", py::is_final())
         .def(py::init<>())
         .def_readwrite("placement", &ModelOptions::placement)
@@ -59,6 +66,8 @@ void bind_model_options(py::module_ & m) {
         .def_readwrite("kernels", &ModelOptions::kernels)
         .def_readwrite("offload_min_batch", &ModelOptions::offload_min_batch)
         .def_readwrite("pin_weights", &ModelOptions::pin_weights)
+        .def_readwrite("expert_pools", &ModelOptions::expert_pools)
+        .def_readwrite("expert_insertions", &ModelOptions::expert_insertions)
         .def_readwrite("vocab_only", &ModelOptions::vocab_only)
         .def_readwrite("check_tensors", &ModelOptions::check_tensors)
         .def_readwrite("dry_run", &ModelOptions::dry_run);

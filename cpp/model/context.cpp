@@ -29,6 +29,7 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool>
       products_(std::make_unique<ProductGraphs>(options.products, cpu_quantize)),
       model_(std::move(model)),
       threads_(std::move(threads)),
+      experts_(options.experts),
       n_ctx_(options.n_ctx),
       n_batch_(std::min(options.n_batch, options.n_ctx * options.n_sequences)),
       n_outputs_(std::min(options.n_outputs, n_batch_)),
@@ -66,6 +67,7 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool>
         const auto * self = static_cast<const Context *>(data);
         return self->interrupt_ != nullptr && self->interrupt_->should_stop(*self->poll_);
     };
+    products_->share(experts_.get());
     hook_devices();
     const ComputeScope scope(offload_min_batch_, products_.get());
     const ErrorCapture errors;
@@ -242,6 +244,9 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
     if (recorder_) {
         recorder_->start(n, n_ubatch_);
     }
+    if (experts_) {
+        experts_->start(n);
+    }
     const int32_t status = threads_->use([&] {
         const int32_t ended = decode();
         decode_s = watch.lap();
@@ -259,6 +264,9 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
     incomplete_ = was_incomplete || status != 0;
     if (recorder_) {
         recorder_->finish(status == 0);
+    }
+    if (experts_) {
+        guarded([&] { experts_->finish(status == 0, watch.seconds()); });
     }
     if (status == 2) {
         throw CancelledError("interrupted");

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/interrupt.h"
+#include "device/expert_cache.h"
 #include "device/pinned_weights.h"
 #include "device/rpc.h"
 #include "device/thread_pool.h"
@@ -34,6 +35,7 @@ struct ContextOptions {
     int32_t offload_min_batch = 0;                   // as in ModelOptions
     const ProductSet * products = nullptr;           // null: the CPU computes llama.cpp's
     bool can_be_freed_half_done = true;              // after an assertion has failed in it
+    std::shared_ptr<ExpertCache> experts = {};       // the model's, if it has one
     // Asked before and after nodes of the graph: a synchronisation per piece of it, for diagnosis alone.
     ggml_backend_sched_eval_callback on_node = nullptr;
     void * on_node_data = nullptr;
@@ -123,6 +125,7 @@ class Context {
     std::unique_ptr<ProductGraphs> products_;
     std::shared_ptr<llama_model> model_;
     std::shared_ptr<ThreadPool> threads_;
+    std::shared_ptr<ExpertCache> experts_;
     std::unique_ptr<llama_context, Deleter> context_;  // after what it needs, so that it goes first
     uint32_t n_ctx_;
     uint32_t n_batch_;

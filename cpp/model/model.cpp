@@ -127,6 +127,10 @@ void Model::prepare_to_generate() {
             options_.n_ctx = n_ctx_train == 0 ? largest_default : std::min(n_ctx_train, largest_default);
         }
         threads_ = std::make_shared<ThreadPool>(options_.n_threads, "the model " + name_);
+        if (!options_.expert_pools.empty() && !options_.dry_run) {
+            experts_ = std::make_shared<ExpertCache>(options_.expert_pools, product_set_of(options_.kernels),
+                                                     options_.expert_insertions);
+        }
         idle_ = left_alone_by_forks(std::make_unique<Context>(model_, threads_, context_options(1, servers_)));
         if (!idle_->can_continue_text()) {
             cannot_generate_ = "does not continue text: it is an encoder (for embeddings) or a diffusion model";
@@ -136,6 +140,7 @@ void Model::prepare_to_generate() {
         }
         if (!cannot_generate_.empty()) {
             idle_.reset();
+            experts_.reset();
             threads_.reset();
         }
     }
@@ -159,13 +164,15 @@ ContextOptions Model::context_options(uint32_t n_outputs, std::shared_ptr<const 
             options_.offload_min_batch,
             product_set_of(options_.kernels),
             std::all_of(options_.placement.devices.begin(), options_.placement.devices.end(),
-                        [](const std::string & name) { return can_be_freed_half_done(device_named(name)); })};
+                        [](const std::string & name) { return can_be_freed_half_done(device_named(name)); }),
+            experts_};
 }
 
 Model::~Model() {
     // Streams hold the model, so none is open here.
     const auto lock = origin_.lock(mutex_);
     idle_.reset();
+    experts_.reset();
 }
 
 void Model::close() {
@@ -179,6 +186,7 @@ void Model::close() {
     std::shared_ptr<llama_model> model;
     std::shared_ptr<ThreadPool> threads;
     std::shared_ptr<Context> idle;
+    std::shared_ptr<ExpertCache> experts;
     std::shared_ptr<const RpcServers> servers;
     {
         const auto lock = origin_.lock(mutex_);
@@ -186,6 +194,7 @@ void Model::close() {
         model.swap(model_);
         threads.swap(threads_);
         idle.swap(idle_);
+        experts.swap(experts_);
         servers.swap(servers_);
     }
     std::exception_ptr interrupted;  // the others end all the same
@@ -204,6 +213,7 @@ void Model::close() {
     // Whoever is in the middle of making a context goes first.
     const std::lock_guard turn(turns_);
     idle.reset();
+    experts.reset();
     threads.reset();
     model.reset();
     servers.reset();
@@ -212,6 +222,11 @@ void Model::close() {
 bool Model::closed() const {
     const auto lock = origin_.lock(mutex_);
     return !model_;
+}
+
+std::shared_ptr<ExpertCache> Model::expert_cache() const {
+    const auto lock = origin_.lock(mutex_);
+    return experts_;
 }
 
 std::shared_ptr<llama_model> Model::loaded() const {

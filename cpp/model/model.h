@@ -55,6 +55,9 @@ class Model {
     // What of the weights in RAM is registered with a GPU's driver by now. From any thread.
     PinnedMemory pinned() const { return pinned_->state(); }
 
+    // Null if it has none.
+    std::shared_ptr<ExpertCache> expert_cache() const;
+
     // Throws std::invalid_argument, naming `argument`.
     void check_token(const std::string & argument, int32_t token) const;
 
@@ -93,6 +96,7 @@ class Model {
     std::shared_ptr<const RpcServers> servers_;  // held by the model's deleter, too
     std::shared_ptr<llama_model> model_;
     std::shared_ptr<ThreadPool> threads_;
+    std::shared_ptr<ExpertCache> experts_;
     // One is kept for the next stream, since making one takes long for a large model.
     std::shared_ptr<Context> idle_;
     std::vector<std::weak_ptr<ModelUser>> users_;

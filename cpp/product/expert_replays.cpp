@@ -44,53 +44,6 @@ void for_known(const ExpertRoutes & routes, size_t token, size_t layer, const Wo
     }
 }
 
-// Numbers in the order of their last use, in a ring with one more than there are.
-class Recency {
-  public:
-    explicit Recency(size_t n) : end_(n), before_(n + 1), after_(n + 1), is_in_(n, 0) {
-        before_[end_] = after_[end_] = end_;
-    }
-
-    size_t size() const { return size_; }
-    bool contains(size_t i) const { return is_in_[i] != 0; }
-
-    void use(size_t i) {
-        if (contains(i)) {
-            take_out(i);
-        }
-        is_in_[i] = 1;
-        ++size_;
-        after_[i] = after_[end_];
-        before_[i] = end_;
-        before_[after_[i]] = i;
-        after_[end_] = i;
-    }
-
-    void drop_oldest() { take_out(before_[end_]); }
-
-    // How many were used after it.
-    size_t rank(size_t i) const {
-        size_t n = 0;
-        for (size_t j = before_[i]; j != end_; j = before_[j]) {
-            ++n;
-        }
-        return n;
-    }
-
-  private:
-    void take_out(size_t i) {
-        after_[before_[i]] = after_[i];
-        before_[after_[i]] = before_[i];
-        is_in_[i] = 0;
-        --size_;
-    }
-
-    const size_t end_;
-    std::vector<size_t> before_, after_;
-    std::vector<char> is_in_;
-    size_t size_ = 0;
-};
-
 // What all replays do: count, and let the policy change what is resident.
 class Replayer {
   public:
@@ -100,10 +53,9 @@ class Replayer {
         }
     }
 
-    // In a cache of so many experts, of the layers from the first on. A miss is inserted if the policy says so, of a
-    // layer and a token at most so many.
-    template <typename Admits>
-    void lru(size_t capacity, size_t first_layer, size_t n_layers, size_t most_insertions, const Admits & admits) {
+    // In a cache of so many experts, of the layers from the first on. Of the misses of a layer and a token, at most so
+    // many are inserted.
+    void lru(size_t capacity, size_t first_layer, size_t n_layers, size_t most_insertions) {
         Recency resident(n_layers * routes_.n_experts);
         std::vector<size_t> inserted;
         for (size_t token = 0; token < routes_.n_tokens; ++token) {
@@ -115,7 +67,7 @@ class Replayer {
                     count(layer, hit);
                     if (hit) {
                         resident.use(first + expert);
-                    } else if (inserted.size() < most_insertions && admits(token, layer, expert)) {
+                    } else if (inserted.size() < most_insertions) {
                         resident.use(first + expert);
                         inserted.push_back(first + expert);
                     }
@@ -130,19 +82,13 @@ class Replayer {
         }
     }
 
-    void lru(size_t capacity, size_t first_layer, size_t n_layers, size_t most_insertions) {
-        lru(capacity, first_layer, n_layers, most_insertions, [](size_t, size_t, size_t) { return true; });
-    }
-
     void second_touch(size_t capacity, size_t layer) {
-        constexpr size_t window = 2;
-        lru(capacity, layer, 1, routes_.n_used, [&](size_t token, size_t of, size_t expert) {
-            bool was_used = false;
-            for (size_t before = token - std::min(window, token); before < token; ++before) {
-                for_known(routes_, before, of, [&](size_t other) { was_used = was_used || other == expert; });
-            }
-            return was_used;
-        });
+        SecondTouch resident(routes_.n_experts, capacity);
+        for (size_t token = 0; token < routes_.n_tokens; ++token) {
+            for_known(routes_, token, layer, [&](size_t expert) { count(layer, resident.contains(expert)); });
+            const size_t n = resident.use(routes_.of(token, layer), routes_.n_used, routes_.n_used);
+            result_.n_insertions[layer] += static_cast<int64_t>(n);
+        }
     }
 
     void lfu(size_t capacity, size_t layer) {

@@ -4,14 +4,13 @@
 // inserted after that, in the order in which they were asked for, and then as many experts leave as are too many.
 #pragma once
 
+#include "product/expert_residency.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace overspill {
-
-// In place of an expert where it is not known which one was used.
-constexpr uint16_t unknown_expert = 0xFFFF;
 
 // Which experts were used: (n_tokens, n_layers, n_used) numbers under n_experts, or unknown_expert.
 struct ExpertRoutes {
@@ -25,7 +24,7 @@ enum class CachePolicy {
     lru,                // the least recently used leaves
     lru_one_insertion,  // the same, of a layer's misses of a token only the first is inserted
     lru_shared,         // the same in one cache for all layers, as large as theirs together
-    second_touch,       // LRU; a miss is inserted only if one of the two tokens before used the expert as well
+    second_touch,       // as SecondTouch has it, which a model's own cache uses
     lfu,                // the least frequently used leaves; a use counts for 0.99 as much with each token
     fixed,              // the most frequent of the first half of the tokens; replayed is the second half
     belady,             // the one whose next use is farthest away leaves: no policy can have more hits

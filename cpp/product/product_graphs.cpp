@@ -53,7 +53,8 @@ struct ProductGraphs::Scratches {
 // One graph with its nodes replaced.
 class ProductGraphs::Graph {
   public:
-    Graph(Quantize quantize, std::deque<Scratch> & scratch) : quantize_(quantize), scratch_(scratch) {}
+    Graph(Quantize quantize, std::deque<Scratch> & scratch, ExpertDevice * device)
+        : quantize_(quantize), device_(device), scratch_(scratch) {}
 
     void build(const ProductSet * set, ExpertRecorder * recorder, const ggml_cgraph & graph) {
         uid_ = 0;  // until it is complete
@@ -181,8 +182,23 @@ class ProductGraphs::Graph {
         feed_forward.activated = ordered(*around.activated, *around.down.products);
         feed_forward.activate = set.activate;
         prepare(feed_forward);
+        if (device_ != nullptr && around.ids != nullptr) {
+            share(feed_forward);
+        }
         replacements_.push_back({around.first, around.last, nullptr, &feed_forward});
         ++tally_.n_feed_forwards;
+    }
+
+    void share(FeedForward & f) const {
+        f.layer = device_->layer_of(f.nodes);
+        if (f.layer < 0) {
+            return;
+        }
+        f.device = device_;
+        f.is_of_one_token = f.nodes.ids->ne[1] == 1 && ggml_nrows(f.x->x) == 1;
+        if (f.is_of_one_token) {
+            f.x->copy = device_->input();
+        }
     }
 
     Ordered ordered(const ggml_tensor & x, const Products & products) const {
@@ -253,6 +269,7 @@ class ProductGraphs::Graph {
     }
 
     const Quantize quantize_;
+    ExpertDevice * const device_;
     uint64_t uid_ = 0;
     // Lists whose elements stay where they are.
     std::deque<Ordering> orderings_;
@@ -284,7 +301,7 @@ ggml_cgraph * ProductGraphs::replace(ggml_cgraph * graph) {
     }
     std::unique_ptr<Graph> & known = graphs_[graph];
     if (!known) {
-        known = std::make_unique<Graph>(quantize_, scratch_->all);
+        known = std::make_unique<Graph>(quantize_, scratch_->all, device_);
     }
     if (!known->is_of(*graph, recorder_)) {
         known->build(set_, recorder_, *graph);

@@ -6,6 +6,7 @@
 // experts. Where experts are recorded, one more copies their numbers, whoever computes their products.
 #pragma once
 
+#include "product/expert_device.h"
 #include "product/expert_recorder.h"
 #include "product/products.h"
 
@@ -34,6 +35,9 @@ class ProductGraphs {
 
     // From the next graph on; null: nowhere. Not while one is computed.
     void record(ExpertRecorder * recorder) { recorder_ = recorder; }
+
+    // A device that has some of the experts; null: none. Before the first graph.
+    void share(ExpertDevice * device) { device_ = device; }
 
     // Whether graphs are changed at all.
     bool is_of_use() const { return set_ != nullptr || recorder_ != nullptr; }
@@ -66,6 +70,7 @@ class ProductGraphs {
     const Quantize quantize_;
     const std::unique_ptr<Scratches> scratch_;
     ExpertRecorder * recorder_ = nullptr;
+    ExpertDevice * device_ = nullptr;
     // llama.cpp keeps the graph of a piece at the same address, with another number for every new one.
     std::unordered_map<const ggml_cgraph *, std::unique_ptr<Graph>> graphs_;
     std::vector<Tally> logged_;

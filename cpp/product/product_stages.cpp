@@ -69,13 +69,15 @@ class Routes {
         first_[0] = 0;
         first_[1] = n_;
     }
-    // expert_of(i) is the expert of column i.
-    template <typename ExpertOf>
-    Routes(int64_t n_columns, int64_t n_experts, const ExpertOf & expert_of) : n_(static_cast<size_t>(n_columns)) {
-        for (size_t i = 0; i < n_; ++i) {
-            const int32_t expert = expert_of(static_cast<int64_t>(i));
+    // expert_of(i) is the expert of column i, which has a route if it is wanted.
+    template <typename ExpertOf, typename Wanted>
+    Routes(int64_t n_columns, int64_t n_experts, const ExpertOf & expert_of, const Wanted & wanted) {
+        for (int64_t i = 0; i < n_columns; ++i) {
+            const int32_t expert = expert_of(i);
             GGML_ASSERT(expert >= 0 && expert < n_experts);
-            routes_[i] = {expert, static_cast<int32_t>(i)};
+            if (wanted(expert)) {
+                routes_[n_++] = {expert, static_cast<int32_t>(i)};
+            }
         }
         std::sort(routes_.begin(), routes_.begin() + static_cast<std::ptrdiff_t>(n_),
                   [](const Route & a, const Route & b) {
@@ -168,7 +170,9 @@ void multiply_all(Product & product, const ggml_tensor & out, int ith, int nth) 
 
 void multiply_routed(Product & product, const ggml_tensor & out, int ith, int nth) {
     const ggml_tensor & weights = *product.weights;
-    const Routes routes(ggml_nrows(&out), weights.ne[2], [&](int64_t c) { return expert_in(*product.ids, c); });
+    const Routes routes(
+        ggml_nrows(&out), weights.ne[2], [&](int64_t c) { return expert_in(*product.ids, c); },
+        [](int32_t) { return true; });
     const int64_t shared = n_sharing(*product.x->x, *product.ids);
     const int64_t n_used = routes.n_used(), n_rows = weights.ne[1];
     const int64_t rows = rows_of_part(weights.nb[1], n_rows * n_used, ggml_nrows(&out) / n_used, nth);
@@ -214,10 +218,19 @@ int64_t rows_of_group_part(size_t row_bytes, int64_t n_rows, int64_t n_columns, 
     return rows;
 }
 
+// Whether experts may be on another device.
+bool is_shared(const FeedForward & f) {
+    return f.device != nullptr && f.is_of_one_token;
+}
+
+// Of what the CPU computes.
 template <typename ExpertOf>
-Routes routes_of(const FeedForwardNodes & nodes, const ExpertOf & expert_of) {
-    const int64_t n_columns = ggml_nrows(nodes.activated);
-    return nodes.ids == nullptr ? Routes(n_columns) : Routes(n_columns, nodes.down.node->src[0]->ne[2], expert_of);
+Routes routes_of(const FeedForward & f, const ExpertOf & expert_of) {
+    const int64_t n_columns = ggml_nrows(f.nodes.activated);
+    return f.nodes.ids == nullptr ? Routes(n_columns)
+                                  : Routes(n_columns, f.nodes.down.node->src[0]->ne[2], expert_of, [&](int32_t expert) {
+                                        return !is_shared(f) || !f.device->has(f.layer, expert);
+                                    });
 }
 
 void copy_routing(FeedForward & f) {
@@ -238,9 +251,12 @@ void activate(FeedForward & f, int ith, int nth) {
     const FeedForwardNodes & nodes = f.nodes;
     const ggml_tensor & activated = *nodes.activated;
     const int64_t n_rows = activated.ne[0], n_columns = ggml_nrows(&activated);
-    const Routes routes = routes_of(nodes, [&](int64_t column) { return expert_in(*nodes.ids, column); });
+    const Routes routes = routes_of(f, [&](int64_t column) { return expert_in(*nodes.ids, column); });
     const int64_t shared = nodes.ids != nullptr ? n_sharing(*f.x->x, *nodes.ids) : 1;
     const int64_t n_used = routes.n_used();
+    if (n_used == 0) {
+        return;
+    }
     const bool is_gated = nodes.up.node != nullptr;
     const size_t row_bytes = nodes.gate.node->src[0]->nb[1] + (is_gated ? nodes.up.node->src[0]->nb[1] : 0);
     const int64_t rows = rows_of_group_part(row_bytes, n_rows * n_used, n_columns / n_used, nth);
@@ -281,6 +297,36 @@ void activate(FeedForward & f, int ith, int nth) {
     });
 }
 
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// What another device has computed. The thread that asks first waits for the device, the others for that thread.
+const float * results_of(FeedForward & f) {
+    using Arrival = FeedForward::Arrival;
+    auto found = Arrival::awaited;
+    if (f.arrival.compare_exchange_strong(found, Arrival::claimed, std::memory_order_acq_rel)) {
+        // Where the device fails, this thread leaves by an exception, and the others must not wait for ever.
+        struct End {
+            std::atomic<Arrival> & arrival;
+            Arrival how = Arrival::failed;
+            ~End() { arrival.store(how, std::memory_order_release); }
+        } end{f.arrival};
+        f.results = f.device->results();
+        end.how = Arrival::arrived;
+        return f.results;
+    }
+    while (found == Arrival::claimed) {
+        relax();
+        found = f.arrival.load(std::memory_order_acquire);
+    }
+    return found == Arrival::arrived ? f.results : nullptr;
+}
+
 // Results of a part, of all columns before they are summed.
 constexpr int64_t most_unsummed = 8192;
 
@@ -288,10 +334,11 @@ void project_down(FeedForward & f, const ggml_tensor & out, int ith, int nth) {
     const FeedForwardNodes & nodes = f.nodes;
     const ggml_tensor & weights = *nodes.down.node->src[0];
     const int64_t n_rows = weights.ne[1], n_columns = ggml_nrows(nodes.activated);
-    const Routes routes = routes_of(nodes, [&](int64_t column) { return f.experts[static_cast<size_t>(column)]; });
+    const auto expert_of = [&](int64_t column) { return f.experts[static_cast<size_t>(column)]; };
+    const Routes routes = routes_of(f, expert_of);
     const auto n_used = static_cast<size_t>(routes.n_used());
     const int64_t most_rows = most_unsummed / n_columns / least_rows * least_rows;
-    const int64_t rows = std::min(most_rows, rows_of_part(weights.nb[1] * n_used, n_rows, 1, nth));
+    const int64_t rows = std::min(most_rows, rows_of_part(weights.nb[1] * std::max<size_t>(1, n_used), n_rows, 1, nth));
     const bool is_summed = nodes.n_summed > 0;
     const int64_t n_of_token = is_summed ? nodes.ids->ne[0] : 1;
     std::array<float, static_cast<size_t>(most_unsummed)> products;
@@ -308,12 +355,20 @@ void project_down(FeedForward & f, const ggml_tensor & out, int ith, int nth) {
                 project(nodes.down, routes.expert(used), first, n_here, columns);
             }
         }
+        const float * elsewhere = is_shared(f) ? results_of(f) : nullptr;
+        if (is_shared(f) && elsewhere == nullptr) {
+            return;  // the whole graph fails
+        }
         for (int64_t column = 0; column < n_columns; ++column) {
             const int64_t k = column % n_of_token;
+            float * y = products_of(column);
+            if (is_shared(f) && f.device->has(f.layer, expert_of(column))) {
+                std::copy_n(elsewhere + first, n_here, y);
+                elsewhere += n_rows;
+            }
             if (is_summed && k >= nodes.n_summed) {
                 continue;
             }
-            float * y = products_of(column);
             if (nodes.routing_weights != nullptr) {
                 const float w = f.routing_weights[static_cast<size_t>(column)];
                 std::transform(y, y + n_here, y, [w](float a) { return a * w; });
@@ -359,6 +414,7 @@ void prepare(FeedForward & f) {
 void start(FeedForward & f) {
     f.next_part.store(0, std::memory_order_relaxed);
     f.next_part_down.store(0, std::memory_order_relaxed);
+    f.arrival.store(FeedForward::Arrival::awaited, std::memory_order_relaxed);
     for (size_t i = 0; i < f.n_groups; ++i) {
         f.parts_done[i].store(0, std::memory_order_relaxed);
     }
@@ -371,7 +427,11 @@ void order_stage(ggml_tensor *, int ith, int nth, void * data) {
     const int64_t parts_of_column = parts_in(x.ne[0], part_activations);
     for_parts(ordering.next_part, parts_of_column * ggml_nrows(&x), ith, nth, [&](int64_t part) {
         const int64_t c = part / parts_of_column, first = part % parts_of_column * part_activations;
-        ordering.ordered.write(column_to(x, c) + first, std::min(part_activations, x.ne[0] - first), c, first);
+        const int64_t n = std::min(part_activations, x.ne[0] - first);
+        ordering.ordered.write(column_to(x, c) + first, n, c, first);
+        if (ordering.copy != nullptr) {
+            std::copy_n(column_to(x, c) + first, n, ordering.copy + first);
+        }
     });
     after_stage();
 }
@@ -388,6 +448,13 @@ void activate_stage(ggml_tensor *, int ith, int nth, void * data) {
     auto & f = *static_cast<FeedForward *>(data);
     if (ith == 0 && f.nodes.ids != nullptr) {
         copy_routing(f);
+        if (f.device != nullptr) {
+            const auto n_used = static_cast<size_t>(f.nodes.ids->ne[0]);
+            f.device->note(f.layer, f.experts.data(), f.experts.size() / n_used, n_used);
+            if (f.is_of_one_token) {
+                f.device->launch(f.layer, f.experts.data(), n_used);
+            }
+        }
     }
     activate(f, ith, nth);
     after_stage();

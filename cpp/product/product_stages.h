@@ -1,6 +1,7 @@
 // What the threads of the CPU backend compute in place of a graph's products: stages, with a barrier after each.
 #pragma once
 
+#include "product/expert_device.h"
 #include "product/expert_recorder.h"
 #include "product/feed_forward.h"
 #include "product/products.h"
@@ -48,7 +49,8 @@ struct Ordered {
 struct Ordering {
     const ggml_tensor * x;
     Ordered ordered;
-    int last_use;  // by the number of the node
+    float * copy = nullptr;  // of x as it is, for another device; null: none
+    int last_use;            // by the number of the node
     std::atomic<int64_t> next_part{0};
 };
 
@@ -73,6 +75,13 @@ struct FeedForward {
     std::unique_ptr<std::atomic<int64_t>[]> parts_done;
     std::atomic<int64_t> next_part{0};
     std::atomic<int64_t> next_part_down{0};
+    // Of experts on another device, if some may be there.
+    ExpertDevice * device = nullptr;
+    int32_t layer = -1;            // as the device numbers them
+    bool is_of_one_token = false;  // the others' experts are only noted
+    enum class Arrival { awaited, claimed, arrived, failed };
+    std::atomic<Arrival> arrival{Arrival::awaited};
+    const float * results = nullptr;  // when they have arrived
 };
 
 struct Recording {

@@ -336,6 +336,8 @@ class _StandInOptions(ctypes.Structure):
         ("pinned_bytes_per_s", ctypes.c_double),
         ("register_limit_bytes", ctypes.c_uint64),
         ("register_bytes_per_s", ctypes.c_double),
+        ("computes_as_host", ctypes.c_int32),
+        ("expert_bytes_per_s", ctypes.c_double),
     )
 
 
@@ -379,6 +381,8 @@ def stand_in_gpu(
     pinned_bytes_per_s: float = 0,
     register_limit_bytes: int = 0,
     register_bytes_per_s: float = 0,
+    computes_as_host: bool = False,
+    expert_bytes_per_s: float = 0,
 ) -> None:
     """Give this process a GPU that computes on the CPU, for good; called again, it changes.
 
@@ -387,6 +391,10 @@ def stand_in_gpu(
     that it knows, as CUDA does pinned and registered memory, go at ``pinned_bytes_per_s`` if that is not 0. Of the
     memory that it is given to register, it takes ``register_limit_bytes`` at most (0: any), at ``register_bytes_per_s``
     (0: at once), and nothing at all without ``GGML_CUDA_REGISTER_HOST`` in the environment.
+
+    With ``computes_as_host`` it has the CPU's own products for the weights in its memory, to the last bit. With
+    ``expert_bytes_per_s`` it does not compute the experts of a few tokens, whose results are zeros: the time passes
+    that reading them takes, beside what the CPU does, and so it does for copies of weights. That is for speed alone.
     """
     (library,) = tools.glob("*stand_in_gpu.*")
     options = _StandInOptions(
@@ -399,5 +407,7 @@ def stand_in_gpu(
         pinned_bytes_per_s,
         register_limit_bytes,
         register_bytes_per_s,
+        computes_as_host,
+        expert_bytes_per_s,
     )
     ctypes.CDLL(str(library)).stand_in_gpu(name.encode(), ctypes.byref(options))

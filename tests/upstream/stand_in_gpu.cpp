@@ -2,7 +2,8 @@
 // computes with the CPU backend, and what goes over its link takes as long as one wishes. It behaves as CUDA
 // does where that decides the placement: memory of its own that the host cannot read, pinned memory for
 // what stays on the host or registered with its driver, and large batches that are taken over from the CPU.
-// It does without CUDA's asynchronous copies, hence without pipeline parallelism on several devices.
+// It does without CUDA's asynchronous copies, hence without pipeline parallelism on several devices; but for those of a
+// backend that only passes the time of experts.
 #include "stand_in_gpu.h"
 
 #include "ggml-backend-impl.h"
@@ -220,15 +221,89 @@ ggml_backend_buffer_t allocate(ggml_backend_buffer_type_t type, size_t n_bytes) 
 struct Computer {
     Device & device;
     std::unique_ptr<ggml_backend, decltype(&ggml_backend_free)> cpu;
+    Clock::time_point busy_until = {};  // with what passes beside the CPU
+
+    void take(size_t n_bytes, double bytes_per_s) {
+        const double seconds =
+            device.options.latency_s + (bytes_per_s > 0 ? static_cast<double>(n_bytes) / bytes_per_s : 0);
+        busy_until = std::max(busy_until, Clock::now()) +
+                     std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+    }
+    void wait() const {
+        while (Clock::now() < busy_until) {
+        }
+    }
 };
 
+Computer & of(ggml_backend_t backend) {
+    return *static_cast<Computer *>(backend->context);
+}
+
+thread_local bool is_computing_as_host = false;
+
+bool is_passed_over(const ggml_tensor & node) {
+    constexpr int64_t few = 32;
+    return node.op == GGML_OP_MUL_MAT_ID && node.ne[2] < few;
+}
+
+// Computes all but experts, for which time passes.
+ggml_status compute_without_experts(Computer & computer, ggml_cgraph * graph) {
+    size_t n_bytes = 0;
+    ggml_status status = GGML_STATUS_SUCCESS;
+    int first = 0;
+    const auto compute_until = [&](int end) {
+        if (first < end && status == GGML_STATUS_SUCCESS) {
+            ggml_cgraph part = ggml_graph_view(graph, first, end);
+            status = ggml_backend_graph_compute(computer.cpu.get(), &part);
+        }
+        first = end + 1;
+    };
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        const ggml_tensor & node = *graph->nodes[i];
+        if (is_passed_over(node)) {
+            compute_until(i);
+            std::memset(node.data, 0, ggml_nbytes(&node));
+            n_bytes += node.src[0]->nb[2] * static_cast<size_t>(ggml_nelements(node.src[2]));
+        }
+    }
+    compute_until(graph->n_nodes);
+    computer.take(n_bytes, computer.device.options.expert_bytes_per_s);
+    return status;
+}
+
 ggml_guid guid = {0x73, 0x74, 0x61, 0x6e, 0x64, 0x2d, 0x69, 0x6e, 0x2d, 0x67, 0x70, 0x75, 0x2d, 0x31, 0x2e, 0x30};
+
+bool is_fast_link(const Computer & computer, const void * data, size_t n_bytes) {
+    return computer.device.options.pinned_bytes_per_s > 0 && is_pinned(data, n_bytes);
+}
+
+double link_of(const Computer & computer, const void * data, size_t n_bytes) {
+    const StandInOptions & options = computer.device.options;
+    return is_fast_link(computer, data, n_bytes) ? options.pinned_bytes_per_s : options.link_bytes_per_s;
+}
+
+void set_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t n_bytes) {
+    Computer & computer = of(backend);
+    if (ggml_backend_buffer_get_usage(tensor->buffer) != GGML_BACKEND_BUFFER_USAGE_WEIGHTS) {
+        std::memcpy(static_cast<char *>(tensor->data) + offset, data, n_bytes);
+    }
+    ++n_copies;
+    to_device_bytes += n_bytes;
+    computer.take(n_bytes, link_of(computer, data, n_bytes));
+}
+
+void get_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t n_bytes) {
+    Computer & computer = of(backend);
+    std::memcpy(data, static_cast<const char *>(tensor->data) + offset, n_bytes);
+    ++n_copies;
+    computer.take(n_bytes, link_of(computer, data, n_bytes));
+}
 
 constexpr ggml_backend_i backend_functions = {
     /*.get_name            =*/[](ggml_backend_t backend) { return ggml_backend_dev_name(backend->device); },
     /*.free                =*/
     [](ggml_backend_t backend) {
-        std::unique_ptr<Computer>(static_cast<Computer *>(backend->context)).reset();
+        std::unique_ptr<Computer>(&of(backend)).reset();
         std::unique_ptr<ggml_backend>(backend).reset();
     },
     /*.set_tensor_async    =*/nullptr,
@@ -243,9 +318,15 @@ constexpr ggml_backend_i backend_functions = {
     /*.graph_plan_compute  =*/nullptr,
     /*.graph_compute       =*/
     [](ggml_backend_t backend, ggml_cgraph * graph) {
-        Computer & computer = *static_cast<Computer *>(backend->context);
+        Computer & computer = of(backend);
+        if (computer.device.options.expert_bytes_per_s > 0) {
+            return compute_without_experts(computer, graph);
+        }
         computer.device.wait(Clock::now(), 0, false);
-        return ggml_backend_graph_compute(computer.cpu.get(), graph);
+        is_computing_as_host = computer.device.options.computes_as_host != 0;
+        const ggml_status status = ggml_backend_graph_compute(computer.cpu.get(), graph);
+        is_computing_as_host = false;
+        return status;
     },
     /*.event_record        =*/nullptr,
     /*.event_wait          =*/nullptr,
@@ -261,7 +342,13 @@ ggml_backend_t start(ggml_backend_dev_t device, const char *) {
         return nullptr;
     }
     set_n_threads(computer->cpu.get(), of(device).options.n_threads);
-    return std::make_unique<ggml_backend>(ggml_backend{&guid, backend_functions, device, computer.release()}).release();
+    ggml_backend_i functions = backend_functions;
+    if (of(device).options.expert_bytes_per_s > 0) {
+        functions.set_tensor_async = set_async;
+        functions.get_tensor_async = get_async;
+        functions.synchronize = [](ggml_backend_t backend) { of(backend).wait(); };
+    }
+    return std::make_unique<ggml_backend>(ggml_backend{&guid, functions, device, computer.release()}).release();
 }
 
 bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
@@ -391,7 +478,7 @@ void stand_in_gpu(const char * name, const StandInOptions * options) {
             /*.get_alignment  =*/[](ggml_backend_buffer_type_t) { return alignment; },
             /*.get_max_size   =*/nullptr,
             /*.get_alloc_size =*/nullptr,
-            /*.is_host        =*/nullptr,
+            /*.is_host        =*/[](ggml_backend_buffer_type_t) { return is_computing_as_host; },
         },
         &device->device,
         nullptr,

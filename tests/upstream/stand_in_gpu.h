@@ -14,6 +14,10 @@ struct StandInOptions {
     double pinned_bytes_per_s;      // of the link, where the host's side is pinned or registered; 0: the same
     uint64_t register_limit_bytes;  // of host memory that may be registered; 0: any
     double register_bytes_per_s;    // how long registering takes; 0: no time
+    int32_t computes_as_host;       // products of weights there are those that the CPU has for its own weights
+    // How fast experts of a few tokens are read. They are not computed then, nor are weights copied: only their time
+    // passes, beside what the CPU does until it waits for it. 0: they are computed like everything else.
+    double expert_bytes_per_s;
 };
 
 // What was done to all of them together.

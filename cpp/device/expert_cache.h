@@ -1,0 +1,77 @@
+// A cache of experts in the memory of GPUs, beside a model whose experts are all in RAM.
+//
+// A GPU computes the experts of a token that are resident there, the CPU meanwhile the others, and the CPU adds them up
+// in the order in which they were chosen. What is resident changes between tokens only: experts that a token missed are
+// copied in the background while the next ones are computed. Once it is full, some tokens are decoded without it, in
+// turn with others; if they were faster, it is not used any more.
+#pragma once
+
+#include "product/expert_device.h"
+#include "product/products.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace overspill {
+
+struct ExpertPool {
+    std::string device;
+    size_t n_bytes;
+};
+
+// Of all tokens since the model was loaded that were decoded one at a time; the bytes are those of the experts'
+// weights.
+struct ExpertCounts {
+    uint64_t n_tokens = 0;
+    uint64_t n_requests = 0;
+    uint64_t n_hits = 0;
+    uint64_t n_insertions = 0;  // whatever was decoded
+    uint64_t hit_bytes = 0;
+    uint64_t miss_bytes = 0;
+    uint64_t inserted_bytes = 0;
+    // Now.
+    uint64_t n_resident = 0;
+    uint64_t n_slots = 0;
+    uint64_t n_experts = 0;  // of all layers
+    bool is_off = false;     // decoding was measured to be faster without
+};
+
+// Of one model; one thread at a time decodes with it.
+class ExpertCache final : public ExpertDevice {
+  public:
+    // Takes the memory; what is put there is known when the first token has been decoded. Layers are given to the pools
+    // in their order, in proportion to their bytes. `set` is for devices that compute with the CPU. At most so many
+    // experts are inserted for a token; 0: as many as take a small part of its time. Throws std::invalid_argument or
+    // OutOfMemoryError.
+    ExpertCache(const std::vector<ExpertPool> & pools, const ProductSet * set, size_t most_insertions);
+    ~ExpertCache() override;
+    ExpertCache(const ExpertCache &) = delete;
+    ExpertCache & operator=(const ExpertCache &) = delete;
+
+    // A batch begins, and has ended; it counts if it was computed.
+    void start(size_t n_tokens);
+    void finish(bool computed, double seconds);
+
+    // From any thread.
+    ExpertCounts counts() const;
+
+    // For tests: from the next token on, other experts are resident, as many as there is room for, whichever the
+    // number stands for.
+    void shuffle(uint64_t seed);
+
+    int32_t layer_of(const FeedForwardNodes & nodes) override;
+    float * input() override;
+    bool has(int32_t layer, int32_t expert) const override;
+    void note(int32_t layer, const int32_t * experts, size_t n_tokens, size_t n_used) override;
+    void launch(int32_t layer, const int32_t * experts, size_t n_used) override;
+    const float * results() override;
+
+  private:
+    struct State;
+    const std::unique_ptr<State> state_;
+};
+
+}  // namespace overspill
