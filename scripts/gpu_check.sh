@@ -121,6 +121,22 @@ elif [ "$code" != 0 ]; then
   status=2
 fi
 
+device=CUDA0
+[ -z "$stand_in" ] || device=GPU0
+exchanges=("$python" -c '
+import sys
+from overspill import _core
+meter = _core.DeviceMeter(sys.argv[1], n_threads=1, working_set_bytes=1 << 30, gpus=[], budget_s=0.2)
+for n in (1, 2, 3, 4):
+    print(f"{n} experts of gpt-oss there and back: {meter.exchange_s(\"mxfp4\", 2880, 2880, n) * 1e6:.1f} us")
+' "$device")
+if [ -n "$stand_in" ]; then
+  PYTHONPATH=$root/tests/support:$root/tests/support/stand_in_everywhere OVERSPILL_TEST_STAND_IN=2GiB \
+    step exchanges 30 "${exchanges[@]}"
+else
+  step exchanges 30 "${exchanges[@]}"
+fi
+
 compare=("$python" benchmarks/cuda/compare_placements.py --rounds 1 --json "$out/placements.json")
 # As much as the model takes in RAM, and room for what else there is.
 needed_kb=70000000

@@ -71,6 +71,12 @@ void bind_measurement(py::module_ & m) {
             "visit_s",
             [](DeviceMeter & meter, int64_t n_embd) { return without_gil([&] { return meter.visit_s(n_embd); }); },
             "n_embd"_a)
+        .def(
+            "exchange_s",
+            [](DeviceMeter & meter, const std::string & type, int64_t n_embd, int64_t n_ff, int64_t n_used) {
+                return without_gil([&] { return meter.exchange_s(type, n_embd, n_ff, n_used); });
+            },
+            "type_name"_a, "n_embd"_a, "n_ff"_a, "n_used"_a)
         .def("memory_bytes_per_s",
              [](DeviceMeter & meter) { return without_gil([&] { return meter.memory_bytes_per_s(); }); })
         .def(

@@ -595,6 +595,86 @@ double DeviceMeter::visit_s(int64_t n_embd) {
     });
 }
 
+double DeviceMeter::exchange_s(const std::string & type, int64_t n_embd, int64_t n_ff, int64_t n_used) {
+    constexpr int64_t most_resident = 64;
+    const WeightUse wide = checked_use(type, n_embd, n_ff, most_resident, n_used);
+    const WeightUse narrow = checked_use(type, n_ff, n_embd, most_resident, n_used);
+    check_range("n_used", n_used, int64_t{1}, most_resident);
+    if (!other_) {
+        return 0;
+    }
+    return measure("measuring the cost of an exchange with a device", [&] {
+        ggml_backend_buffer_type_t type_of_device = ggml_backend_dev_buffer_type(device_);
+        ggml_backend_buffer_t buffer = working_set(type_of_device);
+        const size_t expert_bytes = 2 * ggml_row_size(wide.type, n_embd) * static_cast<size_t>(n_ff) +
+                                    ggml_row_size(narrow.type, n_ff) * static_cast<size_t>(n_embd);
+        const auto room = static_cast<int64_t>(ggml_backend_buffer_get_size(buffer) / 8 * 7 / expert_bytes);
+        const int64_t n_resident = std::min(room, most_resident);
+        if (n_resident < n_used) {
+            throw Error(name_ + ": " + std::to_string(options_.working_set_bytes >> 20) +
+                        " MiB are too few to measure with experts of this shape");
+        }
+        const ggml_context_ptr weights(ggml_init({ggml_tensor_overhead() * 4, nullptr, true}));
+        const auto matrices = [&](int64_t n_in, int64_t n_out) {
+            return ggml_new_tensor_3d(weights.get(), wide.type, n_in, n_out, n_resident);
+        };
+        ggml_tensor * gate = matrices(n_embd, n_ff), * up = matrices(n_embd, n_ff), * down = matrices(n_ff, n_embd);
+        auto * at = static_cast<char *>(ggml_backend_buffer_get_base(buffer));
+        for (ggml_tensor * one : {gate, up, down}) {
+            ggml_backend_tensor_alloc(buffer, one, at);
+            const size_t n_bytes = ggml_backend_buft_get_alloc_size(type_of_device, one);
+            const size_t alignment = ggml_backend_buft_get_alignment(type_of_device);
+            at += (n_bytes + alignment - 1) / alignment * alignment;
+        }
+        const Graph piece(8);
+        ggml_context * context = piece.context.get();
+        ggml_tensor * x = ggml_new_tensor_3d(context, GGML_TYPE_F32, n_embd, 1, 1);
+        ggml_tensor * ids = ggml_new_tensor_2d(context, GGML_TYPE_I32, n_used, 1);
+        ggml_set_input(x);
+        ggml_set_input(ids);
+        ggml_tensor * activated = ggml_swiglu_split(context, ggml_mul_mat_id(context, gate, x, ids),
+                                                    ggml_mul_mat_id(context, up, x, ids));
+        ggml_tensor * result = ggml_mul_mat_id(context, down, activated, ids);
+        ggml_set_output(result);
+        if (!ggml_backend_dev_supports_op(device_, result)) {
+            throw Error(name_ + " has no operation for experts of the type " + type);
+        }
+        ggml_build_forward_expand(piece.graph, result);
+        const auto memory = held<ggml_gallocr_ptr>(ggml_gallocr_new(type_of_device));
+        if (!ggml_gallocr_alloc_graph(memory.get(), piece.graph)) {
+            throw no_memory();
+        }
+        // Where the driver copies from and to by itself.
+        ggml_backend_buffer_type_t pinned = ggml_backend_dev_host_buffer_type(device_);
+        const size_t result_bytes = ggml_nbytes(result);
+        const HeldBuffer host = held<ggml_backend_buffer_ptr>(
+            ggml_backend_buft_alloc_buffer(pinned != nullptr ? pinned : ggml_backend_dev_buffer_type(cpu_device()),
+                                           ggml_nbytes(x) + ggml_nbytes(ids) + result_bytes));
+        if (!host) {
+            throw no_memory();
+        }
+        auto * x_here = static_cast<float *>(ggml_backend_buffer_get_base(host.get()));
+        auto * ids_here = reinterpret_cast<int32_t *>(x_here + n_embd);
+        auto * result_here = reinterpret_cast<float *>(ids_here + n_used);
+        std::fill_n(x_here, n_embd, 0.1F);
+        int64_t first = 0;
+        return typical_s(options_.budget_s, [&] {
+            for (int64_t k = 0; k < n_used; ++k) {
+                ids_here[k] = static_cast<int32_t>((first + k) % n_resident);
+            }
+            first += n_used;
+            ggml_backend_tensor_set_async(backend_, x, x_here, 0, ggml_nbytes(x));
+            ggml_backend_tensor_set_async(backend_, ids, ids_here, 0, ggml_nbytes(ids));
+            if (ggml_backend_graph_compute_async(backend_, piece.graph) != GGML_STATUS_SUCCESS) {
+                throw Error(name_ + " failed while it was measured");
+            }
+            ggml_backend_tensor_get_async(backend_, result, result_here, 0, result_bytes);
+            ggml_backend_synchronize(backend_);
+            check_server();
+        });
+    });
+}
+
 double DeviceMeter::memory_bytes_per_s() {
     if (other_) {
         throw std::invalid_argument("device: the memory of the CPU alone can be read from here, not " + name_ + "'s");

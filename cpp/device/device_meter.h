@@ -84,6 +84,11 @@ class DeviceMeter {
     // n_embd floats, one there and two back. 0 for the CPU.
     double visit_s(int64_t n_embd);
 
+    // What an exchange of a token with experts in the device's memory costs: n_embd floats from RAM and the numbers of
+    // n_used experts there, their gated feed-forward of n_ff floats, the launch, and n_embd floats of each back. 0 for
+    // the CPU. Throws Error if there is no memory, or the device cannot do it.
+    double exchange_s(const std::string & type, int64_t n_embd, int64_t n_ff, int64_t n_used);
+
     // Reading memory from one end to the other, with n_threads: what no computation on the CPU can be faster than.
     // Throws std::invalid_argument for other devices.
     double memory_bytes_per_s();

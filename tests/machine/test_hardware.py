@@ -547,40 +547,50 @@ from upstream_tools import stand_in_gpu
 
 tools = Path(sys.argv[1])
 rates = []
+exchanges = []
 for options in json.loads(sys.argv[2]):
     stand_in_gpu(tools, "GPU0", 1 << 30, **options)
     meter = _core.DeviceMeter("GPU0", n_threads=1, working_set_bytes=2**26, gpus=[], budget_s=1e-6)
     for pinned in (False, True):
         found = meter.link_rates(1 << 20, pinned)
         rates.append([found.to_device_bytes_per_s, found.from_device_bytes_per_s])
+    exchanges.append([meter.exchange_s("q8_0", 1024, 512, n_used) for n_used in (1, 4)])
 assert 1e6 < meter.batch_flops("q8_0", 1024, 1024, 8, 2, 64) < 1e15
 assert 1e6 < meter.attention_flops("f16", 8, 2, 64, 64) < 1e15
 cpu = _core.DeviceMeter("CPU", n_threads=1, working_set_bytes=2**26, gpus=[], budget_s=0)
 assert cpu.link_rates(1 << 20, True).to_device_bytes_per_s == math.inf
-print(json.dumps(rates))
+assert cpu.exchange_s("q8_0", 1024, 512, 1) == 0
+print(json.dumps([rates, exchanges]))
 """
 
 
-def link_rates(tools: Path, *options: dict[str, float]) -> list[list[float]]:
-    """Return the rates to and from a stand-in GPU with each of the options, of ordinary and of pinned memory."""
+def link_rates(tools: Path, *options: dict[str, float]) -> tuple[list[list[float]], list[list[float]]]:
+    """Return the rates to and from a stand-in GPU with each of the options, of ordinary and of pinned memory.
+
+    And the seconds of exchanges with one and with four experts there.
+    """
     command = [sys.executable, "-c", LINK, str(tools), json.dumps(options)]
     environment = python_environment(Path(__file__).parent)
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    rates: list[list[float]] = json.loads(done.stdout)
-    return rates
+    rates, exchanges = json.loads(done.stdout)
+    return rates, exchanges
 
 
 def test_a_link_is_measured_in_both_directions(upstream_tools: Path) -> None:
     """Never above what it can do; a slow one as well, by blocks that are smaller than was asked for."""
     links = [math.inf, 1e8, 1e6]
-    found = link_rates(upstream_tools, *({"link_bytes_per_s": 0 if link == math.inf else link} for link in links))
+    found, exchanges = link_rates(upstream_tools, *({"link_bytes_per_s": 0 if link == math.inf else link} for link in links))
     for rates, limit in zip(found, [link for link in links for _ in ("ordinary", "pinned")], strict=True):
         assert all(0 < rate < limit for rate in rates)
+    for link, seconds in zip(links, exchanges, strict=True):
+        # The activations there, and a result of each expert back.
+        for n_used, found_s in zip((1, 4), seconds, strict=True):
+            assert found_s > 4 * 1024 * (1 + n_used) / link
 
 
 def test_pinned_memory_has_a_rate_of_its_own(upstream_tools: Path) -> None:
     """The link's for what its driver gives out, and the same as any memory's where there is no such link."""
-    slow, pinned = link_rates(upstream_tools, {"link_bytes_per_s": 1e7, "pinned_bytes_per_s": 1e8})
+    (slow, pinned), _ = link_rates(upstream_tools, {"link_bytes_per_s": 1e7, "pinned_bytes_per_s": 1e8})
     assert all(rate < 1e7 for rate in slow)
     assert all(1e7 < rate < 1e8 for rate in pinned)

@@ -24,6 +24,7 @@ from model_files import VOCABULARY, gpt2_vocabulary
 GPT_OSS_VOCABULARY, GPT_OSS_MERGES = 201_088, 446_189
 
 Shapes = dict[str, tuple[tuple[int, ...], Type]]
+Routes = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,19 @@ def n_bytes(shape: tuple[int, ...], kind: Type) -> int:
     return int(np.prod(shape)) // block * block_bytes
 
 
-def gpt_oss(n_layers: int, n_experts: int, n_vocab: int = GPT_OSS_VOCABULARY) -> Header:
+def gpt_oss(
+    n_layers: int,
+    n_experts: int,
+    n_vocab: int = GPT_OSS_VOCABULARY,
+    *,
+    n_used: int = 4,
+    width: int = 2880,
+    expert_width: int = 2880,
+    n_heads: int = 64,
+    n_heads_kv: int = 8,
+) -> Header:
     """Return gpt-oss: MXFP4 experts, Q8_0 for the other matrices, F32 for the router and all vectors."""
-    width, n_heads, n_heads_kv, head_width = 2880, 64, 8, 64
+    head_width = 64
     tensors: Shapes = {
         "token_embd.weight": ((n_vocab, width), Type.Q8_0),
         "output_norm.weight": ((width,), Type.F32),
@@ -72,18 +83,22 @@ def gpt_oss(n_layers: int, n_experts: int, n_vocab: int = GPT_OSS_VOCABULARY) ->
             "ffn_gate_inp.weight": ((n_experts, width), Type.F32),
             "ffn_gate_inp.bias": ((n_experts,), Type.F32),
         }
-        for part in ("gate", "up", "down"):
-            block[f"ffn_{part}_exps.weight"] = ((n_experts, width, width), Type.MXFP4)
-            block[f"ffn_{part}_exps.bias"] = ((n_experts, width), Type.F32)
+        for part, n_in, n_out in (
+            ("gate", width, expert_width),
+            ("up", width, expert_width),
+            ("down", expert_width, width),
+        ):
+            block[f"ffn_{part}_exps.weight"] = ((n_experts, n_out, n_in), Type.MXFP4)
+            block[f"ffn_{part}_exps.bias"] = ((n_experts, n_out), Type.F32)
         tensors |= {f"blk.{layer}.{name}": tensor for name, tensor in block.items()}
     keys = {
         "context_length": 131072,
         "embedding_length": width,
         "block_count": n_layers,
-        "feed_forward_length": width,
-        "expert_feed_forward_length": width,
+        "feed_forward_length": expert_width,
+        "expert_feed_forward_length": expert_width,
         "expert_count": n_experts,
-        "expert_used_count": 4,
+        "expert_used_count": n_used,
         "attention.head_count": n_heads,
         "attention.head_count_kv": n_heads_kv,
         "attention.key_length": head_width,
@@ -340,14 +355,16 @@ def write_file(path: Path, header: Header, n_tokens: int = 0, n_merges: int = 0)
     return path
 
 
-def _weights(random: np.random.Generator, name: str, shape: tuple[int, ...], kind: Type) -> npt.NDArray[np.uint8]:
-    # Keeps the size of what goes through, as model_files.matrix does.
-    scale = {"token_embd.weight": 16.0, "output.weight": 4.0}.get(name, 1.0) / shape[-1] ** 0.5
+def _weights(
+    random: np.random.Generator, name: str, shape: tuple[int, ...], kind: Type, factor: float = 1
+) -> npt.NDArray[np.uint8]:
+    # Keeps the size of what goes through, as model_files.matrix does; `factor` is for another size.
+    scale = factor * {"token_embd.weight": 16.0, "output.weight": 4.0}.get(name, 1.0) / shape[-1] ** 0.5
     if kind == Type.F32:
         if "norm" in name and name.endswith(".weight"):
             return np.ones(shape, np.float32).reshape(-1).view(np.uint8)
         is_matrix = len(shape) > 1 and name.endswith(".weight")
-        scale = scale if is_matrix else 1.0 if name.endswith("sinks.weight") else 0.02
+        scale = scale if is_matrix else 1.0 if name.endswith("sinks.weight") else 0.02 * factor
         return (random.standard_normal(shape, np.float32) * np.float32(scale)).reshape(-1).view(np.uint8)
     _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     blocks = np.frombuffer(random.bytes(n_bytes(shape, kind)), np.uint8).reshape(-1, block_bytes).copy()
@@ -378,28 +395,78 @@ _SCALES: dict[Type, dict[int, float]] = {
 }
 
 
+# Of a model that is given routes: what a token is, and how little attention and experts add to it.
+_ROUTED_AMPLITUDE, _ROUTED_FACTOR = 64.0, 2.0**-10
+
+
+def _factor_of(name: str) -> float:
+    return _ROUTED_FACTOR if any(part in name for part in ("attn_output.", "ffn_down_exps.")) else 1
+
+
+def _routed_weights(name: str, shape: tuple[int, ...], routes: Routes) -> npt.NDArray[np.uint8] | None:
+    """Return weights with which a token's id decides on its experts; None for those that have no part in that."""
+    n_tokens, _, n_used = routes.shape
+    if name == "token_embd.weight":  # one number of a row, in its block of 32
+        n_vocab, width = shape
+        tokens = np.arange(n_vocab)
+        places = tokens % n_tokens
+        blocks = np.zeros((n_vocab, width // 32, 34), np.uint8)
+        blocks[tokens, places // 32, :2] = np.array([_ROUTED_AMPLITUDE / 127], np.float16).view(np.uint8)
+        blocks[tokens, places // 32, 2 + places % 32] = 127
+        return blocks.reshape(-1)
+    if name.endswith("ffn_gate_inp.weight"):
+        experts = routes[:, int(name.split(".")[1])].astype(np.int64)
+        weights = np.zeros(shape, np.float32)
+        # The norm before it makes the square root of the width of the number that a token is.
+        weights[experts, np.arange(n_tokens)[:, None]] = np.linspace(8, 4, n_used) / shape[-1] ** 0.5
+        return weights.reshape(-1).view(np.uint8)
+    if name.endswith("ffn_gate_inp.bias"):
+        return np.zeros(shape, np.float32).view(np.uint8)
+    return None
+
+
+def _check_routes(header: Header, routes: Routes) -> None:
+    keys, kind = header.keys, header.tensors["token_embd.weight"][1]
+    assert header.architecture == "gpt-oss", header.architecture
+    assert kind == Type.Q8_0, kind
+    assert routes.shape[1:] == (keys["block_count"], keys["expert_used_count"]), routes.shape
+    assert 0 < len(routes) <= keys["embedding_length"], routes.shape
+    assert routes.max() < keys["expert_count"], routes.max()
+
+
 def write_random_model(
     path: Path,
     header: Header,
     report: Callable[[int], object] = lambda n_bytes: None,
     *,
     vocabulary: bool = True,
+    routes: Routes | None = None,
 ) -> Path:
     """Write a header's model that runs, with random weights; ``report`` is told of bytes as they are written.
 
     The vocabulary is the first 8191 of GPT-2's tokens, and invented ones that no text is made of; without one, tokens
     have only numbers.
+
+    With ``routes`` of shape (tokens, layers, experts of a token), for gpt-oss, a token's id decides which experts it
+    uses, wherever in a text it is: those of row id modulo tokens, in their order. There are at most as many rows as the
+    width.
     """
+    if routes is not None:
+        _check_routes(header, routes)
     random = np.random.default_rng(1)
     # Experts are large and alike: one lot of random weights serves them all.
-    shapes = {shape for shape, kind in header.tensors.values() if kind == Type.MXFP4}
-    experts = {shape: _weights(random, "", shape, Type.MXFP4) for shape in shapes}
+    factors = {name: 1.0 if routes is None else _factor_of(name) for name in header.tensors}
+    lots = {(shape, factors[name]) for name, (shape, kind) in header.tensors.items() if kind == Type.MXFP4}
+    experts = {(shape, factor): _weights(random, "", shape, Type.MXFP4, factor) for shape, factor in lots}
     writer = _writer(path, header, header.n_vocab if vocabulary else 0, VOCABULARY - 1 - 256)
     assert writer.fout is not None
     (file,) = writer.fout
     writer.write_padding(file, file.tell())
     for name, (shape, kind) in header.tensors.items():
-        weights = experts[shape] if kind == Type.MXFP4 else _weights(random, name, shape, kind)
+        weights = None if routes is None else _routed_weights(name, shape, routes)
+        if weights is None:
+            factor = factors[name]
+            weights = experts[shape, factor] if kind == Type.MXFP4 else _weights(random, name, shape, kind, factor)
         weights.tofile(file)
         writer.write_padding(file, weights.nbytes)
         report(weights.nbytes)

@@ -116,8 +116,8 @@ def parse_rate(name: str, value: Rate) -> float:
     return _checked(name, float(number) * scale, value, "bytes per second", smallest)
 
 
-def parse_memory(memory: Mapping[str, Size] | None) -> dict[str, int]:
-    """Return the argument ``memory`` in bytes: sizes by the names of devices; empty for None.
+def parse_memory(memory: Mapping[str, Size] | None, argument: str = "memory") -> dict[str, int]:
+    """Return the argument of that name in bytes: sizes by the names of devices; empty for None.
 
     Raises
     ------
@@ -126,8 +126,8 @@ def parse_memory(memory: Mapping[str, Size] | None) -> dict[str, int]:
     """
     if memory is None:
         return {}
-    sizes = as_mapping("memory", memory, 'a mapping from devices to sizes, such as {"gpu": "20GiB"}')
-    return {name: parse_bytes(f"memory[{name!r:.40}]", size) for name, size in sizes.items()}
+    sizes = as_mapping(argument, memory, 'a mapping from devices to sizes, such as {"gpu": "20GiB"}')
+    return {name: parse_bytes(f"{argument}[{name!r:.40}]", size) for name, size in sizes.items()}
 
 
 def format_bytes(n_bytes: int, *, digits: int | None = None, unit: BinaryUnit | None = None) -> str:

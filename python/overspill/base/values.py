@@ -22,6 +22,8 @@ __all__ = [
     "CacheType",
     "Completion",
     "Device",
+    "ExpertStats",
+    "Experts",
     "Kernels",
     "LoadMode",
     "LogitsProcessor",
@@ -39,6 +41,7 @@ __all__ = [
 CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 Switch: TypeAlias = Literal["auto", "on", "off"]
 Kernels: TypeAlias = Literal["auto", "llama.cpp"]
+Experts: TypeAlias = Literal["auto", "static", "cached"]
 LoadMode: TypeAlias = Literal["mmap", "read", "mlock", "mmap+mlock", "direct-io"]
 
 
@@ -159,6 +162,38 @@ class Breakdown:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertStats:
+    """What a cache of experts on GPUs answered, of the tokens that the model decoded one by one.
+
+    Counts are of the model's tokens since the stream began, those of other streams among them.
+    """
+
+    requests: int
+    """Experts that tokens used, in all layers."""
+    hits: int
+    """Of those, experts that a GPU computed."""
+    insertions: int
+    """Experts that were copied into the cache."""
+    hit_bytes: int
+    """Bytes of experts that were read from GPUs' memory."""
+    miss_bytes: int
+    """Bytes of experts that were read from RAM."""
+    resident: int
+    """Experts that are in the cache now."""
+    slots: int
+    """Experts that it has room for."""
+    experts: int
+    """Experts of all layers that it is for."""
+    is_off: bool
+    """Whether it is not used any more, since decoding was measured to be faster without."""
+
+    @property
+    def hit_share(self) -> float | None:
+        """Hits per request; None before the first."""
+        return self.hits / self.requests if self.requests else None
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Counts and times of a stream so far.
 
@@ -183,6 +218,8 @@ class Stats:
     """Tokens of old turns that were forgotten to make room; see ``chat(on_full="shift")``."""
     breakdown: Breakdown = Breakdown()
     """The parts of ``decode_s``."""
+    experts: ExpertStats | None = None
+    """What a cache of experts answered; None without one."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -196,6 +233,7 @@ class Stats:
             f"{speed:.2f} tok/s" if speed is not None else "– tok/s",
             format_count(self.tokens, "token"),
             f"{first:.2f} s to first token" if first is not None else "no first token",
+            *([f"{share:.0%} of experts on the GPU"] if (share := self.experts and self.experts.hit_share) else []),
             *([f"{self.cached_tokens} cached"] if self.cached_tokens else []),
             *([f"{self.dropped_tokens} dropped"] if self.dropped_tokens else []),
             f"stop: {self.stop_reason}" if self.stop_reason is not None else "running",

@@ -28,7 +28,7 @@ from overspill.cli.hardware import (
 from overspill.cli.options import Context, Json, ModelFile, parse_pair
 from overspill.cli.output import report_output
 from overspill.hub import resolve
-from overspill.planning.plan import prompt_line
+from overspill.planning.plan import expert_line, prompt_line
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.planning.ubatch import trade_around
 
@@ -54,6 +54,9 @@ def plan(
     reply_tokens: Annotated[int, typer.Option(help="Tokens of its reply.")] = REPLY_TOKENS,
     type_k: Annotated[str, typer.Option(help="Type of the KV cache's keys: f16, q8_0, ...")] = "f16",
     type_v: Annotated[str, typer.Option(help="Type of the KV cache's values.")] = "f16",
+    experts: Annotated[
+        str, typer.Option(help="Where experts are: static, cached (in RAM, some on the GPUs as well) or auto.")
+    ] = "auto",
     pin: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,6 +92,7 @@ def plan(
             "type_v": type_v,
             "prompt_tokens": prompt_tokens,
             "reply_tokens": reply_tokens,
+            "experts": experts,
         }
         pins = dict(parse_pair("--pin", 'like "experts=cpu"', text) for text in pin or ())
         planned = overspill.plan(header, hardware=hardware, pins=pins, **settings)
@@ -128,6 +132,8 @@ def _print_plan(planned: overspill.Plan) -> None:
     output.print(f"{expected.verdict}: about {expected.tokens_per_s:.1f} tokens/s", style="bold")
     output.print(prompt_line(expected), style="bold")
     output.print(expected.reason)
+    if expected.experts is not None:
+        output.print(expert_line(expected))
     if expected.weights_in_ram:
         output.print(expected.weights_in_ram)
     if planned.whole_layers_tokens_per_s:

@@ -12,24 +12,34 @@ from typing import Any, get_args
 
 from overspill._core import CacheType as NativeCacheType
 from overspill._core import CpuKernels as NativeKernels
+from overspill._core import (
+    Error,
+    ExpertPool,
+    MemoryReport,
+    Model,
+    ModelOptions,
+    OutOfMemoryError,
+    PinnedMemory,
+    cpu_kernel_types,
+    cpu_kernels,
+)
 from overspill._core import LoadMode as NativeLoadMode
-from overspill._core import MemoryReport, Model, ModelOptions, OutOfMemoryError, PinnedMemory
 from overspill._core import Placement as NativePlacement
 from overspill._core import Switch as NativeSwitch
-from overspill.base.checks import as_integer, check_choice
+from overspill.base.checks import as_integer, check_choice, naming
 from overspill.base.host import available_ram_bytes, physical_cores
-from overspill.base.units import format_bytes
-from overspill.base.values import CacheType, Kernels, LoadMode, MemoryUse, Progress, Switch
+from overspill.base.units import format_bytes, parse_memory
+from overspill.base.values import CacheType, Experts, Kernels, LoadMode, MemoryUse, Progress, Switch
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
 from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
-from overspill.planning.forecast import Estimate, Forecast
+from overspill.planning.forecast import Estimate, Forecast, forecast
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 from overspill.planning.offload import Offload, placement_for
-from overspill.planning.plan import Plan
+from overspill.planning.plan import Plan, expert_line
 from overspill.planning.settings import DEFAULT_UBATCH, prompt_length
 from overspill.planning.workload import pinning_room_bytes
 
@@ -67,6 +77,11 @@ class LoadSettings:
     """Whether mapped weights in RAM are registered with the driver of the GPU that copies them."""
     offload_min_batch: int
     """0 for the backend's own."""
+    experts: Experts
+    expert_cache: Mapping[str, int]
+    """Bytes by GPU, as given; empty: what the plan leaves."""
+    expert_insertions: int
+    """Of a token; 0: by time."""
     prompt_tokens: int
     reply_tokens: int
     chosen: frozenset[str]
@@ -94,6 +109,9 @@ def checked_settings(
     check_tensors: bool,
     pin_weights: Switch,
     offload_min_batch: int | None,
+    experts: Experts,
+    expert_cache: Mapping[str, int | str] | None,
+    expert_insertions: int | None,
     prompt_tokens: int,
     reply_tokens: int,
 ) -> LoadSettings:
@@ -106,6 +124,7 @@ def checked_settings(
         ("kernels", kernels, Kernels),
         ("load_mode", load_mode, LoadMode),
         ("pin_weights", pin_weights, Switch),
+        ("experts", experts, Experts),
     ):
         check_choice(name, value, get_args(choices))
     chosen = {"n_batch", "n_ubatch"} if n_batch is None and n_ubatch is None else set[str]()
@@ -132,10 +151,21 @@ def checked_settings(
         offload_min_batch=0
         if offload_min_batch is None
         else as_integer("offload_min_batch", offload_min_batch, 1, 65536),
+        experts=experts,
+        expert_cache=_parsed_pools(experts, expert_cache),
+        expert_insertions=0
+        if expert_insertions is None
+        else as_integer("expert_insertions", expert_insertions, 1, 65536),
         prompt_tokens=as_integer("prompt_tokens", prompt_tokens, 1, 2**31 - 1),
         reply_tokens=as_integer("reply_tokens", reply_tokens, 1, 2**31 - 1),
         chosen=frozenset(chosen),
     )
+
+
+def _parsed_pools(experts: Experts, sizes: Mapping[str, int | str] | None) -> dict[str, int]:
+    if sizes is not None and experts != "cached":
+        raise ValueError(f'expert_cache is for experts="cached", not for experts="{experts}"')
+    return parse_memory(sizes, "expert_cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +193,7 @@ def load(
     """
     if info is None:
         return Loaded(Model(os.fsencode(path), _options(settings, None), progress), settings, None)
-    wanted = _placement(info, offload, settings, memory)
+    wanted = _with_cache(info, settings, _placement(info, offload, settings, memory), memory)
     if isinstance(wanted, Plan):
         wanted = _fitted(path, info, settings, wanted)
     asked = settings
@@ -185,11 +215,12 @@ def load(
         retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
         logger.log(
             level,
-            "offload: %s%s: %s %sAbout %.1f tok/s are to be expected, and %.0f for prompts (%.2g s to the first token "
-            "after %d).",
+            "offload: %s%s: %s %s%sAbout %.1f tok/s are to be expected, and %.0f for prompts (%.2g s to the first "
+            "token after %d).",
             forecast.verdict,
             retreat,
             forecast.reason,
+            f"{expert_line(forecast)} " if forecast.experts else "",
             f"{forecast.weights_in_ram} " if forecast.weights_in_ram else "",
             forecast.tokens_per_s,
             forecast.prompt_tokens_per_s,
@@ -231,10 +262,58 @@ def _placement(
         reply_tokens=settings.reply_tokens,
         pin_weights=None if "pin_weights" in settings.chosen else settings.pin_weights,
         offload_min_batch=settings.offload_min_batch or None,
+        experts="static" if settings.experts == "auto" and not _can_cache(info, settings) else settings.experts,
     )
     if isinstance(offload, int) and offload > 0 and not gpus:
         logger.warning("offload=%d has no effect: there is no GPU here, the model runs on the CPU", offload)
     return placement
+
+
+def _can_cache(info: ModelInfo, settings: LoadSettings) -> bool:
+    """Return whether the CPU computes the experts with our own products, beside which a GPU can compute some."""
+    types = {kind for name, kind, *_ in info.tensors if "_exps." in name and name.endswith(".weight")}
+    return settings.kernels == "auto" and cpu_kernels() != "llama.cpp" and types <= {*cpu_kernel_types()}
+
+
+def _with_cache(
+    info: ModelInfo, settings: LoadSettings, wanted: Placement | None, memory: Mapping[str, int | str]
+) -> Placement | None:
+    """Return the placement with the cache of experts that the settings ask for."""
+    if wanted is None or settings.experts != "cached":
+        if settings.experts == "cached":
+            raise Error('experts="cached" needs a GPU, and none is used here')
+        if (
+            wanted is not None
+            and wanted.expert_cache
+            and (settings.experts == "static" or not _can_cache(info, settings))
+        ):
+            wanted = wanted.copy()
+            wanted.expert_cache = {}
+        return wanted
+    if not info.expert_layers:
+        raise Error(f"{info.name or info.architecture} has no experts to cache: only a mixture of experts has")
+    if not _can_cache(info, settings):
+        raise Error(
+            "experts=\"cached\" needs overspill's own kernels for the experts' type of weights, which "
+            + ('kernels="llama.cpp" switches off' if settings.kernels != "auto" else "this CPU has not")
+        )
+    pools: Mapping[str, int] = settings.expert_cache
+    if not pools and not (isinstance(wanted, Plan) and wanted.expert_cache):
+        hardware = Hardware.here(info, memory=memory, n_threads=settings.n_threads, measure=False)
+        outlook = forecast(info, wanted, hardware, n_ctx=settings.n_ctx or None, n_ubatch=settings.n_ubatch,
+                           type_k=settings.type_k, type_v=settings.type_v)  # fmt: skip
+        pools = {
+            gpu.name: outlook.memory[gpu.name].room_bytes
+            for gpu in hardware.gpus
+            if gpu.copies_host_weights and outlook.memory[gpu.name].total_bytes and outlook.memory[gpu.name].room_bytes
+        }
+        if not pools:
+            raise Error(f"there is no GPU with room for a cache of the experts of {info.name or info.architecture}")
+    if pools:
+        wanted = wanted.copy()
+        with naming("expert_cache"):
+            wanted.expert_cache = pools
+    return wanted
 
 
 def _completed(info: ModelInfo, settings: LoadSettings, wanted: Placement | None) -> LoadSettings:
@@ -302,6 +381,8 @@ def _options(settings: LoadSettings, wanted: Placement | None) -> ModelOptions:
         placement.n_gpu_layers = arguments.n_gpu_layers
         placement.overrides = arguments.overrides
         options.placement = placement
+        options.expert_pools = [ExpertPool(device, n_bytes) for device, n_bytes in wanted.expert_cache.items()]
+        options.expert_insertions = settings.expert_insertions
     return options
 
 
@@ -309,13 +390,20 @@ def _dry_run(path: Path, settings: LoadSettings, wanted: Placement | None) -> di
     """Return what llama.cpp would take on each device, without loading."""
     options = _options(settings, wanted)
     options.dry_run = True
-    return memory_by_device(Model(os.fsencode(path), options, None).memory())
+    pools = {} if wanted is None else wanted.expert_cache
+    return memory_by_device(Model(os.fsencode(path), options, None).memory(), pools)
 
 
-def memory_by_device(report: MemoryReport, pinned: PinnedMemory | None = None) -> dict[str, MemoryUse]:
-    """Return what a model takes of each device, and how much of the mapped weights in RAM is registered."""
+def memory_by_device(
+    report: MemoryReport, pools: Mapping[str, int], pinned: PinnedMemory | None = None
+) -> dict[str, MemoryUse]:
+    """Return what a model takes of each device, and how much of the mapped weights in RAM is registered.
+
+    ``pools`` has the bytes of a cache of experts, which count as weights.
+    """
     uses = {
-        device: MemoryUse(use.weights_bytes, use.kv_bytes, use.compute_bytes) for device, use in report.devices.items()
+        device: MemoryUse(use.weights_bytes + pools.get(device, 0), use.kv_bytes, use.compute_bytes)
+        for device, use in report.devices.items()
     }
     if pinned is not None and (pinned.wanted_bytes or pinned.reason):
         size = f"{format_bytes(pinned.registered_bytes)} of {format_bytes(pinned.wanted_bytes)} are registered"

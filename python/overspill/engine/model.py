@@ -35,6 +35,7 @@ from overspill.base.values import (
     DEFAULT_SWITCH,
     CacheType,
     Completion,
+    Experts,
     Kernels,
     LoadMode,
     LogitsProcessor,
@@ -48,7 +49,7 @@ from overspill.engine.arguments import chooser, constraint, n_logprobs, n_tokens
 from overspill.engine.async_stream import AsyncStream
 from overspill.engine.loading import check_ram_for_caches, checked_settings, load, memory_by_device
 from overspill.engine.reply import ChatStream
-from overspill.engine.stream import ReadBytes, Stream, TracedExperts, stats_of
+from overspill.engine.stream import CachedExperts, ReadBytes, Stream, TracedExperts, stats_of
 from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice
 from overspill.engine.tools import Tool
 from overspill.header.info import ModelInfo
@@ -137,6 +138,17 @@ class Model:
         The number of tokens, 1 to 65536, from which on a GPU computes with weights in RAM, which it copies for that;
         smaller batches are left to the CPU. Default: where ``offload="auto"`` expects that to be faster, otherwise
         llama.cpp's 32.
+    experts
+        Where the experts of a mixture are, as far as ``offload`` leaves them in RAM: ``"static"``, there; ``"cached"``,
+        there, and those that tokens used lately in a cache on the GPUs as well, which compute them while the CPU
+        computes the others; or ``"auto"``, what ``offload="auto"`` expects to be faster (static with other placements).
+        A cache needs overspill's own kernels.
+    expert_cache
+        The memory that ``experts="cached"`` takes of each GPU for them, as in ``{"CUDA0": "12GiB"}``. Default: what
+        is free beside the rest of the model, less 1 GiB.
+    expert_insertions
+        The most experts, 1 to 65536, that are copied into the cache after a token. Default: as many as take a small
+        part of its time.
     prompt_tokens, reply_tokens
         The exchange, at least 1 token each, that ``offload="auto"`` makes as short as possible.
     memory
@@ -180,6 +192,9 @@ class Model:
         load_mode: LoadMode = DEFAULT_LOAD_MODE,
         pin_weights: Switch = DEFAULT_SWITCH,
         offload_min_batch: int | None = None,
+        experts: Experts = "auto",
+        expert_cache: Mapping[str, int | str] | None = None,
+        expert_insertions: int | None = None,
         prompt_tokens: int = PROMPT_TOKENS,
         reply_tokens: int = REPLY_TOKENS,
         memory: Mapping[str, int | str] | None = None,
@@ -206,6 +221,9 @@ class Model:
             "load_mode": load_mode,
             "pin_weights": pin_weights,
             "offload_min_batch": offload_min_batch,
+            "experts": experts,
+            "expert_cache": expert_cache,
+            "expert_insertions": expert_insertions,
         }
         exchange: dict[str, Any] = {"prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens}
         switches: dict[str, Any] = {
@@ -247,7 +265,8 @@ class Model:
         ``pinned_bytes`` of the CPU grows while mapped weights are registered in the background; ``pinning`` says in
         words how far that is, or why it was given up.
         """
-        return memory_by_device(self._core.memory(), self._core.pinned())
+        pools = {} if self._wanted is None or self._core.expert_counts() is None else self._wanted.expert_cache
+        return memory_by_device(self._core.memory(), pools, self._core.pinned())
 
     @property
     def path(self) -> Path:
@@ -385,7 +404,7 @@ class Model:
             traced = TracedExperts(self.info, self.n_ctx)
             options.recorder = traced.recorder
         tokens = self._prompt("prompt", prompt, special)
-        return Stream(self._core.open_stream(tokens, options), self._read_bytes, traced)
+        return Stream(self._core.open_stream(tokens, options), self._read_bytes, traced, CachedExperts(self._core))
 
     def _prompt(self, name: str, prompt: str | Sequence[int], special: bool) -> list[int]:
         special = as_flag("special", special)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from overspill._core import Error, ExpertRecorder, Generation, GenerationStats
+from overspill._core import Error, ExpertRecorder, Generation, GenerationStats, Model
 from overspill._core import StopReason as NativeStopReason
 from overspill.base.values import (
     Breakdown,
     CacheType,
+    ExpertStats,
     Stats,
     StopReason,
     Token,
@@ -21,7 +23,7 @@ from overspill.base.values import (
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
 
-__all__ = ["Closable", "ReadBytes", "Stream", "TracedExperts", "stats_of", "until_left"]
+__all__ = ["CachedExperts", "Closable", "ReadBytes", "Stream", "TracedExperts", "stats_of", "until_left"]
 
 
 class ReadBytes:
@@ -85,6 +87,33 @@ class TracedExperts:
         return self.recorder.read()[:, self._layers]
 
 
+class CachedExperts:
+    """What a model's cache of experts has answered since this was made."""
+
+    def __init__(self, model: Model) -> None:
+        """Begin to count."""
+        self._model = model
+        self._first = self._last = model.expert_counts()
+
+    def stats(self) -> ExpertStats | None:
+        """Return the counts; None without a cache, and the last ones seen of a model that is closed."""
+        now = self._last = self._model.expert_counts() or self._last
+        first = self._first
+        if now is None or first is None:
+            return None
+        return ExpertStats(
+            now.n_requests - first.n_requests,
+            now.n_hits - first.n_hits,
+            now.n_insertions - first.n_insertions,
+            now.hit_bytes - first.hit_bytes,
+            now.miss_bytes - first.miss_bytes,
+            now.n_resident,
+            now.n_slots,
+            now.n_experts,
+            now.is_off,
+        )
+
+
 class Stream:
     """A reply as it is made: an iterator of :class:`Token`.
 
@@ -93,8 +122,15 @@ class Stream:
     ``with`` block. The model is usable afterwards, and :attr:`stats` stays readable.
     """
 
-    def __init__(self, generation: Generation, read_bytes: ReadBytes, experts: TracedExperts | None = None) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        read_bytes: ReadBytes,
+        experts: TracedExperts | None = None,
+        cache: CachedExperts | None = None,
+    ) -> None:
         """Wrap a native generation; use :meth:`Model.stream`."""
+        self._cache = cache
         self._generation = generation
         self._read_bytes = read_bytes
         self._experts = experts
@@ -152,7 +188,8 @@ class Stream:
     @property
     def stats(self) -> Stats:
         """Counts and times of the stream so far."""
-        return stats_of(self._generation.stats(), self._read_bytes)
+        found = stats_of(self._generation.stats(), self._read_bytes)
+        return found if self._cache is None else replace(found, experts=self._cache.stats())
 
     def __repr__(self) -> str:
         """Return the stats in brackets."""

@@ -26,7 +26,7 @@ from overspill.base.values import Device, Kernels
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
 from overspill.machine.devices import devices, devices_for_layers
-from overspill.machine.measure import FLOPS_OF, PLAIN_READS_BESIDE, Report, known_figures
+from overspill.machine.measure import EXCHANGE, FLOPS_OF, PLAIN_READS_BESIDE, Report, known_figures
 
 __all__ = ["DeviceSpec", "Hardware"]
 
@@ -106,6 +106,9 @@ class DeviceSpec:
     plain_reads: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Measured rates in bytes per second of reads that compute nothing, by the keys of ``rates``: for weights on a CPU,
     with the same threads and just after, since others use the memory more at one time than at another."""
+    exchange_s: float | None = None
+    """Seconds for having experts computed there while the CPU computes others, beside reading them: activations there,
+    results back. None: as ``hop_s``."""
 
     def __post_init__(self) -> None:
         """Check the figures; they may come from a file."""
@@ -124,6 +127,7 @@ class DeviceSpec:
             "bandwidth_bytes_per_s": (self.bandwidth_bytes_per_s, True),
             "op_s": (self.op_s, False),
             "hop_s": (self.hop_s, False),
+            **({} if self.exchange_s is None else {"exchange_s": (self.exchange_s, False)}),
             "flops_per_s": (self.flops_per_s, True),
             "link_bytes_per_s": (self.link_bytes_per_s, True),
             **{name: (rate, True) for name in _LINKS[1:] if (rate := getattr(self, name)) is not None},
@@ -485,9 +489,14 @@ def _spec(device: Device, memory_bytes: int, figures: Mapping[str, float]) -> De
         kind="cpu" if is_cpu else "gpu",
         memory_bytes=memory_bytes,
         bandwidth_bytes_per_s=fixed["bandwidth"],
-        rates={name: rate for name, rate in figures.items() if name not in assumed and not name.startswith(prefixes)},
+        rates={
+            name: rate
+            for name, rate in figures.items()
+            if name not in assumed and name != EXCHANGE and not name.startswith(prefixes)
+        },
         op_s=fixed["op_s"],
         hop_s=fixed["hop_s"],
+        exchange_s=figures.get(EXCHANGE),
         description=device.description,
         copies_host_weights=not is_cpu and not is_rpc,
         registers_host_memory=device.registers_host_memory,

@@ -24,6 +24,7 @@ from overspill.base.values import Device, Kernels
 from overspill.header.info import ModelInfo
 
 __all__ = [
+    "EXCHANGE",
     "FLOPS_OF",
     "PLAIN_READS_BESIDE",
     "DeviceFigures",
@@ -43,6 +44,9 @@ WeightShape: TypeAlias = tuple[str, int, int, int, int]
 
 FLOPS_OF = "flops of "
 """What the key of a rate is preceded by where it stands for operations per second."""
+
+EXCHANGE = "exchange_s"
+"""The key of what having experts computed on a device costs."""
 
 PLAIN_READS_BESIDE = "plain reads beside "
 """What the key of a rate is preceded by where it stands for reads that compute nothing."""
@@ -230,8 +234,25 @@ def _questions(
     if not is_cpu:
         key = f"visit {n_embd}, {n_threads} threads"
         yield question("hop_s", key, "moving there and back", lambda meter: meter.visit_s(n_embd))
+        experts = None if info is None or device.backend == "RPC" else _expert_shape(info)
+        if experts is not None:
+            yield question(
+                EXCHANGE,
+                f"exchange with an expert, {experts[0]} {experts[1]}x{experts[2]}",
+                "sending activations to experts there, and their results back",
+                lambda meter: meter.exchange_s(*experts, 1),
+            )
         yield from links(pinned=True)
         yield from links(pinned=False)
+
+
+def _expert_shape(info: ModelInfo) -> tuple[str, int, int] | None:
+    """Return type, input and output of the first matrix of most layers' experts; None without experts."""
+    firsts = [
+        name for name, *_ in info.tensors if re.search(r"ffn_gate(_up)?_exps\.weight$|ffn_up_exps\.weight$", name)
+    ]
+    found = [shape for figure, shape in weight_shapes(info, firsts).items() if figure.endswith(":experts")]
+    return None if not found else (found[0][0], found[0][1], found[0][2])
 
 
 def _local_gpus(devices: Sequence[Device]) -> list[str]:

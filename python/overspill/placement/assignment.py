@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -36,6 +36,8 @@ class Assignment:
     """Regular expressions over the names of tensors, and their devices. They go before the parts; later ones win."""
     kv_bytes_by_layer: Sequence[int] | None = None
     """Bytes of the KV cache of each layer, if known; only shown."""
+    expert_cache: Mapping[str, int] = field(default_factory=dict)
+    """Bytes on GPUs for a cache of the experts that are on the CPU, by device."""
 
     @classmethod
     def on_one_device(cls, model: ModelOutline, devices: tuple[str, ...], device: str) -> Assignment:

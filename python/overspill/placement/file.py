@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from overspill._core import Error
-from overspill.base.checks import as_integer, as_list, as_path, as_text, shown
+from overspill.base.checks import as_integer, as_list, as_mapping, as_path, as_text, shown
 from overspill.base.files import read_json
 from overspill.header.tensor_names import layer_of
 from overspill.placement.assignment import Assignment
@@ -17,7 +17,7 @@ from overspill.placement.device_names import CPU, find_device, gpu_names
 from overspill.placement.layer_numbers import format_numbers, layer_runs, parse_numbers
 from overspill.placement.outline import PARTS, LayerPart, ModelOutline
 
-__all__ = ["checked_kv_bytes", "from_dict", "read_file", "to_dict", "write_file"]
+__all__ = ["checked_expert_cache", "checked_kv_bytes", "from_dict", "read_file", "to_dict", "write_file"]
 
 
 def to_dict(assignment: Assignment) -> dict[str, Any]:
@@ -39,6 +39,8 @@ def to_dict(assignment: Assignment) -> dict[str, Any]:
         "embedding": assignment.embedding,
         "overrides": [list(override) for override in assignment.overrides],
     }
+    if assignment.expert_cache:
+        data["expert_cache"] = dict(assignment.expert_cache)
     if assignment.kv_bytes_by_layer is not None:
         data["kv_bytes_by_layer"] = list(assignment.kv_bytes_by_layer)
     return data
@@ -81,7 +83,8 @@ def _read(data: Mapping[str, Any]) -> Assignment:
     output, embedding = (find_device(devices, data[part]) for part in ("output", "embedding"))
     kv_bytes = data.get("kv_bytes_by_layer")
     sizes = None if kv_bytes is None else checked_kv_bytes(kv_bytes, n_layers)
-    assignment = Assignment(outline, devices, parts, output, embedding, kv_bytes_by_layer=sizes)
+    pools = checked_expert_cache(data.get("expert_cache", {}), devices)
+    assignment = Assignment(outline, devices, parts, output, embedding, kv_bytes_by_layer=sizes, expert_cache=pools)
     for pattern, device in data["overrides"]:
         assignment = assignment.overridden(pattern, device)
     return assignment
@@ -93,6 +96,17 @@ def checked_kv_bytes(sizes: object, n_layers: int) -> list[int]:
     if len(listed) != n_layers:
         raise ValueError(f"kv_bytes_by_layer must be a number for each of the {n_layers} layers, not {len(listed)}")
     return [as_integer("kv_bytes_by_layer", size, 0, 2**63 - 1) for size in listed]
+
+
+def checked_expert_cache(pools: object, devices: Sequence[str]) -> dict[str, int]:
+    """Return the bytes by GPU, without those that are 0, or raise an error if they are not for GPUs of ``devices``."""
+    found = {}
+    for device, size in as_mapping("expert_cache", pools, "a mapping from GPUs to bytes").items():
+        name = find_device(devices, as_text("expert_cache", device))
+        if name == CPU:
+            raise ValueError("expert_cache must be on GPUs: experts that are not there are in RAM anyway")
+        found[name] = as_integer(f"expert_cache[{name!r}]", size, 0, 2**63 - 1)
+    return {name: size for name, size in found.items() if size}
 
 
 def write_file(path: str | os.PathLike[str], assignment: Assignment) -> None:

@@ -264,6 +264,18 @@ class Placement:
         self._assignment = replace(self._assignment, kv_bytes_by_layer=checked)
 
     @property
+    def expert_cache(self) -> Mapping[str, int]:
+        """Bytes of GPUs, by device, for a cache of the experts that are on the CPU; empty: none.
+
+        Experts that tokens have used are copied there, and computed there while the CPU computes the others.
+        """
+        return dict(self._assignment.expert_cache)
+
+    @expert_cache.setter
+    def expert_cache(self, pools: Mapping[str, int]) -> None:
+        self._assignment = replace(self._assignment, expert_cache=file.checked_expert_cache(pools, self.devices))
+
+    @property
     def output(self) -> str:
         """The device of the output head, or ``"mixed"``; of a tied embedding, the device of its copy."""
         return one_device([*self._assignment.devices_of("output"), self.output_matrix])
@@ -337,6 +349,7 @@ class Placement:
             and self.kv == other.kv
             and self.output_matrix == other.output_matrix
             and self._assignment.tensors == other._assignment.tensors
+            and self.expert_cache == other.expert_cache
         )
 
     def _device_of_part(self, layer: int, part: str) -> str | None:

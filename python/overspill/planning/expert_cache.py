@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from overspill._core import Error
 from overspill.base.checks import as_instance, as_integer, as_real
@@ -18,23 +18,14 @@ __all__ = ["ExpertCachePlan", "plan_expert_cache"]
 class ExpertCachePlan:
     """The speed of a model by the share of its experts' requests that a GPU answers from a cache.
 
-    A token takes the time that the planner expects with all experts in RAM, of which the CPU reads only the misses,
-    and that of reading the hits from the GPU's memory::
-
-        seconds = max(planned - cpu * hit_share + gpu * hit_share, insertions * expert_bytes / link)
-
-    ``cpu`` and ``gpu`` are the bytes of a token's experts over the measured rates of their type, and ``link`` is the
-    rate of copies from RAM, held as the plan has it. All else is as planned, the visits to the CPU in each layer
-    included. It is assumed that the GPU and the CPU compute a layer's experts one after the other, that misses are
-    copied into the cache while others compute, and that the copies leave the CPU its rate of reading RAM.
+    A token takes the time that the planner expects with all experts in RAM, but for the experts themselves: in each
+    layer, the GPU reads the hits while the CPU reads the misses (docs/offload.md has the arithmetic). It takes no less
+    than the copies of its insertions over the link, as weights in RAM are held by the plan. It is assumed that the
+    copies leave the CPU its rate of reading RAM.
     """
 
     planned: Plan
     """With all experts in RAM."""
-    cpu_s: float
-    """Seconds of a token in which the CPU reads experts, if none is on the GPU."""
-    gpu_s: float
-    """Seconds of a token in which the GPU reads experts, if all are there."""
     link_bytes_per_s: float
     """Rate of copies of experts to the GPU."""
     expert_bytes: int
@@ -45,8 +36,7 @@ class ExpertCachePlan:
     @property
     def room_bytes(self) -> int:
         """Bytes that the plan leaves free on the first GPU, beyond the margin."""
-        use = self.planned.forecast().memory[self.planned.hardware.gpus[0].name]
-        return max(0, use.free_bytes - use.total_bytes - use.margin_bytes)
+        return self.planned.forecast().memory[self.planned.hardware.gpus[0].name].room_bytes
 
     def tokens_per_s(self, hit_share: float, insertions_per_token: float = 0.0) -> float:
         """Return the expected rate of decoding.
@@ -66,7 +56,8 @@ class ExpertCachePlan:
         share, n = _share("hit_share", hit_share), as_real("insertions_per_token", insertions_per_token)
         if not 0 <= n < float("inf"):
             raise ValueError(f"insertions_per_token must be at least 0 and finite, not {n}")
-        computing_s = 1 / self.planned.forecast().tokens_per_s + share * (self.gpu_s - self.cpu_s)
+        estimate = replace(self.planned.estimate(), pools={0: self.experts_bytes}, hit_share=share)
+        computing_s = 1 / self.planned.forecast().tokens_per_s + estimate.with_cache({})
         return 1 / max(computing_s, n * self.expert_bytes / self.link_bytes_per_s)
 
     def resident_bytes(self, share: float) -> int:
@@ -99,19 +90,6 @@ def plan_expert_cache(info: ModelInfo, hardware: Hardware, *, n_ctx: int | None 
     if not as_instance("hardware", hardware, Hardware).gpus:
         raise Error("a cache of experts needs a GPU, and the hardware has none")
     planned = plan(info, hardware=hardware, n_ctx=n_ctx, type_k=DEFAULT_CACHE_TYPE, pins={"experts": "cpu"})
-    work = planned.estimate().work
-
-    def seconds_on(device: int) -> float:
-        found = 0.0
-        for kind in work.kinds[: work.n_computed]:
-            for weight in kind.weights.values():
-                if kind.parts[weight.name] == "experts":
-                    _, n_bytes, rate = work.reading(kind, weight, device, "mul_mat_id")
-                    found += n_bytes / rate
-        return found
-
     experts_bytes = sum(info.layers[number]["experts"] for number in info.expert_layers)
     expert_bytes = experts_bytes // (len(info.expert_layers) * info.n_experts)
-    return ExpertCachePlan(
-        planned, seconds_on(work.cpu), seconds_on(0), work.copy_bytes_per_s(0), expert_bytes, experts_bytes
-    )
+    return ExpertCachePlan(planned, planned.estimate().work.copy_bytes_per_s(0), expert_bytes, experts_bytes)

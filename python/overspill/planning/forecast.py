@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from overspill.base.cached import cached_property
@@ -13,6 +14,7 @@ from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.advice import reason_for, remedies_for, weights_in_ram
 from overspill.planning.prompt import Prompts
+from overspill.planning.residency import CachedLayer, cached_layers, expected_hit_share, layer_s
 from overspill.planning.settings import (
     DEFAULT_UBATCH,
     PROMPT_TOKENS,
@@ -24,7 +26,7 @@ from overspill.planning.settings import (
 from overspill.planning.verdict import MemoryForecast, Verdict, memory_by_device, verdict_of
 from overspill.planning.workload import Arrangement, Workload
 
-__all__ = ["Estimate", "Forecast", "device_number", "forecast"]
+__all__ = ["Estimate", "ExpertForecast", "Forecast", "device_number", "forecast"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Forecast:
     """Decoding, with ``settings.depth`` tokens in the context."""
     seconds_by_term: dict[str, dict[str, float]]
     """Seconds of one token by device and by what they are spent on: ``attention``, ``dense``, ``experts``, ``kv``,
-    ``output``, ``operations`` (a fixed cost of each), ``hops`` (of the changes to this device), ``page faults``."""
+    ``output``, ``operations`` (a fixed cost of each), ``hops`` (of the changes to this device), ``page faults``,
+    ``cached experts`` (which the CPU waits for when it is done with its own)."""
     n_splits: int
     """Pieces of the graph, as llama.cpp's log counts them."""
     prompt_tokens_per_s: float
@@ -57,6 +60,8 @@ class Forecast:
     remedies: list[str]
     """Changes that would make more of the model fit, a phrase for each."""
     settings: Settings
+    experts: ExpertForecast | None = None
+    """What is expected of the cache of experts, if the placement has one."""
 
     @property
     def exchange_s(self) -> float:
@@ -87,8 +92,23 @@ class Forecast:
             "verdict": self.verdict,
             "reason": self.reason,
             "remedies": self.remedies,
+            "experts": None if self.experts is None else asdict(self.experts),
             "settings": {name: getattr(self.settings, name) for name in Settings.__slots__},
         }
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertForecast:
+    """What is expected of a cache of experts on GPUs."""
+
+    cache_bytes: int
+    """Of all GPUs."""
+    resident_share: float
+    """Of the experts in RAM, those that it has room for."""
+    hit_share: float
+    """Of a token's experts, those that are expected to be there."""
+    assumption: str
+    """Where the share of hits is from, in words."""
 
 
 def device_number(hardware: Hardware, device: str) -> int:
@@ -102,6 +122,10 @@ class Estimate:
 
     work: Workload
     arranged: Arrangement
+    pools: Mapping[int, int] = field(default_factory=dict)
+    """Bytes for a cache of experts, by the number of the GPU."""
+    hit_share: float | None = None
+    """Of that cache; None: as is to be expected of its size."""
 
     @classmethod
     def of(cls, info: ModelInfo, placement: Placement, hardware: Hardware, settings: Settings) -> Estimate:
@@ -113,7 +137,37 @@ class Estimate:
         groups = [tuple(device or 0 for _, device in kind.groups) for kind in work.kinds]
         kv = [device_number(hardware, device) for device in placement.kv]
         embedding = pinned.get("token_embd.weight", work.cpu)
-        return cls(work, Arrangement(kv, groups, device_number(hardware, placement.output_matrix), embedding))
+        pools = {device_number(hardware, device): n_bytes for device, n_bytes in placement.expert_cache.items()}
+        arranged = Arrangement(kv, groups, device_number(hardware, placement.output_matrix), embedding)
+        return cls(work, arranged, pools)
+
+    @cached_property
+    def experts(self) -> tuple[ExpertForecast, list[CachedLayer]] | None:
+        """What is expected of the cache, and the layers that it is for; None without one."""
+        layers = cached_layers(self.work, self.arranged, self.pools) if self.pools else []
+        if not layers:
+            return None
+        cache_bytes = sum(self.pools.values())
+        resident = min(1.0, cache_bytes / sum(layer.experts_bytes for layer in layers))
+        if self.hit_share is not None:
+            return ExpertForecast(cache_bytes, resident, self.hit_share, "as given"), layers
+        assumption = "as an LRU for each layer has in replays of gpt-oss-20b"
+        return ExpertForecast(cache_bytes, resident, expected_hit_share(resident), assumption), layers
+
+    def with_cache(self, terms: dict[str, dict[str, float]]) -> float:
+        """Put what the cache changes into the seconds of a token by device and part; return their change."""
+        if self.experts is None:
+            return 0.0
+        outlook, layers = self.experts
+        change_s = 0.0
+        for layer in layers:
+            reading_s, waiting_s = layer_s(layer, outlook.hit_share)
+            change_s += reading_s + waiting_s - layer.cpu_s
+            of_cpu = terms.setdefault(self.work.devices[self.work.cpu].name, {})
+            of_gpu = terms.setdefault(self.work.devices[layer.gpu].name, {})
+            of_cpu["experts"] = of_cpu.get("experts", 0.0) + reading_s - layer.cpu_s
+            of_gpu["cached experts"] = of_gpu.get("cached experts", 0.0) + waiting_s
+        return change_s
 
     @cached_property
     def forecast(self) -> Forecast:
@@ -124,11 +178,13 @@ class Estimate:
         by_term: dict[str, dict[str, float]] = {}
         for (device, part), seconds in prompt.terms.items():
             by_term.setdefault(work.devices[device].name, {})[part] = seconds
-        memory = memory_by_device(work, use, work.compute_bytes(arranged))
+        terms = work.terms(arranged)
+        seconds = use.seconds + self.with_cache(terms)
+        memory = memory_by_device(work, use, work.compute_bytes(arranged), self.pools)
         verdict = verdict_of(work, arranged, memory)
         return Forecast(
-            1 / use.seconds if use.seconds else float("inf"),
-            work.terms(arranged),
+            1 / seconds if seconds else float("inf"),
+            terms,
             use.n_splits,
             prompt_length(work.settings) / prompt.seconds if prompt.seconds else float("inf"),
             prompt.seconds,
@@ -140,6 +196,7 @@ class Estimate:
             reason_for(work, arranged, use, memory, verdict),
             remedies_for(work, arranged, memory, verdict),
             work.settings,
+            None if self.experts is None else self.experts[0],
         )
 
 

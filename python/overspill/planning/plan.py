@@ -15,18 +15,20 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from rich.console import Group
 from rich.text import Text
 
-from overspill.base.checks import as_instance, as_integer, as_mapping, as_path, as_real, naming
+from overspill._core import Error
+from overspill.base.checks import as_instance, as_integer, as_mapping, as_path, as_real, check_choice, naming
 from overspill.base.units import format_bytes
-from overspill.base.values import LoadMode
+from overspill.base.values import Experts, LoadMode
 from overspill.header.info import ModelInfo
 from overspill.header.tensor_names import layer_of, part_of
 from overspill.machine.hardware import Hardware
 from overspill.placement.assignment import Assignment
+from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
 from overspill.placement.rules import mapping_rules
 from overspill.planning.forecast import Estimate, Forecast, device_number
@@ -43,9 +45,10 @@ from overspill.planning.settings import (
 )
 from overspill.planning.workload import Arrangement, Workload
 
-__all__ = ["UBATCHES", "Plan", "plan", "plan_for", "prompt_line"]
+__all__ = ["UBATCHES", "Plan", "expert_line", "plan", "plan_for", "prompt_line"]
 
 UBATCHES = (256, 512, 1024, 2048, 4096, 8192)
+_WORTH_A_CACHE = 1.05  # so much shorter an exchange must be: hits depend on the text
 _SLOWER_DECODING = 1.02  # so much may be given up for prompts
 _LONGEST_PIECE_S = 0.7  # of a GPU's work, which cannot be interrupted: Ctrl-C is to be answered within a second
 
@@ -64,6 +67,8 @@ class Plan(Placement):
         """What was decided before it was planned, as for :func:`plan`."""
         self.chosen: frozenset[str] = frozenset()
         """The settings that were planned, and not given."""
+        self.experts: Experts = "static"
+        """What was asked for, as for :func:`plan`; whether there is a cache is said by :attr:`expert_cache`."""
         self._kept: tuple[Assignment, Estimate] | None = None
         self._whole_layers: Workload | float | None = None
 
@@ -104,7 +109,11 @@ class Plan(Placement):
         )
         depth = f"{self.settings.depth} of {self.settings.n_ctx} tokens into the context"
         lines = [f"{outlook.verdict}: {outlook.tokens_per_s:.1f} tokens/s, {depth}", prompt_line(outlook), uses]
-        lines += [outlook.reason, *([outlook.weights_in_ram] if outlook.weights_in_ram else [])]
+        lines += [
+            outlook.reason,
+            *([expert_line(outlook)] if outlook.experts else []),
+            *([outlook.weights_in_ram] if outlook.weights_in_ram else []),
+        ]
         return [*lines, *(f"- {remedy}" for remedy in outlook.remedies)]
 
     def __rich__(self) -> Group:
@@ -117,13 +126,25 @@ class Plan(Placement):
 
     def for_hardware(self, hardware: Hardware) -> Plan:
         """Return a plan for other hardware with the same settings, and with nothing pinned."""
-        return plan_for(self.info, as_instance("hardware", hardware, Hardware), self.settings, {}, self.chosen)
+        as_instance("hardware", hardware, Hardware)
+        return plan_for(self.info, hardware, self.settings, {}, self.chosen, self.experts)
 
     def copy(self) -> Plan:
         """Return an equal plan, to edit."""
         copy = Plan(self.info, self.hardware, self.settings)
         copy.__dict__.update(self.__dict__ | super().copy().__dict__)
         return copy
+
+
+def expert_line(outlook: Forecast) -> str:
+    """Return what is expected of the cache of experts in a sentence; empty without one."""
+    found = outlook.experts
+    if found is None:
+        return ""
+    return (
+        f"A cache of experts on the GPU, {format_bytes(found.cache_bytes)}, has room for {found.resident_share:.0%} of "
+        f"them, and is expected to have {found.hit_share:.0%} of those that a token uses ({found.assumption})."
+    )
 
 
 def prompt_line(outlook: Forecast) -> str:
@@ -151,6 +172,7 @@ def plan(
     reply_tokens: int = REPLY_TOKENS,
     pin_weights: bool | None = None,
     offload_min_batch: int | None = None,
+    experts: Experts = "static",
 ) -> Plan:
     """Return the placement with which an exchange is shortest and that fits, planned from the header of a file alone.
 
@@ -172,6 +194,9 @@ def plan(
         driver can and RAM has room.
     offload_min_batch
         From so many tokens on, 1 to 65536, a GPU computes with weights in RAM. Default: from where that is faster.
+    experts
+        Where experts are: ``"static"``, each on one device; ``"cached"``, all in RAM, and what the GPUs have room for
+        besides is a cache of those that tokens used lately; or ``"auto"``, whichever makes the exchange shorter.
     pins
         What is decided already, as for :meth:`Placement.apply`: ``{"experts": "cpu", "layers 0-9 attention": "gpu"}``.
         The rest is planned around it, also if it cannot fit; the forecast then says so.
@@ -188,7 +213,10 @@ def plan(
         The file cannot be read.
     ValueError
         A pin names what is not there, or what llama.cpp cannot do; or a number is out of range.
+    Error
+        ``experts="cached"``, and the model has none, or there is no GPU or no room on it.
     """
+    check_choice("experts", experts, get_args(Experts))
     info = model if isinstance(model, ModelInfo) else ModelInfo.from_file(as_path("model", model))
     hardware = Hardware.here(info) if hardware is None else as_instance("hardware", hardware, Hardware)
     if pins is not None:
@@ -209,13 +237,65 @@ def plan(
         **optional,
     )
     chosen = frozenset(name for name, value in optional.items() if value is None)
-    return plan_for(info, hardware, settings, pins or {}, chosen)
+    return plan_for(info, hardware, settings, pins or {}, chosen, experts)
 
 
 def plan_for(
-    info: ModelInfo, hardware: Hardware, settings: Settings, pins: Mapping[str, Any], chosen: frozenset[str]
+    info: ModelInfo,
+    hardware: Hardware,
+    settings: Settings,
+    pins: Mapping[str, Any],
+    chosen: frozenset[str],
+    experts: Experts,
 ) -> Plan:
     """Return the best plan; ``chosen`` has the names of settings that are to be chosen. See :func:`plan`."""
+    cached = None if experts == "static" else _cached_plan(info, hardware, settings, pins, chosen)
+    if experts == "cached":
+        if cached is None:
+            name = info.name or info.architecture
+            raise Error(
+                f"{name} has no experts to cache: only a mixture of experts has"
+                if not info.expert_layers
+                else f"there is no GPU with room for a cache of the experts of {name}"
+            )
+        best = cached
+    else:
+        best = _static_plan(info, hardware, settings, pins, chosen)
+        if cached is not None:
+            now, then = best.forecast(), cached.forecast()
+            is_faster = then.exchange_s * _WORTH_A_CACHE < now.exchange_s and then.tokens_per_s > now.tokens_per_s
+            if is_faster and not any(use.missing_bytes for use in then.memory.values()):
+                cached._whole_layers, best = best._whole_layers, cached
+    best.experts, best.pins = experts, pins
+    return best
+
+
+def _cached_plan(
+    info: ModelInfo, hardware: Hardware, settings: Settings, pins: Mapping[str, Any], chosen: frozenset[str]
+) -> Plan | None:
+    """Return the plan with all experts in RAM, and caches of them on the GPUs; None if there can be none."""
+    if not info.expert_layers or not any(gpu.copies_host_weights for gpu in hardware.gpus):
+        return None
+    planned = _static_plan(info, hardware, settings, {"experts": CPU, **pins}, chosen)
+    memory = planned.forecast().memory
+    all_bytes = sum(info.layers[layer]["experts"] for layer in info.expert_layers)
+    least = all_bytes // max(1, info.n_experts)  # an expert of each layer
+    pools: dict[str, int] = {}
+    for gpu in hardware.gpus:
+        use = memory[gpu.name]
+        room = min(use.free_bytes - use.total_bytes - use.margin_bytes, all_bytes - sum(pools.values()))
+        if gpu.copies_host_weights and room > 0 and use.kv_bytes:
+            pools[gpu.name] = room
+    if sum(pools.values()) < least:
+        return None
+    planned.expert_cache = pools
+    planned._keep(replace(planned.estimate(), pools={device_number(hardware, name): n for name, n in pools.items()}))
+    return planned
+
+
+def _static_plan(
+    info: ModelInfo, hardware: Hardware, settings: Settings, pins: Mapping[str, Any], chosen: frozenset[str]
+) -> Plan:
     pinned, fixed = _pins(info, hardware, pins)
     # Whatever an earlier plan may have chosen.
     anew: dict[str, Any] = {"n_ubatch": DEFAULT_UBATCH, "pin_weights": False, "offload_min_batch": 0}

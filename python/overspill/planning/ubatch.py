@@ -61,7 +61,11 @@ def trade_around(planned: Plan, ubatches: Sequence[int] = UBATCHES) -> list[Ubat
         settings = replace(planned.settings, n_ubatch=as_integer("ubatches", n_ubatch, 1, 65536))
         is_planned = settings == planned.settings
         chosen = planned.chosen - {"n_ubatch"}
-        one = planned if is_planned else plan_for(planned.info, planned.hardware, settings, planned.pins, chosen)
+        one = (
+            planned
+            if is_planned
+            else plan_for(planned.info, planned.hardware, settings, planned.pins, chosen, planned.experts)
+        )
         work, arranged = one.estimate().work, one.estimate().arranged
         use, compute = work.evaluate(arranged), work.compute_bytes(arranged)
         taker = work.takes_over(arranged)
@@ -71,6 +75,6 @@ def trade_around(planned: Plan, ubatches: Sequence[int] = UBATCHES) -> list[Ubat
             ceiling = n_ubatch * work.copy_bytes_per_s(taker) / in_ram
         n_layers, outlook = matrix_layers(work, arranged)[1], one.forecast()
         first_s, prompt_rate = outlook.time_to_first_token_s, outlook.prompt_tokens_per_s
-        rates = (1 / use.seconds, ceiling, prompt_rate, first_s)
+        rates = (outlook.tokens_per_s, ceiling, prompt_rate, first_s)
         found.append(UbatchTrade(n_ubatch, sum(compute[: work.cpu]), n_layers, *rates))
     return found

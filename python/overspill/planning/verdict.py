@@ -25,6 +25,11 @@ class MemoryForecast(MemoryUse):
     """To be left free of them."""
 
     @property
+    def room_bytes(self) -> int:
+        """Bytes that the placement leaves free, beyond the margin."""
+        return max(0, self.free_bytes - self.total_bytes - self.margin_bytes)
+
+    @property
     def missing_bytes(self) -> int:
         """Bytes that the device has too few of; 0 if the placement fits."""
         return max(0, self.total_bytes + self.margin_bytes - self.free_bytes) if self.total_bytes else 0
@@ -34,12 +39,21 @@ def _fits(use: MemoryForecast) -> bool:
     return use.missing_bytes == 0
 
 
-def memory_by_device(work: Workload, use: Use, compute: Sequence[int]) -> dict[str, MemoryForecast]:
-    """Return the bytes needed and free on each device; ``compute`` has the bytes of compute buffers by device."""
+def memory_by_device(
+    work: Workload, use: Use, compute: Sequence[int], pools: Mapping[int, int]
+) -> dict[str, MemoryForecast]:
+    """Return the bytes needed and free on each device.
+
+    ``compute`` has the bytes of compute buffers by device, ``pools`` those for a cache of experts.
+    """
     margins = [work.settings.margin_bytes] * work.cpu + [0]
     return {
         device.name: MemoryForecast(
-            use.weights_bytes[number], use.kv_bytes[number], compute[number], device.memory_bytes, margins[number]
+            use.weights_bytes[number] + pools.get(number, 0),
+            use.kv_bytes[number],
+            compute[number],
+            device.memory_bytes,
+            margins[number],
         )
         for number, device in enumerate(work.devices)
     }
