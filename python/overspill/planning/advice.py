@@ -31,9 +31,17 @@ _READING = {
 
 
 def reason_for(
-    work: Workload, arranged: Arrangement, use: Use, memory: Mapping[str, MemoryForecast], verdict: Verdict
+    work: Workload,
+    arranged: Arrangement,
+    terms: Mapping[str, Mapping[str, float]],
+    memory: Mapping[str, MemoryForecast],
+    verdict: Verdict,
 ) -> str:
-    """Return in a sentence or two why an arrangement is as fast as it is, or what has no room."""
+    """Return in a sentence or two why an arrangement is as fast as it is, or what has no room.
+
+    ``terms`` has the seconds of a token by device and part.
+    """
+    token_s = sum(sum(of_device.values()) for of_device in terms.values())
     info, cpu = work.info, work.devices[work.cpu].name
     needed = sum(place.total_bytes for place in memory.values())
     subject = f"{info.name or info.architecture} needs {format_bytes(needed)}"
@@ -76,17 +84,17 @@ def reason_for(
     if arranged.output != work.cpu:
         parts.append("the output head")
     slowest, seconds = max(
-        ((part, seconds) for part, seconds in work.terms(arranged).get(cpu, {}).items()),
+        terms.get(cpu, {}).items(),
         key=lambda term: term[1],
         default=("", 0.0),
     )
     text = f"{subject}, and {_names(gpus)} can take {format_bytes(room)} of it: {_names(parts)}."
-    if seconds > use.seconds / 4:
+    if seconds > token_s / 4:
         reading = _READING.get(slowest, f"its {slowest}")
         share = f", {info.n_experts_used} of {info.n_experts}," if slowest == "experts" else ""
         verb = "Waiting for" if slowest == "page faults" else "Reading"
         where = "" if slowest == "page faults" else " in RAM"
-        text += f" {verb} {reading}{share}{where} takes {seconds * 1e3:.0f} of a token's {use.seconds * 1e3:.0f} ms."
+        text += f" {verb} {reading}{share}{where} takes {seconds * 1e3:.0f} of a token's {token_s * 1e3:.0f} ms."
     return text
 
 

@@ -182,6 +182,8 @@ class Estimate:
         seconds = use.seconds + self.with_cache(terms)
         memory = memory_by_device(work, use, work.compute_bytes(arranged), self.pools)
         verdict = verdict_of(work, arranged, memory)
+        # What is in the cache is in RAM as well, and gives way.
+        needed = memory if verdict == "does not fit" else memory_by_device(work, use, work.compute_bytes(arranged), {})
         return Forecast(
             1 / seconds if seconds else float("inf"),
             terms,
@@ -193,8 +195,8 @@ class Estimate:
             weights_in_ram(work, arranged, use),
             memory,
             verdict,
-            reason_for(work, arranged, use, memory, verdict),
-            remedies_for(work, arranged, memory, verdict),
+            reason_for(work, arranged, terms, needed, verdict),
+            remedies_for(work, arranged, needed, verdict),
             work.settings,
             None if self.experts is None else self.experts[0],
         )
