@@ -305,7 +305,7 @@ def _with_cache(
         pools = {
             gpu.name: outlook.memory[gpu.name].room_bytes
             for gpu in hardware.gpus
-            if gpu.copies_host_weights and outlook.memory[gpu.name].total_bytes and outlook.memory[gpu.name].room_bytes
+            if gpu.copies_host_weights and outlook.memory[gpu.name].room_bytes
         }
         if not pools:
             raise Error(f"there is no GPU with room for a cache of the experts of {info.name or info.architecture}")
@@ -405,6 +405,7 @@ def memory_by_device(
         device: MemoryUse(use.weights_bytes + pools.get(device, 0), use.kv_bytes, use.compute_bytes)
         for device, use in report.devices.items()
     }
+    uses |= {device: MemoryUse(n_bytes, 0, 0) for device, n_bytes in pools.items() if device not in uses}
     if pinned is not None and (pinned.wanted_bytes or pinned.reason):
         size = f"{format_bytes(pinned.registered_bytes)} of {format_bytes(pinned.wanted_bytes)} are registered"
         state = f"given up: {pinned.reason}" if pinned.reason else "done" if pinned.finished else "going on"

@@ -284,7 +284,7 @@ def _cached_plan(
     for gpu in hardware.gpus:
         use = memory[gpu.name]
         room = min(use.free_bytes - use.total_bytes - use.margin_bytes, all_bytes - sum(pools.values()))
-        if gpu.copies_host_weights and room > 0 and use.kv_bytes:
+        if gpu.copies_host_weights and room > 0:
             pools[gpu.name] = room
     if sum(pools.values()) < least:
         return None
