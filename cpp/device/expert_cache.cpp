@@ -125,7 +125,6 @@ struct Store {
     ggml_context_ptr context;
     std::array<ggml_tensor *, n_parts> tensors = {};  // the last dimension is the slot
     std::vector<Launch> launches;                     // of 1 expert, 2, ...
-    std::vector<char> is_fresh;                       // by slot: being copied
 };
 
 struct Pool {
@@ -133,8 +132,7 @@ struct Pool {
     size_t n_bytes = 0;
     ggml_backend_buffer_ptr buffer;
     Backend computes, copies;  // a stream of its own for each
-    ggml_backend_event_ptr copied;
-    bool has_fresh = false;  // slots that are being copied
+    bool is_copying = false;
     // What a launch reads: the activations, then the slots.
     ggml_backend_buffer_ptr input_buffer;
     ggml_context_ptr input_context;
@@ -144,7 +142,7 @@ struct Pool {
 
 // How much of a token's time its insertions may take from whoever decodes: more while there are free slots.
 constexpr double share_of_insertions = 0.03, share_while_empty = 0.3;
-constexpr size_t most_insertions_by_time = 16;
+constexpr size_t most_insertions_by_time = 16, most_while_empty = 48;
 constexpr size_t most_used = 64;
 constexpr size_t most_kept = 65536;  // uses of experts
 
@@ -201,7 +199,9 @@ struct ExpertCache::State {
         std::vector<int32_t> slot_of;  // by expert; -1: not resident
         std::vector<int32_t> free_slots;
         std::unique_ptr<SecondTouch> policy;
-        std::vector<uint16_t> used;  // by the tokens of the batch, n_used each
+        ggml_backend_event_ptr copied;     // null where the device has no events
+        std::vector<int32_t> fresh_slots;  // that are being copied to, for all that is known
+        std::vector<uint16_t> used;        // by the tokens of the batch, n_used each
     };
 
     std::vector<Pool> pools;
@@ -314,7 +314,6 @@ ExpertCache::ExpertCache(const std::vector<ExpertPool> & pools, const ProductSet
         ggml_backend_buffer_set_usage(pool.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
         pool.computes = backend_of(device);
         pool.copies = backend_of(device);
-        pool.copied.reset(ggml_backend_event_new(device));
     }
 }
 
@@ -328,7 +327,7 @@ ExpertCache::~ExpertCache() {
 
 void ExpertCache::State::finish_copies() {
     for (Pool & pool : pools) {
-        if (pool.has_fresh) {
+        if (pool.is_copying) {
             ggml_backend_synchronize(pool.copies.get());
         }
     }
@@ -475,7 +474,6 @@ bool ExpertCache::State::lay_out(Pool & pool, const std::vector<Layer *> & of_po
         if (store->n_slots < alike.size()) {
             continue;  // not one for each layer
         }
-        store->is_fresh.assign(store->n_slots, 0);
         store->context.reset(ggml_init({ggml_tensor_overhead() * n_parts, nullptr, true}));
         for (size_t part = 0; part < n_parts; ++part) {
             const ggml_tensor * of = first.parts[part];
@@ -505,6 +503,7 @@ bool ExpertCache::State::lay_out(Pool & pool, const std::vector<Layer *> & of_po
             layer.pool = &pool;
             layer.store = store.get();
             layer.policy = std::make_unique<SecondTouch>(layer.n_experts, n);
+            layer.copied.reset(ggml_backend_event_new(pool.device));
             for (size_t k = 0; k < n; ++k) {
                 layer.free_slots.push_back(slot++);
             }
@@ -578,7 +577,7 @@ void ExpertCache::note(int32_t number, const int32_t * experts, size_t n_tokens,
     for (size_t i = 0; i < n_tokens * n_used; ++i) {
         layer.used.push_back(static_cast<uint16_t>(experts[i]));
     }
-    if (state_->n_tokens == 1) {
+    if (state_->n_tokens == 1 && state_->trial.uses_cache()) {
         const auto hits = static_cast<uint64_t>(
             std::count_if(experts, experts + n_used, [&](int32_t expert) { return has(number, expert); }));
         state_->counts.n_requests += n_used;
@@ -597,7 +596,8 @@ void ExpertCache::launch(int32_t number, const int32_t * experts, size_t n_used)
         const int32_t slot = layer.slot_of[static_cast<size_t>(experts[k])];
         if (slot >= 0) {
             state.slots[n++] = slot;
-            is_fresh = is_fresh || layer.store->is_fresh[static_cast<size_t>(slot)] != 0;
+            const auto & fresh = layer.fresh_slots;
+            is_fresh = is_fresh || std::find(fresh.begin(), fresh.end(), slot) != fresh.end();
         }
     }
     if (n == 0) {
@@ -605,14 +605,12 @@ void ExpertCache::launch(int32_t number, const int32_t * experts, size_t n_used)
     }
     Pool & pool = *layer.pool;
     if (is_fresh) {
-        if (pool.copied) {
-            ggml_backend_event_wait(pool.computes.get(), pool.copied.get());
+        if (layer.copied) {
+            ggml_backend_event_wait(pool.computes.get(), layer.copied.get());
         } else {
             ggml_backend_synchronize(pool.copies.get());
         }
-        for (const auto & store : pool.stores) {
-            std::fill(store->is_fresh.begin(), store->is_fresh.end(), 0);
-        }
+        layer.fresh_slots.clear();
     }
     const Launch & launch = layer.store->launches[n - 1];
     ggml_backend_t backend = pool.computes.get();
@@ -673,7 +671,8 @@ void ExpertCache::State::apply_policy(double seconds) {
     if (most == 0) {
         const double share = is_full() ? share_of_insertions : share_while_empty;
         credit_s = std::min(credit_s + share * seconds, share_while_empty * seconds + insertion_s);
-        most = std::min(most_insertions_by_time * n_tokens, static_cast<size_t>(std::max(0.0, credit_s / insertion_s)));
+        most = std::min(is_full() ? most_insertions_by_time : most_while_empty,
+                        static_cast<size_t>(std::max(0.0, credit_s / insertion_s)));
     }
     const Stopwatch watch;
     size_t n_copied = 0;
@@ -693,17 +692,10 @@ void ExpertCache::State::apply_policy(double seconds) {
         }
     }
     first_layer = (first_layer + 1) % layers.size();
-    if (n_copied > 0) {
-        for (Pool & pool : pools) {
-            if (pool.has_fresh && pool.copied) {
-                ggml_backend_event_record(pool.copied.get(), pool.copies.get());
-            }
-        }
-        if (most_insertions == 0) {
-            const double spent_s = watch.seconds();
-            credit_s -= spent_s;
-            insertion_s += 0.1 * (spent_s / static_cast<double>(n_copied) - insertion_s);
-        }
+    if (n_copied > 0 && most_insertions == 0) {
+        const double spent_s = watch.seconds();
+        credit_s -= spent_s;
+        insertion_s += 0.1 * (spent_s / static_cast<double>(n_copied) - insertion_s);
     }
 }
 
@@ -725,6 +717,9 @@ size_t ExpertCache::State::follow(Layer & layer) {
             ++n;
         }
     }
+    if (n > 0 && layer.copied) {
+        ggml_backend_event_record(layer.copied.get(), layer.pool->copies.get());
+    }
     return n;
 }
 
@@ -740,8 +735,8 @@ void ExpertCache::State::copy(Layer & layer, size_t expert, int32_t slot) {
         }
     }
     layer.slot_of[expert] = slot;
-    store.is_fresh[static_cast<size_t>(slot)] = 1;
-    layer.pool->has_fresh = true;
+    layer.fresh_slots.push_back(slot);
+    layer.pool->is_copying = true;
     ++counts.n_resident;
     ++counts.n_insertions;
     counts.inserted_bytes += layer.expert_bytes;

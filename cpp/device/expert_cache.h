@@ -22,8 +22,8 @@ struct ExpertPool {
     size_t n_bytes;
 };
 
-// Of all tokens since the model was loaded that were decoded one at a time; the bytes are those of the experts'
-// weights.
+// Of all tokens since the model was loaded that were decoded one at a time with the cache; the bytes are those of the
+// experts' weights.
 struct ExpertCounts {
     uint64_t n_tokens = 0;
     uint64_t n_requests = 0;

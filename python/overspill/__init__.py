@@ -43,6 +43,7 @@ from overspill.base.values import (
     Breakdown,
     Completion,
     Device,
+    ExpertStats,
     LogitsProcessor,
     MemoryUse,
     Stats,
@@ -66,7 +67,7 @@ from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.llama import LlamaPlacement
 from overspill.placement.placement import Placement
 from overspill.planning.expert_cache import ExpertCachePlan, plan_expert_cache
-from overspill.planning.forecast import Forecast, forecast
+from overspill.planning.forecast import ExpertForecast, Forecast, forecast
 from overspill.planning.plan import Plan, plan
 from overspill.planning.ubatch import ubatch_trade
 from overspill.planning.verdict import Verdict
@@ -107,7 +108,9 @@ __all__ = [
     "Draft",
     "Error",
     "ExpertCachePlan",
+    "ExpertForecast",
     "ExpertReplay",
+    "ExpertStats",
     "ExpertStudy",
     "ExpertTrace",
     "Forecast",
