@@ -128,7 +128,8 @@ import sys
 from overspill import _core
 meter = _core.DeviceMeter(sys.argv[1], n_threads=1, working_set_bytes=1 << 30, gpus=[], budget_s=0.2)
 for n in (1, 2, 3, 4):
-    print(f"{n} experts of gpt-oss there and back: {meter.exchange_s(\"mxfp4\", 2880, 2880, n) * 1e6:.1f} us")
+    seconds = meter.exchange_s("mxfp4", 2880, 2880, n)
+    print(f"activations to {n} of gpt-oss'\''s experts and their results back: {seconds * 1e6:.1f} us")
 ' "$device")
 if [ -n "$stand_in" ]; then
   PYTHONPATH=$root/tests/support:$root/tests/support/stand_in_everywhere OVERSPILL_TEST_STAND_IN=2GiB \
@@ -137,17 +138,23 @@ else
   step exchanges 30 "${exchanges[@]}"
 fi
 
+paths=$root/tests/support:$root/benchmarks:$root/benchmarks/cuda
+routes=()
+[ ! -e "$here/routes.npz" ] || routes=(--routes "$here/routes.npz")
+experts=("$python" benchmarks/cuda/compare_experts.py --json "$out/experts.json" "${routes[@]}")
 compare=("$python" benchmarks/cuda/compare_placements.py --rounds 1 --json "$out/placements.json")
 # As much as the model takes in RAM, and room for what else there is.
 needed_kb=70000000
 available_kb=$(sed -n 's/^MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo)
-paths=$root/tests/support:$root/benchmarks
 if [ -n "$stand_in" ]; then
+  PYTHONPATH=$paths:$root/tests/support/stand_in_everywhere OVERSPILL_TEST_STAND_IN=1300MiB step experts 120 \
+    "${experts[@]}" --shape gpt-oss-2-layers --device GPU0 --vram 1250MB --threads 1 --tokens 60
   PYTHONPATH=$paths:$root/tests/support/stand_in_everywhere OVERSPILL_TEST_STAND_IN=2GiB step placements 300 \
     "${compare[@]}" --shape gpt-oss-2-layers --device GPU0 --vram 1400MB --threads 1
 elif ((available_kb < needed_kb)); then
   echo "placements of gpt-oss-120b: skipped, they take 66.6 GB of RAM, and $((available_kb / 1000000)) GB are free"
 else
+  PYTHONPATH=$paths step experts 300 "${experts[@]}"
   PYTHONPATH=$paths step placements 420 "${compare[@]}" --shape gpt-oss-120b
 fi
 if [ -e "$out/placements.json" ]; then

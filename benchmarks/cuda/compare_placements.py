@@ -25,7 +25,7 @@ from rich.table import Table
 
 import overspill
 from comparison_options import Options, parse
-from header_files import HEADERS, Header, gpt_oss, write_random_model
+from header_files import HEADERS, Header, Routes, gpt_oss, write_random_model
 from model_files import VOCABULARY
 from overspill import Forecast, Hardware, Model, ModelInfo, Placement, forecast, plan
 from overspill.base.files import replace_json
@@ -256,8 +256,11 @@ def prompt_rows(path: Path, placement: Placement, hardware: Hardware, options: O
 
 
 @contextmanager
-def model_in_memory(name: str, options: Options, errors: Console) -> Iterator[Path]:
-    """Write a model into memory; its path is good for other processes too, until the block is left."""
+def model_in_memory(name: str, options: Options, errors: Console, routes: Routes | None = None) -> Iterator[Path]:
+    """Write a model into memory; its path is good for other processes too, until the block is left.
+
+    With ``routes``, the id of a token decides which experts it uses.
+    """
     header = MODELS[name]()
     needed = header.tensor_bytes + BESIDE_WEIGHTS_BYTES
     if options.rpc:  # whose server may be on this machine
@@ -274,7 +277,7 @@ def model_in_memory(name: str, options: Options, errors: Console) -> Iterator[Pa
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, console=errors, transient=True) as progress:
             task = progress.add_task(f"writing {name} into memory", total=header.tensor_bytes)
-            write_random_model(path, header, lambda n_bytes: progress.advance(task, n_bytes))
+            write_random_model(path, header, lambda n_bytes: progress.advance(task, n_bytes), routes=routes)
         yield path
     finally:
         os.close(descriptor)

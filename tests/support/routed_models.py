@@ -1,4 +1,4 @@
-"""Models whose router is told what to do: a token's id decides which experts it uses, so that a trace can be replayed."""
+"""Models whose router is told what to do: a token's id decides on its experts, so that a trace can be replayed."""
 
 from __future__ import annotations
 
