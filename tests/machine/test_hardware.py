@@ -580,7 +580,9 @@ def link_rates(tools: Path, *options: dict[str, float]) -> tuple[list[list[float
 def test_a_link_is_measured_in_both_directions(upstream_tools: Path) -> None:
     """Never above what it can do; a slow one as well, by blocks that are smaller than was asked for."""
     links = [math.inf, 1e8, 1e6]
-    found, exchanges = link_rates(upstream_tools, *({"link_bytes_per_s": 0 if link == math.inf else link} for link in links))
+    found, exchanges = link_rates(
+        upstream_tools, *({"link_bytes_per_s": 0 if link == math.inf else link} for link in links)
+    )
     for rates, limit in zip(found, [link for link in links for _ in ("ordinary", "pinned")], strict=True):
         assert all(0 < rate < limit for rate in rates)
     for link, seconds in zip(links, exchanges, strict=True):

@@ -57,11 +57,14 @@ def trace(*requests: NDArray[np.uint16], n_experts: int = N_EXPERTS, n_prompt: t
     return ExpertTrace(requests, n_prompt or (0,) * len(requests), n_experts, layers, "a router")
 
 
-Admits = Callable[[Routes, int, int, int], bool]
+Admits = Callable[[Routes, int, int, int, int], bool]
 
 
 def lru(tokens: Routes, capacity: int, admits: Admits) -> int:
-    """Return the hits; ``admits`` says whether a miss is inserted, and gets the token and how many were before it."""
+    """Return the hits; ``admits`` says whether a miss is inserted.
+
+    It gets the token, the expert, how many of the token were inserted before it, and how many are resident.
+    """
     resident: OrderedDict[int, None] = OrderedDict()
     hits = 0
     for now, experts in enumerate(tokens):
@@ -70,7 +73,7 @@ def lru(tokens: Routes, capacity: int, admits: Admits) -> int:
         n_inserted = 0
         for expert in experts:
             if expert not in here:
-                if not admits(tokens, now, expert, n_inserted):
+                if not admits(tokens, now, expert, n_inserted, len(resident)):
                     continue
                 n_inserted += 1
             resident[expert] = None
@@ -122,9 +125,11 @@ def most_hits(tokens: Routes, capacity: int) -> int:
 
 REFERENCES: dict[Policy, Callable[[Routes, int], int]] = {
     "lru": lambda tokens, capacity: lru(tokens, capacity, lambda *_: True),
-    "lru-one-insertion": lambda tokens, capacity: lru(tokens, capacity, lambda _, __, ___, before: before == 0),
+    "lru-one-insertion": lambda tokens, capacity: lru(tokens, capacity, lambda _, __, ___, before, ____: before == 0),
     "second-touch": lambda tokens, capacity: lru(
-        tokens, capacity, lambda all_, now, expert, _: any(expert in one for one in all_[max(0, now - 2) : now])
+        tokens,
+        capacity,
+        lambda all_, now, expert, _, n: n < capacity or any(expert in one for one in all_[max(0, now - 2) : now]),
     ),
     "lfu": lfu,
     "fixed": fixed,

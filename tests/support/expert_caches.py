@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +52,62 @@ def slots_by_layer(n_slots: int, n_layers: int) -> list[int]:
     return [n_slots // n_layers + (layer < n_slots % n_layers) for layer in range(n_layers)]
 
 
-def replayed(routes: Routes, n_experts: int, n_slots: int) -> npt.NDArray[np.int64]:
-    """Return the hits of each token in a replay that begins with nothing resident."""
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay that begins with nothing resident says."""
+
+    hits: npt.NDArray[np.int64]  # of each token
+    n_insertions: int
+
+
+def replayed(routes: Routes, n_experts: int, n_slots: int) -> Replayed:
+    """Replay the policy of the cache, with slots divided as there."""
     ids = routes.astype(np.uint16)
-    by_capacity: dict[int, list[int]] = {}
+    layers_of: dict[int, list[int]] = {}
     for layer, capacity in enumerate(slots_by_layer(n_slots, ids.shape[1])):
-        by_capacity.setdefault(capacity, []).append(layer)
+        layers_of.setdefault(capacity, []).append(layer)
 
-    def hits(n_tokens: int) -> int:
-        return sum(
-            sum(_core.replay_experts(part, n_experts, _core.CachePolicy.second_touch, capacity).n_hits)
-            for capacity, part in parts
-            for part in [np.ascontiguousarray(part[:n_tokens])]
-        )
+    def first(n_tokens: int) -> tuple[int, int]:
+        n_hits = n_insertions = 0
+        for capacity, layers in layers_of.items():
+            part = np.ascontiguousarray(ids[:n_tokens, layers])
+            found = _core.replay_experts(part, n_experts, _core.CachePolicy.second_touch, capacity)
+            n_hits += sum(found.n_hits)
+            n_insertions += sum(found.n_insertions)
+        return n_hits, n_insertions
 
-    parts = [(capacity, ids[:, layers]) for capacity, layers in by_capacity.items()]
-    return np.diff([hits(n) for n in range(len(ids) + 1)])
+    hits = [first(n)[0] for n in range(len(ids) + 1)]
+    return Replayed(np.diff(hits), first(len(ids))[1])
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a cache has answered."""
+
+    begin: int  # the first of the tokens
+    hits: npt.NDArray[np.int64]  # of each token
+    requests: npt.NDArray[np.int64]
+    n_insertions: int
+
+
+def decode_routed(path: Path, gpu: str, n_slots: int, n_tokens: int, **options: Any) -> Iterator[Decoded]:
+    """Decode the tokens of a routed model one by one.
+
+    Where the model finds that it is faster without the cache, and uses it no longer, another one begins with nothing
+    resident.
+    """
+    begin = 0
+    while begin < n_tokens:
+        hits, requests = [0], [0]
+        with loaded(path, gpu, n_slots=n_slots, **options) as model:
+            for token in range(begin, n_tokens):
+                model.eval([token])
+                found = counts(model)
+                hits.append(found.n_hits)
+                requests.append(found.n_requests)
+                if found.is_off:
+                    break
+            assert found.n_slots == n_slots
+            assert found.n_tokens == len(hits) - 1
+        yield Decoded(begin, np.diff(hits), np.diff(requests), found.n_insertions)
+        begin += len(hits) - 1
