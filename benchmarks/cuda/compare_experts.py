@@ -90,7 +90,8 @@ def measure(path: Path, planned: Plan, row: Row, routes: Routes, n_passes: int, 
             before, start = now, time.perf_counter()
         with_hits = None
         if hits:
-            with_hits = replace(planned.estimate(), hit_share=hits[-1]).forecast.tokens_per_s
+            estimate = replace(planned.estimate(), hit_share=hits[-1], insertions=insertions[-1])
+            with_hits = estimate.forecast.tokens_per_s
         return replace(
             row,
             tokens_per_s=tuple(speeds),

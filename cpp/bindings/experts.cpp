@@ -67,7 +67,8 @@ void bind_experts(py::module_ & m) {
         .def_readonly("n_resident", &ExpertCounts::n_resident)
         .def_readonly("n_slots", &ExpertCounts::n_slots)
         .def_readonly("n_experts", &ExpertCounts::n_experts)
-        .def_readonly("is_off", &ExpertCounts::is_off);
+        .def_readonly("is_off", &ExpertCounts::is_off)
+        .def_readonly("is_proven", &ExpertCounts::is_proven);
     py::class_<ExpertRecorder, std::shared_ptr<ExpertRecorder>>(m, "ExpertRecorder", py::is_final())
         .def(py::init<size_t, size_t, size_t>(), "n_layers"_a, "n_used"_a, "n_tokens"_a)
         .def("read", &read)

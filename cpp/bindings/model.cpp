@@ -118,6 +118,7 @@ void bind_model(py::module_ & m) {
                  const auto cache = model.expert_cache();
                  return cache ? std::optional(cache->counts()) : std::nullopt;
              })
+        .def("expert_profile", &Model::expert_profile)
         .def(
             "shuffle_experts",
             [](Model & model, uint64_t seed) {

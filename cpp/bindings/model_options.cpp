@@ -7,9 +7,9 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace py = pybind11;
-using namespace py::literals;
 
 namespace overspill {
 
@@ -48,9 +48,26 @@ void bind_model_options(py::module_ & m) {
         .def_readwrite("tensor_split", &Placement::tensor_split)
         .def_readwrite("n_gpu_layers", &Placement::n_gpu_layers)
         .def_readwrite("overrides", &Placement::overrides);
-    py::class_<ExpertPool>(m, "ExpertPool", py::is_final())
-        .def(py::init([](std::string device, size_t n_bytes) { return ExpertPool{std::move(device), n_bytes}; }),
-             "device"_a, "n_bytes"_a);
+    py::class_<ExpertCacheOptions>(m, "ExpertCacheOptions", py::is_final())
+        .def(py::init<>())
+        .def_property(
+            "pools",
+            [](const ExpertCacheOptions & options) {
+                std::vector<std::pair<std::string, size_t>> pools;
+                for (const ExpertPool & pool : options.pools) {
+                    pools.emplace_back(pool.device, pool.n_bytes);
+                }
+                return pools;
+            },
+            [](ExpertCacheOptions & options, const std::vector<std::pair<std::string, size_t>> & pools) {
+                options.pools.clear();
+                for (const auto & [device, n_bytes] : pools) {
+                    options.pools.push_back({device, n_bytes});
+                }
+            })
+        .def_readwrite("most_insertions", &ExpertCacheOptions::most_insertions)
+        .def_readwrite("profile", &ExpertCacheOptions::profile)
+        .def_readwrite("is_trusted", &ExpertCacheOptions::is_trusted);
     py::class_<ModelOptions>(m, "ModelOptions", py::is_final())
         .def(py::init<>())
         .def_readwrite("placement", &ModelOptions::placement)
@@ -66,8 +83,7 @@ void bind_model_options(py::module_ & m) {
         .def_readwrite("kernels", &ModelOptions::kernels)
         .def_readwrite("offload_min_batch", &ModelOptions::offload_min_batch)
         .def_readwrite("pin_weights", &ModelOptions::pin_weights)
-        .def_readwrite("expert_pools", &ModelOptions::expert_pools)
-        .def_readwrite("expert_insertions", &ModelOptions::expert_insertions)
+        .def_readwrite("experts", &ModelOptions::experts)
         .def_readwrite("vocab_only", &ModelOptions::vocab_only)
         .def_readwrite("check_tensors", &ModelOptions::check_tensors)
         .def_readwrite("dry_run", &ModelOptions::dry_run);

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <mutex>
 #include <random>
 #include <stdexcept>
@@ -149,6 +150,7 @@ constexpr size_t most_kept = 65536;  // uses of experts
 // Whether decoding is faster with the cache than without, found once.
 class Trial {
   public:
+    explicit Trial(bool is_over) : is_over_(is_over) {}
     bool uses_cache() const { return uses_; }
     bool is_over() const { return is_over_; }
     // A token was decoded, with a cache that is full.
@@ -156,23 +158,27 @@ class Trial {
         if (is_over_) {
             return;
         }
-        // The first ones of a turn find other weights in the CPU's caches than those that follow.
-        if (++n_of_turn_ > n_first) {
+        // The first one of a turn finds other weights in the CPU's caches than those that follow.
+        if (++n_of_turn_ > 1) {
             (uses_ ? with_ : without_).push_back(seconds);
         }
         if (n_of_turn_ < n_in_turn) {
             return;
         }
         n_of_turn_ = 0;
-        uses_ = !uses_;
-        if (with_.size() + without_.size() == n_turns * (n_in_turn - n_first)) {
-            is_over_ = true;
-            uses_ = middle(with_) <= middle(without_);
+        if (!uses_) {
+            const double with = middle(with_), without = middle(without_);
+            is_over_ =
+                with < clearly * without || without < clearly * with || with_.size() >= most_turns * (n_in_turn - 1);
+            uses_ = !is_over_ || with <= without;
+        } else {
+            uses_ = false;
         }
     }
 
   private:
-    static constexpr size_t n_turns = 6, n_in_turn = 6, n_first = 1;
+    static constexpr size_t most_turns = 4, n_in_turn = 5;
+    static constexpr double clearly = 0.9;
 
     static double middle(std::vector<double> & values) {
         const auto at = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -180,7 +186,7 @@ class Trial {
         return *at;
     }
 
-    bool uses_ = true, is_over_ = false;
+    bool uses_ = true, is_over_;
     size_t n_of_turn_ = 0;
     std::vector<double> with_, without_;
 };
@@ -202,11 +208,14 @@ struct ExpertCache::State {
         ggml_backend_event_ptr copied;     // null where the device has no events
         std::vector<int32_t> fresh_slots;  // that are being copied to, for all that is known
         std::vector<uint16_t> used;        // by the tokens of the batch, n_used each
+        std::vector<uint16_t> wanted;      // of the profile, the next one last
     };
+
+    explicit State(ExpertCacheOptions given) : options(std::move(given)) {}
 
     std::vector<Pool> pools;
     std::unique_ptr<ProductGraphs> products;  // of devices that compute with the CPU
-    size_t most_insertions;
+    ExpertCacheOptions options;
     std::vector<Layer> layers;
     bool is_laid_out = false;
     int64_t n_embd = 0, n_out = 0;
@@ -221,7 +230,7 @@ struct ExpertCache::State {
     std::mutex mutex;
     ExpertCounts published;  // guarded by it
     size_t n_tokens = 0;     // of the batch
-    Trial trial;
+    Trial trial{options.is_trusted};
 
     void publish() {
         const std::lock_guard lock(mutex);
@@ -292,13 +301,12 @@ ggml_tensor * activation(ggml_context * context, const Store & store, ggml_tenso
 
 }  // namespace
 
-ExpertCache::ExpertCache(const std::vector<ExpertPool> & pools, const ProductSet * set, size_t most_insertions)
-    : state_(std::make_unique<State>()) {
-    state_->most_insertions = most_insertions;
+ExpertCache::ExpertCache(ExpertCacheOptions options, const ProductSet * set)
+    : state_(std::make_unique<State>(std::move(options))) {
     state_->products = std::make_unique<ProductGraphs>(set, cpu_quantize);
     hook_devices();
     const AssertionGuard guard;
-    for (const ExpertPool & one : pools) {
+    for (const ExpertPool & one : state_->options.pools) {
         ggml_backend_dev_t device = device_named(one.device);
         if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
             throw std::invalid_argument("the device of an expert cache must be a GPU, not " + one.device);
@@ -504,6 +512,10 @@ bool ExpertCache::State::lay_out(Pool & pool, const std::vector<Layer *> & of_po
             layer.store = store.get();
             layer.policy = std::make_unique<SecondTouch>(layer.n_experts, n);
             layer.copied.reset(ggml_backend_event_new(pool.device));
+            const auto known = options.profile.find(layer.number);
+            if (known != options.profile.end()) {
+                layer.wanted = known->second;
+            }
             for (size_t k = 0; k < n; ++k) {
                 layer.free_slots.push_back(slot++);
             }
@@ -652,6 +664,7 @@ void ExpertCache::finish(bool computed, double seconds) {
         }
     } else if (is_decoding && state.is_full()) {
         state.trial.note(seconds);
+        state.counts.is_proven = state.trial.is_over() && state.trial.uses_cache();
         if (state.trial.is_over() && !state.trial.uses_cache()) {
             state.counts.is_off = true;
             add_to_log(LogLevel::warning, "experts are not cached any more: decoding was faster without");
@@ -667,7 +680,7 @@ bool ExpertCache::State::is_full() const {
 }
 
 void ExpertCache::State::apply_policy(double seconds) {
-    size_t most = most_insertions;
+    size_t most = options.most_insertions;
     if (most == 0) {
         const double share = is_full() ? share_of_insertions : share_while_empty;
         credit_s = std::min(credit_s + share * seconds, share_while_empty * seconds + insertion_s);
@@ -678,7 +691,7 @@ void ExpertCache::State::apply_policy(double seconds) {
     size_t n_copied = 0;
     for (size_t i = 0; i < layers.size(); ++i) {
         Layer & layer = layers[(first_layer + i) % layers.size()];
-        if (layer.store == nullptr || layer.used.empty()) {
+        if (layer.store == nullptr) {
             continue;
         }
         const size_t n_used = layer.form.n_used;
@@ -687,12 +700,16 @@ void ExpertCache::State::apply_policy(double seconds) {
             n_admitted +=
                 layer.policy->use(layer.used.data() + at, n_used, most - std::min(most, n_copied + n_admitted));
         }
+        for (; !layer.wanted.empty() && n_copied + n_admitted < most; layer.wanted.pop_back()) {
+            const uint16_t expert = layer.wanted.back();
+            n_admitted += expert < layer.n_experts && layer.policy->prepare(expert) ? 1 : 0;
+        }
         if (n_admitted > 0) {
             n_copied += follow(layer);
         }
     }
     first_layer = (first_layer + 1) % layers.size();
-    if (n_copied > 0 && most_insertions == 0) {
+    if (n_copied > 0 && options.most_insertions == 0) {
         const double spent_s = watch.seconds();
         credit_s -= spent_s;
         insertion_s += 0.1 * (spent_s / static_cast<double>(n_copied) - insertion_s);
@@ -740,6 +757,19 @@ void ExpertCache::State::copy(Layer & layer, size_t expert, int32_t slot) {
     ++counts.n_resident;
     ++counts.n_insertions;
     counts.inserted_bytes += layer.expert_bytes;
+}
+
+ExpertProfile ExpertCache::profile() const {
+    ExpertProfile found;
+    for (const State::Layer & layer : state_->layers) {
+        if (layer.store != nullptr) {
+            const std::vector<size_t> experts = layer.policy->in_order();
+            std::vector<uint16_t> & to = found[layer.number];
+            std::transform(experts.begin(), experts.end(), std::back_inserter(to),
+                           [](size_t expert) { return static_cast<uint16_t>(expert); });
+        }
+    }
+    return found;
 }
 
 void ExpertCache::shuffle(uint64_t seed) {

@@ -2,7 +2,7 @@
 //
 // A GPU computes the experts of a token that are resident there, the CPU meanwhile the others, and the CPU adds them up
 // in the order in which they were chosen. What is resident changes between tokens only: experts that a token missed are
-// copied in the background while the next ones are computed. Once it is full, some tokens are decoded without it, in
+// copied in the background while the next ones are computed. Once it is full, a few tokens are decoded without it, in
 // turn with others; if they were faster, it is not used any more.
 #pragma once
 
@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,6 +21,16 @@ namespace overspill {
 struct ExpertPool {
     std::string device;
     size_t n_bytes;
+};
+
+// The experts of each layer that were worth having, by the layer's number; of a layer the best last.
+using ExpertProfile = std::map<int32_t, std::vector<uint16_t>>;
+
+struct ExpertCacheOptions {
+    std::vector<ExpertPool> pools = {};
+    size_t most_insertions = 0;  // of a token; 0: as many as take a small part of its time
+    ExpertProfile profile = {};  // what to begin with
+    bool is_trusted = false;     // known to be faster than without
 };
 
 // Of all tokens since the model was loaded that were decoded one at a time with the cache; the bytes are those of the
@@ -37,16 +48,16 @@ struct ExpertCounts {
     uint64_t n_slots = 0;
     uint64_t n_experts = 0;  // of all layers
     bool is_off = false;     // decoding was measured to be faster without
+    bool is_proven = false;  // or with it
 };
 
 // Of one model; one thread at a time decodes with it.
 class ExpertCache final : public ExpertDevice {
   public:
     // Takes the memory; what is put there is known when the first token has been decoded. Layers are given to the pools
-    // in their order, in proportion to their bytes. `set` is for devices that compute with the CPU. At most so many
-    // experts are inserted for a token; 0: as many as take a small part of its time. Throws std::invalid_argument or
-    // OutOfMemoryError.
-    ExpertCache(const std::vector<ExpertPool> & pools, const ProductSet * set, size_t most_insertions);
+    // in their order, in proportion to their bytes. `set` is for devices that compute with the CPU. Throws
+    // std::invalid_argument or OutOfMemoryError.
+    ExpertCache(ExpertCacheOptions options, const ProductSet * set);
     ~ExpertCache() override;
     ExpertCache(const ExpertCache &) = delete;
     ExpertCache & operator=(const ExpertCache &) = delete;
@@ -57,6 +68,8 @@ class ExpertCache final : public ExpertDevice {
 
     // From any thread.
     ExpertCounts counts() const;
+    // What is resident. Not while a token is computed.
+    ExpertProfile profile() const;
 
     // For tests: from the next token on, other experts are resident, as many as there is room for, whichever the
     // number stands for.

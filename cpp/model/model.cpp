@@ -127,9 +127,8 @@ void Model::prepare_to_generate() {
             options_.n_ctx = n_ctx_train == 0 ? largest_default : std::min(n_ctx_train, largest_default);
         }
         threads_ = std::make_shared<ThreadPool>(options_.n_threads, "the model " + name_);
-        if (!options_.expert_pools.empty() && !options_.dry_run) {
-            experts_ = std::make_shared<ExpertCache>(options_.expert_pools, product_set_of(options_.kernels),
-                                                     options_.expert_insertions);
+        if (!options_.experts.pools.empty() && !options_.dry_run) {
+            experts_ = std::make_shared<ExpertCache>(options_.experts, product_set_of(options_.kernels));
         }
         idle_ = left_alone_by_forks(std::make_unique<Context>(model_, threads_, context_options(1, servers_)));
         if (!idle_->can_continue_text()) {
@@ -213,7 +212,12 @@ void Model::close() {
     // Whoever is in the middle of making a context goes first.
     const std::lock_guard turn(turns_);
     idle.reset();
-    experts.reset();
+    if (experts) {
+        ExpertProfile profile = experts->profile();
+        experts.reset();
+        const auto lock = origin_.lock(mutex_);
+        profile_ = std::move(profile);
+    }
     threads.reset();
     model.reset();
     servers.reset();
@@ -227,6 +231,11 @@ bool Model::closed() const {
 std::shared_ptr<ExpertCache> Model::expert_cache() const {
     const auto lock = origin_.lock(mutex_);
     return experts_;
+}
+
+ExpertProfile Model::expert_profile() const {
+    const auto lock = origin_.lock(mutex_);
+    return profile_;
 }
 
 std::shared_ptr<llama_model> Model::loaded() const {

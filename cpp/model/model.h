@@ -55,8 +55,10 @@ class Model {
     // What of the weights in RAM is registered with a GPU's driver by now. From any thread.
     PinnedMemory pinned() const { return pinned_->state(); }
 
-    // Null if it has none.
+    // Null if it has none, or is closed.
     std::shared_ptr<ExpertCache> expert_cache() const;
+    // What was resident there when the model was closed; empty before.
+    ExpertProfile expert_profile() const;
 
     // Throws std::invalid_argument, naming `argument`.
     void check_token(const std::string & argument, int32_t token) const;
@@ -97,6 +99,7 @@ class Model {
     std::shared_ptr<llama_model> model_;
     std::shared_ptr<ThreadPool> threads_;
     std::shared_ptr<ExpertCache> experts_;
+    ExpertProfile profile_;
     // One is kept for the next stream, since making one takes long for a large model.
     std::shared_ptr<Context> idle_;
     std::vector<std::weak_ptr<ModelUser>> users_;

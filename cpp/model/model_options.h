@@ -10,7 +10,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <vector>
 
 namespace overspill {
 
@@ -40,10 +39,8 @@ struct ModelOptions {
     int32_t offload_min_batch = 0;
     // Mapped weights in RAM are registered with the driver of a GPU of the placement, in the background.
     bool pin_weights = false;
-    // Memory of GPUs for a cache of the experts that are in RAM, with our kernels. Of a token at most so many are
-    // copied there; 0: as many as take a small part of its time.
-    std::vector<ExpertPool> expert_pools = {};
-    uint32_t expert_insertions = 0;
+    // A cache of the experts that are in RAM, with our kernels; without pools, none.
+    ExpertCacheOptions experts = {};
     bool vocab_only = false;
     bool check_tensors = false;
     // Only find out how much memory it would take: nothing is loaded, and it cannot generate.

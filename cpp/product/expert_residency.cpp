@@ -12,12 +12,28 @@ void Recency::use(size_t i) {
     if (contains(i)) {
         take_out(i);
     }
+    put_in(i, end_);
+}
+
+void Recency::add_oldest(size_t i) {
+    put_in(i, before_[end_]);
+}
+
+std::vector<size_t> Recency::in_order() const {
+    std::vector<size_t> found;
+    for (size_t i = before_[end_]; i != end_; i = before_[i]) {
+        found.push_back(i);
+    }
+    return found;
+}
+
+void Recency::put_in(size_t i, size_t after) {
     is_in_[i] = 1;
     ++size_;
-    after_[i] = after_[end_];
-    before_[i] = end_;
+    after_[i] = after_[after];
+    before_[i] = after;
     before_[after_[i]] = i;
-    after_[end_] = i;
+    after_[after] = i;
 }
 
 size_t Recency::rank(size_t i) const {
@@ -62,6 +78,14 @@ size_t SecondTouch::use(const uint16_t * experts, size_t n, size_t most_insertio
     // What leaves at once need not be copied.
     return static_cast<size_t>(
         std::count_if(inserted_.begin(), inserted_.end(), [this](size_t one) { return contains(one); }));
+}
+
+bool SecondTouch::prepare(size_t expert) {
+    if (resident_.size() == capacity_ || contains(expert)) {
+        return false;
+    }
+    resident_.add_oldest(expert);
+    return true;
 }
 
 }  // namespace overspill

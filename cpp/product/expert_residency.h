@@ -18,11 +18,16 @@ class Recency {
     size_t size() const { return size_; }
     bool contains(size_t i) const { return is_in_[i] != 0; }
     void use(size_t i);
+    // As if it had been used before all others; it must not be in.
+    void add_oldest(size_t i);
+    // From the oldest on.
+    std::vector<size_t> in_order() const;
     void drop_oldest() { take_out(before_[end_]); }
     // How many were used after it.
     size_t rank(size_t i) const;
 
   private:
+    void put_in(size_t i, size_t after);
     void take_out(size_t i);
 
     const size_t end_;
@@ -42,6 +47,11 @@ class SecondTouch {
     // A token has used these experts, all at once; unknown ones are passed over. Of the misses, at most so many are
     // inserted. Returns how many of those are resident after it.
     size_t use(const uint16_t * experts, size_t n, size_t most_insertions);
+    // One that no token has asked for, if there is room and it is not resident; it is the first to leave. Returns
+    // whether it was inserted.
+    bool prepare(size_t expert);
+    // From the one that leaves next on.
+    std::vector<size_t> in_order() const { return resident_.in_order(); }
 
   private:
     static constexpr size_t window = 2;

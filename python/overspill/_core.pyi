@@ -212,8 +212,7 @@ class ModelOptions(_Native):
     kernels: CpuKernels
     offload_min_batch: int
     pin_weights: bool
-    expert_pools: list[ExpertPool]
-    expert_insertions: int
+    experts: ExpertCacheOptions
     vocab_only: bool
     check_tensors: bool
     dry_run: bool
@@ -305,6 +304,7 @@ class Model(_Native):
     def memory(self) -> MemoryReport: ...
     def pinned(self) -> PinnedMemory: ...
     def expert_counts(self) -> ExpertCounts | None: ...
+    def expert_profile(self) -> dict[int, list[int]]: ...
     def shuffle_experts(self, seed: int) -> None:
         """Have other experts in the cache from the next token on, for tests."""
     def open_stream(self, prompt: Sequence[int], options: GenerationOptions) -> Generation: ...
@@ -654,10 +654,15 @@ class DeviceDescription(_Native):
     def registers_host_memory(self) -> bool: ...
 
 @final
-class ExpertPool(_Native):
-    """Memory of a GPU for a cache of experts."""
+class ExpertCacheOptions(_Native):
+    """A cache of experts on GPUs."""
 
-    def __init__(self, device: str, n_bytes: int) -> None: ...
+    pools: Sequence[tuple[str, int]]
+    most_insertions: int
+    profile: Any
+    """Experts by layer: a mapping from numbers to sequences of numbers."""
+    is_trusted: bool
+    def __init__(self) -> None: ...
 
 @final
 class ExpertCounts(_Native):
@@ -685,6 +690,8 @@ class ExpertCounts(_Native):
     def n_experts(self) -> int: ...
     @property
     def is_off(self) -> bool: ...
+    @property
+    def is_proven(self) -> bool: ...
 
 @final
 class ExpertRecorder(_Native):

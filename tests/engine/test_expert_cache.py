@@ -146,7 +146,7 @@ def test_results_do_not_depend_on_what_is_resident(answers: dict[str, Any], name
         assert hits.sum() > 0, case
         # Prompts are not counted, nor tokens that are decoded without the cache to find out whether that is faster.
         assert requests[0] == requests[17] == 0, case
-        assert (requests > 0).sum() >= 7, case
+        assert (requests > 0).sum() >= 5, case
         assert hits[1] == 0, case  # nothing is resident at first
         if case == "1.0 shuffled":
             assert (hits[2:] == requests[2:]).all(), case
@@ -243,12 +243,12 @@ def test_hits_are_those_of_the_replay(
     n_experts, n_layers = ROUTINGS[name][1], routes.shape[1]
     n_slots = round(resident * n_experts) * n_layers + 1
     n_with_it = n_hits = 0
-    for found in decode_routed(path, gpu, n_slots, N_TOKENS):
+    for found in decode_routed(path, gpu, n_slots, N_TOKENS, n_threads=1):
         expected = replayed(routes[found.begin : found.begin + len(found.hits)], n_experts, n_slots)
         # Some tokens are decoded without the cache, once it is full, to find out whether that is faster.
         with_it = found.requests > 0
         assert (found.requests[with_it] == routes[0].size).all()
-        assert (~with_it).sum() <= 18
+        assert (~with_it).sum() <= 20
         assert with_it.all() or slots_by_layer(n_slots, n_layers)[0] <= N_SAME
         assert found.hits[with_it].tolist() == expected.hits[with_it].tolist()
         assert found.n_insertions == expected.n_insertions
@@ -517,7 +517,7 @@ def test_memory_of_a_cache_is_given_back(
     path, routes = routed("gpt-oss-20b")
     free_bytes = []
     for number in range(21):
-        with loaded(path, gpu, n_slots=8 * routes.shape[1], n_ctx=512) as model:
+        with loaded(path, gpu, n_slots=8 * routes.shape[1], n_threads=1) as model:
             loaded_bytes = device_now().free_bytes
             for token in range(number % 4):
                 model.eval([token])
@@ -544,7 +544,7 @@ def test_a_model_is_closed_while_experts_are_inserted(
     free_bytes = []
     for _ in range(4):
         ends: list[str] = []
-        with loaded(path, gpu, n_slots=5 * routes.shape[1]) as model:
+        with loaded(path, gpu, n_slots=5 * routes.shape[1], n_threads=1) as model:
 
             def reply(first: int, model: Model = model, ends: list[str] = ends) -> None:
                 try:
@@ -563,7 +563,7 @@ def test_a_model_is_closed_while_experts_are_inserted(
             for thread in threads:
                 thread.join()
             assert ends == ["closed"] * 2
-        with loaded(path, gpu, n_slots=5 * routes.shape[1]) as model:
+        with loaded(path, gpu, n_slots=5 * routes.shape[1], n_threads=1) as model:
             for token in range(3):
                 model.eval([token])
             assert counts(model).n_insertions > 0

@@ -70,13 +70,15 @@ def test_what_only_drafts_and_other_gpus_do_not_count(gpt_oss_120b: ModelInfo) -
 
 
 def test_copies_over_the_link_may_be_the_limit(gpt_oss_120b: ModelInfo) -> None:
-    """Few are hidden behind computing, many are not."""
+    """Few cost their reads from RAM beside computing, of many the link is the limit."""
     hardware = Hardware.given(ram="128GiB", vram="24GiB", link="25GB/s", unpinned_link="10GB/s")
     cache = plan_expert_cache(gpt_oss_120b, hardware)
     # Mapped weights are registered with the driver where that is worth it, as a plan for such a model has it.
     assert cache.link_bytes_per_s == (25e9 if cache.planned.settings.pin_weights else 10e9)
-    assert cache.tokens_per_s(0.7, 1) == cache.tokens_per_s(0.7)
-    assert 1 / cache.tokens_per_s(0.7, 200) == pytest.approx(200 * cache.expert_bytes / cache.link_bytes_per_s)
+    copy_s = 1 / cache.tokens_per_s(0.7, 1) - 1 / cache.tokens_per_s(0.7)
+    assert copy_s == pytest.approx(cache.expert_bytes / hardware.cpu.bandwidth_bytes_per_s)
+    slow = plan_expert_cache(gpt_oss_120b, Hardware.given(ram="128GiB", vram="24GiB", link="2GB/s"))
+    assert 1 / slow.tokens_per_s(0.7, 200) == pytest.approx(200 * slow.expert_bytes / 2e9)
 
 
 def test_what_cannot_be_planned_is_refused(header_path: Callable[[str], Path], gpt_oss_120b: ModelInfo) -> None:
@@ -157,7 +159,6 @@ def test_caches_are_checked(gpt_oss_120b: ModelInfo) -> None:
         ({"CPU": 1}, "must be on GPUs"),
         ({"CUDA7": 1}, "CUDA7"),
         ({"CUDA0": -1}, "must be at least 0"),
-        ({"CUDA0": True}, "must be an integer"),
         ([], "must be a mapping"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):

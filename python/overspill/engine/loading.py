@@ -14,7 +14,7 @@ from overspill._core import CacheType as NativeCacheType
 from overspill._core import CpuKernels as NativeKernels
 from overspill._core import (
     Error,
-    ExpertPool,
+    ExpertCacheOptions,
     MemoryReport,
     Model,
     ModelOptions,
@@ -36,6 +36,7 @@ from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
+from overspill.planning.expert_profile import ExpertProfile, load_expert_profile
 from overspill.planning.forecast import Estimate, Forecast, forecast
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 from overspill.planning.offload import Offload, placement_for
@@ -193,6 +194,9 @@ def load(
     """
     if info is None:
         return Loaded(Model(os.fsencode(path), _options(settings, None), progress), settings, None)
+    profile = load_expert_profile(info) if info.expert_layers and settings.experts != "static" else ExpertProfile()
+    if profile.is_faster is False and settings.experts == "auto":
+        settings = replace(settings, experts="static")
     wanted = _with_cache(info, settings, _placement(info, offload, settings, memory), memory)
     if isinstance(wanted, Plan):
         wanted = _fitted(path, info, settings, wanted)
@@ -201,7 +205,7 @@ def load(
     while True:
         settings = _mind_ram(path, info, _completed(info, asked, wanted), wanted)
         try:
-            native = Model(os.fsencode(path), _options(settings, wanted), progress)
+            native = Model(os.fsencode(path), _options(settings, wanted, profile), progress)
             break
         except OutOfMemoryError as error:
             smaller = _with_less(wanted, error.device, 0.1 * 2 ** len(refusals)) if isinstance(wanted, Plan) else None
@@ -356,7 +360,7 @@ def _can_pin(info: ModelInfo, settings: LoadSettings, wanted: Placement) -> bool
     return available is not None and pinning_room_bytes(available, needed) >= 0
 
 
-def _options(settings: LoadSettings, wanted: Placement | None) -> ModelOptions:
+def _options(settings: LoadSettings, wanted: Placement | None, profile: ExpertProfile | None = None) -> ModelOptions:
     """Return settings and placement as the core takes them."""
     options = ModelOptions()
     options.n_ctx = settings.n_ctx
@@ -381,8 +385,13 @@ def _options(settings: LoadSettings, wanted: Placement | None) -> ModelOptions:
         placement.n_gpu_layers = arguments.n_gpu_layers
         placement.overrides = arguments.overrides
         options.placement = placement
-        options.expert_pools = [ExpertPool(device, n_bytes) for device, n_bytes in wanted.expert_cache.items()]
-        options.expert_insertions = settings.expert_insertions
+        cache = ExpertCacheOptions()
+        cache.pools = list(wanted.expert_cache.items())
+        cache.most_insertions = settings.expert_insertions
+        if profile is not None:
+            cache.profile = profile.experts
+            cache.is_trusted = profile.is_faster is True
+        options.experts = cache
     return options
 
 

@@ -56,6 +56,7 @@ from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server
 from overspill.placement.placement import Placement
+from overspill.planning.expert_profile import ExpertProfile, save_expert_profile
 from overspill.planning.offload import Offload, check_offload, tuned_beside
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.sampling.options import SAMPLING_KEYWORDS, SamplingKeywords, SamplingOptions, merge
@@ -703,7 +704,11 @@ class Model:
 
         The memory of logits stays as long as arrays are views on it.
         """
+        counts = self._core.expert_counts()
         self._core.close()  # which may refuse, and then nothing has changed
+        if counts is not None and (counts.n_resident or counts.is_off):
+            is_faster = False if counts.is_off else True if counts.is_proven else None
+            save_expert_profile(self.info, ExpertProfile(self._core.expert_profile(), is_faster))
         self._logits = None
         self._evaluation = None
 

@@ -19,9 +19,9 @@ class ExpertCachePlan:
     """The speed of a model by the share of its experts' requests that a GPU answers from a cache.
 
     A token takes the time that the planner expects with all experts in RAM, but for the experts themselves: in each
-    layer, the GPU reads the hits while the CPU reads the misses (docs/offload.md has the arithmetic). It takes no less
-    than the copies of its insertions over the link, as weights in RAM are held by the plan. It is assumed that the
-    copies leave the CPU its rate of reading RAM.
+    layer, the GPU reads the hits while the CPU reads the misses, and insertions are read from the same RAM
+    (docs/offload.md has the arithmetic). It takes no less than the copies of its insertions over the link, as weights
+    in RAM are held by the plan.
     """
 
     planned: Plan
@@ -56,7 +56,7 @@ class ExpertCachePlan:
         share, n = _share("hit_share", hit_share), as_real("insertions_per_token", insertions_per_token)
         if not 0 <= n < float("inf"):
             raise ValueError(f"insertions_per_token must be at least 0 and finite, not {n}")
-        estimate = replace(self.planned.estimate(), pools={0: self.experts_bytes}, hit_share=share)
+        estimate = replace(self.planned.estimate(), pools={0: self.experts_bytes}, hit_share=share, insertions=n)
         computing_s = 1 / self.planned.forecast().tokens_per_s + estimate.with_cache({})
         return 1 / max(computing_s, n * self.expert_bytes / self.link_bytes_per_s)
 

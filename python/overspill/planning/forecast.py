@@ -14,7 +14,7 @@ from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.advice import reason_for, remedies_for, weights_in_ram
 from overspill.planning.prompt import Prompts
-from overspill.planning.residency import CachedLayer, cached_layers, expected_hit_share, layer_s
+from overspill.planning.residency import INSERTIONS_PER_MISS, CachedLayer, cached_layers, expected_hit_share, layer_s
 from overspill.planning.settings import (
     DEFAULT_UBATCH,
     PROMPT_TOKENS,
@@ -38,7 +38,7 @@ class Forecast:
     seconds_by_term: dict[str, dict[str, float]]
     """Seconds of one token by device and by what they are spent on: ``attention``, ``dense``, ``experts``, ``kv``,
     ``output``, ``operations`` (a fixed cost of each), ``hops`` (of the changes to this device), ``page faults``,
-    ``cached experts`` (which the CPU waits for when it is done with its own)."""
+    ``cached experts`` (which the CPU waits for when it is done with its own), ``copied experts`` (into the cache)."""
     n_splits: int
     """Pieces of the graph, as llama.cpp's log counts them."""
     prompt_tokens_per_s: float
@@ -107,6 +107,8 @@ class ExpertForecast:
     """Of the experts in RAM, those that it has room for."""
     hit_share: float
     """Of a token's experts, those that are expected to be there."""
+    insertions_per_token: float
+    """Experts that are copied there for a token, in all layers."""
     assumption: str
     """Where the share of hits is from, in words."""
 
@@ -126,6 +128,8 @@ class Estimate:
     """Bytes for a cache of experts, by the number of the GPU."""
     hit_share: float | None = None
     """Of that cache; None: as is to be expected of its size."""
+    insertions: float | None = None
+    """Experts that are copied there for a token; None: as is to be expected of the misses."""
 
     @classmethod
     def of(cls, info: ModelInfo, placement: Placement, hardware: Hardware, settings: Settings) -> Estimate:
@@ -149,21 +153,28 @@ class Estimate:
             return None
         cache_bytes = sum(self.pools.values())
         resident = min(1.0, cache_bytes / sum(layer.experts_bytes for layer in layers))
-        if self.hit_share is not None:
-            return ExpertForecast(cache_bytes, resident, self.hit_share, "as given"), layers
-        assumption = "as an LRU for each layer has in replays of gpt-oss-20b"
-        return ExpertForecast(cache_bytes, resident, expected_hit_share(resident), assumption), layers
+        share, assumption = self.hit_share, "as given"
+        if share is None:
+            share, assumption = expected_hit_share(resident), "as an LRU for each layer has in replays of gpt-oss-20b"
+        insertions = self.insertions
+        if insertions is None:
+            insertions = INSERTIONS_PER_MISS * (1 - share) * sum(layer.n_used for layer in layers)
+        return ExpertForecast(cache_bytes, resident, share, insertions, assumption), layers
 
     def with_cache(self, terms: dict[str, dict[str, float]]) -> float:
         """Put what the cache changes into the seconds of a token by device and part; return their change."""
         if self.experts is None:
             return 0.0
         outlook, layers = self.experts
-        change_s = 0.0
+        cpu = self.work.devices[self.work.cpu]
+        # What is copied is read from the same RAM.
+        n_bytes = outlook.insertions_per_token * sum(layer.expert_bytes for layer in layers) / len(layers)
+        change_s = n_bytes / cpu.bandwidth_bytes_per_s
+        terms.setdefault(cpu.name, {})["copied experts"] = change_s
         for layer in layers:
             reading_s, waiting_s = layer_s(layer, outlook.hit_share)
             change_s += reading_s + waiting_s - layer.cpu_s
-            of_cpu = terms.setdefault(self.work.devices[self.work.cpu].name, {})
+            of_cpu = terms.setdefault(cpu.name, {})
             of_gpu = terms.setdefault(self.work.devices[layer.gpu].name, {})
             of_cpu["experts"] = of_cpu.get("experts", 0.0) + reading_s - layer.cpu_s
             of_gpu["cached experts"] = of_gpu.get("cached experts", 0.0) + waiting_s
