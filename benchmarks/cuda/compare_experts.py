@@ -9,13 +9,12 @@ context, from an empty cache.
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +23,12 @@ from rich.console import Console
 
 from compare_placements import FAILURES, look, model_in_memory
 from comparison_options import Options
+from expert_routes import Row, decode_routes, print_rows
 from header_files import HEADERS, Routes
-from overspill import Hardware, Model, ModelInfo, Plan, plan
-from overspill.base.tables import plain_table
+from overspill import ModelInfo, plan
 from overspill.base.values import Experts, Kernels
-from overspill.engine.loading import wait_for_pinning
 from quantities.measuring import in_own_process
 from routed_models import markov_routes
-
-
-@dataclass(frozen=True)
-class Row:
-    """A way to hold the experts in so much memory, and what came of it."""
-
-    vram: str
-    experts: Experts
-    kernels: Kernels = "auto"
-    predicted_tokens_per_s: float = 0.0
-    expected_hit_share: float | None = None
-    tokens_per_s: tuple[float, ...] = ()
-    """Of each pass over the trace."""
-    hit_share: tuple[float, ...] = ()
-    insertions_per_token: tuple[float, ...] = ()
-    predicted_with_hits: float | None = None
-    """Tokens per second that are predicted with the hits of the last pass."""
-    is_off: bool = False
-    problem: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What it is, in a few words."""
-        return self.experts if self.kernels == "auto" else f"{self.experts}, {self.kernels}"
 
 
 def routes_of(file: Path | None, header_keys: dict[str, Any], n_tokens: int) -> Routes:
@@ -65,70 +39,6 @@ def routes_of(file: Path | None, header_keys: dict[str, Any], n_tokens: int) -> 
     with np.load(file) as arrays:
         routes = np.concatenate([arrays[name] for name in sorted(arrays.files)])
     return routes[:n_tokens, :n_layers, :n_used].astype(np.uint16)
-
-
-def measure(path: Path, planned: Plan, row: Row, routes: Routes, n_passes: int, options: Options) -> Row:
-    """Load a model, decode the trace, and return the row with its speeds."""
-    n = len(routes)
-    order = itertools.islice(itertools.cycle(range(n)), 1, None)
-    settings: dict[str, Any] = {"n_ctx": options.n_ctx, "n_threads": options.threads, "kernels": row.kernels}
-    settings["pin_weights"] = "on" if planned.expert_cache else "off"
-    with Model(path, offload=planned, repack="off", **settings) as model:
-        wait_for_pinning(model._core)
-        stream = model.stream([0], max_tokens=n * n_passes + 1, sampler=lambda logits, tokens: next(order))
-        next(stream)
-        speeds, hits, insertions = [], [], []
-        before, start = stream.stats.experts, time.perf_counter()
-        for i, _ in enumerate(stream, 1):
-            if i % n:
-                continue
-            now, end = stream.stats.experts, time.perf_counter()
-            speeds.append(n / (end - start))
-            if now is not None and before is not None:
-                hits.append((now.hits - before.hits) / max(1, now.requests - before.requests))
-                insertions.append((now.insertions - before.insertions) / n)
-            before, start = now, time.perf_counter()
-        with_hits = None
-        if hits:
-            estimate = replace(planned.estimate(), hit_share=hits[-1], insertions=insertions[-1])
-            with_hits = estimate.forecast.tokens_per_s
-        return replace(
-            row,
-            tokens_per_s=tuple(speeds),
-            hit_share=tuple(hits),
-            insertions_per_token=tuple(insertions),
-            predicted_with_hits=with_hits,
-            is_off=before is not None and before.is_off,
-        )
-
-
-def print_rows(rows: list[Row], routes: Routes, hardware: Hardware, console: Console) -> None:
-    """Print a table of what was measured so far."""
-    heads = (
-        "tok/s\npredicted",
-        "tok/s,\npasses",
-        "hits\nexpected",
-        "hits,\npasses",
-        "copied\na token",
-        "tok/s, with\nthose hits",
-    )
-    shown = plain_table("memory", "experts", *heads, left=("memory", "experts"))
-    shown.title, shown.title_justify = f"{len(routes)} tokens of a trace; {hardware.gpus[0].description}", "left"
-    for row in rows:
-        shown.add_row(
-            row.vram,
-            row.name + (" (off)" if row.is_off else ""),
-            f"{row.predicted_tokens_per_s:.1f}",
-            ", ".join(f"{one:.1f}" for one in row.tokens_per_s) or "–",
-            "–" if row.expected_hit_share is None else f"{row.expected_hit_share:.2f}",
-            ", ".join(f"{one:.2f}" for one in row.hit_share) or "–",
-            ", ".join(f"{one:.1f}" for one in row.insertions_per_token) or "–",
-            "–" if row.predicted_with_hits is None else f"{row.predicted_with_hits:.1f}",
-        )
-    console.print(shown)
-    for row in rows:
-        if row.problem is not None:
-            console.print(f"{row.vram}, {row.name}: {row.problem}", markup=False, soft_wrap=True)
 
 
 def compare(
@@ -142,6 +52,7 @@ def compare(
 ) -> None:
     """Measure static and cached experts for each size of the device's memory."""
     start = time.perf_counter()
+    more: dict[str, Any] = {"n_ctx": options.n_ctx, "n_threads": options.threads}
     with model_in_memory(name, options, console, routes) as path:
         rows: list[Row] = []
         for vram in memory:
@@ -161,12 +72,12 @@ def compare(
                     outlook = planned.forecast()
                     expected = None if outlook.experts is None else outlook.experts.hit_share
                     row = replace(row, predicted_tokens_per_s=outlook.tokens_per_s, expected_hit_share=expected)
-                    row = in_own_process(measure, path, planned, row, routes, n_passes, options)
+                    row = in_own_process(decode_routes, path, planned, row, routes, n_passes, **more)
                 except FAILURES as error:
                     row = replace(row, problem=str(error))
                 rows.append(row)
                 save(rows)
-                print_rows(rows, routes, hardware, console)
+                print_rows(rows, f"{len(routes)} tokens of a trace; {hardware.gpus[0].description}", console)
 
 
 def main() -> int:

@@ -8,7 +8,6 @@ all that it took, a failed assertion of llama.cpp ends nothing else, and an RPC 
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 import time
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 import overspill
 from comparison_options import Options, parse
-from header_files import HEADERS, Header, Routes, gpt_oss, write_random_model
+from expert_routes import in_memory
+from header_files import HEADERS, Header, Routes, gpt_oss
 from model_files import VOCABULARY
 from overspill import Forecast, Hardware, Model, ModelInfo, Placement, forecast, plan
 from overspill.base.files import replace_json
@@ -271,16 +270,8 @@ def model_in_memory(name: str, options: Options, errors: Console, routes: Routes
             f"{name} needs {needed / 1e9:.1f} GB of RAM, and {available / 1e9:.1f} GB are free: "
             "end other programs, or leave it out with --shape"
         )
-    descriptor = os.memfd_create(name)
-    try:
-        path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, console=errors, transient=True) as progress:
-            task = progress.add_task(f"writing {name} into memory", total=header.tensor_bytes)
-            write_random_model(path, header, lambda n_bytes: progress.advance(task, n_bytes), routes=routes)
+    with in_memory(name, header, errors, routes) as path:
         yield path
-    finally:
-        os.close(descriptor)
 
 
 def whole_layers(info: ModelInfo, hardware: Hardware, options: Options) -> Placement:

@@ -16,6 +16,7 @@
 #include <array>
 #include <iterator>
 #include <mutex>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <utility>
@@ -231,6 +232,9 @@ struct ExpertCache::State {
     ExpertCounts published;  // guarded by it
     size_t n_tokens = 0;     // of the batch
     Trial trial{options.is_trusted};
+    // Since it was full, or since they were last looked at.
+    ExpertCounts looked_at;
+    bool holds_whole_layers = false;
 
     void publish() {
         const std::lock_guard lock(mutex);
@@ -240,6 +244,9 @@ struct ExpertCache::State {
     bool take_host_memory(const Form & form);
     bool lay_out();
     bool lay_out(Pool & pool, const std::vector<Layer *> & of_pool);
+    static void share_out(const std::vector<Layer *> & alike, bool whole_layers);
+    void hold_whole_layers();
+    void look_at_hits();
     static bool build(Pool & pool, Store & store);
     bool is_full() const;
     void apply_policy(double seconds);
@@ -503,27 +510,57 @@ bool ExpertCache::State::lay_out(Pool & pool, const std::vector<Layer *> & of_po
         if (!build(pool, *store)) {
             return false;
         }
-        int32_t slot = 0;
-        for (size_t i = 0; i < alike.size(); ++i) {
-            Layer & layer = *alike[i];
-            const size_t n =
-                std::min(layer.n_experts, store->n_slots / alike.size() + (i < store->n_slots % alike.size() ? 1 : 0));
-            layer.pool = &pool;
-            layer.store = store.get();
-            layer.policy = std::make_unique<SecondTouch>(layer.n_experts, n);
-            layer.copied.reset(ggml_backend_event_new(pool.device));
-            const auto known = options.profile.find(layer.number);
+        for (Layer * layer : alike) {
+            layer->pool = &pool;
+            layer->store = store.get();
+            layer->copied.reset(ggml_backend_event_new(pool.device));
+            const auto known = options.profile.find(layer->number);
             if (known != options.profile.end()) {
-                layer.wanted = known->second;
+                layer->wanted = known->second;
             }
-            for (size_t k = 0; k < n; ++k) {
-                layer.free_slots.push_back(slot++);
-            }
-            counts.n_slots += n;
         }
+        share_out(alike, /*whole_layers =*/false);
+        counts.n_slots += store->n_slots;
         pool.stores.push_back(std::move(store));
     }
     return true;
+}
+
+// Gives the slots of a store to its layers, which are in order: to each the same number, or to each one for all of its
+// experts until there are none left. Nothing is resident then.
+void ExpertCache::State::share_out(const std::vector<Layer *> & alike, bool whole_layers) {
+    const size_t n_slots = alike.front()->store->n_slots;
+    int32_t slot = 0;
+    for (size_t i = 0; i < alike.size(); ++i) {
+        Layer & layer = *alike[i];
+        const size_t even = n_slots / alike.size() + (i < n_slots % alike.size() ? 1 : 0);
+        const size_t n = std::min(layer.n_experts, whole_layers ? n_slots - static_cast<size_t>(slot) : even);
+        layer.policy = std::make_unique<SecondTouch>(layer.n_experts, n);
+        layer.slot_of.assign(layer.n_experts, -1);
+        layer.free_slots.clear();
+        for (size_t k = 0; k < n; ++k) {
+            layer.free_slots.push_back(slot++);
+        }
+    }
+}
+
+void ExpertCache::State::hold_whole_layers() {
+    holds_whole_layers = true;
+    for (Pool & pool : pools) {
+        for (const auto & store : pool.stores) {
+            std::vector<Layer *> alike;
+            for (Layer & layer : layers) {
+                if (layer.store == store.get()) {
+                    alike.push_back(&layer);
+                    layer.wanted.resize(layer.n_experts);
+                    std::iota(layer.wanted.begin(), layer.wanted.end(), uint16_t{0});
+                }
+            }
+            share_out(alike, /*whole_layers =*/true);
+        }
+    }
+    counts.n_resident = 0;
+    add_to_log(LogLevel::info, "tokens use other experts each time: the cache holds all experts of some layers now");
 }
 
 // False if the device has not got what it takes.
@@ -670,9 +707,32 @@ void ExpertCache::finish(bool computed, double seconds) {
             add_to_log(LogLevel::warning, "experts are not cached any more: decoding was faster without");
         }
     }
-    state.apply_policy(seconds);
     state.counts.n_tokens += is_decoding ? 1 : 0;
+    state.look_at_hits();
+    state.apply_policy(seconds);
     state.publish();
+}
+
+// Where tokens do not come back to experts, a visit to the GPU in each layer is not worth it.
+void ExpertCache::State::look_at_hits() {
+    constexpr uint64_t n_looked_at = 256;
+    constexpr double least_gain = 0.05;
+    if (!is_full() || holds_whole_layers || options.most_insertions > 0) {
+        looked_at = counts;
+        return;
+    }
+    if (counts.n_tokens < looked_at.n_tokens + n_looked_at) {
+        return;
+    }
+    const auto per_request = [&](uint64_t n) {
+        return static_cast<double>(n) /
+               static_cast<double>(std::max<uint64_t>(1, counts.n_requests - looked_at.n_requests));
+    };
+    const double resident = static_cast<double>(counts.n_resident) / static_cast<double>(counts.n_experts);
+    if (per_request(counts.n_hits - looked_at.n_hits) < resident + least_gain && resident < 1 - least_gain) {
+        hold_whole_layers();
+    }
+    looked_at = counts;
 }
 
 bool ExpertCache::State::is_full() const {

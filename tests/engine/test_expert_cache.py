@@ -7,12 +7,13 @@ such tests have processes of their own. The others run on a real GPU where there
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -66,8 +67,9 @@ from upstream_tools import stand_in_gpu
 tools, shares, *paths = sys.argv[1:]
 stand_in_gpu(Path(tools), "GPU0", 1 << 30, computes_as_host=True)
 
-def answers(path, n_slots, shuffled):
-    with loaded(path, "GPU0", n_slots=n_slots) as model:
+def answers(path, n_slots, shuffled, n_threads=1):
+    options = {"n_slots": n_slots, "n_threads": n_threads}
+    with loaded(path, "GPU0", **options) as model:
         tokens = np.random.default_rng(1).integers(0, model.n_vocab, 40).tolist()
         # A prompt, tokens one by one, and another prompt among them.
         parts = [tokens[:8], *([token] for token in tokens[8:24]), tokens[24:30], *([token] for token in tokens[30:])]
@@ -81,7 +83,7 @@ def answers(path, n_slots, shuffled):
                 hits.append(found.n_hits)
                 requests.append(found.n_requests)
         slots = counts(model).n_slots if n_slots else 0
-    with loaded(path, "GPU0", n_slots=n_slots) as model:
+    with loaded(path, "GPU0", **options) as model:
         reply = [token.id for token in model.stream(tokens[:5], max_tokens=24, temperature=0)]
     hits, requests = (np.diff(one, prepend=0) for one in (hits, requests))
     return np.array(logits), reply, slots, hits, requests
@@ -93,7 +95,9 @@ def compared(path):
     for share in json.loads(shares):
         for shuffled in (False, True):
             n_slots = int(share * info.n_experts * len(info.expert_layers))
-            again, reply_again, slots, hits, requests = answers(path, n_slots, shuffled)
+            # Threads that wait for each other take long where others use the cores.
+            n_threads = 2 if shuffled and share == 0.6 and path in paths[:3] else 1
+            again, reply_again, slots, hits, requests = answers(path, n_slots, shuffled, n_threads)
             found[f"{share}{' shuffled' * shuffled}"] = {
                 "same_logits": np.array_equal(logits, again),
                 "same_reply": reply == reply_again,
@@ -165,7 +169,7 @@ from upstream_tools import stand_in_counts, stand_in_gpu
 path, tools = sys.argv[1], Path(sys.argv[2])
 for name in ("GPU0", "GPU1"):
     stand_in_gpu(tools, name, 1 << 30, computes_as_host=True)
-options = {"offload": {"default": "GPU0", "experts": "cpu"}, "n_ctx": 512, "n_threads": 2}
+options = {"offload": {"default": "GPU0", "experts": "cpu"}, "n_ctx": 512, "n_threads": 1}
 info = ModelInfo.from_file(path)
 n_slots = info.n_experts * len(info.expert_layers) // 2
 
@@ -242,8 +246,8 @@ def test_hits_are_those_of_the_replay(
     path, routes = routed(name)
     n_experts, n_layers = ROUTINGS[name][1], routes.shape[1]
     n_slots = round(resident * n_experts) * n_layers + 1
-    n_with_it = n_hits = 0
-    for found in decode_routed(path, gpu, n_slots, N_TOKENS, n_threads=1):
+    n_decoded = n_with_it = n_hits = 0
+    for found in islice(decode_routed(path, gpu, n_slots, N_TOKENS, n_threads=1), 12):
         expected = replayed(routes[found.begin : found.begin + len(found.hits)], n_experts, n_slots)
         # Some tokens are decoded without the cache, once it is full, to find out whether that is faster.
         with_it = found.requests > 0
@@ -252,10 +256,43 @@ def test_hits_are_those_of_the_replay(
         assert with_it.all() or slots_by_layer(n_slots, n_layers)[0] <= N_SAME
         assert found.hits[with_it].tolist() == expected.hits[with_it].tolist()
         assert found.n_insertions == expected.n_insertions
+        n_decoded += len(with_it)
         n_with_it += int(with_it.sum())
         n_hits += int(found.hits.sum())
-    assert n_with_it > 0.4 * N_TOKENS
+    assert n_decoded > 100
+    assert n_with_it > 0.4 * n_decoded
     assert 0.1 < n_hits / n_with_it / routes[0].size < 0.99
+
+
+def test_what_was_resident_is_resident_in_the_next_load(
+    gpu: str, routed: Callable[[str], tuple[Path, Routes]], tmp_path: Path
+) -> None:
+    """After its first token, as far as that has left room; hits are of what is there."""
+    path, routes = routed("gpt-oss-20b")
+    n_layers, capacity = routes.shape[1], 8
+
+    def resident(folder: Path | None, tokens: range) -> tuple[list[set[int]], int]:
+        with loaded(path, gpu, n_slots=capacity * n_layers, memory_folder=folder, n_threads=1) as model:
+            for token in tokens:
+                model.eval([token])
+            hits = counts(model).n_hits
+        profile = model._core.expert_profile()  # which is taken when the model is closed
+        return [set(profile[layer]) for layer in range(n_layers)], hits
+
+    folders = [tmp_path / name for name in ("one", "other")]
+    before, _ = resident(folders[0], range(100))
+    assert [len(there) for there in before] == [N_SAME] + [capacity] * (n_layers - 1)
+    shutil.copytree(folders[0], folders[1])
+    after_first, hits = resident(folders[0], range(100, 101))
+    assert hits == 0
+    for used, old, new in zip(routes[100], before, after_first, strict=True):
+        assert set(used.tolist()) <= new <= old | set(used.tolist())
+        assert len(new) == len(old)
+    _, hits = resident(folders[1], range(100, 102))
+    assert hits == sum(len(there & set(used.tolist())) for used, there in zip(routes[101], after_first, strict=True))
+    nothing_before, fewer_hits = resident(None, range(100, 102))
+    assert sum(map(len, nothing_before)) < sum(map(len, after_first))
+    assert fewer_hits < hits
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
@@ -420,9 +457,9 @@ def many(model, parallel):
 
 results = []
 for ask in (alone, by_turns, lambda model: many(model, 1), lambda model: many(model, 2)):
-    with loaded(path, "GPU0") as model:
+    with loaded(path, "GPU0", n_threads=1) as model:
         without = ask(model)
-    with loaded(path, "GPU0", n_slots=N_SLOTS) as model:
+    with loaded(path, "GPU0", n_slots=N_SLOTS, n_threads=1) as model:
         results.append([without, ask(model), counts(model).n_hits])
 print(json.dumps(results), flush=True)
 os._exit(0)
@@ -475,9 +512,9 @@ logging.getLogger("overspill").addHandler(Keep(logging.WARNING))
 def free_bytes():
     return next(device for device in overspill.devices() if device.name == "GPU0").free_bytes
 
-with loaded(path, "GPU0") as model:
+with loaded(path, "GPU0", n_threads=1) as model:
     expected = [model.eval([token]).tolist() for token in range(6)]
-with loaded(path, "GPU0", n_slots=N_SLOTS) as model:
+with loaded(path, "GPU0", n_slots=N_SLOTS, n_threads=1) as model:
     model.eval([0])
     model.reset()
     stand_in_gpu(tools, "GPU0", 1 << 30, refuse_bytes=1, computes_as_host=True)
@@ -485,7 +522,7 @@ with loaded(path, "GPU0", n_slots=N_SLOTS) as model:
     usual = counts(model).n_hits
 gpu()
 warnings.clear()
-with loaded(path, "GPU0", n_slots=N_SLOTS) as model:
+with loaded(path, "GPU0", n_slots=N_SLOTS, n_threads=1) as model:
     model.eval([0, 1])  # where experts can be is not decided before the first token by itself
     model.reset()
     stand_in_gpu(tools, "GPU0", 1 << 30, refuse_bytes=(1 << 30) - free_bytes(), computes_as_host=True)

@@ -246,7 +246,7 @@ def test_never_slower_than_llama_cpps_fit(case: Case, header_path: HeaderPath, u
 def test_half_as_fast_again_as_whole_layers(header: Callable[[str], ModelInfo]) -> None:
     """gpt-oss-120b on 24 GiB and DDR4: the gain over the best split by whole layers, by the same roofline."""
     info, devices = header("gpt-oss-120b"), hardware(24)
-    found = plan(info, hardware=devices)
+    found = plan(info, hardware=devices, experts="static")
     best = max(
         (candidate for n in range(info.n_layers + 2)
          if (candidate := forecast(info, Placement.from_layers(info, devices, n), devices)).verdict != "does not fit"),
@@ -261,7 +261,7 @@ def test_half_as_fast_again_as_whole_layers(header: Callable[[str], ModelInfo]) 
 
 def test_plan_of_a_mixture_of_experts(header: Callable[[str], ModelInfo]) -> None:
     """Attention, KV cache and output are on the GPU, then as many experts as it holds, of whole layers but one."""
-    found = plan(header("gpt-oss-120b"), hardware=hardware(24, **REAL))
+    found = plan(header("gpt-oss-120b"), hardware=hardware(24, **REAL), experts="static")
     assert set(found.kv) == {"GPU0"}
     assert set(found.layers[:].attention) == {"GPU0"}
     assert found.output == "GPU0"

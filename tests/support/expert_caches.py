@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from header_files import Routes
 from model_fixtures import N_THREADS
@@ -28,16 +30,23 @@ def pool_bytes(info: ModelInfo, n_slots: int) -> int:
 
 
 @contextmanager
-def loaded(path: Path, gpu: str, *, n_slots: int = 0, **options: Any) -> Iterator[Model]:
-    """Load a model with its experts in RAM, and with so many slots for them on the GPU; with none without a cache."""
+def loaded(
+    path: Path, gpu: str, *, n_slots: int = 0, memory_folder: Path | None = None, **options: Any
+) -> Iterator[Model]:
+    """Load a model with its experts in RAM, and with so many slots for them on the GPU; with none without a cache.
+
+    What was resident is remembered in ``memory_folder``; without one nothing is.
+    """
     if n_slots > 0:
         pools = {gpu: pool_bytes(ModelInfo.from_file(path), n_slots)}
         options = {"experts": "cached", "expert_cache": pools, "expert_insertions": UNLIMITED, **options}
     else:
         options = {"experts": "static", **options}
     placement = {"default": "gpu", "experts": "cpu"}
-    with Model(path, **{"offload": placement, "n_ctx": 1024, "n_threads": N_THREADS, **options}) as model:
-        yield model
+    with TemporaryDirectory() as none, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(memory_folder or none))
+        with Model(path, **{"offload": placement, "n_ctx": 1024, "n_threads": N_THREADS, **options}) as model:
+            yield model
 
 
 def counts(model: Model) -> _core.ExpertCounts:

@@ -33,16 +33,16 @@ def write_routed_model(
 
 
 def markov_routes(
-    n_tokens: int, n_layers: int, n_experts: int, n_used: int, *, kept: float = 0.44, seed: int = 1
+    n_tokens: int, n_layers: int, n_experts: int, n_used: int, *, kept: float = 0.44, zipf: float = 1.0, seed: int = 1
 ) -> npt.NDArray[np.uint16]:
     """Return routes that stay with each expert of the token before by chance, and are else drawn from favourites.
 
     An expert is kept with the probability ``kept``. The others are drawn from a Zipf distribution, of other favourites
-    in each layer.
+    in each layer: the chance of the n-th is 1 / n to the power of ``zipf``.
     """
     random = np.random.default_rng(seed)
     routes = np.zeros((n_tokens, n_layers, n_used), np.uint16)
-    shares = 1 / np.arange(1, n_experts + 1)
+    shares = 1.0 / np.arange(1, n_experts + 1) ** zipf
     for layer in range(n_layers):
         by_rank = random.permutation(n_experts)
         used: list[int] = []

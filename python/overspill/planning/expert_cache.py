@@ -89,7 +89,9 @@ def plan_expert_cache(info: ModelInfo, hardware: Hardware, *, n_ctx: int | None 
         raise Error(f"{info.name or info.architecture} has no experts: only a mixture of experts has")
     if not as_instance("hardware", hardware, Hardware).gpus:
         raise Error("a cache of experts needs a GPU, and the hardware has none")
-    planned = plan(info, hardware=hardware, n_ctx=n_ctx, type_k=DEFAULT_CACHE_TYPE, pins={"experts": "cpu"})
+    planned = plan(
+        info, hardware=hardware, n_ctx=n_ctx, type_k=DEFAULT_CACHE_TYPE, pins={"experts": "cpu"}, experts="static"
+    )
     experts_bytes = sum(info.layers[number]["experts"] for number in info.expert_layers)
     expert_bytes = experts_bytes // (len(info.expert_layers) * info.n_experts)
     return ExpertCachePlan(planned, planned.estimate().work.copy_bytes_per_s(0), expert_bytes, experts_bytes)
