@@ -157,7 +157,7 @@ def placements_beside_stand_in(tools: Path, path: Path, resident: float, depth: 
     hardware = Hardware.here(info, n_threads=N_THREADS)
     how: dict[str, Any] = {"n_ctx": N_CTX, "n_ubatch": 512, "depth": depth}
     pins = {"attention": "gpu", "dense": "gpu", "kv": "gpu", "output": "gpu"}
-    bare = plan(info, hardware=hardware, pins=pins | {"experts": "cpu"}, **how).forecast().memory["GPU0"]
+    bare = plan(info, hardware=hardware, pins=pins | {"experts": "cpu"}, experts="static", **how).forecast().memory["GPU0"]
     experts_bytes = sum(info.layers[layer]["experts"] for layer in info.expert_layers)
     room = bare.total_bytes + bare.margin_bytes + int(resident * experts_bytes)
     gpu = replace(hardware.gpus[0], memory_bytes=room)

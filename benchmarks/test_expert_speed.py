@@ -7,8 +7,8 @@ copy takes of the RAM's bandwidth is not in it. The router follows the token, so
 used: OVERSPILL_ROUTES names a file of one (arrays of tokens, layers, experts of a token), otherwise it is made up, and
 stays with an expert of the token before by 44 %.
 
-What is measured is fixed beforehand: the trace is decoded once for the cache to fill, then twice with each placement in
-turn, in a process of its own each time; the best of the passes counts.
+What is measured is fixed beforehand: in a process of its own, each placement decodes the trace once for the cache to
+fill, and once more, which counts; all that twice in turn, of which the better one counts.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from quantities.measuring import in_own_process
 from routed_models import markov_routes
 
 SHAPE: dict[str, Any] = {"n_layers": 24, "n_experts": 32, "n_vocab": 4096, "n_heads": 2, "n_heads_kv": 1}
-N_TOKENS = 512
-N_ROUNDS, N_PASSES = 2, 2
+N_TOKENS = 256
+N_ROUNDS, N_PASSES = 2, 1
 # By the share of experts that are resident: so much faster than static placements the cache is to be.
 GAINS = {0.31: 1.6, 0.125: 1.2}
 # Where nothing is used again it may be so much slower.
@@ -75,8 +75,16 @@ def compare(tools: Path, path: Path, resident: float, routes: Routes) -> dict[Ex
     }
 
 
+@pytest.fixture
+def nothing_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep nothing for the user of what is measured here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 @pytest.mark.parametrize("resident", GAINS)
-def test_a_cache_against_static_placements(benchmark: BenchmarkFixture, upstream_tools: Path, resident: float) -> None:
+def test_a_cache_against_static_placements(
+    benchmark: BenchmarkFixture, upstream_tools: Path, resident: float, nothing_kept: None
+) -> None:
     """Faster by what the share of resident experts allows, and as fast as is predicted for its hits."""
     routes = real_or_made_up()
     with in_memory("routed gpt-oss", gpt_oss(**SHAPE), Console(stderr=True), routes) as path:
@@ -86,11 +94,12 @@ def test_a_cache_against_static_placements(benchmark: BenchmarkFixture, upstream
     static, cached = (max(found[name].tokens_per_s) for name in ("static", "cached"))
     benchmark.extra_info |= {"static_tokens_per_s": static, "cached_tokens_per_s": cached}
     assert cached >= GAINS[resident] * static
-    for name, measured in (("static", static), ("cached", cached)):
+    for name in ("static", "cached"):
+        measured = max(found[name].tokens_per_s)
         assert abs((found[name].predicted_with_hits or 0) / measured - 1) < WITHIN, name
 
 
-def test_a_cache_that_is_of_no_use(benchmark: BenchmarkFixture, upstream_tools: Path) -> None:
+def test_a_cache_that_is_of_no_use(benchmark: BenchmarkFixture, upstream_tools: Path, nothing_kept: None) -> None:
     """Routes that have nothing to do with each other are hardly slower than with a static placement."""
     routes = uniform()
     with in_memory("routed gpt-oss", gpt_oss(**SHAPE), Console(stderr=True), routes) as path:

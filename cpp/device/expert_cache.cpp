@@ -171,7 +171,7 @@ class Trial {
             const double with = middle(with_), without = middle(without_);
             is_over_ =
                 with < clearly * without || without < clearly * with || with_.size() >= most_turns * (n_in_turn - 1);
-            uses_ = !is_over_ || with <= without;
+            uses_ = !is_over_ || hardly * with <= without;
         } else {
             uses_ = false;
         }
@@ -179,7 +179,7 @@ class Trial {
 
   private:
     static constexpr size_t most_turns = 4, n_in_turn = 5;
-    static constexpr double clearly = 0.9;
+    static constexpr double clearly = 0.9, hardly = 0.98;
 
     static double middle(std::vector<double> & values) {
         const auto at = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -229,12 +229,15 @@ struct ExpertCache::State {
     size_t first_layer = 0;                     // whose turn it is to have the first insertion
     ExpertCounts counts;                        // of who decodes
     std::mutex mutex;
-    ExpertCounts published;  // guarded by it
-    size_t n_tokens = 0;     // of the batch
+    ExpertCounts published;     // guarded by it
+    size_t n_tokens = 0;        // of the batch
+    bool counts_token = false;  // which is one, decoded with the cache
+    ExpertCounts before;        // the batch
     Trial trial{options.is_trusted};
     // Since it was full, or since they were last looked at.
     ExpertCounts looked_at;
     bool holds_whole_layers = false;
+    bool has_given_up = false;
 
     void publish() {
         const std::lock_guard lock(mutex);
@@ -247,6 +250,7 @@ struct ExpertCache::State {
     static void share_out(const std::vector<Layer *> & alike, bool whole_layers);
     void hold_whole_layers();
     void look_at_hits();
+    void give_up(const std::string & why);
     static bool build(Pool & pool, Store & store);
     bool is_full() const;
     void apply_policy(double seconds);
@@ -610,6 +614,8 @@ bool ExpertCache::has(int32_t layer, int32_t expert) const {
 
 void ExpertCache::start(size_t n_tokens) {
     state_->n_tokens = n_tokens;
+    state_->counts_token = n_tokens == 1 && state_->trial.uses_cache();
+    state_->before = state_->counts;
     if (state_->launched != nullptr) {  // a batch that was aborted
         ggml_backend_synchronize(std::exchange(state_->launched, nullptr)->computes.get());
     }
@@ -623,10 +629,10 @@ void ExpertCache::start(size_t n_tokens) {
 
 void ExpertCache::note(int32_t number, const int32_t * experts, size_t n_tokens, size_t n_used) {
     State::Layer & layer = state_->layers[static_cast<size_t>(number)];
-    for (size_t i = 0; i < n_tokens * n_used; ++i) {
+    for (size_t i = 0; i < n_tokens * n_used && !state_->has_given_up; ++i) {
         layer.used.push_back(static_cast<uint16_t>(experts[i]));
     }
-    if (state_->n_tokens == 1 && state_->trial.uses_cache()) {
+    if (state_->counts_token) {
         const auto hits = static_cast<uint64_t>(
             std::count_if(experts, experts + n_used, [&](int32_t expert) { return has(number, expert); }));
         state_->counts.n_requests += n_used;
@@ -686,31 +692,50 @@ const float * ExpertCache::results() {
 void ExpertCache::finish(bool computed, double seconds) {
     State & state = *state_;
     const bool is_decoding = state.n_tokens == 1;
-    if (!computed || state.layers.empty() || (!state.is_laid_out && !is_decoding) ||
-        (state.trial.is_over() && !state.trial.uses_cache())) {
+    if (!computed) {
+        state.counts = state.before;
+        return;
+    }
+    if (state.has_given_up || (!state.is_laid_out && !is_decoding)) {
         return;
     }
     if (!state.is_laid_out) {
         const ErrorCapture errors;
         if (!state.lay_out()) {
-            add_to_log(LogLevel::warning,
-                       "no experts are cached: " + errors.reason("the GPU has no room to compute them"));
-            for (State::Layer & layer : state.layers) {
-                layer.store = nullptr;
-            }
+            state.give_up(errors.reason("the GPU has no room to compute them"));
+        } else if (state.counts.n_slots == 0) {
+            state.give_up(state.layers.empty() ? "the CPU computes none of them in a form that is known"
+                                               : "there is not room for one of each layer");
         }
     } else if (is_decoding && state.is_full()) {
         state.trial.note(seconds);
         state.counts.is_proven = state.trial.is_over() && state.trial.uses_cache();
         if (state.trial.is_over() && !state.trial.uses_cache()) {
             state.counts.is_off = true;
-            add_to_log(LogLevel::warning, "experts are not cached any more: decoding was faster without");
+            state.give_up("decoding is faster without");
         }
     }
-    state.counts.n_tokens += is_decoding ? 1 : 0;
-    state.look_at_hits();
-    state.apply_policy(seconds);
+    state.counts.n_tokens += state.counts_token ? 1 : 0;
+    if (!state.has_given_up) {
+        state.look_at_hits();
+        state.apply_policy(seconds);
+    }
     state.publish();
+}
+
+// Gives the memory back. Layers stay known, and have nothing resident.
+void ExpertCache::State::give_up(const std::string & why) {
+    has_given_up = true;
+    finish_copies();
+    for (Layer & layer : layers) {
+        layer.store = nullptr;
+        layer.pool = nullptr;
+        layer.slot_of.assign(layer.n_experts, -1);
+        layer.copied.reset();
+    }
+    pools.clear();
+    counts.n_resident = counts.n_slots = 0;
+    add_to_log(LogLevel::warning, "no experts are cached on GPUs: " + why);
 }
 
 // Where tokens do not come back to experts, a visit to the GPU in each layer is not worth it.

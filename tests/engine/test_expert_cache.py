@@ -53,7 +53,6 @@ MODELS: dict[str, Callable[[], Header]] = {
 }
 # Each expert has activations of its own.
 NOT_CACHED = {"llama4"}
-REFUSED = pytest.mark.xfail(reason='a norm that has "exps" in its name is taken for one of the experts\' matrices')
 SHARES = (0.25, 0.6, 1.0)
 
 SAME = """
@@ -131,7 +130,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory, upstream_tools: Path) -> d
     return dict(zip(MODELS, found, strict=True))
 
 
-@pytest.mark.parametrize("name", [pytest.param(one, marks=REFUSED) if one == "arctic" else one for one in MODELS])
+@pytest.mark.parametrize("name", MODELS)
 def test_results_do_not_depend_on_what_is_resident(answers: dict[str, Any], name: str) -> None:
     """With the cache's own choice and with a random one before each token, logits are the same to the last bit."""
     assert "error" not in answers[name], answers[name]["error"]

@@ -54,7 +54,7 @@ class Case:
     def compare(self, info: ModelInfo, fit: Fit, *, roofline: bool = False) -> tuple[Plan, Forecast, Forecast]:
         """Return our plan, what is forecast of it, and what is forecast of the fit's choice."""
         devices = self.hardware(roofline=roofline)
-        ours = plan(info, hardware=devices, n_ctx=self.n_ctx)
+        ours = plan(info, experts="static", hardware=devices, n_ctx=self.n_ctx)
         theirs = forecast(info, placement_of_fit(info, devices, fit), devices, n_ctx=self.n_ctx)
         return ours, ours.forecast(), theirs
 

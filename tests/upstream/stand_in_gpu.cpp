@@ -284,7 +284,8 @@ double link_of(const Computer & computer, const void * data, size_t n_bytes) {
 
 void set_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t n_bytes) {
     Computer & computer = of(backend);
-    if (ggml_backend_buffer_get_usage(tensor->buffer) != GGML_BACKEND_BUFFER_USAGE_WEIGHTS) {
+    constexpr size_t large = 1 << 20;  // matrices, not biases
+    if (ggml_backend_buffer_get_usage(tensor->buffer) != GGML_BACKEND_BUFFER_USAGE_WEIGHTS || n_bytes < large) {
         std::memcpy(static_cast<char *>(tensor->data) + offset, data, n_bytes);
     }
     ++n_copies;

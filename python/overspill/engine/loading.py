@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -275,7 +276,7 @@ def _placement(
 
 def _can_cache(info: ModelInfo, settings: LoadSettings) -> bool:
     """Return whether the CPU computes the experts with our own products, beside which a GPU can compute some."""
-    types = {kind for name, kind, *_ in info.tensors if "_exps." in name and name.endswith(".weight")}
+    types = {kind for name, kind, *_ in info.tensors if re.search(r"ffn_(gate|up|gate_up|down)_exps\.weight$", name)}
     return settings.kernels == "auto" and cpu_kernels() != "llama.cpp" and types <= {*cpu_kernel_types()}
 
 
@@ -306,12 +307,14 @@ def _with_cache(
         hardware = Hardware.here(info, memory=memory, n_threads=settings.n_threads, measure=False)
         outlook = forecast(info, wanted, hardware, n_ctx=settings.n_ctx or None, n_ubatch=settings.n_ubatch,
                            type_k=settings.type_k, type_v=settings.type_v)  # fmt: skip
-        pools = {
-            gpu.name: outlook.memory[gpu.name].room_bytes
-            for gpu in hardware.gpus
-            if gpu.copies_host_weights and outlook.memory[gpu.name].room_bytes
-        }
-        if not pools:
+        missing = sum(info.layers[layer]["experts"] for layer in info.expert_layers)
+        found: dict[str, int] = {}
+        for gpu in hardware.gpus:
+            if gpu.copies_host_weights:
+                found[gpu.name] = min(outlook.memory[gpu.name].room_bytes, missing)
+                missing -= found[gpu.name]
+        pools = found
+        if not any(pools.values()):
             raise Error(f"there is no GPU with room for a cache of the experts of {info.name or info.architecture}")
     if pools:
         wanted = wanted.copy()
