@@ -19,6 +19,7 @@ from overspill import Hardware, Model, ModelInfo, Plan, plan
 from overspill.base.tables import plain_table
 from overspill.base.values import Experts, Kernels
 from overspill.engine.loading import wait_for_pinning
+from overspill.planning.forecast import Estimate
 from quantities.measuring import N_THREADS
 from upstream_tools import stand_in_gpu
 
@@ -40,6 +41,7 @@ class Row:
     insertions_per_token: tuple[float, ...] = ()
     predicted_with_hits: float | None = None
     """Tokens per second that are predicted with the hits of the last pass."""
+    predicted_over_measured: float | None = None
     is_off: bool = False
     problem: str | None = None
 
@@ -94,18 +96,22 @@ def decode_routes(
                 hits.append((now.hits - before.hits) / max(1, now.requests - before.requests))
                 insertions.append((now.insertions - before.insertions) / n)
             before, start = now, time.perf_counter()
-        with_hits = None
-        if hits:
-            estimate = replace(planned.estimate(), hit_share=hits[-1], insertions=insertions[-1])
-            with_hits = estimate.forecast.tokens_per_s
-        return replace(
+        row = replace(
             row,
             tokens_per_s=tuple(speeds),
             hit_share=tuple(hits),
             insertions_per_token=tuple(insertions),
-            predicted_with_hits=with_hits,
             is_off=before is not None and before.is_off,
         )
+        return replace(row, predicted_with_hits=predicted_with_hits(planned, planned.hardware, row))
+
+
+def predicted_with_hits(planned: Plan, hardware: Hardware, row: Row) -> float:
+    """Return the tokens per second to expect with the hits and copies of the last pass."""
+    estimate = Estimate.of(planned.info, planned, hardware, planned.settings)
+    if row.hit_share:
+        estimate = replace(estimate, hit_share=row.hit_share[-1], insertions=row.insertions_per_token[-1])
+    return estimate.forecast.tokens_per_s
 
 
 def print_rows(rows: list[Row], title: str, console: Console) -> None:
@@ -117,6 +123,7 @@ def print_rows(rows: list[Row], title: str, console: Console) -> None:
         "hits,\npasses",
         "copied\na token",
         "tok/s, with\nthose hits",
+        "predicted/\nmeasured",
     )
     shown = plain_table("memory", "experts", *heads, left=("memory", "experts"))
     shown.title, shown.title_justify = title, "left"
@@ -130,6 +137,7 @@ def print_rows(rows: list[Row], title: str, console: Console) -> None:
             ", ".join(f"{one:.2f}" for one in row.hit_share) or "–",
             ", ".join(f"{one:.1f}" for one in row.insertions_per_token) or "–",
             "–" if row.predicted_with_hits is None else f"{row.predicted_with_hits:.1f}",
+            "–" if row.predicted_over_measured is None else f"{row.predicted_over_measured:.2f}",
         )
     console.print(shown)
     for row in rows:
@@ -157,7 +165,9 @@ def placements_beside_stand_in(tools: Path, path: Path, resident: float, depth: 
     hardware = Hardware.here(info, n_threads=N_THREADS)
     how: dict[str, Any] = {"n_ctx": N_CTX, "n_ubatch": 512, "depth": depth}
     pins = {"attention": "gpu", "dense": "gpu", "kv": "gpu", "output": "gpu"}
-    bare = plan(info, hardware=hardware, pins=pins | {"experts": "cpu"}, experts="static", **how).forecast().memory["GPU0"]
+    bare = (
+        plan(info, hardware=hardware, pins=pins | {"experts": "cpu"}, experts="static", **how).forecast().memory["GPU0"]
+    )
     experts_bytes = sum(info.layers[layer]["experts"] for layer in info.expert_layers)
     room = bare.total_bytes + bare.margin_bytes + int(resident * experts_bytes)
     gpu = replace(hardware.gpus[0], memory_bytes=room)
@@ -174,4 +184,7 @@ def decode_beside_stand_in(tools: Path, path: Path, placed: Placed, routes: Rout
     row = Row(
         f"{outlook.memory['GPU0'].free_bytes / 1e9:.1f} GB", placed.experts, "auto", outlook.tokens_per_s, expected
     )
-    return decode_routes(path, placed.planned, row, routes, n_passes, n_ctx=N_CTX, n_threads=N_THREADS)
+    row = decode_routes(path, placed.planned, row, routes, n_passes, n_ctx=N_CTX, n_threads=N_THREADS)
+    # Others use the machine's memory as well, at one time more than at another.
+    hardware = Hardware.here(placed.planned.info, n_threads=N_THREADS, refresh=True)
+    return replace(row, predicted_with_hits=predicted_with_hits(placed.planned, hardware, row))

@@ -740,7 +740,7 @@ void ExpertCache::State::give_up(const std::string & why) {
 
 // Where tokens do not come back to experts, a visit to the GPU in each layer is not worth it.
 void ExpertCache::State::look_at_hits() {
-    constexpr uint64_t n_looked_at = 256;
+    constexpr uint64_t n_looked_at = 128;
     constexpr double least_gain = 0.05;
     if (!is_full() || holds_whole_layers || options.most_insertions > 0) {
         looked_at = counts;

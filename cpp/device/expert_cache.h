@@ -2,9 +2,9 @@
 //
 // A GPU computes the experts of a token that are resident there, the CPU meanwhile the others, and the CPU adds them up
 // in the order in which they were chosen. What is resident changes between tokens only: experts that a token missed are
-// copied in the background while the next ones are computed. Once it is full, a few tokens are decoded without it, in
-// turn with others; if they were faster, it is not used any more. Where tokens do not come back to experts, it holds
-// all experts of some layers.
+// copied in the background while the next ones are computed. Unless it is trusted, a few tokens are decoded without it
+// once it is full, in turn with others; if they were faster, it is not used any more. Where tokens do not come back to
+// experts, it holds all experts of some layers.
 #pragma once
 
 #include "product/expert_device.h"

@@ -542,7 +542,7 @@ def test_no_room_to_compute_experts(tiny_gpt_oss_path: Path, upstream_tools: Pat
     assert scarce
     assert hits == resident == 0
     assert [text for text in warnings if "expert" in text] == [
-        "no experts are cached: the GPU has no room to compute them"
+        "no experts are cached on GPUs: the GPU has no room to compute them"
     ]
 
 

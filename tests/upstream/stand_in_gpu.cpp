@@ -261,12 +261,19 @@ ggml_status compute_without_experts(Computer & computer, ggml_cgraph * graph) {
     for (int i = 0; i < graph->n_nodes; ++i) {
         const ggml_tensor & node = *graph->nodes[i];
         if (is_passed_over(node)) {
-            compute_until(i);
+            if (!is_passed_over(*graph->nodes[0])) {
+                compute_until(i);
+            }
             std::memset(node.data, 0, ggml_nbytes(&node));
             n_bytes += node.src[0]->nb[2] * static_cast<size_t>(ggml_nelements(node.src[2]));
         }
     }
-    compute_until(graph->n_nodes);
+    if (is_passed_over(*graph->nodes[0])) {  // experts and nothing else, biases and activations among them
+        const ggml_tensor & result = *graph->nodes[graph->n_nodes - 1];
+        std::memset(result.data, 0, ggml_nbytes(&result));
+    } else {
+        compute_until(graph->n_nodes);
+    }
     computer.take(n_bytes, computer.device.options.expert_bytes_per_s);
     return status;
 }
@@ -298,6 +305,24 @@ void get_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, 
     std::memcpy(data, static_cast<const char *>(tensor->data) + offset, n_bytes);
     ++n_copies;
     computer.take(n_bytes, link_of(computer, data, n_bytes));
+}
+
+// When what was to be done before an event is done.
+Clock::time_point & time_of(ggml_backend_event_t event) {
+    return *static_cast<Clock::time_point *>(event->context);
+}
+
+ggml_backend_event_t new_event(ggml_backend_dev_t device) {
+    if (of(device).options.expert_bytes_per_s <= 0) {
+        return nullptr;
+    }
+    auto time = std::make_unique<Clock::time_point>();
+    return std::make_unique<ggml_backend_event>(ggml_backend_event{device, time.release()}).release();
+}
+
+void free_event(ggml_backend_dev_t, ggml_backend_event_t event) {
+    std::unique_ptr<Clock::time_point>(&time_of(event)).reset();
+    std::unique_ptr<ggml_backend_event>(event).reset();
 }
 
 constexpr ggml_backend_i backend_functions = {
@@ -348,6 +373,12 @@ ggml_backend_t start(ggml_backend_dev_t device, const char *) {
         functions.set_tensor_async = set_async;
         functions.get_tensor_async = get_async;
         functions.synchronize = [](ggml_backend_t backend) { of(backend).wait(); };
+        functions.event_record = [](ggml_backend_t backend, ggml_backend_event_t event) {
+            time_of(event) = of(backend).busy_until;
+        };
+        functions.event_wait = [](ggml_backend_t backend, ggml_backend_event_t event) {
+            of(backend).busy_until = std::max(of(backend).busy_until, time_of(event));
+        };
     }
     return std::make_unique<ggml_backend>(ggml_backend{&guid, functions, device, computer.release()}).release();
 }
@@ -407,9 +438,13 @@ constexpr ggml_backend_device_i device_functions = {
     /*.supports_buft        =*/
     [](ggml_backend_dev_t device, ggml_backend_buffer_type_t type) { return type == &of(device).memory_type; },
     /*.offload_op           =*/offload_op,
-    /*.event_new            =*/nullptr,
-    /*.event_free           =*/nullptr,
-    /*.event_synchronize    =*/nullptr,
+    /*.event_new            =*/new_event,
+    /*.event_free           =*/free_event,
+    /*.event_synchronize    =*/
+    [](ggml_backend_dev_t, ggml_backend_event_t event) {
+        while (Clock::now() < time_of(event)) {
+        }
+    },
 };
 
 ggml_backend_reg backend_type = {

@@ -393,7 +393,7 @@ def _options(settings: LoadSettings, wanted: Placement | None, profile: ExpertPr
         cache.most_insertions = settings.expert_insertions
         if profile is not None:
             cache.profile = profile.experts
-            cache.is_trusted = profile.is_faster is True
+            cache.is_trusted = settings.experts == "cached" or profile.is_faster is True
         options.experts = cache
     return options
 

@@ -142,7 +142,8 @@ class Model:
     experts
         Where the experts of a mixture are, as far as ``offload`` leaves them in RAM: ``"static"``, there; ``"cached"``,
         there, and those that tokens used lately in a cache on the GPUs as well, which compute them while the CPU
-        computes the others; or ``"auto"``, what ``offload="auto"`` expects to be faster (static with other placements).
+        computes the others; or ``"auto"``, what ``offload="auto"`` expects to be faster (static with other placements),
+        which is given up if decoding turns out to be faster without.
         A cache needs overspill's own kernels.
     expert_cache
         The memory that ``experts="cached"`` takes of each GPU for them, as in ``{"CUDA0": "12GiB"}``. Default: what
