@@ -383,6 +383,7 @@ class World:
             "device_of": {"tensor": self.info.tensors[0][0]},
             "embedding": {},
             "kv_bytes_by_layer": {},
+            "expert_cache": {},
             "output": {},
             "override": {"pattern": "ffn", "device": "gpu"},
             "read_back": {"tensors": {}, "kv": []},

@@ -122,6 +122,7 @@ def kinds(tiny_gpt_oss_path: Path, folder: Path) -> Iterator[dict[str, tuple[Pat
 SETTINGS_BESIDE: dict[str, Any] = {
     **{"n_batch": None, "vocab_only": False, "check_tensors": False, "pin_weights": "auto"},
     **{"prompt_tokens": 1, "reply_tokens": 1},
+    **{"experts": "auto", "expert_cache": None, "expert_insertions": None},
 }
 assert set(SETTINGS) == set(tuned.SETTINGS)
 NAMES = ("chat", "placement", "hardware", "tuned", "measured")

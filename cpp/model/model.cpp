@@ -112,6 +112,9 @@ void Model::pin_weights() {
     for (const std::string & name : options_.placement.devices) {
         devices.push_back(device_named(name));
     }
+    for (const ExpertPool & pool : options_.experts.pools) {
+        devices.push_back(device_named(pool.device));
+    }
     pinned_->start(devices, idle_->mapped_weights());
 }
 

@@ -3,6 +3,7 @@
 // needs no model is tested.
 
 #include "checks.h"
+#include "expert_tests.h"
 #include "product_tests.h"
 
 #include "base/error.h"
@@ -725,6 +726,7 @@ int main(int argc, char ** argv) {
         test_threads(argv[1]);
         test_views(argv[1]);
         test_expert_recorder(argv[1]);
+        test_cached_experts(argv[1]);
         test_measurement();
         test_damaged_files(argv[1], argv[2]);
         check(log_pending() && !drain_log().empty() && !log_pending(), "llama.cpp's log was kept");

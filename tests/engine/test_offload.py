@@ -102,7 +102,7 @@ for claimed, real in json.loads(sys.argv[3]):
     here = overspill.Hardware.here(measure=False)
     gpu = replace(here.gpus[0], bandwidth_bytes_per_s=1e12, rates={}, op_s=0, hop_s=0)
     cpu = replace(here.cpu, bandwidth_bytes_per_s=1e9, rates={}, op_s=1e-6)
-    planned = overspill.plan(path, hardware=replace(here, devices=(gpu, cpu)), n_ctx=512)
+    planned = overspill.plan(path, hardware=replace(here, devices=(gpu, cpu)), n_ctx=512, experts="static")
     lines.clear()
     with overspill.Model(path, n_ctx=512, n_threads=1, offload=planned) as model:
         text = model.generate([1, 2, 3], temperature=0, max_tokens=8).text

@@ -323,9 +323,13 @@ def _with_cache(
     return wanted
 
 
+def _uses_gpus(placement: Placement) -> bool:
+    return placement.devices_used != (CPU,) or bool(placement.expert_cache)
+
+
 def _completed(info: ModelInfo, settings: LoadSettings, wanted: Placement | None) -> LoadSettings:
     """Return the settings with what the plan says of those that the caller has left to it."""
-    if wanted is None or wanted.devices_used == (CPU,):
+    if wanted is None or not _uses_gpus(wanted):
         return settings
     planned: dict[str, Any] = {"pin_weights": settings.is_mapped and _can_pin(info, settings, wanted)}
     if isinstance(wanted, Plan):
@@ -355,7 +359,8 @@ def _forecast(wanted: Plan, settings: LoadSettings) -> Forecast:
 
 def _can_pin(info: ModelInfo, settings: LoadSettings, wanted: Placement) -> bool:
     """Return whether a GPU of the placement can register the mapped weights that stay in RAM, and RAM has room."""
-    if not any(device.registers_host_memory for device in devices() if device.name in wanted.devices_used):
+    used = {*wanted.devices_used, *wanted.expert_cache}
+    if not any(device.registers_host_memory for device in devices() if device.name in used):
         return False
     available = available_ram_bytes()
     needed = _weights_in_ram_bytes(info, wanted)
@@ -434,7 +439,7 @@ def wait_for_pinning(native: Model) -> None:
 
 def _fitted(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Plan) -> Plan:
     """Return the plan, or one with less on a GPU if llama.cpp would ask more memory of it than it has."""
-    if wanted.devices_used == (CPU,):
+    if not _uses_gpus(wanted):
         return wanted
     for _ in range(2):
         needed = _dry_run(path, _completed(info, settings, wanted), wanted)
@@ -454,7 +459,7 @@ def _fitted(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Plan) -
 def _with_less(planned: Plan, device: str, share: float) -> Plan | None:
     """Return a plan with less on a GPU, by ``share`` of its bytes there; None if it has nothing there."""
     use = planned.forecast().memory.get(device)
-    if use is None or device == CPU or device not in planned.devices_used:
+    if use is None or device == CPU or not (device in planned.devices_used or device in planned.expert_cache):
         return None
     room = max(0, int(use.total_bytes * (1 - share)) + use.margin_bytes if share < 1 else 0)
     devices = tuple(
