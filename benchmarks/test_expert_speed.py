@@ -7,9 +7,9 @@ copy takes of the RAM's bandwidth is not in it. The router follows the token, so
 used: OVERSPILL_ROUTES names a file of one (arrays of tokens, layers, experts of a token), otherwise it is made up, and
 stays with an expert of the token before by 44 %.
 
-What is measured is fixed beforehand: in a process of its own, each placement decodes the trace three times, of which the
-last one counts; all that twice in turn, of which the better one counts. The hardware is measured again after each time,
-and the median of predicted over measured speed counts.
+What is measured is fixed beforehand: in a process of its own, each placement decodes the trace three times, of which
+the last one counts; all that twice in turn, of which the better one counts. The hardware is measured again after each
+time, and the median of predicted over measured speed counts.
 """
 
 from __future__ import annotations

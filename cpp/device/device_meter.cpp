@@ -618,7 +618,7 @@ double DeviceMeter::exchange_s(const std::string & type, int64_t n_embd, int64_t
         const auto matrices = [&](int64_t n_in, int64_t n_out) {
             return ggml_new_tensor_3d(weights.get(), wide.type, n_in, n_out, n_resident);
         };
-        ggml_tensor * gate = matrices(n_embd, n_ff), * up = matrices(n_embd, n_ff), * down = matrices(n_ff, n_embd);
+        ggml_tensor *gate = matrices(n_embd, n_ff), *up = matrices(n_embd, n_ff), *down = matrices(n_ff, n_embd);
         auto * at = static_cast<char *>(ggml_backend_buffer_get_base(buffer));
         for (ggml_tensor * one : {gate, up, down}) {
             ggml_backend_tensor_alloc(buffer, one, at);
@@ -632,8 +632,8 @@ double DeviceMeter::exchange_s(const std::string & type, int64_t n_embd, int64_t
         ggml_tensor * ids = ggml_new_tensor_2d(context, GGML_TYPE_I32, n_used, 1);
         ggml_set_input(x);
         ggml_set_input(ids);
-        ggml_tensor * activated = ggml_swiglu_split(context, ggml_mul_mat_id(context, gate, x, ids),
-                                                    ggml_mul_mat_id(context, up, x, ids));
+        ggml_tensor * activated =
+            ggml_swiglu_split(context, ggml_mul_mat_id(context, gate, x, ids), ggml_mul_mat_id(context, up, x, ids));
         ggml_tensor * result = ggml_mul_mat_id(context, down, activated, ids);
         ggml_set_output(result);
         if (!ggml_backend_dev_supports_op(device_, result)) {

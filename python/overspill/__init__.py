@@ -67,8 +67,9 @@ from overspill.machine.hardware import DeviceSpec, Hardware
 from overspill.placement.llama import LlamaPlacement
 from overspill.placement.placement import Placement
 from overspill.planning.expert_cache import ExpertCachePlan, plan_expert_cache
-from overspill.planning.forecast import ExpertForecast, Forecast, forecast
+from overspill.planning.forecast import Forecast, forecast
 from overspill.planning.plan import Plan, plan
+from overspill.planning.residency import ExpertForecast
 from overspill.planning.ubatch import ubatch_trade
 from overspill.planning.verdict import Verdict
 from overspill.sampling.options import SamplingOptions

@@ -14,6 +14,7 @@ from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
     Batch,
     Context,
+    ExpertsAt,
     Loading,
     MinP,
     OffloadTo,
@@ -66,6 +67,7 @@ def chat(
     n_threads: Threads = None,
     n_batch: Batch = None,
     offload: OffloadTo = "auto",
+    experts: ExpertsAt = None,
     load_mode: Loading = None,
     rpc: Servers = None,
     verbose: Verbose = False,
@@ -96,7 +98,7 @@ def chat(
             n_batch=n_batch,
             offload=parse_offload(offload),
             rpc=rpc or (),
-            **only_given(load_mode=load_mode),
+            **only_given(load_mode=load_mode, experts=experts),
         ) as loaded:
             talk = overspill.Chat(loaded, **options) if load is None else overspill.Chat.load(load, loaded, **options)
             if system is not None:

@@ -19,6 +19,7 @@ __all__ = [
     "Batch",
     "Context",
     "DeviceMemory",
+    "ExpertsAt",
     "Json",
     "Loading",
     "MinP",
@@ -65,6 +66,15 @@ RepeatPenalty = Annotated[
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
 
 Context = Annotated[int | None, typer.Option("--ctx", help="Tokens of prompt and reply together.")]
+ExpertsAt = Annotated[
+    str | None,
+    typer.Option(
+        "--experts",
+        metavar="auto|static|cached",
+        help="Experts in RAM: static, there; cached, and those used lately on the GPUs as well.",
+        show_default="auto",
+    ),
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; default: physical cores.")]
 Batch = Annotated[
     int | None,

@@ -28,7 +28,7 @@ from overspill.cli.hardware import (
 from overspill.cli.options import Context, Json, ModelFile, parse_pair
 from overspill.cli.output import report_output
 from overspill.hub import resolve
-from overspill.planning.plan import expert_line, prompt_line
+from overspill.planning.plan import prompt_line
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.planning.ubatch import trade_around
 
@@ -132,8 +132,6 @@ def _print_plan(planned: overspill.Plan) -> None:
     output.print(f"{expected.verdict}: about {expected.tokens_per_s:.1f} tokens/s", style="bold")
     output.print(prompt_line(expected), style="bold")
     output.print(expected.reason)
-    if expected.experts is not None:
-        output.print(expert_line(expected))
     if expected.weights_in_ram:
         output.print(expected.weights_in_ram)
     if planned.whole_layers_tokens_per_s:

@@ -12,6 +12,7 @@ from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
     Batch,
     Context,
+    ExpertsAt,
     Loading,
     MinP,
     OffloadTo,
@@ -61,6 +62,7 @@ def run(
     n_threads: Threads = None,
     n_batch: Batch = None,
     offload: OffloadTo = "auto",
+    experts: ExpertsAt = None,
     load_mode: Loading = None,
     rpc: Servers = None,
     verbose: Verbose = False,
@@ -88,7 +90,7 @@ def run(
                 n_batch=n_batch,
                 offload=parse_offload(offload),
                 rpc=rpc or (),
-                **only_given(load_mode=load_mode),
+                **only_given(load_mode=load_mode, experts=experts),
             ) as model,
             model.stream(
                 prompt,

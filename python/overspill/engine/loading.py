@@ -41,7 +41,7 @@ from overspill.planning.expert_profile import ExpertProfile, load_expert_profile
 from overspill.planning.forecast import Estimate, Forecast, forecast
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 from overspill.planning.offload import Offload, placement_for
-from overspill.planning.plan import Plan, expert_line
+from overspill.planning.plan import Plan
 from overspill.planning.settings import DEFAULT_UBATCH, prompt_length
 from overspill.planning.workload import pinning_room_bytes
 
@@ -220,12 +220,11 @@ def load(
         retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
         logger.log(
             level,
-            "offload: %s%s: %s %s%sAbout %.1f tok/s are to be expected, and %.0f for prompts (%.2g s to the first "
+            "offload: %s%s: %s %sAbout %.1f tok/s are to be expected, and %.0f for prompts (%.2g s to the first "
             "token after %d).",
             forecast.verdict,
             retreat,
             forecast.reason,
-            f"{expert_line(forecast)} " if forecast.experts else "",
             f"{forecast.weights_in_ram} " if forecast.weights_in_ram else "",
             forecast.tokens_per_s,
             forecast.prompt_tokens_per_s,

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from overspill.base.units import format_bytes, format_count, format_rate
 from overspill.placement.device_names import memory_name
+from overspill.planning.residency import ExpertForecast
 from overspill.planning.settings import is_mapped
 from overspill.planning.verdict import MemoryForecast, Verdict
 from overspill.planning.workload import Arrangement, Use, Workload, matrix_layers
 
-__all__ = ["reason_for", "remedies_for", "weights_in_ram"]
+__all__ = ["experts_on_gpus", "reason_for", "remedies_for", "weights_in_ram"]
 
 
 _SMALLEST_CONTEXT = 1024  # that is worth recommending
@@ -96,6 +97,16 @@ def reason_for(
         where = "" if slowest == "page faults" else " in RAM"
         text += f" {verb} {reading}{share}{where} takes {seconds * 1e3:.0f} of a token's {token_s * 1e3:.0f} ms."
     return text
+
+
+def experts_on_gpus(found: ExpertForecast | None) -> str:
+    """Return what is expected of a cache of experts in a sentence; empty without one."""
+    if found is None:
+        return ""
+    return (
+        f"A cache of experts, {format_bytes(found.cache_bytes)}, has room for {found.resident_share:.0%} of them, and "
+        f"is expected to have {found.hit_share:.0%} of those that a token uses ({found.assumption})."
+    )
 
 
 def weights_in_ram(work: Workload, arranged: Arrangement, use: Use) -> str:

@@ -12,9 +12,16 @@ from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
-from overspill.planning.advice import reason_for, remedies_for, weights_in_ram
+from overspill.planning.advice import experts_on_gpus, reason_for, remedies_for, weights_in_ram
 from overspill.planning.prompt import Prompts
-from overspill.planning.residency import INSERTIONS_PER_MISS, CachedLayer, cached_layers, expected_hit_share, layer_s
+from overspill.planning.residency import (
+    INSERTIONS_PER_MISS,
+    CachedLayer,
+    ExpertForecast,
+    cached_layers,
+    expected_hit_share,
+    layer_s,
+)
 from overspill.planning.settings import (
     DEFAULT_UBATCH,
     PROMPT_TOKENS,
@@ -26,7 +33,7 @@ from overspill.planning.settings import (
 from overspill.planning.verdict import MemoryForecast, Verdict, memory_by_device, verdict_of
 from overspill.planning.workload import Arrangement, Workload
 
-__all__ = ["Estimate", "ExpertForecast", "Forecast", "device_number", "forecast"]
+__all__ = ["Estimate", "Forecast", "device_number", "forecast"]
 
 
 @dataclass(frozen=True)
@@ -95,22 +102,6 @@ class Forecast:
             "experts": None if self.experts is None else asdict(self.experts),
             "settings": {name: getattr(self.settings, name) for name in Settings.__slots__},
         }
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertForecast:
-    """What is expected of a cache of experts on GPUs."""
-
-    cache_bytes: int
-    """Of all GPUs."""
-    resident_share: float
-    """Of the experts in RAM, those that it has room for."""
-    hit_share: float
-    """Of a token's experts, those that are expected to be there."""
-    insertions_per_token: float
-    """Experts that are copied there for a token, in all layers."""
-    assumption: str
-    """Where the share of hits is from, in words."""
 
 
 def device_number(hardware: Hardware, device: str) -> int:
@@ -189,7 +180,7 @@ class Estimate:
         by_term: dict[str, dict[str, float]] = {}
         for (device, part), seconds in prompt.terms.items():
             by_term.setdefault(work.devices[device].name, {})[part] = seconds
-        terms = work.terms(arranged)
+        terms, cache = work.terms(arranged), None if self.experts is None else self.experts[0]
         seconds = use.seconds + self.with_cache(terms)
         memory = memory_by_device(work, use, work.compute_bytes(arranged), self.pools)
         verdict = verdict_of(work, arranged, memory)
@@ -206,10 +197,10 @@ class Estimate:
             weights_in_ram(work, arranged, use),
             memory,
             verdict,
-            reason_for(work, arranged, terms, needed, verdict),
+            " ".join(filter(None, (reason_for(work, arranged, terms, needed, verdict), experts_on_gpus(cache)))),
             remedies_for(work, arranged, needed, verdict),
             work.settings,
-            None if self.experts is None else self.experts[0],
+            cache,
         )
 
 

@@ -45,7 +45,7 @@ from overspill.planning.settings import (
 )
 from overspill.planning.workload import Arrangement, Workload
 
-__all__ = ["UBATCHES", "Plan", "expert_line", "plan", "plan_for", "prompt_line"]
+__all__ = ["UBATCHES", "Plan", "plan", "plan_for", "prompt_line"]
 
 UBATCHES = (256, 512, 1024, 2048, 4096, 8192)
 _WORTH_A_CACHE = 1.05  # so much faster decoding must be: hits depend on the text
@@ -111,7 +111,6 @@ class Plan(Placement):
         lines = [f"{outlook.verdict}: {outlook.tokens_per_s:.1f} tokens/s, {depth}", prompt_line(outlook), uses]
         lines += [
             outlook.reason,
-            *([expert_line(outlook)] if outlook.experts else []),
             *([outlook.weights_in_ram] if outlook.weights_in_ram else []),
         ]
         return [*lines, *(f"- {remedy}" for remedy in outlook.remedies)]
@@ -134,17 +133,6 @@ class Plan(Placement):
         copy = Plan(self.info, self.hardware, self.settings)
         copy.__dict__.update(self.__dict__ | super().copy().__dict__)
         return copy
-
-
-def expert_line(outlook: Forecast) -> str:
-    """Return what is expected of the cache of experts in a sentence; empty without one."""
-    found = outlook.experts
-    if found is None:
-        return ""
-    return (
-        f"A cache of experts on the GPU, {format_bytes(found.cache_bytes)}, has room for {found.resident_share:.0%} of "
-        f"them, and is expected to have {found.hit_share:.0%} of those that a token uses ({found.assumption})."
-    )
 
 
 def prompt_line(outlook: Forecast) -> str:

@@ -19,7 +19,15 @@ from itertools import pairwise
 
 from overspill.planning.workload import Arrangement, Workload
 
-__all__ = ["HIT_SHARES", "INSERTIONS_PER_MISS", "CachedLayer", "cached_layers", "expected_hit_share", "layer_s"]
+__all__ = [
+    "HIT_SHARES",
+    "INSERTIONS_PER_MISS",
+    "CachedLayer",
+    "ExpertForecast",
+    "cached_layers",
+    "expected_hit_share",
+    "layer_s",
+]
 
 HIT_SHARES = ((0.0, 0.0), (0.06, 0.19), (0.125, 0.44), (0.25, 0.65), (0.31, 0.73), (0.41, 0.83), (0.5, 0.9), (1.0, 1.0))
 """Hits by the share of experts that are resident: replays of an LRU for each layer over 215,438 tokens of gpt-oss-20b,
@@ -35,6 +43,22 @@ def expected_hit_share(resident_share: float) -> float:
         if resident_share <= high:
             return hits + (more - hits) * (max(resident_share, low) - low) / (high - low)
     return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertForecast:
+    """What is expected of a cache of experts on GPUs."""
+
+    cache_bytes: int
+    """Of all GPUs."""
+    resident_share: float
+    """Of the experts in RAM, those that it has room for."""
+    hit_share: float
+    """Of a token's experts, those that are expected to be there."""
+    insertions_per_token: float
+    """Experts that are copied there for a token, in all layers."""
+    assumption: str
+    """Where the share of hits is from, in words."""
 
 
 @dataclass(frozen=True, slots=True)
