@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +77,11 @@ def in_memory(name: str, header: Header, errors: Console, routes: Routes | None 
 def decode_routes(
     path: Path, planned: Plan, row: Row, routes: Routes, n_passes: int, *, n_ctx: int, n_threads: int | None
 ) -> Row:
-    """Load a model, decode the trace several times, and return the row with its speeds."""
+    """Load a model, decode the trace several times from an empty cache, and return the row with its speeds.
+
+    In a process of its own: what would be remembered of the model is neither found nor kept.
+    """
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
     n = len(routes)
     order = itertools.islice(itertools.cycle(range(n)), 1, None)
     settings: dict[str, Any] = {"n_ctx": n_ctx, "n_threads": n_threads, "kernels": row.kernels}
