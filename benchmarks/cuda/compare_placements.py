@@ -290,7 +290,7 @@ def rows_of(path: Path, hardware: Hardware, options: Options) -> list[Row]:
     choices: dict[str, Callable[[Row], Placement]] = {
         "whole layers": lambda row: whole_layers(info, hardware, options),
         "experts on CPU": lambda row: Placement.from_mapping(info, [device], {"default": device, "experts": CPU}),
-        "planner": lambda row: plan(info, hardware=hardware, n_ctx=options.n_ctx, n_ubatch=512),
+        "planner": lambda row: plan(info, hardware=hardware, n_ctx=options.n_ctx, n_ubatch=512, experts="static"),
         "llama.cpp's fit": lambda row: fitted(path, info, hardware, options, row),
     }
     rows = [Row(name) for name in choices]

@@ -144,7 +144,7 @@ struct Pool {
 
 // How much of a token's time its insertions may take from whoever decodes: more while there are free slots.
 constexpr double share_of_insertions = 0.03, share_while_empty = 0.3;
-constexpr size_t most_insertions_by_time = 16, most_while_empty = 48;
+constexpr size_t most_insertions_by_time = 16, most_while_empty = 24;
 constexpr size_t most_used = 64;
 constexpr size_t most_kept = 65536;  // uses of experts
 

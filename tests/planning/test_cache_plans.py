@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,13 @@ def test_a_cache_is_planned_only_where_it_pays(gpt_oss_120b: ModelInfo, header_p
     assert not plan(gpt_oss_120b, hardware=large, experts="auto").expert_cache
     slow = Hardware.given(ram="128GiB", vram="24GiB", hop_s=3e-3)
     assert not plan(gpt_oss_120b, hardware=slow, experts="auto").expert_cache
+    three = Hardware.given(ram="128GiB", vram="24GiB", gpu_bandwidth="936GB/s", ram_bandwidth="47GB/s")
+    assert plan(gpt_oss_120b, hardware=three, experts="auto").expert_cache
+    # Where copies are not from pinned memory, whoever decodes waits for them.
+    vulkan = replace(three, devices=(replace(three.gpus[0], registers_host_memory=False), three.cpu))
+    assert not plan(gpt_oss_120b, hardware=vulkan, experts="auto").expert_cache
+    assert not plan(gpt_oss_120b, hardware=three, experts="auto", pin_weights=False).expert_cache
+    assert plan(gpt_oss_120b, hardware=vulkan, experts="auto", load_mode="read").expert_cache
     dense = ModelInfo.from_file(header_path("llama-3-8b"))
     hardware = Hardware.given(ram="128GiB", vram="8GiB")
     assert not plan(dense, hardware=hardware, experts="auto").expert_cache

@@ -200,6 +200,11 @@ def load(
         settings = replace(settings, experts="static")
     wanted = _with_cache(info, settings, _placement(info, offload, settings, memory), memory)
     if isinstance(wanted, Plan):
+        if settings.experts == "auto" and wanted.expert_cache:
+            completed = _completed(info, settings, wanted)
+            if completed.is_mapped and not completed.pin_weights:  # RAM has no room for that, or the driver cannot
+                wanted = _placement(info, offload, replace(settings, experts="static"), memory)
+                assert isinstance(wanted, Plan)
         wanted = _fitted(path, info, settings, wanted)
     asked = settings
     refusals: list[str] = []

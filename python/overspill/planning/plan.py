@@ -251,7 +251,9 @@ def plan_for(
         best = _best_plan(info, hardware, settings, pins, chosen)
         if cached is not None:
             now, then = best.forecast(), cached.forecast()
-            is_faster = then.tokens_per_s > _WORTH_A_CACHE * now.tokens_per_s
+            # Copies into the cache from memory that is not pinned keep the CPU from decoding.
+            is_pinned = cached.settings.pin_weights or not is_mapped(settings)
+            is_faster = is_pinned and then.tokens_per_s > _WORTH_A_CACHE * now.tokens_per_s
             if is_faster and not any(use.missing_bytes for use in then.memory.values()):
                 cached._whole_layers, best = best._whole_layers, cached
     best.experts, best.pins = experts, pins
