@@ -80,16 +80,6 @@ void on_abort(const char * message) {
     end_process_of(message);
 }
 
-void while_waiting() {
-    if (team == nullptr || !(*team)->failed()) {
-        return;
-    }
-    if (is_member) {
-        throw MemberEnds{};
-    }
-    give_up((*team)->why());
-}
-
 struct Start {
     void * (*run)(void *);
     void * data;
@@ -141,6 +131,20 @@ void on_terminate() {
 }
 
 }  // namespace
+
+#ifdef _WIN32
+void while_waiting() {}
+#else
+void while_waiting() {
+    if (team == nullptr || !(*team)->failed()) {
+        return;
+    }
+    if (is_member) {
+        throw MemberEnds{};
+    }
+    give_up((*team)->why());
+}
+#endif
 
 AssertionGuard::AssertionGuard() noexcept {
     ++n_guards;

@@ -78,6 +78,10 @@ class Team {
     std::string why_;
 };
 
+// To be called by whoever waits for another thread of its team: that one may have failed. Ends a member, and throws
+// AssertionFailed where the team computes.
+void while_waiting();
+
 // From now on llama.cpp's failed assertions come here. `last_words` is called before one ends the process after all,
 // with one line: what was being done, and which. Call once, before anything else.
 void catch_assertions(void (*last_words)(const char * failure));

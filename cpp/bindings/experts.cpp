@@ -63,7 +63,6 @@ void bind_experts(py::module_ & m) {
         .def_readonly("n_insertions", &ExpertCounts::n_insertions)
         .def_readonly("hit_bytes", &ExpertCounts::hit_bytes)
         .def_readonly("miss_bytes", &ExpertCounts::miss_bytes)
-        .def_readonly("inserted_bytes", &ExpertCounts::inserted_bytes)
         .def_readonly("n_resident", &ExpertCounts::n_resident)
         .def_readonly("n_slots", &ExpertCounts::n_slots)
         .def_readonly("n_experts", &ExpertCounts::n_experts)

@@ -67,7 +67,8 @@ void bind_model_options(py::module_ & m) {
             })
         .def_readwrite("most_insertions", &ExpertCacheOptions::most_insertions)
         .def_readwrite("profile", &ExpertCacheOptions::profile)
-        .def_readwrite("is_trusted", &ExpertCacheOptions::is_trusted);
+        .def_readwrite("is_trusted", &ExpertCacheOptions::is_trusted)
+        .def_readwrite("worth", &ExpertCacheOptions::worth);
     py::class_<ModelOptions>(m, "ModelOptions", py::is_final())
         .def(py::init<>())
         .def_readwrite("placement", &ModelOptions::placement)

@@ -598,7 +598,9 @@ double DeviceMeter::visit_s(int64_t n_embd) {
 double DeviceMeter::exchange_s(const std::string & type, int64_t n_embd, int64_t n_ff, int64_t n_used) {
     constexpr int64_t most_resident = 64;
     const WeightUse wide = checked_use(type, n_embd, n_ff, most_resident, n_used);
-    const WeightUse narrow = checked_use(type, n_ff, n_embd, most_resident, n_used);
+    // Rows of the last matrix may be no whole number of blocks: files have another type there.
+    const bool is_whole = n_ff % ggml_blck_size(wide.type) == 0;
+    const WeightUse narrow = checked_use(is_whole ? type : "f16", n_ff, n_embd, most_resident, n_used);
     check_range("n_used", n_used, int64_t{1}, most_resident);
     if (!other_) {
         return 0;
@@ -615,10 +617,10 @@ double DeviceMeter::exchange_s(const std::string & type, int64_t n_embd, int64_t
                         " MiB are too few to measure with experts of this shape");
         }
         const ggml_context_ptr weights(ggml_init({ggml_tensor_overhead() * 4, nullptr, true}));
-        const auto matrices = [&](int64_t n_in, int64_t n_out) {
-            return ggml_new_tensor_3d(weights.get(), wide.type, n_in, n_out, n_resident);
+        const auto matrices = [&](const WeightUse & use) {
+            return ggml_new_tensor_3d(weights.get(), use.type, use.n_in, use.n_out, n_resident);
         };
-        ggml_tensor *gate = matrices(n_embd, n_ff), *up = matrices(n_embd, n_ff), *down = matrices(n_ff, n_embd);
+        ggml_tensor *gate = matrices(wide), *up = matrices(wide), *down = matrices(narrow);
         auto * at = static_cast<char *>(ggml_backend_buffer_get_base(buffer));
         for (ggml_tensor * one : {gate, up, down}) {
             ggml_backend_tensor_alloc(buffer, one, at);

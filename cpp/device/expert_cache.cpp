@@ -3,6 +3,7 @@
 #include "base/assertions.h"
 #include "base/error_capture.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "base/stopwatch.h"
 #include "device/compute_hooks.h"
 #include "device/devices.h"
@@ -151,9 +152,11 @@ constexpr size_t most_kept = 65536;  // uses of experts
 // Whether decoding is faster with the cache than without, found once.
 class Trial {
   public:
-    explicit Trial(bool is_over) : is_over_(is_over) {}
+    Trial(bool is_over, double worth) : worth_(worth), is_over_(is_over) {}
     bool uses_cache() const { return uses_; }
     bool is_over() const { return is_over_; }
+    // And was none from the beginning.
+    bool has_measured() const { return is_over_ && !with_.empty(); }
     // A token was decoded, with a cache that is full.
     void note(double seconds) {
         if (is_over_) {
@@ -167,19 +170,18 @@ class Trial {
             return;
         }
         n_of_turn_ = 0;
-        if (!uses_) {
-            const double with = middle(with_), without = middle(without_);
-            is_over_ =
-                with < clearly * without || without < clearly * with || with_.size() >= most_turns * (n_in_turn - 1);
-            uses_ = !is_over_ || hardly * with <= without;
-        } else {
+        if (uses_) {
             uses_ = false;
+            return;
         }
+        const double with = middle(with_), limit = worth_ * middle(without_);
+        is_over_ = with < clearly * limit || limit < clearly * with || with_.size() >= most_turns * (n_in_turn - 1);
+        uses_ = !is_over_ || with <= limit;
     }
 
   private:
     static constexpr size_t most_turns = 4, n_in_turn = 5;
-    static constexpr double clearly = 0.9, hardly = 0.98;
+    static constexpr double clearly = 0.9;
 
     static double middle(std::vector<double> & values) {
         const auto at = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -187,6 +189,7 @@ class Trial {
         return *at;
     }
 
+    const double worth_;
     bool uses_ = true, is_over_;
     size_t n_of_turn_ = 0;
     std::vector<double> with_, without_;
@@ -228,16 +231,18 @@ struct ExpertCache::State {
     double credit_s = 0, insertion_s = 0.5e-3;  // of one, as measured
     size_t first_layer = 0;                     // whose turn it is to have the first insertion
     ExpertCounts counts;                        // of who decodes
+    const Origin origin;
     std::mutex mutex;
     ExpertCounts published;     // guarded by it
     size_t n_tokens = 0;        // of the batch
     bool counts_token = false;  // which is one, decoded with the cache
     ExpertCounts before;        // the batch
-    Trial trial{options.is_trusted};
+    Trial trial{options.is_trusted, options.worth};
     // Since it was full, or since they were last looked at.
     ExpertCounts looked_at;
     bool holds_whole_layers = false;
     bool has_given_up = false;
+    uint64_t most_resident = 0, grown_at = 0;  // ever, and at which token
 
     void publish() {
         const std::lock_guard lock(mutex);
@@ -250,7 +255,9 @@ struct ExpertCache::State {
     static void share_out(const std::vector<Layer *> & alike, bool whole_layers);
     void hold_whole_layers();
     void look_at_hits();
+    void finish(bool computed, double seconds);
     void give_up(const std::string & why);
+    void abandon(const std::string & why);
     static bool build(Pool & pool, Store & store);
     bool is_full() const;
     void apply_policy(double seconds);
@@ -312,8 +319,8 @@ ggml_tensor * activation(ggml_context * context, const Store & store, ggml_tenso
 
 }  // namespace
 
-ExpertCache::ExpertCache(ExpertCacheOptions options, const ProductSet * set)
-    : state_(std::make_unique<State>(std::move(options))) {
+ExpertCache::ExpertCache(ExpertCacheOptions options, const ProductSet * set, std::shared_ptr<const void> weights)
+    : weights_(std::move(weights)), state_(std::make_unique<State>(std::move(options))) {
     state_->products = std::make_unique<ProductGraphs>(set, cpu_quantize);
     hook_devices();
     const AssertionGuard guard;
@@ -353,7 +360,7 @@ void ExpertCache::State::finish_copies() {
 }
 
 ExpertCounts ExpertCache::counts() const {
-    const std::lock_guard lock(state_->mutex);
+    const auto lock = state_->origin.lock(state_->mutex);
     return state_->published;
 }
 
@@ -563,7 +570,7 @@ void ExpertCache::State::hold_whole_layers() {
             share_out(alike, /*whole_layers =*/true);
         }
     }
-    counts.n_resident = 0;
+    counts.n_resident = most_resident = 0;
     add_to_log(LogLevel::info, "tokens use other experts each time: the cache holds all experts of some layers now");
 }
 
@@ -690,37 +697,53 @@ const float * ExpertCache::results() {
 // --- Between tokens
 
 void ExpertCache::finish(bool computed, double seconds) {
-    State & state = *state_;
-    const bool is_decoding = state.n_tokens == 1;
+    try {
+        const AssertionGuard guard;
+        state_->finish(computed, seconds);
+    } catch (const std::exception & error) {
+        state_->abandon(error.what());
+    }
+}
+
+// What a device that has failed holds is left to it: its destructors would end the process.
+void ExpertCache::State::abandon(const std::string & why) {
+    static_cast<void>(std::make_unique<std::vector<Pool>>(std::move(pools)).release());
+    pools.clear();
+    give_up(why);
+}
+
+void ExpertCache::State::finish(bool computed, double seconds) {
+    const bool is_decoding = n_tokens == 1;
     if (!computed) {
-        state.counts = state.before;
+        counts = before;
         return;
     }
-    if (state.has_given_up || (!state.is_laid_out && !is_decoding)) {
+    if (has_given_up || (!is_laid_out && !is_decoding)) {
         return;
     }
-    if (!state.is_laid_out) {
+    if (!is_laid_out) {
         const ErrorCapture errors;
-        if (!state.lay_out()) {
-            state.give_up(errors.reason("the GPU has no room to compute them"));
-        } else if (state.counts.n_slots == 0) {
-            state.give_up(state.layers.empty() ? "the CPU computes none of them in a form that is known"
-                                               : "there is not room for one of each layer");
+        if (!lay_out()) {
+            give_up(errors.reason("the GPU has no room to compute them"));
+        } else if (counts.n_slots == 0) {
+            give_up(layers.empty() ? "the CPU computes none of them in a form that is known"
+                                   : "there is not room for one of each layer");
         }
-    } else if (is_decoding && state.is_full()) {
-        state.trial.note(seconds);
-        state.counts.is_proven = state.trial.is_over() && state.trial.uses_cache();
-        if (state.trial.is_over() && !state.trial.uses_cache()) {
-            state.counts.is_off = true;
-            state.give_up("decoding is faster without");
+    } else if (is_decoding && is_full()) {
+        trial.note(seconds);
+        counts.is_proven = trial.has_measured() && trial.uses_cache();
+        if (trial.is_over() && !trial.uses_cache()) {
+            counts.is_off = true;
+            give_up("decoding is faster without");
         }
     }
-    state.counts.n_tokens += state.counts_token ? 1 : 0;
-    if (!state.has_given_up) {
-        state.look_at_hits();
-        state.apply_policy(seconds);
+    counts.n_tokens += counts_token ? 1 : 0;
+    // Not while others decode without it, for comparison: copies would slow them down.
+    if (!has_given_up && trial.uses_cache()) {
+        look_at_hits();
+        apply_policy(seconds);
     }
-    state.publish();
+    publish();
 }
 
 // Gives the memory back. Layers stay known, and have nothing resident.
@@ -731,11 +754,17 @@ void ExpertCache::State::give_up(const std::string & why) {
         layer.store = nullptr;
         layer.pool = nullptr;
         layer.slot_of.assign(layer.n_experts, -1);
-        layer.copied.reset();
+        if (!pools.empty()) {
+            layer.copied.reset();
+        } else {
+            static_cast<void>(layer.copied.release());
+        }
     }
     pools.clear();
     counts.n_resident = counts.n_slots = 0;
-    add_to_log(LogLevel::warning, "no experts are cached on GPUs: " + why);
+    add_to_log(LogLevel::warning, "no experts are cached on GPUs: " + why +
+                                      "; a model that is loaded anew with experts=\"static\" uses their memory");
+    publish();
 }
 
 // Where tokens do not come back to experts, a visit to the GPU in each layer is not worth it.
@@ -760,8 +789,10 @@ void ExpertCache::State::look_at_hits() {
     looked_at = counts;
 }
 
+// Or as good as: some layers use few of their experts.
 bool ExpertCache::State::is_full() const {
-    return counts.n_resident > 0 && counts.n_resident == counts.n_slots;
+    constexpr uint64_t long_ago = 64;
+    return counts.n_resident > 0 && (counts.n_resident == counts.n_slots || counts.n_tokens > grown_at + long_ago);
 }
 
 void ExpertCache::State::apply_policy(double seconds) {
@@ -837,21 +868,29 @@ void ExpertCache::State::copy(Layer & layer, size_t expert, int32_t slot) {
         }
     }
     layer.slot_of[expert] = slot;
-    layer.fresh_slots.push_back(slot);
+    if (std::find(layer.fresh_slots.begin(), layer.fresh_slots.end(), slot) == layer.fresh_slots.end()) {
+        layer.fresh_slots.push_back(slot);
+    }
     layer.pool->is_copying = true;
     ++counts.n_resident;
+    if (counts.n_resident > most_resident) {
+        most_resident = counts.n_resident;
+        grown_at = counts.n_tokens;
+    }
     ++counts.n_insertions;
-    counts.inserted_bytes += layer.expert_bytes;
 }
 
 ExpertProfile ExpertCache::profile() const {
     ExpertProfile found;
     for (const State::Layer & layer : state_->layers) {
-        if (layer.store != nullptr) {
-            const std::vector<size_t> experts = layer.policy->in_order();
+        if (layer.store != nullptr && !state_->holds_whole_layers) {
+            // What there was no time for is worth less than what tokens have used.
             std::vector<uint16_t> & to = found[layer.number];
-            std::transform(experts.begin(), experts.end(), std::back_inserter(to),
-                           [](size_t expert) { return static_cast<uint16_t>(expert); });
+            std::copy_if(layer.wanted.begin(), layer.wanted.end(), std::back_inserter(to),
+                         [&](uint16_t expert) { return !layer.policy->contains(expert); });
+            for (const size_t expert : layer.policy->in_order()) {
+                to.push_back(static_cast<uint16_t>(expert));
+            }
         }
     }
     return found;

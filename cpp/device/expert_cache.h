@@ -31,7 +31,8 @@ struct ExpertCacheOptions {
     std::vector<ExpertPool> pools = {};
     size_t most_insertions = 0;  // of a token; 0: as many as take a small part of its time
     ExpertProfile profile = {};  // what to begin with
-    bool is_trusted = false;     // known to be faster than without
+    bool is_trusted = false;     // not to be compared with doing without it
+    double worth = 1.0;          // otherwise it is used if a token takes less than so much of its time without
 };
 
 // Of all tokens since the model was loaded that were decoded one at a time with the cache; the bytes are those of the
@@ -43,13 +44,12 @@ struct ExpertCounts {
     uint64_t n_insertions = 0;  // whatever was decoded
     uint64_t hit_bytes = 0;
     uint64_t miss_bytes = 0;
-    uint64_t inserted_bytes = 0;
     // Now.
     uint64_t n_resident = 0;
     uint64_t n_slots = 0;
     uint64_t n_experts = 0;  // of all layers
     bool is_off = false;     // decoding was measured to be faster without
-    bool is_proven = false;  // or with it
+    bool is_proven = false;  // or with it; both are false if it was not measured
 };
 
 // Of one model; one thread at a time decodes with it.
@@ -57,13 +57,14 @@ class ExpertCache final : public ExpertDevice {
   public:
     // Takes the memory; what is put there is known when the first token has been decoded. Layers are given to the pools
     // in their order, in proportion to their bytes. `set` is for devices that compute with the CPU. Throws
-    // std::invalid_argument or OutOfMemoryError.
-    ExpertCache(ExpertCacheOptions options, const ProductSet * set);
+    // std::invalid_argument or OutOfMemoryError. Keeps the weights alive, from which it copies.
+    ExpertCache(ExpertCacheOptions options, const ProductSet * set, std::shared_ptr<const void> weights);
     ~ExpertCache() override;
     ExpertCache(const ExpertCache &) = delete;
     ExpertCache & operator=(const ExpertCache &) = delete;
 
-    // A batch begins, and has ended; it counts if it was computed.
+    // A batch begins, and has ended; it counts if it was computed. If the device fails at its end, nothing is resident
+    // from then on.
     void start(size_t n_tokens);
     void finish(bool computed, double seconds);
 
@@ -85,7 +86,8 @@ class ExpertCache final : public ExpertDevice {
 
   private:
     struct State;
-    const std::unique_ptr<State> state_;
+    const std::shared_ptr<const void> weights_;
+    const std::unique_ptr<State> state_;  // after what it copies from, so that it goes first
 };
 
 }  // namespace overspill

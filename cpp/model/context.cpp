@@ -91,6 +91,7 @@ Context::~Context() {
     if (threads_->failed() && !can_be_freed_half_done_) {
         // Kept for good, with its model: the destructors of some backends would end the process.
         context_.release();
+        static_cast<void>(std::make_unique<std::shared_ptr<ExpertCache>>(experts_).release());
         static_cast<void>(std::make_unique<std::shared_ptr<llama_model>>(model_).release());
     }
     context_.reset();
@@ -261,12 +262,12 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
         times->sync_s += watch.lap();
         times->n_graphs_reused += llama_perf_context(context_.get()).n_reused - n_reused;
     }
+    if (experts_) {
+        experts_->finish(status == 0, watch.seconds());
+    }
     incomplete_ = was_incomplete || status != 0;
     if (recorder_) {
         recorder_->finish(status == 0);
-    }
-    if (experts_) {
-        guarded([&] { experts_->finish(status == 0, watch.seconds()); });
     }
     if (status == 2) {
         throw CancelledError("interrupted");

@@ -131,9 +131,11 @@ void Model::prepare_to_generate() {
         }
         threads_ = std::make_shared<ThreadPool>(options_.n_threads, "the model " + name_);
         if (!options_.experts.pools.empty() && !options_.dry_run) {
-            experts_ = std::make_shared<ExpertCache>(options_.experts, product_set_of(options_.kernels));
+            experts_ = std::make_shared<ExpertCache>(options_.experts, product_set_of(options_.kernels), model_);
         }
-        idle_ = left_alone_by_forks(std::make_unique<Context>(model_, threads_, context_options(1, servers_)));
+        ContextOptions options = context_options(1, servers_);
+        options.experts = experts_;
+        idle_ = left_alone_by_forks(std::make_unique<Context>(model_, threads_, options));
         if (!idle_->can_continue_text()) {
             cannot_generate_ = "does not continue text: it is an encoder (for embeddings) or a diffusion model";
         } else {
@@ -166,8 +168,9 @@ ContextOptions Model::context_options(uint32_t n_outputs, std::shared_ptr<const 
             options_.offload_min_batch,
             product_set_of(options_.kernels),
             std::all_of(options_.placement.devices.begin(), options_.placement.devices.end(),
-                        [](const std::string & name) { return can_be_freed_half_done(device_named(name)); }),
-            experts_};
+                        [](const std::string & name) { return can_be_freed_half_done(device_named(name)); }) &&
+                std::all_of(options_.experts.pools.begin(), options_.experts.pools.end(),
+                            [](const ExpertPool & pool) { return can_be_freed_half_done(device_named(pool.device)); })};
 }
 
 Model::~Model() {
@@ -320,6 +323,7 @@ std::shared_ptr<Context> Model::make_context(const ContextOptions & options) {
         const auto lock = origin_.lock(mutex_);
         threads = threads_;
         with_servers.servers = servers_;
+        with_servers.experts = experts_;
     }
     const std::lock_guard turn(turns_);
     return left_alone_by_forks(std::make_unique<Context>(model, threads, with_servers));

@@ -43,7 +43,6 @@ class SecondTouch {
     SecondTouch(size_t n_experts, size_t capacity);
 
     bool contains(size_t expert) const { return resident_.contains(expert); }
-    bool is_full() const { return resident_.size() == capacity_; }
     // A token has used these experts, all at once; unknown ones are passed over. Of the misses, at most so many are
     // inserted. Returns how many of those are resident after it.
     size_t use(const uint16_t * experts, size_t n, size_t most_insertions);

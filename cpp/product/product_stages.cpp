@@ -1,5 +1,7 @@
 #include "product/product_stages.h"
 
+#include "base/assertions.h"
+
 #include <algorithm>
 #include <array>
 
@@ -321,6 +323,7 @@ const float * results_of(FeedForward & f) {
         return f.results;
     }
     while (found == Arrival::claimed) {
+        while_waiting();
         relax();
         found = f.arrival.load(std::memory_order_acquire);
     }

@@ -662,6 +662,7 @@ class ExpertCacheOptions(_Native):
     profile: Any
     """Experts by layer: a mapping from numbers to sequences of numbers."""
     is_trusted: bool
+    worth: float
     def __init__(self) -> None: ...
 
 @final
@@ -680,8 +681,6 @@ class ExpertCounts(_Native):
     def hit_bytes(self) -> int: ...
     @property
     def miss_bytes(self) -> int: ...
-    @property
-    def inserted_bytes(self) -> int: ...
     @property
     def n_resident(self) -> int: ...
     @property

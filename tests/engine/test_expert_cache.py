@@ -542,7 +542,8 @@ def test_no_room_to_compute_experts(tiny_gpt_oss_path: Path, upstream_tools: Pat
     assert scarce
     assert hits == resident == 0
     assert [text for text in warnings if "expert" in text] == [
-        "no experts are cached on GPUs: the GPU has no room to compute them"
+        "no experts are cached on GPUs: the GPU has no room to compute them; a model that is loaded anew with "
+        'experts="static" uses their memory'
     ]
 
 
@@ -607,3 +608,71 @@ def test_a_model_is_closed_while_experts_are_inserted(
         free_bytes.append(device_now().free_bytes)
     if device_now().backend == "StandIn":
         assert len(set(free_bytes)) == 1
+
+
+JUDGED = """
+import json, logging, os, sys
+from dataclasses import replace
+from pathlib import Path
+import overspill
+from upstream_tools import stand_in_gpu
+
+tools, path, latency_s, n_tokens, trusted, cache = sys.argv[1:]
+os.environ["XDG_CACHE_HOME"] = cache
+lines = []
+handler = logging.Handler()
+handler.emit = lambda record: lines.append(record.getMessage())
+logging.getLogger("overspill").addHandler(handler)
+logging.getLogger("overspill").setLevel(logging.INFO)
+stand_in_gpu(Path(tools), "GPU0", 2 << 30, latency_s=float(latency_s))
+info = overspill.ModelInfo.from_file(path)
+here = overspill.Hardware.here(info, measure=False)
+gpu = replace(here.gpus[0], bandwidth_bytes_per_s=1e12, rates={}, op_s=0, hop_s=0)
+cpu = replace(here.cpu, bandwidth_bytes_per_s=1e9, rates={}, op_s=1e-6)
+planned = overspill.plan(info, hardware=replace(here, devices=(gpu, cpu)), n_ctx=1024, experts="cached")
+total = sum(info.layers[layer]["experts"] for layer in info.expert_layers)
+planned.expert_cache = {"GPU0": total // 2}
+found = []
+for _ in range(2):
+    choice = "cached" if trusted == "yes" else "auto"
+    with overspill.Model(path, offload=planned, n_ctx=1024, n_threads=1, experts=choice) as model:
+        for token in range(int(n_tokens)):
+            model.eval([token % 512])
+        counts = model._core.expert_counts()
+        gpu_bytes = model.memory["GPU0"].weights_bytes if "GPU0" in model.memory else 0
+        found.append([counts and [counts.is_off, counts.n_slots, counts.n_hits / max(1, counts.n_requests)], gpu_bytes])
+print(json.dumps([found, [line for line in lines if "cache" in line]]))
+"""
+
+
+def judged(upstream_tools: Path, folder: Path, routes: Any, *, latency_s: float, n_tokens: int, trusted: bool) -> Any:
+    """Return what became of a cache in two loads one after the other, and what was said of it."""
+    path = write_routed_model(folder / "model.gguf", routes, 8)
+    arguments = (str(upstream_tools), str(path), str(latency_s), str(n_tokens), "yes" if trusted else "no", str(folder))
+    return in_process(JUDGED, *arguments)
+
+
+def test_a_cache_that_slows_decoding_down_is_given_up(upstream_tools: Path, tmp_path: Path) -> None:
+    """A GPU that takes 2 ms for each step: its memory is given back, and the next load does without."""
+    routes = markov_routes(512, 4, 8, 4)
+    found, lines = judged(upstream_tools, tmp_path, routes, latency_s=2e-3, n_tokens=80, trusted=False)
+    (first, first_bytes), (second, _) = found
+    assert first[:2] == [True, 0]
+    assert 0 < first_bytes < 4 << 20  # attention is there
+    assert second is None
+    assert sum("decoding is faster without" in line for line in lines) == 1
+
+
+def test_where_nothing_is_used_again_whole_layers_are_held(upstream_tools: Path, tmp_path: Path) -> None:
+    """Of routes that have nothing to do with each other as many are hits as are resident."""
+    routes = markov_routes(512, 4, 8, 4, kept=0.0, zipf=0.0)
+    found, lines = judged(upstream_tools, tmp_path, routes, latency_s=0, n_tokens=600, trusted=True)
+    hits = max(counts[2] for counts, _ in found)
+    assert hits < 0.6  # until it is full there are fewer
+    assert any("holds all experts of some layers" in line for line in lines)
+    again = tmp_path / "again"
+    again.mkdir()
+    routes = markov_routes(512, 4, 8, 4, kept=0.7)
+    found, lines = judged(upstream_tools, again, routes, latency_s=0, n_tokens=600, trusted=True)
+    assert min(counts[2] for counts, _ in found) > hits
+    assert not any("holds all experts of some layers" in line for line in lines)

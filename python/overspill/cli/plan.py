@@ -119,6 +119,7 @@ def _data(planned: overspill.Plan) -> dict[str, Any]:
 
 
 def _server_flags(planned: overspill.Plan) -> list[str]:
+    planned = planned.static() if planned.expert_cache else planned  # llama-server has no cache of experts
     used = planned.forecast().settings
     # llama-server's batches have 2048 tokens at most unless it is told otherwise.
     batches = {"n_batch": used.n_ubatch, "n_ubatch": used.n_ubatch}
@@ -166,6 +167,8 @@ def _print_plan(planned: overspill.Plan) -> None:
         output.print()
         output.print(trade)
     output.print()
+    if planned.expert_cache:
+        output.print("llama-server has no cache of experts; its flags are those of --experts static:", style="dim")
     output.print("llama-server " + shlex.join(_server_flags(planned)), soft_wrap=True)
     if planned.hardware.source == "assumed":
         output.print("Some figures of the hardware are assumed; see docs/offload.md.", style="dim")

@@ -195,16 +195,16 @@ def load(
     """
     if info is None:
         return Loaded(Model(os.fsencode(path), _options(settings, None), progress), settings, None)
-    profile = load_expert_profile(info) if info.expert_layers and settings.experts != "static" else ExpertProfile()
-    if profile.is_faster is False and settings.experts == "auto":
-        settings = replace(settings, experts="static")
     wanted = _with_cache(info, settings, _placement(info, offload, settings, memory), memory)
-    if isinstance(wanted, Plan):
-        if settings.experts == "auto" and wanted.expert_cache:
+    profile = None
+    if wanted is not None and wanted.expert_cache:
+        profile = load_expert_profile(info)
+        if settings.experts == "auto" and isinstance(wanted, Plan):
             completed = _completed(info, settings, wanted)
-            if completed.is_mapped and not completed.pin_weights:  # RAM has no room for that, or the driver cannot
-                wanted = _placement(info, offload, replace(settings, experts="static"), memory)
-                assert isinstance(wanted, Plan)
+            # RAM has no room to pin the weights, or the driver cannot; or it was tried, and was slower.
+            if (completed.is_mapped and not completed.pin_weights) or profile.is_faster is False:
+                wanted = wanted.static()
+    if isinstance(wanted, Plan):
         wanted = _fitted(path, info, settings, wanted)
     asked = settings
     refusals: list[str] = []
@@ -215,6 +215,9 @@ def load(
             break
         except OutOfMemoryError as error:
             smaller = _with_less(wanted, error.device, 0.1 * 2 ** len(refusals)) if isinstance(wanted, Plan) else None
+            if smaller is not None and settings.expert_cache:
+                given = wanted.expert_cache if wanted is not None else {}
+                smaller.expert_cache = {name: min(n, given.get(name, 0)) for name, n in smaller.expert_cache.items()}
             if smaller is None:
                 raise
             refusals.append(str(error))
@@ -296,6 +299,9 @@ def _with_cache(
             and wanted.expert_cache
             and (settings.experts == "static" or not _can_cache(info, settings))
         ):
+            if isinstance(wanted, Plan):
+                return wanted.static()
+            logger.warning("the placement has all experts in RAM and a cache of them, which is not used here")
             wanted = wanted.copy()
             wanted.expert_cache = {}
         return wanted
@@ -307,6 +313,9 @@ def _with_cache(
             + ('kernels="llama.cpp" switches off' if settings.kernels != "auto" else "this CPU has not")
         )
     pools: Mapping[str, int] = settings.expert_cache
+    servers = {device.name.lower() for device in devices() if device.backend == "RPC"}
+    if remote := [name for name in pools if name.lower() in servers]:
+        raise ValueError(f"expert_cache must be on GPUs of this machine, and {remote[0]} is an RPC server's")
     if not pools and not (isinstance(wanted, Plan) and wanted.expert_cache):
         hardware = Hardware.here(info, memory=memory, n_threads=settings.n_threads, measure=False)
         outlook = forecast(info, wanted, hardware, n_ctx=settings.n_ctx or None, n_ubatch=settings.n_ubatch,
@@ -403,6 +412,8 @@ def _options(settings: LoadSettings, wanted: Placement | None, profile: ExpertPr
         if profile is not None:
             cache.profile = profile.experts
             cache.is_trusted = settings.experts == "cached" or profile.is_faster is True
+            if isinstance(wanted, Plan):
+                cache.worth = wanted.worth_of_cache
         options.experts = cache
     return options
 

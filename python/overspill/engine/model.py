@@ -56,7 +56,7 @@ from overspill.header.info import ModelInfo
 from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_server
 from overspill.placement.placement import Placement
-from overspill.planning.expert_profile import ExpertProfile, save_expert_profile
+from overspill.planning.expert_profile import ExpertProfile, keep_expert_profile
 from overspill.planning.offload import Offload, check_offload, tuned_beside
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.sampling.options import SAMPLING_KEYWORDS, SamplingKeywords, SamplingOptions, merge
@@ -244,6 +244,8 @@ class Model:
             settings = checked_settings(**{**given, **tuned}, **exchange, **switches)
         loaded = load(self._path, None if vocab_only else self.info, offload, settings, sizes, progress)
         self._core, self._settings, self._wanted = loaded.native, loaded.settings, loaded.placement
+        # Not what studies decode, which are no texts.
+        self._remembers_experts = True
         self._evaluation: Evaluation | None = None
         self._logits: NDArray[np.float32] | None = None
         self._dry_breakers: dict[tuple[str, ...], list[list[int]]] = {}
@@ -267,7 +269,8 @@ class Model:
         ``pinned_bytes`` of the CPU grows while mapped weights are registered in the background; ``pinning`` says in
         words how far that is, or why it was given up.
         """
-        pools = {} if self._wanted is None or self._core.expert_counts() is None else self._wanted.expert_cache
+        counts = self._core.expert_counts()
+        pools = {} if self._wanted is None or counts is None or counts.is_off else self._wanted.expert_cache
         return memory_by_device(self._core.memory(), pools, self._core.pinned())
 
     @property
@@ -707,9 +710,9 @@ class Model:
         """
         counts = self._core.expert_counts()
         self._core.close()  # which may refuse, and then nothing has changed
-        if counts is not None and (counts.n_resident or counts.is_off):
+        if counts is not None and self._remembers_experts and self._core.closed:
             is_faster = False if counts.is_off else True if counts.is_proven else None
-            save_expert_profile(self.info, ExpertProfile(self._core.expert_profile(), is_faster))
+            keep_expert_profile(self.info, ExpertProfile(self._core.expert_profile(), is_faster))
         self._logits = None
         self._evaluation = None
 

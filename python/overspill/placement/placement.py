@@ -337,7 +337,7 @@ class Placement:
             raise ValueError(f"this placement is for {model}, not for {other}{detail}")
         if devices is not None:
             known = (*gpu_names(devices), CPU)
-            for device in self.devices_used:
+            for device in (*self.devices_used, *self.expert_cache):
                 if device not in known:
                     raise ValueError(f"this placement uses {device}, but the devices here are {', '.join(known)}")
 

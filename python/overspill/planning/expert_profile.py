@@ -15,7 +15,7 @@ from overspill.header.info import ModelInfo
 from overspill.placement.placement import Placement
 from overspill.planning.tuned import machine
 
-__all__ = ["ExpertProfile", "load_expert_profile", "save_expert_profile"]
+__all__ = ["ExpertProfile", "keep_expert_profile", "load_expert_profile"]
 
 logger = logging.getLogger("overspill")
 
@@ -59,10 +59,12 @@ def load_expert_profile(info: ModelInfo) -> ExpertProfile:
         return ExpertProfile()
 
 
-def save_expert_profile(info: ModelInfo, profile: ExpertProfile) -> None:
-    """Remember a profile in place of an earlier one; what cannot be written is only logged."""
-    experts = {str(layer): list(listed) for layer, listed in profile.experts.items()}
-    data = {"format": _FORMAT, "machine": machine(), "is_faster": profile.is_faster, "experts": experts}
+def keep_expert_profile(info: ModelInfo, profile: ExpertProfile) -> None:
+    """Remember a profile. What it does not say stays as it was; what cannot be written is only logged."""
+    before = load_expert_profile(info)
+    is_faster = before.is_faster if profile.is_faster is None else profile.is_faster
+    experts = {str(layer): list(listed) for layer, listed in (profile.experts or before.experts).items()}
+    data = {"format": _FORMAT, "machine": machine(), "is_faster": is_faster, "experts": experts}
     try:
         replace_json(_file(info), data)
     except OSError as error:

@@ -129,6 +129,7 @@ def place_and_forecast(info: ModelInfo, hardware: Hardware, options: Mapping[str
     if offload == "auto":
         planned = plan(info, hardware=hardware, pin_weights=None if switch == "auto" else switch == "on", **settings)
         return planned, planned.forecast()
+    settings.pop("experts", None)
     placement = placement_for(info, offload, hardware.gpus, lambda: hardware, **settings) or Placement.cpu(info)
     if isinstance(placement, Plan):
         # As a load completes its settings.

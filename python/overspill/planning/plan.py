@@ -69,6 +69,8 @@ class Plan(Placement):
         """The settings that were planned, and not given."""
         self.experts: Experts = "static"
         """What was asked for, as for :func:`plan`; whether there is a cache is said by :attr:`expert_cache`."""
+        self.worth_of_cache = 1.0
+        """With less than so much of a token's time with all experts in RAM, a cache of them is faster than no cache."""
         self._kept: tuple[Assignment, Estimate] | None = None
         self._whole_layers: Workload | float | None = None
 
@@ -127,6 +129,10 @@ class Plan(Placement):
         """Return a plan for other hardware with the same settings, and with nothing pinned."""
         as_instance("hardware", hardware, Hardware)
         return plan_for(self.info, hardware, self.settings, {}, self.chosen, self.experts)
+
+    def static(self) -> Plan:
+        """Return a plan for the same without a cache of experts."""
+        return plan_for(self.info, self.hardware, self.settings, self.pins, self.chosen, "static")
 
     def copy(self) -> Plan:
         """Return an equal plan, to edit."""
@@ -255,6 +261,9 @@ def plan_for(
             is_pinned = cached.settings.pin_weights or not is_mapped(settings)
             is_faster = is_pinned and then.tokens_per_s > _WORTH_A_CACHE * now.tokens_per_s
             if is_faster and not any(use.missing_bytes for use in then.memory.values()):
+                # Against a token with all experts in RAM, which can be measured beside the cache.
+                in_ram_s = replace(cached.estimate(), pools={}).forecast.tokens_per_s ** -1
+                cached.worth_of_cache = min(1.0, 1 / now.tokens_per_s / in_ram_s)
                 cached._whole_layers, best = best._whole_layers, cached
     best.experts, best.pins = experts, pins
     return best
@@ -264,7 +273,12 @@ def _cached_plan(
     info: ModelInfo, hardware: Hardware, settings: Settings, pins: Mapping[str, Any], chosen: frozenset[str]
 ) -> Plan | None:
     """Return the plan with all experts in RAM, and caches of them on the GPUs; None if there can be none."""
-    if not info.expert_layers or not any(gpu.copies_host_weights for gpu in hardware.gpus):
+    if (
+        not info.expert_layers
+        or not info.n_experts
+        or not info.n_experts_used
+        or not any(gpu.copies_host_weights for gpu in hardware.gpus)
+    ):
         return None
     planned = _best_plan(info, hardware, settings, {"experts": CPU, **pins}, chosen, caches=True)
     estimate = planned.estimate()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from overspill._core import Error
 from overspill.base.checks import as_integer, as_list, check_keywords, keywords_of
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
@@ -61,11 +62,11 @@ def trade_around(planned: Plan, ubatches: Sequence[int] = UBATCHES) -> list[Ubat
         settings = replace(planned.settings, n_ubatch=as_integer("ubatches", n_ubatch, 1, 65536))
         is_planned = settings == planned.settings
         chosen = planned.chosen - {"n_ubatch"}
-        one = (
-            planned
-            if is_planned
-            else plan_for(planned.info, planned.hardware, settings, planned.pins, chosen, planned.experts)
-        )
+        more = (planned.pins, chosen, planned.experts)
+        try:
+            one = planned if is_planned else plan_for(planned.info, planned.hardware, settings, *more)
+        except Error:
+            continue  # such batches leave no room for the cache of experts that was asked for
         work, arranged = one.estimate().work, one.estimate().arranged
         use, compute = work.evaluate(arranged), work.compute_bytes(arranged)
         taker = work.takes_over(arranged)

@@ -196,6 +196,7 @@ def _keep(search: _Search, *, complete: bool) -> Path | None:
 def _load(info: ModelInfo, **options: Any) -> Model:
     # Python has a look at Ctrl-C each time that it is told of progress.
     model = Model(info, progress=lambda share: None, **options)
+    model._remembers_experts = False
     wait_for_pinning(model._core)
     return model
 

@@ -170,6 +170,7 @@ def bench(
         memory=memory,
         **options,
     ) as model:
+        model._remembers_experts = False
         wait_for_pinning(model._core)
         random_ids = random.Random(0)
         prompt = [random_ids.randrange(model.n_vocab) for _ in range(max(n_prompt, n_depth, 1))]
