@@ -27,7 +27,7 @@ from overspill._core import (
 from overspill._core import LoadMode as NativeLoadMode
 from overspill._core import Placement as NativePlacement
 from overspill._core import Switch as NativeSwitch
-from overspill.base.checks import as_integer, check_choice, naming
+from overspill.base.checks import as_integer, check_choice
 from overspill.base.host import available_ram_bytes, physical_cores
 from overspill.base.units import format_bytes, parse_memory
 from overspill.base.values import CacheType, Experts, Kernels, LoadMode, MemoryUse, Progress, Switch
@@ -331,8 +331,7 @@ def _with_cache(
             raise Error(f"there is no GPU with room for a cache of the experts of {info.name or info.architecture}")
     if pools:
         wanted = wanted.copy()
-        with naming("expert_cache"):
-            wanted.expert_cache = pools
+        wanted.expert_cache = pools
     return wanted
 
 

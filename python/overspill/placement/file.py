@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from overspill._core import Error
-from overspill.base.checks import as_integer, as_list, as_mapping, as_path, as_text, shown
+from overspill.base.checks import as_integer, as_list, as_mapping, as_path, as_text, naming, shown
 from overspill.base.files import read_json
 from overspill.header.tensor_names import layer_of
 from overspill.placement.assignment import Assignment
@@ -102,7 +102,8 @@ def checked_expert_cache(pools: object, devices: Sequence[str]) -> dict[str, int
     """Return the bytes by GPU, without those that are 0, or raise an error if they are not for GPUs of ``devices``."""
     found = {}
     for device, size in as_mapping("expert_cache", pools, "a mapping from GPUs to bytes").items():
-        name = find_device(devices, as_text("expert_cache", device))
+        with naming("expert_cache"):
+            name = find_device(devices, as_text("device", device))
         if name == CPU:
             raise ValueError("expert_cache must be on GPUs: experts that are not there are in RAM anyway")
         found[name] = as_integer(f"expert_cache[{name!r}]", size, 0, 2**63 - 1)
