@@ -5,8 +5,10 @@
 #include "base/log.h"
 #include "base/process.h"
 #include "base/stopwatch.h"
+#include "device/cache_trial.h"
 #include "device/compute_hooks.h"
 #include "device/devices.h"
+#include "device/expert_slots.h"
 #include "device/out_of_memory.h"
 #include "product/expert_residency.h"
 #include "product/product_graphs.h"
@@ -26,121 +28,17 @@ namespace overspill {
 
 namespace {
 
-// The matrices and biases of a layer's experts, in the order in which they are in a slot; null: there is none.
-enum Part : size_t { gate, gate_bias, up, up_bias, down, down_bias, n_parts };
-using Parts = std::array<const ggml_tensor *, n_parts>;
-
-bool is_bias(size_t part) {
-    return part == gate_bias || part == up_bias || part == down_bias;
-}
-
-// Of one expert.
-size_t bytes_of(const ggml_tensor & tensor, size_t part) {
-    return is_bias(part) ? tensor.nb[1] : tensor.nb[2];
-}
-
-size_t bytes_of(const Parts & parts) {
-    size_t n = 0;
-    for (size_t part = 0; part < n_parts; ++part) {
-        n += parts[part] != nullptr ? bytes_of(*parts[part], part) : 0;
-    }
-    return n;
-}
-
-Parts parts_of(const FeedForwardNodes & nodes) {
-    Parts parts = {};
-    parts[gate] = nodes.gate.node->src[0];
-    parts[gate_bias] = nodes.gate.bias;
-    if (nodes.up.node != nullptr && nodes.up.node != nodes.gate.node) {
-        parts[up] = nodes.up.node->src[0];
-        parts[up_bias] = nodes.up.bias;
-    }
-    parts[down] = nodes.down.node->src[0];
-    parts[down_bias] = nodes.down.bias;
-    return parts;
-}
-
-// What decides whether experts of two layers can be in the same slots, and be computed by the same graph.
-struct Form {
-    std::array<ggml_type, n_parts> types;
-    std::array<std::array<int64_t, 2>, n_parts> shapes;
-    std::array<int64_t, 2> first_rows;  // of gate and up
-    bool is_merged;
-    ggml_op op;
-    std::array<int32_t, GGML_MAX_OP_PARAMS / sizeof(int32_t)> op_params;
-    bool is_split;  // a gated activation of two tensors
-    bool is_squared;
-    size_t n_used;
-
-    static Form of(const FeedForwardNodes & nodes) {
-        Form form = {};
-        const Parts parts = parts_of(nodes);
-        for (size_t part = 0; part < n_parts; ++part) {
-            if (parts[part] != nullptr) {
-                form.types[part] = parts[part]->type;
-                form.shapes[part] = {parts[part]->ne[0], parts[part]->ne[1]};
-            } else {
-                form.types[part] = GGML_TYPE_COUNT;
-            }
-            if (is_bias(part)) {
-                form.shapes[part][1] = 0;  // the number of experts
-            }
-        }
-        form.first_rows = {nodes.gate.first_row, nodes.up.first_row};
-        form.is_merged = nodes.up.node == nodes.gate.node;
-        const ggml_tensor * activation = nodes.activated;
-        form.is_squared = activation->op == GGML_OP_SQR;
-        activation = form.is_squared ? activation->src[0] : activation;
-        form.op = activation->op;
-        std::copy(std::begin(activation->op_params), std::end(activation->op_params), form.op_params.begin());
-        form.is_split = activation->op == GGML_OP_GLU && activation->src[1] != nullptr;
-        form.n_used = static_cast<size_t>(nodes.ids->ne[0]);
-        return form;
-    }
-    bool operator==(const Form & other) const {
-        return types == other.types && shapes == other.shapes && first_rows == other.first_rows &&
-               is_merged == other.is_merged && op == other.op && op_params == other.op_params &&
-               is_split == other.is_split && is_squared == other.is_squared && n_used == other.n_used;
-    }
-
-    int64_t n_embd() const { return shapes[gate][0]; }
-    int64_t n_ff() const { return shapes[down][0]; }
-    int64_t n_out() const { return shapes[down][1]; }
-};
-
-struct BackendDeleter {
-    void operator()(ggml_backend_t backend) const { ggml_backend_free(backend); }
-};
-using Backend = std::unique_ptr<ggml_backend, BackendDeleter>;
-
-// A graph that computes so many experts of a token.
-struct Launch {
-    ggml_context_ptr context;
-    ggml_cgraph * graph = nullptr;
-    ggml_gallocr_ptr memory;
-    ggml_tensor * result = nullptr;  // (n_out, experts)
-};
-
-// Slots for experts of one form, in one pool.
-struct Store {
-    Form form;
-    size_t n_slots = 0;
-    ggml_context_ptr context;
-    std::array<ggml_tensor *, n_parts> tensors = {};  // the last dimension is the slot
-    std::vector<Launch> launches;                     // of 1 expert, 2, ...
-};
-
 struct Pool {
     ggml_backend_dev_t device = nullptr;
     size_t n_bytes = 0;
     ggml_backend_buffer_ptr buffer;
-    Backend computes, copies;  // a stream of its own for each
+    ggml_backend_ptr computes, copies;  // a stream of its own for each
     bool is_copying = false;
     // What a launch reads: the activations, then the slots.
     ggml_backend_buffer_ptr input_buffer;
     ggml_context_ptr input_context;
     ggml_tensor * input = nullptr;
-    std::vector<std::unique_ptr<Store>> stores;
+    std::vector<std::unique_ptr<ExpertSlots>> stores;
 };
 
 // How much of a token's time its insertions may take from whoever decodes: more while there are free slots.
@@ -149,64 +47,18 @@ constexpr size_t most_insertions_by_time = 16, most_while_empty = 24;
 constexpr size_t most_used = 64;
 constexpr size_t most_kept = 65536;  // uses of experts
 
-// Whether decoding is faster with the cache than without, found once.
-class Trial {
-  public:
-    Trial(bool is_over, double worth) : worth_(worth), is_over_(is_over) {}
-    bool uses_cache() const { return uses_; }
-    bool is_over() const { return is_over_; }
-    // And was none from the beginning.
-    bool has_measured() const { return is_over_ && !with_.empty(); }
-    // A token was decoded, with a cache that is full.
-    void note(double seconds) {
-        if (is_over_) {
-            return;
-        }
-        // The first one of a turn finds other weights in the CPU's caches than those that follow.
-        if (++n_of_turn_ > 1) {
-            (uses_ ? with_ : without_).push_back(seconds);
-        }
-        if (n_of_turn_ < n_in_turn) {
-            return;
-        }
-        n_of_turn_ = 0;
-        if (uses_) {
-            uses_ = false;
-            return;
-        }
-        const double with = middle(with_), limit = worth_ * middle(without_);
-        is_over_ = with < clearly * limit || limit < clearly * with || with_.size() >= most_turns * (n_in_turn - 1);
-        uses_ = !is_over_ || with <= limit;
-    }
-
-  private:
-    static constexpr size_t most_turns = 4, n_in_turn = 5;
-    static constexpr double clearly = 0.9;
-
-    static double middle(std::vector<double> & values) {
-        const auto at = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-        std::nth_element(values.begin(), at, values.end());
-        return *at;
-    }
-
-    const double worth_;
-    bool uses_ = true, is_over_;
-    size_t n_of_turn_ = 0;
-    std::vector<double> with_, without_;
-};
-
 }  // namespace
 
 struct ExpertCache::State {
     struct Layer {
         int32_t number;  // in the model
-        Parts parts;
-        Form form;
+        ExpertParts parts;
+        ExpertForm form;
         size_t n_experts;
         size_t expert_bytes;
         Pool * pool = nullptr;
-        Store * store = nullptr;       // null: nothing is ever resident
-        std::vector<int32_t> slot_of;  // by expert; -1: not resident
+        ExpertSlots * store = nullptr;  // null: nothing is ever resident
+        std::vector<int32_t> slot_of;   // by expert; -1: not resident
         std::vector<int32_t> free_slots;
         std::unique_ptr<SecondTouch> policy;
         ggml_backend_event_ptr copied;     // null where the device has no events
@@ -237,7 +89,7 @@ struct ExpertCache::State {
     size_t n_tokens = 0;        // of the batch
     bool counts_token = false;  // which is one, decoded with the cache
     ExpertCounts before;        // the batch
-    Trial trial{options.is_trusted, options.worth};
+    CacheTrial trial{options.is_trusted, options.worth};
     // Since it was full, or since they were last looked at.
     ExpertCounts looked_at;
     bool holds_whole_layers = false;
@@ -249,7 +101,7 @@ struct ExpertCache::State {
         published = counts;
     }
 
-    bool take_host_memory(const Form & form);
+    bool take_host_memory(const ExpertForm & form);
     bool lay_out();
     bool lay_out(Pool & pool, const std::vector<Layer *> & of_pool);
     static void share_out(const std::vector<Layer *> & alike, bool whole_layers);
@@ -258,7 +110,6 @@ struct ExpertCache::State {
     void finish(bool computed, double seconds);
     void give_up(const std::string & why);
     void abandon(const std::string & why);
-    static bool build(Pool & pool, Store & store);
     bool is_full() const;
     void apply_policy(double seconds);
     void copy(Layer & layer, size_t expert, int32_t slot);
@@ -275,46 +126,12 @@ OutOfMemoryError refused(const Pool & pool) {
             name, pool.n_bytes};
 }
 
-Backend backend_of(ggml_backend_dev_t device) {
-    Backend backend(ggml_backend_dev_init(device, nullptr));
+ggml_backend_ptr backend_of(ggml_backend_dev_t device) {
+    ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
     if (!backend) {
         throw Error(std::string("no second stream of work could be had on ") + ggml_backend_dev_name(device));
     }
     return backend;
-}
-
-// A projection of the activations with the matrices in slots.
-ggml_tensor * project(ggml_context * context, const Store & store, Part weights, ggml_tensor * x, ggml_tensor * ids) {
-    ggml_tensor * y = ggml_mul_mat_id(context, store.tensors[weights], x, ids);
-    ggml_tensor * bias = store.tensors[weights + 1];
-    return bias != nullptr ? ggml_add_id(context, y, bias, ids) : y;
-}
-
-ggml_tensor * rows(ggml_context * context, ggml_tensor * y, int64_t first, int64_t n) {
-    return ggml_view_3d(context, y, n, y->ne[1], y->ne[2], y->nb[1], y->nb[2], static_cast<size_t>(first) * y->nb[0]);
-}
-
-// As the layer's own graph has it.
-ggml_tensor * activation(ggml_context * context, const Store & store, ggml_tensor * x, ggml_tensor * ids) {
-    const Form & form = store.form;
-    ggml_tensor * of_gate = project(context, store, gate, x, ids);
-    ggml_tensor * activated = nullptr;
-    if (form.op != GGML_OP_GLU) {
-        activated = ggml_unary(context, of_gate, static_cast<ggml_unary_op>(form.op_params[0]));
-        return form.is_squared ? ggml_sqr(context, activated) : activated;
-    }
-    const auto op = static_cast<ggml_glu_op>(form.op_params[0]);
-    if (form.is_split) {
-        ggml_tensor * of_up = form.is_merged ? of_gate : project(context, store, up, x, ids);
-        const auto part = [&](ggml_tensor * y, int64_t first) {
-            return y->ne[0] == form.n_ff() ? y : rows(context, y, first, form.n_ff());
-        };
-        activated = ggml_glu_split(context, part(of_gate, form.first_rows[0]), part(of_up, form.first_rows[1]), op);
-    } else {
-        activated = ggml_glu(context, of_gate, op, form.op_params[1] != 0);
-    }
-    std::copy(form.op_params.begin(), form.op_params.end(), std::begin(activated->op_params));
-    return activated;
 }
 
 }  // namespace
@@ -366,7 +183,7 @@ ExpertCounts ExpertCache::counts() const {
 
 // --- Layers
 
-bool ExpertCache::State::take_host_memory(const Form & form) {
+bool ExpertCache::State::take_host_memory(const ExpertForm & form) {
     if (host) {
         return form.n_embd() == n_embd && form.n_out() == n_out;
     }
@@ -386,7 +203,7 @@ bool ExpertCache::State::take_host_memory(const Form & form) {
 }
 
 int32_t ExpertCache::layer_of(const FeedForwardNodes & nodes) {
-    const Parts parts = parts_of(nodes);
+    const ExpertParts parts = expert_parts_of(nodes);
     auto & layers = state_->layers;
     const auto known =
         std::find_if(layers.begin(), layers.end(), [&](const auto & layer) { return layer.parts == parts; });
@@ -394,7 +211,7 @@ int32_t ExpertCache::layer_of(const FeedForwardNodes & nodes) {
     if (known != layers.end()) {
         return known->form.n_used == n_used ? static_cast<int32_t>(known - layers.begin()) : -1;
     }
-    const Form form = Form::of(nodes);
+    const ExpertForm form = ExpertForm::of(nodes);
     const ggml_tensor & x = *nodes.gate.node->src[1];
     const auto are_apart = [](const ggml_tensor * tensor) {
         return tensor == nullptr || (ggml_is_contiguous(tensor) && tensor->ne[3] == 1);
@@ -458,14 +275,12 @@ bool ExpertCache::State::lay_out() {
 
 bool ExpertCache::State::lay_out(Pool & pool, const std::vector<Layer *> & of_pool) {
     ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(pool.device);
-    const size_t alignment = ggml_backend_buft_get_alignment(type);
-    const auto aligned = [&](size_t n) { return (n + alignment - 1) / alignment * alignment; };
     // Activations and slots side by side, so that one copy has both.
     const size_t input_bytes = (static_cast<size_t>(n_embd) + most_used) * sizeof(float);
     pool.input_context.reset(ggml_init({ggml_tensor_overhead() * 4, nullptr, true}));
     pool.input =
         ggml_new_tensor_1d(pool.input_context.get(), GGML_TYPE_F32, static_cast<int64_t>(input_bytes / sizeof(float)));
-    pool.input_buffer.reset(ggml_backend_buft_alloc_buffer(type, aligned(input_bytes)));
+    pool.input_buffer.reset(ggml_backend_buft_alloc_buffer(type, input_bytes));
     if (!pool.input_buffer ||
         ggml_backend_tensor_alloc(pool.input_buffer.get(), pool.input,
                                   ggml_backend_buffer_get_base(pool.input_buffer.get())) != GGML_STATUS_SUCCESS) {
@@ -481,7 +296,6 @@ bool ExpertCache::State::lay_out(Pool & pool, const std::vector<Layer *> & of_po
         all_bytes += layer->expert_bytes * layer->n_experts;
     }
     const size_t pool_bytes = ggml_backend_buffer_get_size(pool.buffer.get());
-    auto * base = static_cast<char *>(ggml_backend_buffer_get_base(pool.buffer.get()));
     size_t used_bytes = 0;
     for (const auto & alike : by_form) {
         const Layer & first = *alike.front();
@@ -491,34 +305,15 @@ bool ExpertCache::State::lay_out(Pool & pool, const std::vector<Layer *> & of_po
         }
         // Of what is left after the padding of each part, which is less than so much.
         constexpr size_t padding = 65536;
-        const size_t reserved = by_form.size() * n_parts * padding;
+        const size_t reserved = by_form.size() * n_expert_parts * padding;
         const double share =
             static_cast<double>(pool_bytes - std::min(pool_bytes, reserved)) / static_cast<double>(all_bytes);
-        auto store = std::make_unique<Store>();
-        store->form = first.form;
-        store->n_slots = std::min(n_experts, static_cast<size_t>(share * static_cast<double>(n_experts)));
-        if (store->n_slots < alike.size()) {
+        const size_t n_slots = std::min(n_experts, static_cast<size_t>(share * static_cast<double>(n_experts)));
+        if (n_slots < alike.size()) {
             continue;  // not one for each layer
         }
-        store->context.reset(ggml_init({ggml_tensor_overhead() * n_parts, nullptr, true}));
-        for (size_t part = 0; part < n_parts; ++part) {
-            const ggml_tensor * of = first.parts[part];
-            if (of == nullptr) {
-                continue;
-            }
-            const auto n_slots = static_cast<int64_t>(store->n_slots);
-            ggml_tensor * tensor =
-                is_bias(part) ? ggml_new_tensor_2d(store->context.get(), of->type, of->ne[0], n_slots)
-                              : ggml_new_tensor_3d(store->context.get(), of->type, of->ne[0], of->ne[1], n_slots);
-            const size_t n_bytes = ggml_backend_buft_get_alloc_size(type, tensor);
-            if (used_bytes + n_bytes > pool_bytes ||
-                ggml_backend_tensor_alloc(pool.buffer.get(), tensor, base + used_bytes) != GGML_STATUS_SUCCESS) {
-                return false;
-            }
-            used_bytes += aligned(n_bytes);
-            store->tensors[part] = tensor;
-        }
-        if (!build(pool, *store)) {
+        auto store = std::make_unique<ExpertSlots>(first.form, n_slots);
+        if (!store->place(pool.buffer.get(), used_bytes, first.parts) || !store->build(pool.device, *pool.input)) {
             return false;
         }
         for (Layer * layer : alike) {
@@ -531,7 +326,7 @@ bool ExpertCache::State::lay_out(Pool & pool, const std::vector<Layer *> & of_po
             }
         }
         share_out(alike, /*whole_layers =*/false);
-        counts.n_slots += store->n_slots;
+        counts.n_slots += n_slots;
         pool.stores.push_back(std::move(store));
     }
     return true;
@@ -540,7 +335,7 @@ bool ExpertCache::State::lay_out(Pool & pool, const std::vector<Layer *> & of_po
 // Gives the slots of a store to its layers, which are in order: to each the same number, or to each one for all of its
 // experts until there are none left. Nothing is resident then.
 void ExpertCache::State::share_out(const std::vector<Layer *> & alike, bool whole_layers) {
-    const size_t n_slots = alike.front()->store->n_slots;
+    const size_t n_slots = alike.front()->store->n_slots();
     int32_t slot = 0;
     for (size_t i = 0; i < alike.size(); ++i) {
         Layer & layer = *alike[i];
@@ -572,44 +367,6 @@ void ExpertCache::State::hold_whole_layers() {
     }
     counts.n_resident = most_resident = 0;
     add_to_log(LogLevel::info, "tokens use other experts each time: the cache holds all experts of some layers now");
-}
-
-// False if the device has not got what it takes.
-bool ExpertCache::State::build(Pool & pool, Store & store) {
-    constexpr size_t most_nodes = 32;
-    ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(pool.device);
-    const auto n_embd = static_cast<int64_t>(store.form.n_embd());
-    for (size_t n = 1; n <= store.form.n_used; ++n) {
-        Launch & launch = store.launches.emplace_back();
-        launch.context.reset(ggml_init(
-            {ggml_tensor_overhead() * most_nodes + ggml_graph_overhead_custom(most_nodes, false), nullptr, true}));
-        ggml_context * context = launch.context.get();
-        auto * input = static_cast<char *>(pool.input->data);
-        const auto at = [&](ggml_tensor * tensor, size_t offset) {
-            return ggml_backend_tensor_alloc(pool.input_buffer.get(), tensor, input + offset) == GGML_STATUS_SUCCESS;
-        };
-        ggml_tensor * x = ggml_new_tensor_3d(context, GGML_TYPE_F32, n_embd, 1, 1);
-        ggml_tensor * ids = ggml_new_tensor_2d(context, GGML_TYPE_I32, static_cast<int64_t>(n), 1);
-        if (!at(x, 0) || !at(ids, static_cast<size_t>(n_embd) * sizeof(float))) {
-            return false;
-        }
-        launch.result = project(context, store, down, activation(context, store, x, ids), ids);
-        ggml_set_output(launch.result);
-        launch.graph = ggml_new_graph_custom(context, most_nodes, false);
-        ggml_build_forward_expand(launch.graph, launch.result);
-        for (int i = 0; i < ggml_graph_n_nodes(launch.graph); ++i) {
-            if (!ggml_backend_dev_supports_op(pool.device, ggml_graph_node(launch.graph, i))) {
-                add_to_log(LogLevel::warning, std::string(ggml_backend_dev_name(pool.device)) +
-                                                  " cannot compute these experts: none are cached there");
-                return false;
-            }
-        }
-        launch.memory.reset(ggml_gallocr_new(type));
-        if (!ggml_gallocr_alloc_graph(launch.memory.get(), launch.graph)) {
-            return false;
-        }
-    }
-    return true;
 }
 
 bool ExpertCache::has(int32_t layer, int32_t expert) const {
@@ -654,9 +411,9 @@ void ExpertCache::launch(int32_t number, const int32_t * experts, size_t n_used)
     State::Layer & layer = state.layers[static_cast<size_t>(number)];
     size_t n = 0;
     bool is_fresh = false;
-    for (size_t k = 0; k < n_used && state.trial.uses_cache(); ++k) {
-        const int32_t slot = layer.slot_of[static_cast<size_t>(experts[k])];
-        if (slot >= 0) {
+    for (size_t k = 0; k < n_used; ++k) {
+        if (has(number, experts[k])) {
+            const int32_t slot = layer.slot_of[static_cast<size_t>(experts[k])];
             state.slots[n++] = slot;
             const auto & fresh = layer.fresh_slots;
             is_fresh = is_fresh || std::find(fresh.begin(), fresh.end(), slot) != fresh.end();
@@ -674,7 +431,7 @@ void ExpertCache::launch(int32_t number, const int32_t * experts, size_t n_used)
         }
         layer.fresh_slots.clear();
     }
-    const Launch & launch = layer.store->launches[n - 1];
+    const ExpertLaunch & launch = layer.store->launch(n);
     ggml_backend_t backend = pool.computes.get();
     ggml_backend_tensor_set_async(backend, pool.input, state.input, 0,
                                   (static_cast<size_t>(state.n_embd) + n) * sizeof(float));
@@ -857,16 +614,7 @@ size_t ExpertCache::State::follow(Layer & layer) {
 }
 
 void ExpertCache::State::copy(Layer & layer, size_t expert, int32_t slot) {
-    Store & store = *layer.store;
-    for (size_t part = 0; part < n_parts; ++part) {
-        const ggml_tensor * from = layer.parts[part];
-        if (from != nullptr) {
-            const size_t n_bytes = bytes_of(*from, part);
-            ggml_backend_tensor_set_async(layer.pool->copies.get(), store.tensors[part],
-                                          static_cast<const char *>(from->data) + expert * n_bytes,
-                                          static_cast<size_t>(slot) * n_bytes, n_bytes);
-        }
-    }
+    layer.store->copy(layer.pool->copies.get(), layer.parts, expert, slot);
     layer.slot_of[expert] = slot;
     if (std::find(layer.fresh_slots.begin(), layer.fresh_slots.end(), slot) == layer.fresh_slots.end()) {
         layer.fresh_slots.push_back(slot);

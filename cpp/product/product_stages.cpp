@@ -225,14 +225,20 @@ bool is_shared(const FeedForward & f) {
     return f.device != nullptr && f.is_of_one_token;
 }
 
+// Whether another device computes an expert of this token.
+bool is_elsewhere(const FeedForward & f, int32_t expert) {
+    return is_shared(f) && f.device->has(f.layer, expert);
+}
+
 // Of what the CPU computes.
 template <typename ExpertOf>
 Routes routes_of(const FeedForward & f, const ExpertOf & expert_of) {
     const int64_t n_columns = ggml_nrows(f.nodes.activated);
-    return f.nodes.ids == nullptr ? Routes(n_columns)
-                                  : Routes(n_columns, f.nodes.down.node->src[0]->ne[2], expert_of, [&](int32_t expert) {
-                                        return !is_shared(f) || !f.device->has(f.layer, expert);
-                                    });
+    if (f.nodes.ids == nullptr) {
+        return Routes(n_columns);
+    }
+    return Routes(n_columns, f.nodes.down.node->src[0]->ne[2], expert_of,
+                  [&](int32_t expert) { return !is_elsewhere(f, expert); });
 }
 
 void copy_routing(FeedForward & f) {
@@ -365,7 +371,7 @@ void project_down(FeedForward & f, const ggml_tensor & out, int ith, int nth) {
         for (int64_t column = 0; column < n_columns; ++column) {
             const int64_t k = column % n_of_token;
             float * y = products_of(column);
-            if (is_shared(f) && f.device->has(f.layer, expert_of(column))) {
+            if (elsewhere != nullptr && is_elsewhere(f, expert_of(column))) {
                 std::copy_n(elsewhere + first, n_here, y);
                 elsewhere += n_rows;
             }

@@ -37,9 +37,11 @@ struct Device {
     ggml_backend_buffer_type host_type;
     ggml_backend_device device;
 
+    double link_bytes_per_s(bool pinned) const {
+        return pinned && options.pinned_bytes_per_s > 0 ? options.pinned_bytes_per_s : options.link_bytes_per_s;
+    }
     void wait(Clock::time_point start, size_t n_bytes, bool pinned) const {
-        const bool faster = pinned && options.pinned_bytes_per_s > 0;
-        overspend(start, n_bytes, faster ? options.pinned_bytes_per_s : options.link_bytes_per_s, options.latency_s);
+        overspend(start, n_bytes, link_bytes_per_s(pinned), options.latency_s);
     }
     static void overspend(Clock::time_point start, size_t n_bytes, double bytes_per_s, double latency_s) {
         const double due_s = latency_s + (bytes_per_s > 0 ? static_cast<double>(n_bytes) / bytes_per_s : 0);
@@ -280,15 +282,6 @@ ggml_status compute_without_experts(Computer & computer, ggml_cgraph * graph) {
 
 ggml_guid guid = {0x73, 0x74, 0x61, 0x6e, 0x64, 0x2d, 0x69, 0x6e, 0x2d, 0x67, 0x70, 0x75, 0x2d, 0x31, 0x2e, 0x30};
 
-bool is_fast_link(const Computer & computer, const void * data, size_t n_bytes) {
-    return computer.device.options.pinned_bytes_per_s > 0 && is_pinned(data, n_bytes);
-}
-
-double link_of(const Computer & computer, const void * data, size_t n_bytes) {
-    const StandInOptions & options = computer.device.options;
-    return is_fast_link(computer, data, n_bytes) ? options.pinned_bytes_per_s : options.link_bytes_per_s;
-}
-
 void set_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t n_bytes) {
     Computer & computer = of(backend);
     constexpr size_t large = 1 << 20;  // matrices, not biases
@@ -297,14 +290,14 @@ void set_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, 
     }
     ++n_copies;
     to_device_bytes += n_bytes;
-    computer.take(n_bytes, link_of(computer, data, n_bytes));
+    computer.take(n_bytes, computer.device.link_bytes_per_s(is_pinned(data, n_bytes)));
 }
 
 void get_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t n_bytes) {
     Computer & computer = of(backend);
     std::memcpy(data, static_cast<const char *>(tensor->data) + offset, n_bytes);
     ++n_copies;
-    computer.take(n_bytes, link_of(computer, data, n_bytes));
+    computer.take(n_bytes, computer.device.link_bytes_per_s(is_pinned(data, n_bytes)));
 }
 
 // When what was to be done before an event is done.

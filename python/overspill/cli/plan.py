@@ -25,7 +25,7 @@ from overspill.cli.hardware import (
     check_hardware,
     hardware_of,
 )
-from overspill.cli.options import Context, Json, ModelFile, parse_pair
+from overspill.cli.options import Context, ExpertsAt, Json, ModelFile, only_given, parse_pair
 from overspill.cli.output import report_output
 from overspill.hub import resolve
 from overspill.planning.plan import prompt_line
@@ -54,9 +54,7 @@ def plan(
     reply_tokens: Annotated[int, typer.Option(help="Tokens of its reply.")] = REPLY_TOKENS,
     type_k: Annotated[str, typer.Option(help="Type of the KV cache's keys: f16, q8_0, ...")] = "f16",
     type_v: Annotated[str, typer.Option(help="Type of the KV cache's values.")] = "f16",
-    experts: Annotated[
-        str, typer.Option(help="Where experts are: static, cached (in RAM, some on the GPUs as well) or auto.")
-    ] = "auto",
+    experts: ExpertsAt = None,
     pin: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,7 +90,7 @@ def plan(
             "type_v": type_v,
             "prompt_tokens": prompt_tokens,
             "reply_tokens": reply_tokens,
-            "experts": experts,
+            **only_given(experts=experts),
         }
         pins = dict(parse_pair("--pin", 'like "experts=cpu"', text) for text in pin or ())
         planned = overspill.plan(header, hardware=hardware, pins=pins, **settings)

@@ -38,11 +38,12 @@ from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
 from overspill.placement.placement import Placement
 from overspill.planning.expert_profile import ExpertProfile, load_expert_profile
-from overspill.planning.forecast import Estimate, Forecast, forecast
+from overspill.planning.forecast import Estimate, Forecast
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 from overspill.planning.offload import Offload, placement_for
 from overspill.planning.plan import Plan
 from overspill.planning.settings import DEFAULT_UBATCH, prompt_length
+from overspill.planning.settings import Settings as PlanSettings
 from overspill.planning.workload import pinning_room_bytes
 
 __all__ = [
@@ -291,20 +292,18 @@ def _with_cache(
     info: ModelInfo, settings: LoadSettings, wanted: Placement | None, memory: Mapping[str, int | str]
 ) -> Placement | None:
     """Return the placement with the cache of experts that the settings ask for."""
-    if wanted is None or settings.experts != "cached":
-        if settings.experts == "cached":
-            raise Error('experts="cached" needs a GPU, and none is used here')
-        if (
-            wanted is not None
-            and wanted.expert_cache
-            and (settings.experts == "static" or not _can_cache(info, settings))
-        ):
-            if isinstance(wanted, Plan):
-                return wanted.static()
-            logger.warning("the placement has all experts in RAM and a cache of them, which is not used here")
-            wanted = wanted.copy()
-            wanted.expert_cache = {}
+    if settings.experts != "cached":
+        is_usable = settings.experts == "auto" and _can_cache(info, settings)
+        if wanted is None or not wanted.expert_cache or is_usable:
+            return wanted
+        if isinstance(wanted, Plan):
+            return wanted.static()
+        logger.warning("the placement has all experts in RAM and a cache of them, which is not used here")
+        wanted = wanted.copy()
+        wanted.expert_cache = {}
         return wanted
+    if wanted is None:
+        raise Error('experts="cached" needs a GPU, and none is used here')
     if not info.expert_layers:
         raise Error(f"{info.name or info.architecture} has no experts to cache: only a mixture of experts has")
     if not _can_cache(info, settings):
@@ -318,17 +317,12 @@ def _with_cache(
         raise ValueError(f"expert_cache must be on GPUs of this machine, and {remote[0]} is an RPC server's")
     if not pools and not (isinstance(wanted, Plan) and wanted.expert_cache):
         hardware = Hardware.here(info, memory=memory, n_threads=settings.n_threads, measure=False)
-        outlook = forecast(info, wanted, hardware, n_ctx=settings.n_ctx or None, n_ubatch=settings.n_ubatch,
-                           type_k=settings.type_k, type_v=settings.type_v)  # fmt: skip
-        missing = sum(info.layers[layer]["experts"] for layer in info.expert_layers)
-        found: dict[str, int] = {}
-        for gpu in hardware.gpus:
-            if gpu.copies_host_weights:
-                found[gpu.name] = min(outlook.memory[gpu.name].room_bytes, missing)
-                missing -= found[gpu.name]
-        pools = found
-        if not any(pools.values()):
+        n_ctx = settings.n_ctx or info.default_n_ctx
+        used = PlanSettings(n_ctx, n_ctx // 2, settings.n_ubatch, settings.type_k, settings.type_v)
+        room = Estimate.of(info, wanted, hardware, used).room_for_experts()
+        if not room:
             raise Error(f"there is no GPU with room for a cache of the experts of {info.name or info.architecture}")
+        pools = {hardware.devices[gpu].name: n_bytes for gpu, n_bytes in room.items()}
     if pools:
         wanted = wanted.copy()
         wanted.expert_cache = pools

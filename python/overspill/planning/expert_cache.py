@@ -10,6 +10,7 @@ from overspill.base.values import DEFAULT_CACHE_TYPE
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
 from overspill.planning.plan import Plan, plan
+from overspill.planning.residency import experts_bytes
 
 __all__ = ["ExpertCachePlan", "plan_expert_cache"]
 
@@ -57,7 +58,7 @@ class ExpertCachePlan:
         if not 0 <= n < float("inf"):
             raise ValueError(f"insertions_per_token must be at least 0 and finite, not {n}")
         estimate = replace(self.planned.estimate(), pools={0: self.experts_bytes}, hit_share=share, insertions=n)
-        computing_s = 1 / self.planned.forecast().tokens_per_s + estimate.with_cache({})
+        computing_s = 1 / self.planned.forecast().tokens_per_s + estimate.cache_s
         return 1 / max(computing_s, n * self.expert_bytes / self.link_bytes_per_s)
 
     def resident_bytes(self, share: float) -> int:
@@ -92,6 +93,6 @@ def plan_expert_cache(info: ModelInfo, hardware: Hardware, *, n_ctx: int | None 
     planned = plan(
         info, hardware=hardware, n_ctx=n_ctx, type_k=DEFAULT_CACHE_TYPE, pins={"experts": "cpu"}, experts="static"
     )
-    experts_bytes = sum(info.layers[number]["experts"] for number in info.expert_layers)
-    expert_bytes = experts_bytes // (len(info.expert_layers) * info.n_experts)
-    return ExpertCachePlan(planned, planned.estimate().work.copy_bytes_per_s(0), expert_bytes, experts_bytes)
+    all_bytes = experts_bytes(info)
+    expert_bytes = all_bytes // (len(info.expert_layers) * info.n_experts)
+    return ExpertCachePlan(planned, planned.estimate().work.copy_bytes_per_s(0), expert_bytes, all_bytes)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from overspill._core import Error
 from overspill.base.checks import as_flag, as_integer
-from overspill.base.files import cache_folder, read_json, replace_json
+from overspill.base.files import read_json, replace_json
 from overspill.header.info import ModelInfo
-from overspill.placement.placement import Placement
-from overspill.planning.tuned import machine
+from overspill.planning.tuned import kept_file, machine
 
 __all__ = ["ExpertProfile", "keep_expert_profile", "load_expert_profile"]
 
@@ -32,14 +29,9 @@ class ExpertProfile:
     """Whether decoding was measured to be faster with the cache than without; None: not yet."""
 
 
-def _file(info: ModelInfo) -> Path:
-    key = f"{Placement.cpu(info).fingerprint}\n{machine()}"
-    return cache_folder() / "experts" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-
-
 def load_expert_profile(info: ModelInfo) -> ExpertProfile:
     """Return what is remembered for this model on this machine, which may be nothing."""
-    file = _file(info)
+    file = kept_file(info, "experts")
     try:
         if not file.exists():
             return ExpertProfile()
@@ -66,6 +58,6 @@ def keep_expert_profile(info: ModelInfo, profile: ExpertProfile) -> None:
     experts = {str(layer): list(listed) for layer, listed in (profile.experts or before.experts).items()}
     data = {"format": _FORMAT, "machine": machine(), "is_faster": is_faster, "experts": experts}
     try:
-        replace_json(_file(info), data)
+        replace_json(kept_file(info, "experts"), data)
     except OSError as error:
         logger.info("the profile of experts could not be kept: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from overspill.planning.residency import (
     ExpertForecast,
     cached_layers,
     expected_hit_share,
+    experts_bytes,
     layer_s,
 )
 from overspill.planning.settings import (
@@ -152,24 +154,40 @@ class Estimate:
             insertions = INSERTIONS_PER_MISS * (1 - share) * sum(layer.n_used for layer in layers)
         return ExpertForecast(cache_bytes, resident, share, insertions, assumption), layers
 
-    def with_cache(self, terms: dict[str, dict[str, float]]) -> float:
-        """Put what the cache changes into the seconds of a token by device and part; return their change."""
+    @cached_property
+    def cache_terms(self) -> dict[tuple[str, str], float]:
+        """What the cache changes of the seconds of a token, by device and part."""
         if self.experts is None:
-            return 0.0
+            return {}
         outlook, layers = self.experts
         cpu = self.work.devices[self.work.cpu]
+        changes: defaultdict[tuple[str, str], float] = defaultdict(float)
         # What is copied is read from the same RAM.
         n_bytes = outlook.insertions_per_token * sum(layer.expert_bytes for layer in layers) / len(layers)
-        change_s = n_bytes / cpu.bandwidth_bytes_per_s
-        terms.setdefault(cpu.name, {})["copied experts"] = change_s
+        changes[cpu.name, "copied experts"] = n_bytes / cpu.bandwidth_bytes_per_s
         for layer in layers:
             reading_s, waiting_s = layer_s(layer, outlook.hit_share)
-            change_s += reading_s + waiting_s - layer.cpu_s
-            of_cpu = terms.setdefault(cpu.name, {})
-            of_gpu = terms.setdefault(self.work.devices[layer.gpu].name, {})
-            of_cpu["experts"] = of_cpu.get("experts", 0.0) + reading_s - layer.cpu_s
-            of_gpu["cached experts"] = of_gpu.get("cached experts", 0.0) + waiting_s
-        return change_s
+            changes[cpu.name, "experts"] += reading_s - layer.cpu_s
+            changes[self.work.devices[layer.gpu].name, "cached experts"] += waiting_s
+        return changes
+
+    @property
+    def cache_s(self) -> float:
+        """What the cache changes of the seconds of a token."""
+        return sum(self.cache_terms.values())
+
+    def room_for_experts(self) -> dict[int, int]:
+        """Return the bytes that everything else leaves for a cache of experts, by the number of the GPU."""
+        work = self.work
+        use, compute = work.evaluate(self.arranged), work.compute_bytes(self.arranged)
+        missing, pools = experts_bytes(work.info), dict[int, int]()
+        for gpu, spec in enumerate(work.devices[: work.cpu]):
+            taken = use.weights_bytes[gpu] + use.kv_bytes[gpu] + compute[gpu] + work.settings.margin_bytes
+            room = min(spec.memory_bytes - taken, missing)
+            if spec.copies_host_weights and room > 0:
+                pools[gpu] = room
+                missing -= room
+        return pools
 
     @cached_property
     def forecast(self) -> Forecast:
@@ -181,11 +199,15 @@ class Estimate:
         for (device, part), seconds in prompt.terms.items():
             by_term.setdefault(work.devices[device].name, {})[part] = seconds
         terms, cache = work.terms(arranged), None if self.experts is None else self.experts[0]
-        seconds = use.seconds + self.with_cache(terms)
-        memory = memory_by_device(work, use, work.compute_bytes(arranged), self.pools)
+        for (name, part), change_s in self.cache_terms.items():
+            of_device = terms.setdefault(name, {})
+            of_device[part] = of_device.get(part, 0.0) + change_s
+        seconds = use.seconds + self.cache_s
+        compute = work.compute_bytes(arranged)
+        memory = memory_by_device(work, use, compute, self.pools)
         verdict = verdict_of(work, arranged, memory)
         # What is in the cache is in RAM as well, and gives way.
-        needed = memory if verdict == "does not fit" else memory_by_device(work, use, work.compute_bytes(arranged), {})
+        needed = memory if verdict == "does not fit" else memory_by_device(work, use, compute, {})
         return Forecast(
             1 / seconds if seconds else float("inf"),
             terms,

@@ -33,6 +33,7 @@ from overspill.placement.placement import Placement
 from overspill.placement.rules import mapping_rules
 from overspill.planning.forecast import Estimate, Forecast, device_number
 from overspill.planning.prompt import Prompts
+from overspill.planning.residency import experts_bytes
 from overspill.planning.search import Pins, Search, excess_bytes, whole_layers
 from overspill.planning.settings import (
     DEFAULT_UBATCH,
@@ -282,26 +283,13 @@ def _cached_plan(
         return None
     planned = _best_plan(info, hardware, settings, {"experts": CPU, **pins}, chosen, caches=True)
     estimate = planned.estimate()
-    pools = _room_for_experts(estimate.work, estimate.arranged)
+    pools = estimate.room_for_experts()
     # An expert of each layer, or it is not worth a visit.
-    if sum(pools.values()) < sum(info.layers[layer]["experts"] for layer in info.expert_layers) // info.n_experts:
+    if sum(pools.values()) < experts_bytes(info) // info.n_experts:
         return None
     planned.expert_cache = {hardware.devices[gpu].name: n_bytes for gpu, n_bytes in pools.items()}
     planned._keep(replace(estimate, pools=pools))
     return planned
-
-
-def _room_for_experts(work: Workload, arranged: Arrangement) -> dict[int, int]:
-    """Return the bytes for a cache of experts that an arrangement leaves on GPUs, by the number of the device."""
-    use, compute = work.evaluate(arranged), work.compute_bytes(arranged)
-    missing, pools = sum(work.info.layers[layer]["experts"] for layer in work.info.expert_layers), dict[int, int]()
-    for gpu, spec in enumerate(work.devices[: work.cpu]):
-        taken = use.weights_bytes[gpu] + use.kv_bytes[gpu] + compute[gpu] + work.settings.margin_bytes
-        room = min(spec.memory_bytes - taken, missing)
-        if spec.copies_host_weights and room > 0:
-            pools[gpu] = room
-            missing -= room
-    return pools
 
 
 def _best_plan(
@@ -393,7 +381,7 @@ class _Candidate(NamedTuple):
         prompt = prompts.use(arranged, token)
         token_s = token.seconds
         if caches:
-            token_s += Estimate(work, arranged, _room_for_experts(work, arranged)).with_cache({})
+            token_s += Estimate(work, arranged, Estimate(work, arranged).room_for_experts()).cache_s
         exchange_s = prompt.seconds + work.settings.reply_tokens * token_s
         fits = excess_bytes(work, arranged, token) <= 0
         return cls(work, arranged, fits, token_s, exchange_s, prompt.longest_piece_s)

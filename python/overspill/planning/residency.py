@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from overspill.header.info import ModelInfo
 from overspill.planning.workload import Arrangement, Workload
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ExpertForecast",
     "cached_layers",
     "expected_hit_share",
+    "experts_bytes",
     "layer_s",
 ]
 
@@ -35,6 +37,11 @@ which has 32 experts. With 128, models reuse a smaller share of theirs: 0.83 at 
 this is on the safe side for those."""
 INSERTIONS_PER_MISS = 0.22
 """Misses at their second touch, which are copied: the same replays at 0.31."""
+
+
+def experts_bytes(info: ModelInfo) -> int:
+    """Return the bytes of all experts that tokens use, of all layers."""
+    return sum(info.layers[layer]["experts"] for layer in info.expert_layers)
 
 
 def expected_hit_share(resident_share: float) -> float:

@@ -17,7 +17,7 @@ from overspill.header.info import ModelInfo
 from overspill.machine.devices import devices
 from overspill.placement.placement import Placement
 
-__all__ = ["SETTINGS", "load_tuned", "machine", "save_tuned", "tuned_options", "tuned_speed"]
+__all__ = ["SETTINGS", "kept_file", "load_tuned", "machine", "save_tuned", "tuned_options", "tuned_speed"]
 
 logger = logging.getLogger("overspill")
 
@@ -45,9 +45,10 @@ def machine() -> str:
     return "; ".join([*listed, f"{physical_cores()} cores", f"llama.cpp {LLAMA_CPP_COMMIT}"])
 
 
-def _file(info: ModelInfo) -> Path:
+def kept_file(info: ModelInfo, folder: str) -> Path:
+    """Return the file for what is kept of a model on this machine; it may not exist yet."""
     key = f"{Placement.cpu(info).fingerprint}\n{machine()}"
-    return cache_folder() / "tuned" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    return cache_folder() / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def save_tuned(info: ModelInfo, placement: Placement, settings: Mapping[str, Any], tokens_per_s: float) -> Path:
@@ -58,7 +59,7 @@ def save_tuned(info: ModelInfo, placement: Placement, settings: Mapping[str, Any
     OSError
         The file cannot be written.
     """
-    file = _file(info)
+    file = kept_file(info, "tuned")
     data = {
         "format": _FORMAT,
         "machine": machine(),
@@ -81,7 +82,7 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _read(info: ModelInfo) -> tuple[Placement, dict[str, Any], float] | None:
-    file = _file(info)
+    file = kept_file(info, "tuned")
     try:
         if not file.exists():
             return None
