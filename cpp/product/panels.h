@@ -93,7 +93,7 @@ struct NibblePanels {
             const auto & group = shape.group<NibbleGroup>(c, i / group_blocks);
             PanelActivations x = {group.low + 16 * b, group.high + 16 * b, 0, group.scale[quarter_lanes * b], 0};
             if constexpr (Type::has_minimum) {
-                x.sum = group.sum[quarter_lanes * b];
+                x.sum = group.sum[b];
             } else {
                 x.start = group.block_start[b];
             }
@@ -166,7 +166,7 @@ struct WholePanels {
                     Bytes & weights = panel.weights[j.value];
                     weights = is_high.value == 0 ? low_nibbles(nibbles) : high_nibbles(nibbles);
                     if constexpr (Type::has_fifth_bits) {
-                        weights = with_bit<part, 0, 16>(weights, fifth[j.value / 4].of[j.value % 4]);
+                        weights = with_bit<part, 0>(weights, fifth[j.value / 4].of[j.value % 4]);
                     }
                 });
                 panel.scale = times(d, to_floats(bits_of_lanes<8 * (part % 4), 8>(scales[part / 4])));

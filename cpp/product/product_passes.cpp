@@ -84,8 +84,8 @@ struct alignas(64) NibbleGroup {
     int32_t start[16];               // what takes the offset of the weights away, lane by lane
     float scale[4 * quarter_lanes];  // of each block, in all of its places
     union {
-        float sum[4 * quarter_lanes];  // scale times the block's sum, in the first of its places; 0 in the others
-        int32_t block_start[4];        // of types without a minimum: of each block, the sum of its lanes' starts
+        float sum[4];            // of types with a minimum: scale times each block's sum
+        int32_t block_start[4];  // of the others: the sum of the starts of each block's lanes
     };
 };
 
@@ -111,6 +111,9 @@ struct Nibbles {
     Bytes low, high;
     Quarters scale;
 };
+struct NibblesAndMinima : Nibbles {
+    Minima minima;
+};
 
 // Four blocks of 32 weights.
 template <typename Block, bool follow_each_other>
@@ -133,8 +136,19 @@ template <typename Blocks>
 }
 
 template <typename Blocks>
-[[gnu::always_inline]] inline Quarters scales_of(const Blocks & four) {
-    return quarters(four_halves(four.blocks[0]->d, four.blocks[1]->d, four.blocks[2]->d, four.blocks[3]->d));
+[[gnu::always_inline]] inline Heads heads_of(const Blocks & four) {
+    return heads_of(four.blocks[0], four.blocks[1], four.blocks[2], four.blocks[3]);
+}
+
+// The weights of blocks that begin with their scale, and perhaps their minimum.
+template <typename Type>
+[[gnu::always_inline]] inline auto with_scales(Bytes low, Bytes high, const Heads & heads) {
+    const LowAndHigh numbers = halves_of(heads.of[0]);
+    if constexpr (Type::has_minimum) {
+        return NibblesAndMinima{{low, high, quarters(numbers.low)}, numbers.high};
+    } else {
+        return Nibbles{low, high, quarters(numbers.low)};
+    }
 }
 
 // A type has: its block; decode() of four; and what it has added to its weights. With a minimum, llama.cpp
@@ -192,9 +206,9 @@ struct Iq4Nl : NibbleType<block_iq4_nl, GGML_TYPE_IQ4_NL, signed_offset> {
         return halves_of_lanes(head.of[0]);
     }
     template <typename Blocks>
-    [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
+    [[gnu::always_inline]] auto decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
-        return {low(packed), high(packed), scales_of(four)};
+        return with_scales<Iq4Nl>(low(packed), high(packed), heads_of(four));
     }
 };
 
@@ -207,9 +221,9 @@ struct FourBits : Type {
         return halves_of_lanes(head.of[0]);
     }
     template <typename Blocks>
-    [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
+    [[gnu::always_inline]] auto decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
-        return {low(packed), high(packed), scales_of(four)};
+        return with_scales<Type>(low(packed), high(packed), heads_of(four));
     }
 };
 using Q4_0 = FourBits<NibbleType<block_q4_0, GGML_TYPE_Q4_0, 8>>;
@@ -223,11 +237,17 @@ struct FiveBits : FourBits<Type> {
         return Type::has_minimum ? head.of[1] : join_shorts(high_short(head.of[0]), head.of[1]);
     }
     template <typename Blocks>
-    [[gnu::always_inline]] Nibbles decode(const Blocks & four) const {
+    [[gnu::always_inline]] auto decode(const Blocks & four) const {
         const Bytes packed = packed_of(four);
-        const Words fifth = four_words(four.blocks[0]->qh, four.blocks[1]->qh, four.blocks[2]->qh, four.blocks[3]->qh);
-        return {with_fifth_bits<0>(low_nibbles(packed), fifth), with_fifth_bits<2>(high_nibbles(packed), fifth),
-                scales_of(four)};
+        const Heads heads = heads_of(four);
+        // The bits of sixteen weights each: the scale alone, or scale and minimum, are before them.
+        if constexpr (Type::has_minimum) {
+            return with_scales<Type>(with_fifth_bits<0>(low_nibbles(packed), heads.of[1]),
+                                     with_fifth_bits<2>(high_nibbles(packed), heads.of[1]), heads);
+        } else {
+            return with_scales<Type>(with_fifth_bits<2>(low_nibbles(packed), heads.of[0]),
+                                     with_fifth_bits<0>(high_nibbles(packed), heads.of[1]), heads);
+        }
     }
 };
 using Q5_0 = FiveBits<NibbleType<block_q5_0, GGML_TYPE_Q5_0, 16>>;
@@ -246,7 +266,7 @@ void order_nibbles(const void * quantized, int64_t n, void * ordered) {
         NibbleGroup & group = groups[i / group_blocks];
         order_block<Type::offset>(blocks[i].qs, Type::factor * float_of(blocks[i].d), group, i % group_blocks);
         if constexpr (Type::has_minimum) {
-            group.sum[static_cast<size_t>(i % group_blocks) * quarter_lanes] = float_of(blocks[i].s);
+            group.sum[i % group_blocks] = float_of(blocks[i].s);
         }
     }
 }
@@ -257,7 +277,7 @@ template <typename Type>
     if constexpr (Type::is_signed) {
         products = dot_signed(dot_signed(products, weights.low, load(group.low)), weights.high, load(group.high));
     } else {
-        products = dot(dot(products, weights.low, load(group.low)), weights.high, load(group.high));
+        products = dot(products, weights.low, load(group.low), weights.high, load(group.high));
     }
     return multiply_add(to_floats(products), times(weights.scale, load_quarters(group.scale)), sum);
 }
@@ -294,16 +314,12 @@ void multiply_row(const typename Type::Block * row, int64_t n, const Columns<n_c
     const Type type;
     Sums<n_columns> sums = no_sums<n_columns>();
     const auto step = [&](const auto & four, int64_t i) __attribute__((always_inline)) {
-        const Nibbles weights = type.decode(four);
-        Quarters minima = no_quarters();
-        if constexpr (Type::has_minimum) {
-            minima = quarters(four_halves(four.blocks[0]->m, four.blocks[1]->m, four.blocks[2]->m, four.blocks[3]->m));
-        }
+        const auto weights = type.decode(four);
         for_each<n_columns>([&](auto c) __attribute__((always_inline)) {
             const auto & group = columns.template group<NibbleGroup>(c.value, i);
             sums.of[c.value] = add_nibbles<Type>(weights, group, sums.of[c.value]);
             if constexpr (Type::has_minimum) {
-                sums.of[c.value] = multiply_add(minima, load_quarters(group.sum), sums.of[c.value]);
+                sums.of[c.value] = multiply_add(weights.minima, load_sums(group.sum), sums.of[c.value]);
             }
         });
     };
@@ -525,10 +541,10 @@ struct FourOrFiveBits {
         whole.weights[3] = high_nibbles(second);
         if constexpr (five_bits) {
             const Bytes fifth = join(block.qh, block.qh);
-            whole.weights[0] = with_bit<0, 2, 16>(whole.weights[0], fifth);
-            whole.weights[1] = with_bit<1, 2, 16>(whole.weights[1], fifth);
-            whole.weights[2] = with_bit<4, 2, 16>(whole.weights[2], fifth);
-            whole.weights[3] = with_bit<5, 2, 16>(whole.weights[3], fifth);
+            whole.weights[0] = with_bit<0, 2>(whole.weights[0], fifth);
+            whole.weights[1] = with_bit<1, 2>(whole.weights[1], fifth);
+            whole.weights[2] = with_bit<4, 2>(whole.weights[2], fifth);
+            whole.weights[3] = with_bit<5, 2>(whole.weights[3], fifth);
         }
         whole.scales[0] = spread_halves<0, 2>(scales);
         whole.scales[1] = spread_halves<1, 3>(scales);

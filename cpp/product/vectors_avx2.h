@@ -54,45 +54,37 @@ inline Bytes look_up_low(Bytes table, Bytes x) {
 inline Bytes look_up_high(Bytes table, Bytes x) {
     return look_up(table, high_nibbles(x));
 }
-// Bit b of the first 32 bytes, and bit b + step of the last, as `value`; added to x, which has it not.
-template <int b, int step, int value>
-Bytes with_bit(Bytes x, Bytes bits) {
-    const auto half = [](__m256i y, __m256i from, int bit) {
-        const __m256i wanted = _mm256_set1_epi8(static_cast<char>(1 << bit));
-        const __m256i is_set = _mm256_cmpeq_epi8(_mm256_and_si256(from, wanted), wanted);
-        return _mm256_or_si256(y, _mm256_and_si256(is_set, _mm256_set1_epi8(value)));
+// Bits from b on of the first 32 bytes, and from b + step on of the last, become those of `mask`, from bit 4 on.
+template <int mask, int b, int step>
+Bytes with_moved(Bytes x, Bytes bits) {
+    const auto half = [](__m256i y, __m256i from, int n_right) {
+        const __m256i moved = n_right < 0 ? _mm256_slli_epi16(from, -n_right) : _mm256_srli_epi16(from, n_right);
+        return _mm256_or_si256(y, _mm256_and_si256(moved, _mm256_set1_epi8(mask)));
     };
-    return {half(x.a, bits.a, b), half(x.b, bits.b, b + step)};
+    return {half(x.a, bits.a, b - 4), half(x.b, bits.b, b + step - 4)};
+}
+// Bit b of the first 32 bytes, and bit b + step of the last, as 16; added to x, which has it not.
+template <int b, int step>
+Bytes with_bit(Bytes x, Bytes bits) {
+    return with_moved<16, b, step>(x, bits);
 }
 // Bits b and b + 1 of the first 32 bytes, and b + 2 and b + 3 of the last, as multiples of 16.
 template <int b>
 Bytes with_two_bits(Bytes x, Bytes bits) {
-    static_assert(b == 0 || b == 4);
-    const auto half = [](__m256i y, __m256i moved) {
-        return _mm256_or_si256(y, _mm256_and_si256(moved, _mm256_set1_epi8(0x30)));
-    };
-    if constexpr (b == 0) {
-        return {half(x.a, _mm256_slli_epi16(bits.a, 4)), half(x.b, _mm256_slli_epi16(bits.b, 2))};
-    } else {
-        return {half(x.a, bits.a), half(x.b, _mm256_srli_epi16(bits.b, 2))};
-    }
-}
-// 32 bits of each of four blocks.
-inline Bytes four_words(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
-    const __m256i words = _mm256_broadcastsi128_si256(words_of(a, b, c, d));
-    return {words, words};
+    return with_moved<0x30, b, 2>(x, bits);
 }
 // Added as 16: of each block the bits of its bytes `first` and `first` + 1, for sixteen weights.
 template <int first>
-Bytes with_fifth_bits(Bytes x, Bytes words) {
-    const auto half = [](__m256i y, __m256i from, int64_t block) {
+Bytes with_fifth_bits(Bytes x, __m128i words) {
+    const __m256i from = _mm256_broadcastsi128_si256(words);
+    const auto half = [from](__m256i y, int64_t block) {
         const auto eight = [block](int64_t byte) { return (4 * block + first + byte) * 0x0101010101010101; };
         const __m256i places = _mm256_setr_epi64x(eight(0), eight(1), eight(4), eight(5));
         const __m256i wanted = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201U));
         const __m256i is_set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(from, places), wanted), wanted);
         return _mm256_or_si256(y, _mm256_and_si256(is_set, _mm256_set1_epi8(16)));
     };
-    return {half(x.a, words.a, 0), half(x.b, words.b, 2)};
+    return {half(x.a, 0), half(x.b, 2)};
 }
 inline __m256i add_products(__m256i sum, __m256i of_unsigned, __m256i of_signed) {
 #ifdef __AVXVNNI__
@@ -102,9 +94,18 @@ inline __m256i add_products(__m256i sum, __m256i of_unsigned, __m256i of_signed)
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #endif
 }
-// Without VNNI, two products must fit into 16 bits: the weights have at most 7 bits.
-inline Ints dot(Ints sum, Bytes of_unsigned, Bytes of_signed) {
-    return {add_products(sum.a, of_unsigned.a, of_signed.a), add_products(sum.b, of_unsigned.b, of_signed.b)};
+// The products of both pairs. Without VNNI, four of them must fit into 16 bits: the weights have at most 6 bits.
+inline Ints dot(Ints sum, Bytes weights, Bytes activations, Bytes more_weights, Bytes more_activations) {
+    const auto half = [](__m256i s, __m256i w, __m256i x, __m256i more_w, __m256i more_x) {
+#ifdef __AVXVNNI__
+        return add_products(add_products(s, w, x), more_w, more_x);
+#else
+        const __m256i fours = _mm256_add_epi16(_mm256_maddubs_epi16(w, x), _mm256_maddubs_epi16(more_w, more_x));
+        return _mm256_add_epi32(s, _mm256_madd_epi16(fours, _mm256_set1_epi16(1)));
+#endif
+    };
+    return {half(sum.a, weights.a, activations.a, more_weights.a, more_activations.a),
+            half(sum.b, weights.b, activations.b, more_weights.b, more_activations.b)};
 }
 inline Ints dot_signed(Ints sum, Bytes weights, Bytes activations) {
     const auto half = [](__m256i s, __m256i w, __m256i x) {
@@ -173,6 +174,9 @@ inline Floats times(Floats x, Floats y) {
 inline Floats multiply_add(Floats x, Floats y, Floats z) {
     return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
+inline Floats multiply_add(__m128 x, __m128 y, Floats z) {
+    return {_mm256_fmadd_ps(_mm256_zextps128_ps256(x), _mm256_zextps128_ps256(y), z.a), z.b};
+}
 inline Floats sum_of(Floats x, Floats y) {
     return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};
 }
@@ -184,9 +188,9 @@ inline float total(Floats x) {
 }
 // One number for each quarter.
 inline Floats quarters(__m128 x) {
-    const __m256 both = _mm256_set_m128(x, x);
-    return {_mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
-            _mm256_permutevar_ps(both, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3))};
+    const __m256 four = _mm256_castps128_ps256(x);
+    return {_mm256_permutevar8x32_ps(four, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
+            _mm256_permutevar8x32_ps(four, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3))};
 }
 // One number for each half.
 inline Floats halves(float a, float b) {

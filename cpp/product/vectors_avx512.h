@@ -54,12 +54,12 @@ inline Bytes look_up_high(Bytes table, Bytes x) {
     return _mm512_shuffle_epi8(table, high_nibbles(x));
 }
 #endif
-// Bit b of the first 32 bytes, and bit b + step of the last, as `value`; added to x, which has it not.
-template <int b, int step, int value>
+// Bit b of the first 32 bytes, and bit b + step of the last, as 16; added to x, which has it not.
+template <int b, int step>
 Bytes with_bit(Bytes x, Bytes bits) {
     const __m512i wanted = _mm512_inserti64x4(_mm512_set1_epi8(static_cast<char>(1 << b)),
                                               _mm256_set1_epi8(static_cast<char>(1 << (b + step))), 1);
-    return _mm512_mask_add_epi8(x, _mm512_test_epi8_mask(bits, wanted), x, _mm512_set1_epi8(value));
+    return _mm512_mask_add_epi8(x, _mm512_test_epi8_mask(bits, wanted), x, _mm512_set1_epi8(16));
 }
 // Bits b and b + 1 of the first 32 bytes, and b + 2 and b + 3 of the last, as multiples of 16.
 template <int b>
@@ -71,22 +71,21 @@ Bytes with_two_bits(Bytes x, Bytes bits) {
     constexpr int a_or_b_and_c = 0xf8;
     return _mm512_ternarylogic_epi32(x, moved, _mm512_set1_epi8(0x30), a_or_b_and_c);
 }
-// 32 bits of each of four blocks.
-inline Bytes four_words(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
-    return _mm512_broadcast_i32x4(words_of(a, b, c, d));
-}
 // Added as 16: of each block the bits of its bytes `first` and `first` + 1, for sixteen weights.
 template <int first>
-Bytes with_fifth_bits(Bytes x, Bytes words) {
+Bytes with_fifth_bits(Bytes x, __m128i words) {
     constexpr auto eight = [](int64_t byte) { return byte * 0x0101010101010101; };
     const __m512i places = _mm512_setr_epi64(eight(first), eight(first + 1), eight(first + 4), eight(first + 5),
                                              eight(first + 8), eight(first + 9), eight(first + 12), eight(first + 13));
     const __m512i wanted = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201U));
-    const __mmask64 is_set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(words, places), wanted);
+    const __mmask64 is_set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(words), places), wanted);
     return _mm512_mask_add_epi8(x, is_set, x, _mm512_set1_epi8(16));
 }
 inline Ints dot(Ints sum, Bytes of_unsigned, Bytes of_signed) {
     return _mm512_dpbusd_epi32(sum, of_unsigned, of_signed);
+}
+inline Ints dot(Ints sum, Bytes weights, Bytes activations, Bytes more_weights, Bytes more_activations) {
+    return dot(dot(sum, weights, activations), more_weights, more_activations);
 }
 inline Bytes unsigned_of(Bytes weights) {
     return _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
@@ -142,6 +141,9 @@ inline Floats times(Floats a, Floats b) {
 }
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
     return _mm512_fmadd_ps(a, b, c);
+}
+inline Floats multiply_add(__m128 a, __m128 b, Floats c) {
+    return _mm512_fmadd_ps(_mm512_zextps128_ps512(a), _mm512_zextps128_ps512(b), c);
 }
 inline Floats sum_of(Floats a, Floats b) {
     return _mm512_add_ps(a, b);

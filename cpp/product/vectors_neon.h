@@ -11,8 +11,8 @@ struct Floats {  // 16
     float32x4_t a, b, c, d;
 };
 using Table = uint8x16_t;
-using Words = uint8x16_t;
 using Quarters = float32x4_t;  // one number for each quarter
+using Minima = float32x4_t;    // of four blocks
 using Halves = float32x2_t;    // one number for each half
 struct HalfInts {              // sums for each half
     int32x4_t a, b;
@@ -48,12 +48,10 @@ Ints load_start(const int32_t * start) {
         return {vld1q_s32(start), vld1q_s32(start + 4), vld1q_s32(start + 8), vld1q_s32(start + 12)};
     }
 }
-inline Quarters no_quarters() {
-    return vdupq_n_f32(0);
-}
 inline Quarters load_quarters(const float * p) {
     return vld1q_f32(p);
 }
+constexpr auto load_sums = load_quarters;
 inline Halves load_halves(const float * p) {
     return vld1_f32(p);
 }
@@ -94,9 +92,8 @@ uint8x16_t with_moved(uint8x16_t x, uint8x16_t bits) {
     return vbslq_u8(vdupq_n_u8(mask), bits, x);
 }
 // Bit b of the first 32 bytes, and bit b + step of the last, as 16; added to x, which has it not.
-template <int b, int step, int value>
+template <int b, int step>
 Bytes with_bit(Bytes x, Bytes bits) {
-    static_assert(value == 16);
     return {with_moved<16, 4 - b>(x.a, bits.a), with_moved<16, 4 - b>(x.b, bits.b),
             with_moved<16, 4 - b - step>(x.c, bits.c), with_moved<16, 4 - b - step>(x.d, bits.d)};
 }
@@ -106,23 +103,25 @@ Bytes with_two_bits(Bytes x, Bytes bits) {
     return {with_moved<0x30, 4 - b>(x.a, bits.a), with_moved<0x30, 4 - b>(x.b, bits.b),
             with_moved<0x30, 2 - b>(x.c, bits.c), with_moved<0x30, 2 - b>(x.d, bits.d)};
 }
-// 32 bits of each of four blocks. They are joined in general registers, since the units for vectors have the most to
-// do.
-inline Words four_words(const uint8_t * a, const uint8_t * b, const uint8_t * c, const uint8_t * d) {
-    const auto two = [](const uint8_t * p, const uint8_t * q) {
-        uint32_t low, high;
-        std::memcpy(&low, p, sizeof(low));
-        std::memcpy(&high, q, sizeof(high));
-        return vcreate_u8(low | static_cast<uint64_t>(high) << 32);
+// The first eight bytes of each of four blocks.
+struct Heads {
+    uint32x4_t of[2];
+};
+inline Heads heads_of(const void * a, const void * b, const void * c, const void * d) {
+    const auto two = [](const void * p, const void * q) {
+        return vreinterpretq_u32_u8(
+            vcombine_u8(vld1_u8(static_cast<const uint8_t *>(p)), vld1_u8(static_cast<const uint8_t *>(q))));
     };
-    return vcombine_u8(two(a, b), two(c, d));
+    const uint32x4_t ab = two(a, b), cd = two(c, d);
+    return {{vuzp1q_u32(ab, cd), vuzp2q_u32(ab, cd)}};
 }
 // Added as 16: of each block the bits of its bytes `first` and `first` + 1, for sixteen weights.
 template <int first>
-Bytes with_fifth_bits(Bytes x, Words words) {
+Bytes with_fifth_bits(Bytes x, uint32x4_t words) {
+    const uint8x16_t from = vreinterpretq_u8_u32(words);
     const auto quarter = [&](uint8x16_t y, int block) {
         const auto eight = [&](int byte) { return vdup_n_u8(static_cast<uint8_t>(4 * block + first + byte)); };
-        const uint8x16_t bytes = vqtbl1q_u8(words, vcombine_u8(eight(0), eight(1)));
+        const uint8x16_t bytes = vqtbl1q_u8(from, vcombine_u8(eight(0), eight(1)));
         const uint8x16_t wanted = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201U));
         return with_moved<16, 0>(y, vtstq_u8(bytes, wanted));
     };
@@ -135,8 +134,8 @@ inline Ints dot_signed(Ints sum, Bytes weights, Bytes activations) {
     return {add_products(sum.a, weights.a, activations.a), add_products(sum.b, weights.b, activations.b),
             add_products(sum.c, weights.c, activations.c), add_products(sum.d, weights.d, activations.d)};
 }
-inline Ints dot(Ints sum, Bytes of_unsigned, Bytes of_signed) {
-    return dot_signed(sum, of_unsigned, of_signed);
+inline Ints dot(Ints sum, Bytes weights, Bytes activations, Bytes more_weights, Bytes more_activations) {
+    return dot_signed(dot_signed(sum, weights, activations), more_weights, more_activations);
 }
 inline int32x4_t products_of(uint8x16_t weights, uint8x16_t activations) {
     return add_products(vdupq_n_s32(0), weights, activations);
@@ -256,9 +255,13 @@ inline float float_of(ggml_half half) {
 inline float32x4_t floats_of(uint64_t four_halves) {
     return vcvt_f32_f16(vreinterpret_f16_u64(vcreate_u64(four_halves)));
 }
-inline float32x4_t four_halves(ggml_half a, ggml_half b, ggml_half c, ggml_half d) {
-    return floats_of(a | static_cast<uint64_t>(b) << 16 | static_cast<uint64_t>(c) << 32 |
-                     static_cast<uint64_t>(d) << 48);
+// The numbers in the low and in the high shorts of four words.
+struct LowAndHigh {
+    float32x4_t low, high;
+};
+inline LowAndHigh halves_of(uint32x4_t words) {
+    const auto floats = [](uint16x4_t halves) { return vcvt_f32_f16(vreinterpret_f16_u16(halves)); };
+    return {floats(vmovn_u32(words)), floats(vshrn_n_u32(words, 16))};
 }
 inline Quarters quarters(float32x4_t x) {
     return x;
