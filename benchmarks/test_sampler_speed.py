@@ -16,7 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from overspill import Model
 from quantities import sampler
-from quantities.measuring import measure
+from quantities.measuring import N_THREADS, measure
 from reporting import format_seconds, measured, show
 
 SIZES = [32_000, 201_088, 262_144]
@@ -86,3 +86,25 @@ def test_sampler_against_llama_cpp(
         assert scans <= most
     if n == sampler.N_VOCAB and (chain, shape) != ("top-p 0.95", "model"):
         assert speedup >= least
+
+
+def test_draws_of_a_stream(benchmark: BenchmarkFixture, gemma_path: Path) -> None:
+    """Draws from rows that both threads have just written, after they have read 250 MB of weights."""
+    names = ("greedy", "temperature", "top-p 0.95", "top-k 40, top-p, min-p")
+
+    def measured_draws() -> dict[str, list[float]]:
+        draws_s: dict[str, list[float]] = {name: [] for name in names}
+        with Model(gemma_path, n_ctx=512, n_threads=N_THREADS) as model:
+            for name in names * ROUNDS:
+                options = {**sampler.PLAIN, **CHAINS[name][0]}
+                with model.stream("Once upon a time", max_tokens=200, **options) as stream:
+                    for _token in stream:
+                        pass
+                spent = stream.stats.breakdown
+                draws_s[name].append(spent.sample_s / spent.tokens)
+        return draws_s
+
+    found: dict[str, list[float]] = benchmark.pedantic(measured_draws, rounds=1)  # type: ignore[no-untyped-call]
+    benchmark.extra_info.update(found)
+    rows = [[name, format_seconds(float(np.median(draws_s)))] for name, draws_s in found.items()]
+    show(["of 262,144 logits, in a stream", "a draw"], *rows)

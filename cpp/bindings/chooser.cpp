@@ -22,12 +22,12 @@ class PythonConstraint : public Constraint {
   public:
     explicit PythonConstraint(py::object mask) : mask_(held(std::move(mask))) {}
 
-    int32_t sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs,
+    int32_t sample(Sampler & sampler, const LogitsRow & row, Logprobs * logprobs,
                    const ShouldStop & /*should_stop*/) override {
         const py::gil_scoped_acquire gil;
         const py::object bits = mask_->attr("allowed")();
         const Mask mask = mask_of(bits);
-        return sampler.sample(logits, n, mask.bits, mask.n_words, logprobs);
+        return sampler.sample(row, mask.bits, mask.n_words, logprobs);
     }
     bool allows(int32_t token, const ShouldStop & /*should_stop*/) override {
         const py::gil_scoped_acquire gil;

@@ -3,6 +3,7 @@
 
 #include "generate/evaluation.h"
 #include "sample/kernels.h"
+#include "sample/row_threads.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -36,13 +37,7 @@ pybind11::array_t<T> view_of(T * data, std::vector<pybind11::ssize_t> shape, con
 // Of shape (n_vocab,), or (n_rows, n_vocab) with `as_rows`; it keeps the context alive.
 pybind11::array_t<float> logits_view(const LogitsView & view, bool as_rows);
 
-// A row of float32 logits, in place.
-struct LogitsRow {
-    const float * logits;
-    size_t n;
-};
-
-// Throws TypeError or ValueError for anything but a contiguous row.
+// A row of float32 logits, in place. Throws TypeError or ValueError for anything but a contiguous one.
 LogitsRow row_of(const pybind11::object & given);
 
 struct Mask {

@@ -54,13 +54,13 @@ bool are_equal(const SamplingOptions & a, const SamplingOptions & b) {
 int32_t sample(Sampler & sampler, const py::object & logits, const py::object & allowed) {
     const LogitsRow row = row_of(logits);
     const Mask mask = mask_of(allowed);
-    return sampler.sample(row.logits, row.n, mask.bits, mask.n_words);
+    return sampler.sample(row, mask.bits, mask.n_words);
 }
 
 py::tuple distribution(const Sampler & sampler, const py::object & logits, const py::object & allowed) {
     const LogitsRow row = row_of(logits);
     const Mask mask = mask_of(allowed);
-    const auto survivors = sampler.distribution(row.logits, row.n, mask.bits, mask.n_words);
+    const auto survivors = sampler.distribution(row, mask.bits, mask.n_words);
     py::array_t<int32_t> ids(static_cast<py::ssize_t>(survivors.size()));
     py::array_t<float> probabilities(static_cast<py::ssize_t>(survivors.size()));
     for (size_t i = 0; i < survivors.size(); ++i) {

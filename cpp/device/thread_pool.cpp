@@ -7,7 +7,7 @@
 
 namespace overspill {
 
-ThreadPool::ThreadPool(int32_t n_threads, std::string owner) : owner_(std::move(owner)) {
+ThreadPool::ThreadPool(int32_t n_threads, std::string owner) : owner_(std::move(owner)), n_threads_(n_threads) {
     const auto create = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new");
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     try {
@@ -18,6 +18,21 @@ ThreadPool::ThreadPool(int32_t n_threads, std::string owner) : owner_(std::move(
         throw Error("the system does not give " + std::to_string(n_threads) +
                     " threads; a smaller n_threads needs less");
     }
+    backend_.reset(ggml_backend_dev_init(cpu_device(), nullptr));
+    cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads")(backend_.get(), n_threads);
+    cpu_function<decltype(&ggml_backend_cpu_set_threadpool)>("ggml_backend_cpu_set_threadpool")(backend_.get(),
+                                                                                                threads_);
+    constexpr size_t n_nodes = 1;
+    ggml_init_params memory{};
+    memory.mem_size = n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, /*grads =*/false);
+    memory.no_alloc = true;
+    graph_memory_.reset(ggml_init(memory));
+    graph_ = ggml_new_graph_custom(graph_memory_.get(), n_nodes, /*grads =*/false);
+    const auto call = [](ggml_tensor * /*node*/, int i, int n, void * pool) {
+        (*static_cast<const ThreadPool *>(pool)->part_)(static_cast<size_t>(i), static_cast<size_t>(n));
+    };
+    ggml_build_forward_expand(graph_, ggml_custom_4d(graph_memory_.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, call,
+                                                     GGML_N_TASKS_MAX, this));
     team_->end_others = [this] {
         cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free")(std::exchange(threads_, nullptr));
     };
@@ -27,6 +42,11 @@ ThreadPool::~ThreadPool() {
     if (threads_ != nullptr) {
         team_->end_others();
     }
+}
+
+void ThreadPool::run(const Part & part) const {
+    part_ = &part;
+    use([&] { ggml_backend_graph_compute(backend_.get(), graph_); });
 }
 
 void ThreadPool::check() const {

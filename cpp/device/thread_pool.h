@@ -3,9 +3,12 @@
 
 #include "base/assertions.h"
 
+#include <ggml-cpp.h>
 #include <ggml-cpu.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -22,6 +25,7 @@ class ThreadPool {
     ThreadPool & operator=(const ThreadPool &) = delete;
 
     ggml_threadpool * get() const { return threads_; }
+    int32_t size() const { return n_threads_; }
 
     // Whether an assertion of llama.cpp has failed in use(): the threads are gone then.
     bool failed() const noexcept { return team_->failed(); }
@@ -51,10 +55,19 @@ class ThreadPool {
         }
     }
 
+    using Part = std::function<void(size_t i, size_t n)>;
+    // Calls part(i, n) on each of n threads, at the same time; it must not throw. As use() does.
+    void run(const Part & part) const;
+
   private:
     std::shared_ptr<Team> team_ = std::make_shared<Team>();
     std::string owner_;
+    int32_t n_threads_;
     ggml_threadpool * threads_ = nullptr;
+    ggml_backend_ptr backend_;
+    ggml_context_ptr graph_memory_;
+    ggml_cgraph * graph_ = nullptr;  // of one node, which calls what run() was given
+    mutable const Part * part_ = nullptr;
 };
 
 }  // namespace overspill

@@ -5,6 +5,7 @@
 #include "sample/grammar.h"
 
 #include <algorithm>
+#include <mutex>
 #include <stdexcept>
 #include <utility>
 
@@ -25,7 +26,8 @@ Sequence::Sequence(std::shared_ptr<Model> model, std::vector<int32_t> prompt, Ge
       tokens_(std::make_shared<std::vector<int32_t>>(std::move(prompt))),
       n_prompt_(tokens_->size()),
       options_(std::move(options)),
-      stops_(all_stops(options_)) {
+      stops_(all_stops(options_)),
+      threads_(*model_) {
     if (tokens_->empty()) {
         throw std::invalid_argument("prompt must have at least one token");
     }
@@ -68,6 +70,20 @@ void Sequence::constrain() {
     }
 }
 
+void Sequence::ModelThreads::run(const Pass & pass) {
+    Turns & turns = model_.turns();
+    const bool has_turn = turns.held_here();  // as in a step of a batch
+    if (!has_turn && !turns.try_lock()) {
+        pass(0, 1);
+        return;
+    }
+    std::unique_lock<Turns> turn;
+    if (!has_turn) {
+        turn = std::unique_lock(turns, std::adopt_lock);
+    }
+    threads_->run(pass);
+}
+
 void Sequence::accept_prompt() {
     for (const int32_t token : *tokens_) {
         options_.sampler->accept(token);
@@ -91,7 +107,9 @@ bool Sequence::is_named(int32_t token) const {
 int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token, Breakdown & times,
                             const Constraint::ShouldStop & should_stop) {
     Stopwatch watch;
-    const auto n_vocab = static_cast<size_t>(model_->n_vocab());
+    threads_.use(*context);
+    const bool can_help = context->threads().size() > 1;
+    const LogitsRow row{logits, static_cast<size_t>(model_->n_vocab()), can_help ? &threads_ : nullptr};
     Logprobs * logprobs = nullptr;
     if (options_.n_logprobs >= 0) {
         logprobs_.top.resize(static_cast<size_t>(options_.n_logprobs));
@@ -109,12 +127,12 @@ int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & con
                                         " is not a token that the grammar allows here");
         }
         if (logprobs != nullptr) {
-            options_.sampler->measure_logprobs(logits, n_vocab, *chosen, *logprobs);
+            options_.sampler->measure_logprobs(row, *chosen, *logprobs);
         }
     } else if (options_.constraint) {
-        chosen = options_.constraint->sample(*options_.sampler, logits, n_vocab, logprobs, should_stop);
+        chosen = options_.constraint->sample(*options_.sampler, row, logprobs, should_stop);
     } else {
-        chosen = options_.sampler->sample(logits, n_vocab, nullptr, 0, logprobs);
+        chosen = options_.sampler->sample(row, nullptr, 0, logprobs);
     }
     if (logprobs != nullptr) {
         token.logprob = logprobs->chosen;

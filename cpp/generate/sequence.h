@@ -6,6 +6,7 @@
 #include "generate/token.h"
 #include "model/breakdown.h"
 #include "model/model.h"
+#include "sample/row_threads.h"
 #include "text/stop_strings.h"
 
 #include <cstdint>
@@ -38,6 +39,19 @@ class Sequence {
     void reserve(size_t n) { tokens_->reserve(n); }
 
   private:
+    // The model's, while no other stream has its turn.
+    class ModelThreads : public RowThreads {
+      public:
+        explicit ModelThreads(Model & model) : model_(model) {}
+        void use(const Context & context) { threads_ = &context.threads(); }
+
+      private:
+        void run(const Pass & pass) override;
+
+        Model & model_;
+        const ThreadPool * threads_ = nullptr;
+    };
+
     int32_t choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token, Breakdown & times,
                       const Constraint::ShouldStop & should_stop);
     bool is_named(int32_t token) const;
@@ -51,6 +65,7 @@ class Sequence {
     StopStrings stops_;
     std::string bytes_;  // of one token, kept for its memory
     Logprobs logprobs_;  // the same
+    ModelThreads threads_;
 };
 
 }  // namespace overspill

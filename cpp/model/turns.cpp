@@ -34,6 +34,16 @@ void Turns::lock(const Interrupt * interrupt) {
     owner_.store(me, std::memory_order_relaxed);
 }
 
+bool Turns::try_lock() {
+    const std::lock_guard lock(mutex_);
+    if (taken_ || !waiting_.empty()) {
+        return false;
+    }
+    taken_ = true;
+    owner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+    return true;
+}
+
 void Turns::unlock() {
     {
         const std::lock_guard lock(mutex_);

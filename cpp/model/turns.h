@@ -25,6 +25,8 @@ class Turns {
     // Throws CancelledError if it is cancelled before its turn has come, or this thread was told to stop; null only
     // asks for the latter.
     void lock(const Interrupt * interrupt = nullptr);
+    // Without waiting; false if another thread has the turn.
+    bool try_lock();
     void unlock();
     // Whether this thread has the turn, or is waiting for it.
     bool held_here() const;

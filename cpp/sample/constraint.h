@@ -18,7 +18,7 @@ class Constraint {
     virtual ~Constraint() = default;
 
     // Draws with the sampler among the tokens that may come next.
-    virtual int32_t sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs,
+    virtual int32_t sample(Sampler & sampler, const LogitsRow & row, Logprobs * logprobs,
                            const ShouldStop & should_stop) = 0;
     virtual bool allows(int32_t token, const ShouldStop & should_stop) = 0;
     // `token` is allowed and has come.

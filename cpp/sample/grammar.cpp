@@ -168,26 +168,25 @@ const TokenTexts & Grammar::texts(size_t n) {
     return texts_;
 }
 
-int32_t Grammar::sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs,
-                        const ShouldStop & should_stop) {
+int32_t Grammar::sample(Sampler & sampler, const LogitsRow & row, Logprobs * logprobs, const ShouldStop & should_stop) {
     // To ask about one token costs a microsecond, about the whole vocabulary many milliseconds. So draw,
     // ask, and draw again without those that were refused: the first that is allowed comes up as
     // often as if only allowed ones had been drawn from, where nothing truncates.
     constexpr int n_tries = 64;
-    bits_.assign((n + 31) / 32, ~0U);
+    bits_.assign((row.n + 31) / 32, ~0U);
     const bool each_draw_counts = sampler.options().mirostat != 0;
     for (int i = 0; i < n_tries && !each_draw_counts; ++i) {
-        const int32_t token = sampler.sample(logits, n, i == 0 ? nullptr : bits_.data(), bits_.size());
+        const int32_t token = sampler.sample(row, i == 0 ? nullptr : bits_.data(), bits_.size());
         if (allows(token, should_stop)) {
             if (logprobs != nullptr) {
-                sampler.measure_logprobs(logits, n, token, *logprobs);
+                sampler.measure_logprobs(row, token, *logprobs);
             }
             return token;
         }
         bits_[static_cast<size_t>(token) / 32] &= ~(1U << (static_cast<uint32_t>(token) % 32));
     }
-    find_allowed(n, should_stop);
-    return sampler.sample(logits, n, bits_.data(), bits_.size(), logprobs);
+    find_allowed(row.n, should_stop);
+    return sampler.sample(row, bits_.data(), bits_.size(), logprobs);
 }
 
 }  // namespace overspill

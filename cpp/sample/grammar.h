@@ -31,7 +31,7 @@ class Grammar : public Constraint {
     Grammar(std::shared_ptr<llama_model> model, const std::string & gbnf, const Start & start,
             std::vector<int32_t> named = {});
 
-    int32_t sample(Sampler & sampler, const float * logits, size_t n, Logprobs * logprobs,
+    int32_t sample(Sampler & sampler, const LogitsRow & row, Logprobs * logprobs,
                    const ShouldStop & should_stop) override;
     bool allows(int32_t token, const ShouldStop & should_stop) override;
     void accept(int32_t token, const ShouldStop & should_stop) override;

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <functional>
+#include <utility>
 
 namespace overspill {
 
@@ -43,9 +45,43 @@ void Row::make_room(const float * logits, size_t n) {
     }
 }
 
-void Row::take(const float * logits, size_t n, const std::vector<EditedLogit> & edits, TokenBits allowed,
-               size_t n_words) {
-    make_room(logits, n);
+// Calls pass(first, of_part), where the logits of a part begin with block `first` of the row.
+template <typename Pass>
+void Row::each_part(TokenBits allowed, const Pass & pass) {
+    const size_t n_blocks = block_count(n_);
+    const auto part = [&](size_t index, size_t n_parts) {
+        const size_t first = n_blocks * index / n_parts;
+        const size_t begin = first * block_size;
+        const size_t end = std::min(n_blocks * (index + 1) / n_parts * block_size, n_);
+        if (begin < end) {
+            pass(first, Part{logits_ + begin, end - begin, allowed == nullptr ? nullptr : allowed + begin / 32});
+        }
+    };
+    if (threads_ != nullptr) {
+        threads_->pass(std::ref(part));  // a reference, so that nothing is allocated
+    } else {
+        part(0, 1);
+    }
+}
+
+// Returns whether no logit is NaN.
+bool Row::find_maxima(TokenBits allowed, std::vector<float> & maxima) {
+    std::atomic<bool> numbers{true};
+    each_part(allowed, [&](size_t first, const Part & part) {
+        if (!kernels_->block_maxima(part.logits, part.n, part.allowed, &maxima[first])) {
+            numbers.store(false, std::memory_order_relaxed);
+        }
+    });
+    return numbers.load(std::memory_order_relaxed);
+}
+
+void Row::take(const LogitsRow & row, const std::vector<EditedLogit> & edits, TokenBits allowed, size_t n_words) {
+    const size_t n = row.n;
+    make_room(row.logits, n);
+    threads_ = row.threads;
+    if (threads_ != nullptr) {
+        threads_->begin(n);
+    }
     edits_.clear();
     for (const EditedLogit & one : edits) {
         edits_.push_back({one.logit, one.id, 0.0F});
@@ -66,7 +102,7 @@ void Row::take(const float * logits, size_t n, const std::vector<EditedLogit> & 
             bits_[static_cast<size_t>(one.id) / 32] &= ~(1U << (static_cast<uint32_t>(one.id) % 32));
         }
     }
-    bool numbers = kernels_->block_maxima(logits, n, allowed_, maxima_.data());
+    bool numbers = find_maxima(allowed_, maxima_);
     largest_ = *std::max_element(maxima_.begin(), maxima_.end());
     for (const Candidate & one : edits_) {
         numbers = numbers && !std::isnan(one.logit);
@@ -83,10 +119,13 @@ void Row::take(const float * logits, size_t n, const std::vector<EditedLogit> & 
 
 void Row::take_unedited(const float * logits, size_t n) {
     make_room(logits, n);
-    kernels_->block_maxima(logits, n, nullptr, maxima_.data());
+    find_maxima(nullptr, maxima_);
 }
 
 void Row::let_go() {
+    if (threads_ != nullptr) {
+        std::exchange(threads_, nullptr)->end();
+    }
     if (allowed_ != nullptr) {
         std::fill(bits_.begin(), bits_.end(), ~0U);
         allowed_ = nullptr;
@@ -187,17 +226,24 @@ void Row::list(float low, float high, std::vector<Candidate> & to) {
 }
 
 void Row::add_up(float low, float scale) {
-    kernels_->exp_sums(logits_, n_, allowed_, maxima_.data(), {largest_, scale, low, infinity}, sums_.data());
+    each_part(allowed_, [&](size_t first, const Part & part) {
+        kernels_->exp_sums(part.logits, part.n, part.allowed, &maxima_[first], {largest_, scale, low, infinity},
+                           &sums_[first]);
+    });
 }
 
 void Row::add_up_split(float low, float split) {
-    kernels_->exp_sums_split(logits_, n_, allowed_, maxima_.data(), {largest_, 1.0F, low, split}, sums_.data(),
-                             parts_.data());
+    each_part(allowed_, [&](size_t first, const Part & part) {
+        kernels_->exp_sums_split(part.logits, part.n, part.allowed, &maxima_[first], {largest_, 1.0F, low, split},
+                                 &sums_[first], &parts_[first]);
+    });
 }
 
 void Row::add_up_weighted(float low) {
-    kernels_->exp_sums_weighted(logits_, n_, allowed_, maxima_.data(), {largest_, 1.0F, low, infinity}, sums_.data(),
-                                parts_.data());
+    each_part(allowed_, [&](size_t first, const Part & part) {
+        kernels_->exp_sums_weighted(part.logits, part.n, part.allowed, &maxima_[first], {largest_, 1.0F, low, infinity},
+                                    &sums_[first], &parts_[first]);
+    });
 }
 
 double Row::edited_mass(float low) const {
@@ -211,7 +257,11 @@ double Row::edited_mass(float low) const {
 }
 
 double Row::deviation() {
-    auto n = static_cast<double>(kernels_->moments(logits_, n_, allowed_, largest_, sums_.data(), parts_.data()));
+    std::atomic<size_t> n_numbers{0};
+    each_part(allowed_, [&](size_t first, const Part & part) {
+        n_numbers += kernels_->moments(part.logits, part.n, part.allowed, largest_, &sums_[first], &parts_[first]);
+    });
+    auto n = static_cast<double>(n_numbers);
     double sum = total_of(sums_);
     double squares = total_of(parts_);
     for (const Candidate & one : edits_) {
@@ -228,11 +278,14 @@ double Row::deviation() {
 
 void Row::measure(Logprobs & logprobs) {
     if (allowed_ != nullptr) {
-        kernels_->block_maxima(logits_, n_, nullptr, parts_.data());
+        find_maxima(nullptr, parts_);
     }
     const std::vector<float> & maxima = allowed_ == nullptr ? maxima_ : parts_;
     const float largest = *std::max_element(maxima.begin(), maxima.end());
-    kernels_->exp_sums(logits_, n_, nullptr, maxima.data(), {largest, 1.0F, lowest, infinity}, sums_.data());
+    each_part(nullptr, [&](size_t first, const Part & part) {
+        kernels_->exp_sums(part.logits, part.n, part.allowed, &maxima[first], {largest, 1.0F, lowest, infinity},
+                           &sums_[first]);
+    });
     const double log_total = static_cast<double>(largest) + std::log(total_of(sums_));
     logprobs.chosen = static_cast<float>(-log_total);
     if (logprobs.top.empty()) {

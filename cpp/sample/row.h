@@ -5,6 +5,7 @@
 #include "sample/kernels.h"
 #include "sample/logit_edits.h"
 #include "sample/logprobs.h"
+#include "sample/row_threads.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -27,13 +28,12 @@ class Row {
   public:
     Row() : kernels_(&kernels()) {}
 
-    // Takes `n` logits in hand. Tokens without a bit in `allowed`, of which there are n_words, are as good as not
+    // Takes a row in hand. Tokens without a bit in `allowed`, of which there are n_words, are as good as not
     // there; null allows all. Throws Error if a logit is NaN or +inf, or nothing is left that could be drawn.
-    void take(const float * logits, size_t n, const std::vector<EditedLogit> & edits, TokenBits allowed,
-              size_t n_words);
+    void take(const LogitsRow & row, const std::vector<EditedLogit> & edits, TokenBits allowed, size_t n_words);
     // The same where only measure() is to come.
     void take_unedited(const float * logits, size_t n);
-    // Hides nothing any more.
+    // Hides nothing any more, and asks no threads for help.
     void let_go();
 
     size_t size() const { return n_; }
@@ -86,11 +86,20 @@ class Row {
 
   private:
     void make_room(const float * logits, size_t n);
+    struct Part {
+        const float * logits;
+        size_t n;
+        TokenBits allowed;
+    };
+    template <typename Pass>
+    void each_part(TokenBits allowed, const Pass & pass);
+    bool find_maxima(TokenBits allowed, std::vector<float> & maxima);
     float at_least(const std::vector<float> & maxima, TokenBits allowed, size_t k);
     float at_least_of_lanes(TokenBits allowed, size_t k);
     float kth_largest_group(size_t k);
 
     const Kernels * kernels_;
+    RowThreads * threads_ = nullptr;
     const float * logits_ = nullptr;
     size_t n_ = 0;
     TokenBits allowed_ = nullptr;  // without the edited tokens

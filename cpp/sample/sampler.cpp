@@ -94,19 +94,19 @@ void Sampler::accept(int32_t token) {
     logit_edits_.accept(token);
 }
 
-void Sampler::take(const float * logits, size_t n, TokenBits allowed, size_t n_words) {
-    candidates_.row.take(logits, n, logit_edits_.of(logits, n), allowed, n_words);
+void Sampler::take(const LogitsRow & row, TokenBits allowed, size_t n_words) {
+    candidates_.row.take(row, logit_edits_.of(row.logits, row.n), allowed, n_words);
     candidates_.keep_all();
 }
 
-int32_t Sampler::sample(const float * logits, size_t n, TokenBits allowed, size_t n_words, Logprobs * logprobs) {
+int32_t Sampler::sample(const LogitsRow & row, TokenBits allowed, size_t n_words, Logprobs * logprobs) {
     const Working working(busy_);
     Candidates & c = candidates_;
     struct LetGo {
         Row & row;
         ~LetGo() { row.let_go(); }
     } const let_go{c.row};
-    take(logits, n, allowed, n_words);
+    take(row, allowed, n_words);
     if (logprobs != nullptr) {
         c.row.measure(*logprobs);
     }
@@ -117,7 +117,7 @@ int32_t Sampler::sample(const float * logits, size_t n, TokenBits allowed, size_
         chosen = c.row.best();
     } else if (options_.mirostat != 0) {
         chosen = draw_mirostat(c, random_, options_, mirostat_mu_).id;
-    } else if (!only_top_p_ || n < n_least) {
+    } else if (!only_top_p_ || row.n < n_least) {
         truncate(c, options_, random_);
         chosen = draw(c, random_, final_temperature(c, options_)).id;
     } else if (cut_top_p_of_most_likely(c, options_.top_p, seen)) {
@@ -126,23 +126,22 @@ int32_t Sampler::sample(const float * logits, size_t n, TokenBits allowed, size_
         chosen = draw_from_nucleus(c, random_, options_.top_p, seen, options_.temperature).id;
     }
     if (logprobs != nullptr) {
-        logprobs->chosen += logits[chosen];
+        logprobs->chosen += row.logits[chosen];
     }
     return chosen;
 }
 
-void Sampler::measure_logprobs(const float * logits, size_t n, int32_t chosen, Logprobs & logprobs) {
+void Sampler::measure_logprobs(const LogitsRow & row, int32_t chosen, Logprobs & logprobs) {
     const Working working(busy_);
-    candidates_.row.take_unedited(logits, n);
+    candidates_.row.take_unedited(row.logits, row.n);
     candidates_.row.measure(logprobs);
-    logprobs.chosen += logits[chosen];
+    logprobs.chosen += row.logits[chosen];
 }
 
-std::vector<TokenProbability> Sampler::distribution(const float * logits, size_t n, TokenBits allowed,
-                                                    size_t n_words) const {
+std::vector<TokenProbability> Sampler::distribution(const LogitsRow & row, TokenBits allowed, size_t n_words) const {
     const Working working(busy_);
     Sampler copy = *this;
-    copy.take(logits, n, allowed, n_words);
+    copy.take(row, allowed, n_words);
     Candidates & c = copy.candidates_;
     float temperature = options_.temperature;
     if (options_.mirostat != 0) {

@@ -12,6 +12,7 @@
 #include "sample/logit_edits.h"
 #include "sample/logprobs.h"
 #include "sample/random.h"
+#include "sample/row_threads.h"
 #include "sample/sampling_options.h"
 
 #include <atomic>
@@ -42,18 +43,18 @@ class Sampler {
     // Throws std::invalid_argument for an option out of range.
     explicit Sampler(SamplingOptions options);
 
-    // The token chosen from `n` logits, at least 1, which are not changed. Tokens without a bit in
+    // The token chosen from logits, at least one, which are not changed. Tokens without a bit in
     // `allowed`, of which there are n_words, are as good as not there; null allows all. With
     // `logprobs`, the chosen token's and those of the logprobs->top.size() most likely ones.
     // Throws Error if a logit is NaN or +inf, or nothing is left that could be drawn.
-    int32_t sample(const float * logits, size_t n, TokenBits allowed = nullptr, size_t n_words = 0,
+    int32_t sample(const LogitsRow & row, TokenBits allowed = nullptr, size_t n_words = 0,
                    Logprobs * logprobs = nullptr);
 
     // Fills in those of a token that was chosen elsewhere, and of the logprobs.top.size() most likely ones.
-    void measure_logprobs(const float * logits, size_t n, int32_t chosen, Logprobs & logprobs);
+    void measure_logprobs(const LogitsRow & row, int32_t chosen, Logprobs & logprobs);
 
     // What the next sample() would draw from, the most likely first. Changes nothing.
-    std::vector<TokenProbability> distribution(const float * logits, size_t n, TokenBits allowed = nullptr,
+    std::vector<TokenProbability> distribution(const LogitsRow & row, TokenBits allowed = nullptr,
                                                size_t n_words = 0) const;
 
     // Tells penalties and DRY that `token` is part of the text now. Throws std::invalid_argument for one that no
@@ -95,7 +96,7 @@ class Sampler {
       private:
         Busy & busy_;
     };
-    void take(const float * logits, size_t n, TokenBits allowed, size_t n_words);
+    void take(const LogitsRow & row, TokenBits allowed, size_t n_words);
 
     SamplingOptions options_;
     bool greedy_;      // whether the answer depends on nothing but the logits and the options

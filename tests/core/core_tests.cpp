@@ -219,8 +219,8 @@ void test_sampler() {
         Logprobs logprobs;
         logprobs.top.resize(random() % 4);
         for (int draw = 0; draw < 20; ++draw) {
-            const auto left = sampler.distribution(row.data(), n, allowed, bits.size());
-            const int32_t token = sampler.sample(row.data(), n, allowed, bits.size(), &logprobs);
+            const auto left = sampler.distribution({row.data(), n}, allowed, bits.size());
+            const int32_t token = sampler.sample({row.data(), n}, allowed, bits.size(), &logprobs);
             const bool known = std::any_of(left.begin(), left.end(),
                                            [token](const TokenProbability & one) { return one.id == token; });
             check(known, "a draw is one of the distribution's");
@@ -231,11 +231,77 @@ void test_sampler() {
     SamplingOptions greedy;
     greedy.temperature = 0;
     const std::vector<float> row = {0.5F, 2.0F, -1.0F, 2.0F, 0.0F};
-    check(Sampler(greedy).sample(row.data(), 5) == 1, "greedy takes the first of the largest");
+    check(Sampler(greedy).sample({row.data(), 5}) == 1, "greedy takes the first of the largest");
     greedy.presence_penalty = 5;
     Sampler penalised(greedy);
     penalised.accept(1);
-    check(penalised.sample(row.data(), 5) == 3, "a penalty moves greedy to the next");
+    check(penalised.sample({row.data(), 5}) == 3, "a penalty moves greedy to the next");
+}
+
+// Three threads, each new for its part.
+class NewThreads : public RowThreads {
+  public:
+    int n_passes() const { return n_passes_; }
+
+  private:
+    void run(const Pass & pass) override {
+        ++n_passes_;
+        std::vector<std::thread> threads;
+        for (size_t i = 0; i < 3; ++i) {
+            threads.emplace_back([&pass, i] { pass(i, 3); });
+        }
+        for (std::thread & thread : threads) {
+            thread.join();
+        }
+    }
+
+    int n_passes_ = 0;
+};
+
+// Threads that help change no draw, whatever the options; and where a pass takes longer with them, they are no longer
+// asked after the trial.
+void test_row_threads() {
+    std::mt19937 random(13);
+    std::vector<SamplingOptions> all(8);
+    all[0].temperature = 0;
+    all[1].top_p = 0.9F;
+    all[2].top_n_sigma = 1;
+    all[3].mirostat = 2;
+    all[4].dynamic_temperature_range = 0.4F;
+    all[5].typical_p = 0.7F;
+    all[6].logit_bias = {{0, 1.0F}, {4, -1.0F}};
+    all[7].top_k = 40;
+    for (SamplingOptions & options : all) {
+        options.seed = 5;
+        Sampler alone(options);
+        Sampler helped(options);
+        NewThreads threads;
+        std::vector<uint32_t> bits(1300, 0xAAAAAAAAU);
+        for (int draw = 0; draw < 40; ++draw) {
+            const size_t n = 40000 + random() % 1000;
+            const std::vector<float> row = random_row(random, n, draw % 2 == 0);
+            const TokenBits allowed = draw % 3 == 0 ? bits.data() : nullptr;
+            Logprobs with_help, without;
+            with_help.top.resize(3);
+            without.top.resize(3);
+            const int32_t token = helped.sample({row.data(), n, &threads}, allowed, bits.size(), &with_help);
+            check(token == alone.sample({row.data(), n}, allowed, bits.size(), &without), "help changes no draw");
+            check(with_help.chosen == without.chosen && with_help.top == without.top, "help changes no probability");
+        }
+        const int n_passes = threads.n_passes();
+        check(n_passes > 0, "threads are tried");
+        const std::vector<float> row = random_row(random, 40000, false);
+        for (int draw = 0; draw < 100; ++draw) {
+            helped.sample({row.data(), row.size(), &threads});
+        }
+        check(threads.n_passes() == n_passes, "new threads take longer than they bring");
+        const std::vector<float> short_row = random_row(random, 1000, false);
+        NewThreads unused;
+        for (int draw = 0; draw < 40; ++draw) {
+            helped.sample({short_row.data(), short_row.size(), &unused});
+        }
+        check(unused.n_passes() == 0, "short rows are done alone");
+    }
 }
 
 // Two threads of llama.cpp's, which would only wait for each other on a single core.
@@ -718,6 +784,7 @@ int main(int argc, char ** argv) {
     test_products();
     test_activations();
     test_sampler();
+    test_row_threads();
     test_pieces_of_mapped_weights();
     test_expert_replays();
     if (argc == 3) {
