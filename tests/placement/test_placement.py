@@ -431,6 +431,7 @@ def shown(tiny: ModelInfo) -> Placement:
     placement.layers[:2].experts = "cpu"
     placement.override(r"blk\.3\.ffn_down_exps", "cpu")
     placement.kv_bytes_by_layer = [512 * KIB] * 4
+    placement.expert_cache = {"CUDA0": 3 * KIB**2}
     return placement
 
 
@@ -447,6 +448,7 @@ def test_the_terminal_table(tiny: ModelInfo) -> None:
     for device, n_bytes in placement.bytes_by_device().items():
         assert f"{device} {n_bytes / KIB**2:.1f} MiB" in rows["all weights"]
     assert "CUDA0 1.5 MiB · RPC0 512 KiB" in rows["all KV caches"]
+    assert "CUDA0 3.0 MiB" in rows["cache of experts"]
     assert r"blk\.3\.ffn_down_exps → CPU" in rows["override"]
     console = Console(width=200, force_terminal=True, color_system="standard")
     with console.capture() as captured:
@@ -458,7 +460,7 @@ def test_the_table_of_a_dense_model_has_no_experts(gemma_path: Path) -> None:
     """Parts that a model lacks are left out; the copy of a tied embedding is counted."""
     info = ModelInfo.from_file(gemma_path)
     placement = Placement.gpu(info, ["CUDA0"])
-    assert "experts" not in str(placement)
+    assert "experts" not in str(placement)  # nor a cache of them
     assert "output (copy of embedding)" in str(placement)
     embedding = info.bytes_by_part["embedding"]
     assert sum(placement.bytes_by_device().values()) == sum(info.bytes_by_part.values()) + embedding

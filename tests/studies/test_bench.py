@@ -19,6 +19,7 @@ from model_files import VOCABULARY, WIDTH
 from overspill import Breakdown, Error, Model, ModelInfo, Placement, _core, bench
 from overspill.planning.tuned import save_tuned
 from overspill.studies.bench.measure import read_bytes_by_device, weight_speeds
+from programs import in_process
 from rpc_server import running_server
 
 # What is read, and in how many pieces, is counted for the CPU.
@@ -309,3 +310,39 @@ def test_tuned_settings_are_what_is_measured(
     (device,) = found.devices
     assert device.read_bytes == read_bytes_by_device(info, placement, 102, "q8_0", "q8_0")["CPU"]
     assert device.read_bytes < read_bytes_by_device(info, placement, 102, "f16", "f16")["CPU"]
+
+
+WITH_A_CACHE = """
+import json, os, sys
+from pathlib import Path
+from overspill import ModelInfo, bench
+from upstream_tools import stand_in_gpu
+
+path, tools = sys.argv[1:]
+stand_in_gpu(Path(tools), "GPU0", 4 << 30)
+info = ModelInfo.from_file(path)
+placement = {"default": "gpu", "experts": "cpu"}
+found = bench(path, offload=placement, experts="cached", n_prompt=0, n_gen=24, repetitions=2, n_threads=1)
+print(json.dumps([found.to_dicts()[-1]["overspill"], str(found._verdict()), info.n_experts_used, info.n_layers]))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_a_cache_of_experts_is_counted(tiny_gpt_oss_path: Path, upstream_tools: Path) -> None:
+    """Its hits are of the measured runs' tokens, and what they read is counted for the GPU."""
+    found, verdict, n_used, n_layers = in_process(WITH_A_CACHE, str(tiny_gpt_oss_path), str(upstream_tools))
+    experts, info = found["experts"], ModelInfo.from_file(tiny_gpt_oss_path)
+    assert 0 < experts["hits"] <= experts["requests"] == 2 * 25 * n_used * n_layers
+    share = experts["hits"] / experts["requests"]
+    assert f"answered {share:.0%} of the requests" in verdict
+    # One expert's matrices, as often as they were used.
+    (bytes_of_all,) = {info.layers[layer]["experts"] for layer in info.expert_layers}
+    used_bytes = (experts["hit_bytes"] + experts["miss_bytes"]) / experts["requests"]
+    assert used_bytes == pytest.approx(bytes_of_all / info.n_experts, rel=0.02)
+    reads = {one["device"]: one["read_bytes"] for one in found["devices"]}
+    static = Placement.gpu(info, ["GPU0"])
+    static.layers[:].experts = "cpu"
+    expected = read_bytes_by_device(info, static, 1 + 12, "f16", "f16")
+    assert reads["GPU0"] - expected["GPU0"] == pytest.approx(experts["hit_bytes"] / 50, abs=2)
+    assert sum(reads.values()) == sum(expected.values())

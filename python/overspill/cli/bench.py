@@ -12,6 +12,7 @@ from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
     Batch,
     DeviceMemory,
+    ExpertsAt,
     Loading,
     ModelFile,
     OffloadTo,
@@ -38,6 +39,7 @@ def bench(
     n_depth: Annotated[int, typer.Option("--n-depth", "-d", help="Tokens in the context before decoding.")] = 0,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Repetitions of each measurement.")] = 5,
     offload: OffloadTo = "auto",
+    experts: ExpertsAt = None,
     memory: DeviceMemory = None,
     n_threads: Threads = None,
     n_batch: Batch = None,
@@ -74,7 +76,7 @@ def bench(
                 n_threads=n_threads,
                 memory=parse_sizes(memory),
                 progress=show,
-                **only_given(type_k=type_k, type_v=type_v, load_mode=load_mode),
+                **only_given(type_k=type_k, type_v=type_v, load_mode=load_mode, experts=experts),
             )
         if plot is not None:
             found.plot(plot)

@@ -154,6 +154,7 @@ def _totals(assignment: Assignment) -> list[tuple[str, Cell]]:
         for device, n_bytes in zip(assignment.kv, assignment.kv_bytes_by_layer, strict=True):
             caches[device] += n_bytes
         lines.append(("all KV caches", caches))
+    lines.append(("cache of experts", Counter(assignment.expert_cache)))
     return [(label, _in_order(assignment, sizes)) for label, sizes in lines if sizes]
 
 

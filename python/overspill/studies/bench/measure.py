@@ -8,13 +8,21 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from overspill._core import DeviceMeter
 from overspill.base.checks import as_function, as_integer
 from overspill.base.host import logical_cpus
-from overspill.base.values import DEFAULT_CACHE_TYPE, DEFAULT_LOAD_MODE, Breakdown, CacheType, LoadMode
+from overspill.base.values import (
+    DEFAULT_CACHE_TYPE,
+    DEFAULT_LOAD_MODE,
+    Breakdown,
+    CacheType,
+    Experts,
+    ExpertStats,
+    LoadMode,
+)
 from overspill.engine.loading import wait_for_pinning
 from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
@@ -106,6 +114,7 @@ def bench(
     n_depth: int = 0,
     repetitions: int = 5,
     offload: Offload = "auto",
+    experts: Experts = "auto",
     rpc: Sequence[str] = (),
     n_batch: int | None = None,
     n_threads: int | None = None,
@@ -132,7 +141,7 @@ def bench(
         Tokens in the context before decoding.
     repetitions
         Measured runs of each test, 1 to 1000, after one that does not count.
-    offload, rpc, n_batch, n_threads, type_k, type_v, load_mode, memory
+    offload, experts, rpc, n_batch, n_threads, type_k, type_v, load_mode, memory
         As for :class:`Model`.
     progress
         Called with the current step, in words, and the share of all steps that are done, 0.0 to 1.0.
@@ -164,6 +173,7 @@ def bench(
     with Model(
         path if isinstance(path, ModelInfo) else file,
         offload=offload,
+        experts=experts,
         rpc=rpc,
         n_ctx=n_ctx,
         load_mode=load_mode,
@@ -178,6 +188,7 @@ def bench(
         bias = {**dict(model.sampling.logit_bias), **ends}
         prefill, decode = [], []
         breakdowns: list[Breakdown] = []
+        hits: list[ExpertStats | None] = []
         for i in range(repetitions + 1):
             if n_prompt:
                 step(f"reading {n_prompt} tokens, {'warming up' if i == 0 else f'{i} of {repetitions}'}")
@@ -191,6 +202,7 @@ def bench(
                 ids += [token.id for token in stream]
                 decode.append(time.perf_counter() - start)
             breakdowns.append(stream.stats.breakdown)
+            hits.append(stream.stats.experts)
         step("timing each device")
         n_timed = min(n_gen - 2, 64)
         times = model._core.time_devices([*prompt[: max(1, n_depth)], *ids[: n_gen - 1]], n_timed)
@@ -199,6 +211,10 @@ def bench(
     step("measuring memory")
     depth = max(1, n_depth) + n_gen // 2
     read = read_bytes_by_device(info, placement, depth, settings["type_k"], settings["type_v"])
+    answered = _sum_of_experts(hits[1:])
+    if answered is not None and answered.requests:
+        n_tokens = answered.requests / (info.n_experts_used * len(info.expert_layers))
+        _move_hits(read, answered.hit_bytes / n_tokens, placement.expert_cache)
     shares = [
         DeviceShare(device, read.get(device, 0), device_bandwidth(device), part.seconds, part.n_pieces)
         for device, part in sorted(times.devices.items(), key=lambda item: item[0] == CPU)
@@ -219,6 +235,7 @@ def bench(
         weights=weights,
         moving_s=times.moving_s,
         around_s=times.total_s - times.moving_s - sum(part.seconds for part in times.devices.values()),
+        experts=answered,
     )
 
 
@@ -228,3 +245,21 @@ def _sum(breakdowns: Sequence[Breakdown]) -> Breakdown:
         values = [getattr(one, name) for one in breakdowns]
         sums[name] = None if None in values else sum(values)
     return Breakdown(**sums, graph_splits=breakdowns[0].graph_splits)
+
+
+def _sum_of_experts(runs: Sequence[ExpertStats | None]) -> ExpertStats | None:
+    """Return what was counted in all runs, and how the cache was after the last."""
+    counted = [one for one in runs if one is not None]
+    if not counted:
+        return None
+    names = ("requests", "hits", "insertions", "hit_bytes", "miss_bytes")
+    return replace(counted[-1], **{name: sum(getattr(one, name) for one in counted) for name in names})
+
+
+def _move_hits(read: dict[str, int], hit_bytes: float, pools: Mapping[str, int]) -> None:
+    """Count what a token reads of cached experts as read on the GPUs, by the sizes of their pools."""
+    total = sum(pools.values())
+    for device, n_bytes in pools.items():
+        share = round(hit_bytes * n_bytes / total)
+        read[device] = read.get(device, 0) + share
+        read[CPU] -= share

@@ -18,7 +18,7 @@ from overspill._core import LLAMA_CPP_COMMIT, repacks
 from overspill.base.cached import cached_property
 from overspill.base.tables import plain_table
 from overspill.base.units import format_bytes, format_count, format_rate
-from overspill.base.values import Breakdown, Device
+from overspill.base.values import Breakdown, Device, ExpertStats
 from overspill.header.info import ModelInfo
 from overspill.machine.measure import products_name, weights_name
 from overspill.placement.device_names import memory_name
@@ -52,6 +52,8 @@ class Bench:
     """Seconds of a token for copies between devices, and for waiting for them."""
     around_s: float
     """Seconds of a token for starting the graph, and for fetching the logits."""
+    experts: ExpertStats | None = None
+    """What a cache of experts answered in all measured runs. The tokens are a reply to random ones, not to a text."""
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -95,7 +97,7 @@ class Bench:
         """Return a mapping for each test, with the fields of llama-bench's ``--output json``.
 
         The one for decoding also has ``overspill``, with ``roofline_s``, ``devices``, ``weights``, ``parts_s``,
-        ``breakdown`` and ``limit``.
+        ``breakdown``, ``experts`` and ``limit``.
         """
         common, found = self._common(), []
         for samples in (self.prefill, self.decode):
@@ -127,6 +129,7 @@ class Bench:
             ],
             "weights": [{**asdict(one), "share": one.share} for one in self.weights],
             "parts_s": self.parts,
+            "experts": asdict(self.experts) if self.experts is not None else None,
             "breakdown": {**asdict(self.breakdown), "gigabytes_per_s": self.breakdown.gigabytes_per_s},
         }
         return found
@@ -234,8 +237,16 @@ class Bench:
         allowed = 1 / self.roofline_s if self.roofline_s > 0 else math.inf
         return Text(
             f"{self.decode.tokens_per_s:.2f} of the {allowed:.2f} tok/s that the memory allows{more}. "
-            f"The limit is {self.limit}{disk}."
+            f"The limit is {self.limit}{disk}.{self._hits()}"
         )
+
+    def _hits(self) -> str:
+        if self.experts is None or self.experts.hit_share is None:
+            return ""
+        if self.experts.is_off:
+            return " A cache of experts was tried, and decoding was faster without it."
+        share = self.experts.resident / self.experts.experts
+        return f" A cache with {share:.0%} of the experts answered {self.experts.hit_share:.0%} of the requests."
 
     def plot(self, file: str | os.PathLike[str]) -> None:
         """Draw the time of a token, beside what the memory allows, into a PNG, SVG or PDF file.
