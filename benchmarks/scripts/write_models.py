@@ -11,7 +11,7 @@ from pathlib import Path
 
 from header_files import write_header
 from model_files import write_tiny_gpt_oss
-from overspill.hub import demo_model
+from model_fixtures import gemma_file
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     tiny, header = folder / "tiny-gpt-oss.gguf", folder / "gpt-oss-120b-header.gguf"
     write_tiny_gpt_oss(tiny)
     write_header(header, "gpt-oss-120b", vocabulary=True)
-    print(json.dumps([str(demo_model()), str(tiny), str(header)]))
+    print(json.dumps([str(gemma_file()), str(tiny), str(header)]))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,15 @@ void bind_stream(py::module_ & m) {
                  return py::bool_(token.id == another.id && token.text == another.text &&
                                   token.logprob == another.logprob);
              })
-        .def("__hash__", [](const Token & token) { return py::hash(py::make_tuple(token.id, token.text)); });
+        .def("__hash__", [](const Token & token) { return py::hash(py::make_tuple(token.id, token.text)); })
+        // Without logits, which are the stream's.
+        .def(py::pickle(
+            [](const Token & token) { return py::make_tuple(token.id, token.text, token.logprob, token.top_logprobs); },
+            [](const py::tuple & saved) {
+                return Token{saved[0].cast<int32_t>(), saved[1].cast<std::string>(),
+                             saved[2].cast<std::optional<float>>(),
+                             saved[3].cast<std::vector<std::pair<int32_t, float>>>()};
+            }));
 
     // May be destroyed by Python while another thread is in the middle of a step.
     py::class_<Generation, std::shared_ptr<Generation>>(m, "Generation", py::is_final(),

@@ -6,6 +6,7 @@
 #include "device/devices.h"
 #include "device/out_of_memory.h"
 #include "device/weights.h"
+#include "gguf/file_pages.h"
 #include "gguf/gguf_check.h"
 #include "model/vocabulary.h"
 
@@ -52,16 +53,32 @@ Model::Model(const std::string & path, ModelOptions options)
     : name_(path), options_(std::move(options)), pinned_(std::make_shared<PinnedWeights>()) {
     check(options_);
     return_freed_memory();
+    std::vector<std::string> files;
     PlacementParams placement = [&] {
         const GgufHeader header(path);  // not for longer: vocabularies are large
         check_loadable(header, options_.vocab_only);
+        files = header.files();
         return PlacementParams(header, options_.placement);
     }();
 
+    constexpr float share_of_reading = 0.5F;  // of what progress tells
     struct Progress {
         const std::function<bool(float)> & report;
+        float from;
         bool cancelled;
-    } progress{options_.progress, false};
+
+        bool tell(float share) {
+            cancelled = cancelled || (report && !report(share));
+            return !cancelled;
+        }
+    } progress{options_.progress, options_.read_first ? share_of_reading : 0.0F, false};
+    const Activity activity("loading a model");
+    if (options_.read_first) {
+        read_into_page_cache(files, [&](float share) { return progress.tell(progress.from * share); });
+        if (progress.cancelled) {
+            throw CancelledError(path + ": loading was cancelled");
+        }
+    }
 
     llama_model_params params = llama_model_default_params();
     placement.apply(params);
@@ -76,10 +93,8 @@ Model::Model(const std::string & path, ModelOptions options)
     params.progress_callback_user_data = &progress;
     params.progress_callback = [](float share, void * data) {
         auto & self = *static_cast<Progress *>(data);
-        self.cancelled = self.cancelled || (self.report && !self.report(share));
-        return !self.cancelled;
+        return self.tell(self.from + (1 - self.from) * share);
     };
-    const Activity activity("loading a model");
     const ErrorCapture errors;
     servers_ = std::make_shared<const RpcServers>(params.devices);
     // Servers outlive the model, whose destructor talks to them; memory that is freed must not be registered.

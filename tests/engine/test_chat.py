@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from chats import GREEDY, template, text_of
 from overspill import (
+    AsyncChatStream,
     Chat,
+    ChatReply,
     ChatTemplate,
     ContextFullError,
     Error,
@@ -215,7 +218,7 @@ def test_a_full_context(smollm2_path: Path) -> None:
         for _ in range(2):
             assert list(chat.send("Hello"))
     with pytest.raises(ValueError, match="on_full must be one of error, shift"):
-        Chat(Model(smollm2_path, n_ctx=256, n_threads=2)).send("x", on_full="wrap")
+        Chat(Model(smollm2_path, n_ctx=256, n_threads=2)).send("x", on_full="wrap")  # type: ignore[arg-type]
 
 
 def chat_in(file: Path, model: Model) -> Chat | None:
@@ -256,3 +259,61 @@ def test_saved_chats(model: Model, tiny_gpt_oss: Model, tmp_path: Path) -> None:
             Chat.load(file, tiny_gpt_oss)
     finally:
         del tiny_gpt_oss.chat_template
+
+
+def test_whole_replies_are_the_streams(smollm2_path: Path) -> None:
+    """Asked at once, step by step, in an event loop, or in a conversation: the same answer and message."""
+    question, system = "What do cats eat?", "Answer in one sentence."
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    options: dict[str, Any] = {"max_tokens": 16, **GREEDY}
+
+    def fresh() -> Model:  # with nothing to reuse, as that rounds otherwise
+        return Model(smollm2_path, n_ctx=512, n_threads=2)
+
+    async def asked() -> ChatReply:
+        return await model.aask(question, system=system, **options)
+
+    async def streamed() -> tuple[str, AsyncChatStream]:
+        stream = model.achat(messages, **options)
+        return "".join([token.text async for token in stream]), stream
+
+    with fresh() as model:
+        stream = model.chat(messages, **options)
+        text = text_of(stream)
+        expected = (stream.text, stream.reasoning, tuple(stream.tool_calls), stream.message, stream.stats.tokens)
+        assert stream.text == text != ""
+    replies = []
+    with fresh() as model:
+        replies.append(model.ask(question, system=system, **options))
+    with fresh() as model:
+        replies.append(asyncio.run(asked()))
+    with fresh() as model:
+        replies.append(Chat(model, system=system).ask(question, **options))
+    with fresh() as model:
+        half = model.chat(messages, **options)
+        next(half)
+        replies.append(half.finish())
+    for reply in replies:
+        found = (reply.text, reply.reasoning, reply.tool_calls, reply.message, reply.stats.tokens)
+        assert found == expected
+        assert str(reply) == text
+    with fresh() as model:
+        pieces, async_stream = asyncio.run(streamed())
+        assert pieces == async_stream.text == text
+        assert async_stream.reasoning == ""
+        assert async_stream.stats.tokens == expected[-1]
+        assert async_stream.stats.stop_reason is not None
+
+
+def test_mistakes_of_a_question(smollm2: Model) -> None:
+    """A wrong name is answered with the nearest one, before anything is computed."""
+    with pytest.raises(TypeError, match="no option 'max_token': did you mean 'max_tokens'"):
+        smollm2.ask("x", max_token=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="no option 'temprature': did you mean 'temperature'"):
+        smollm2.achat("x", temprature=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="system must be a string"):
+        smollm2.ask("x", system=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="prompt must be a string or a sequence of token ids, not bytes"):
+        smollm2.generate(b"x")
+    with pytest.raises(TypeError, match="messages must be a string or a sequence of mappings"):
+        smollm2.ask(b"x")  # type: ignore[arg-type]

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 import overspill
 from header_files import dense, write_file
 from model_files import llama_cpp_folder, write_tiny_gpt_oss
-from overspill import Model, ModelLoadError, OutOfMemoryError
+from overspill import Model, ModelInfo, ModelLoadError, OutOfMemoryError
 from overspill.base.host import available_ram_bytes
 from overspill.base.values import LoadMode, Switch
+from programs import in_process
 from sweeps import sweep
 
 PROMPT = "Once upon a time"
@@ -563,3 +564,60 @@ def test_the_log_of_llama_cpp(
         load(tiny_gpt_oss_path).close()
     assert any("gpt-oss" in record.message for record in caplog.records if record.name == "overspill.llama")
     assert capfd.readouterr() == ("", "")
+
+
+HEADER_ONLY = """
+import signal, sys, time, threading, os, json, logging
+from overspill import Error, Model
+path, seconds = sys.argv[1], float(sys.argv[2])
+told = []
+class Listen(logging.Handler):
+    def emit(self, record):
+        told.append(record.getMessage())
+logging.getLogger("overspill").addHandler(Listen())
+threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    with Model(path, offload="cpu", n_ctx=512, n_threads=1) as model:
+        model.eval([1])
+    ended = "loaded"
+except KeyboardInterrupt:
+    ended = "interrupted"
+print(json.dumps([ended, told]), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_model_that_ram_has_no_room_for(gpt_oss_120b_header: Path) -> None:
+    """It is said beforehand how much comes from the disk for a token, and Ctrl-C ends loading it."""
+    info = ModelInfo.from_file(gpt_oss_120b_header)
+    available = available_ram_bytes()
+    if available is None or available > info.file_bytes:
+        pytest.skip("RAM has room for gpt-oss-120b")
+    ended, told = in_process(HEADER_ONLY, str(gpt_oss_120b_header), "0.3")
+    assert ended == "interrupted"
+    (line,) = (line for line in told if line.startswith("RAM has room for"))
+    room_gib, weights_gib = (float(n) for n in re.findall(r"([\d.]+) GiB of", line)[:2])
+    assert 0 < room_gib < weights_gib
+    assert weights_gib == pytest.approx(sum(n for *_, n in info.tensors) / 2**30, abs=0.06)
+    assert "of the" in line
+    assert "from the disk" in line
+
+
+def test_a_mapped_file_is_read_with_progress(smollm2_path: Path) -> None:
+    """The share goes up while pages are read, before llama.cpp's part; and each of its steps can end it."""
+    shares: list[float] = []
+    with Model(smollm2_path, n_ctx=64, progress=shares.append):
+        pass
+    assert shares == sorted(shares)
+    reading = [share for share in shares if share < 0.5]
+    # Pieces of 32 MiB.
+    assert len(reading) >= smollm2_path.stat().st_size // (32 << 20)
+    assert shares[-1] == 1.0
+    for at_most in (0.0, 0.2, 0.5, 0.9):
+
+        def interrupt(share: float, at_most: float = at_most) -> None:
+            if share >= at_most:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Model(smollm2_path, n_ctx=64, progress=interrupt)

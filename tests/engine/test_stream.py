@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("no_gpu")
 PROMPT = "Once upon a time"
 
 
-def greedy(model: Model, n: int = 24, **options: object) -> overspill.Completion:
+def greedy(model: Model, n: int = 24, **options: Any) -> overspill.Completion:
     """Return a reply that is the same each time."""
     return model.generate(PROMPT, temperature=0, max_tokens=n, **options)
 
@@ -130,7 +131,7 @@ def test_draws_follow_the_log_probabilities(tiny_gpt_oss: Model) -> None:
     counts: Counter[int] = Counter()
     logprobs: dict[int, float] = {}
     for seed in range(n):
-        options = {"temperature": 1.0, "top_k": k, "top_p": 1.0, "min_p": 0.0, "logprobs": True}
+        options: dict[str, Any] = {"temperature": 1.0, "top_k": k, "top_p": 1.0, "min_p": 0.0, "logprobs": True}
         (token,) = tiny_gpt_oss.generate(PROMPT, seed=seed, max_tokens=1, **options).tokens
         counts[token.id] += 1
         assert token.logprob is not None
@@ -310,7 +311,7 @@ def test_stats(smollm2: Model) -> None:
     ],
 )
 def test_bad_options_name_the_argument(
-    gemma: Model, options: dict[str, object], error: type[Exception], text: str
+    gemma: Model, options: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     """One line: which argument, which range, what was given."""
     with pytest.raises(error, match=text):

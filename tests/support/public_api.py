@@ -26,7 +26,7 @@ import typer.main
 from overspill.cli.app import app
 
 # Classes that are never called: other calls return them.
-HANDED_OUT = {"AsyncStream", "CascadeStream", "ChatStream", "Plan", "Stream", "Token"}
+HANDED_OUT = {"AsyncChatStream", "AsyncStream", "CascadeStream", "ChatStream", "Plan", "Stream", "Token"}
 # What the package's own modules use of each other, and no documentation names.
 INTERNAL = {
     *("ChatStream.on_end", "ChatTemplate.prepare", "Model.stream.form"),

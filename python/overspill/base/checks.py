@@ -7,6 +7,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
@@ -217,7 +218,9 @@ def check_keywords(given: Iterable[str], known: Set[str]) -> None:
     """Raise a TypeError for the first of the given names that is not known."""
     for name in given:
         if name not in known:
-            raise TypeError(f"there is no option {name!r}; there are {', '.join(sorted(known))}")
+            nearest = get_close_matches(name, known, n=1)
+            meant = f": did you mean {nearest[0]!r}?" if nearest else f"; there are {', '.join(sorted(known))}"
+            raise TypeError(f"there is no option {name!r}{meant}")
 
 
 def device_index(names: Sequence[str], wanted: str) -> int | None:

@@ -1,10 +1,10 @@
-"""Text for a terminal: without control characters, and broken into lines."""
+"""Text for people: without control characters, in one short line, and broken into lines."""
 
 from __future__ import annotations
 
 from rich.cells import cell_len
 
-__all__ = ["line_breaks", "printable", "wrap"]
+__all__ = ["line_breaks", "printable", "short_repr", "wrap"]
 
 # Commands to the terminal, and characters that turn around the text beside them.
 _UNPRINTABLE = dict.fromkeys(
@@ -26,6 +26,12 @@ def printable(text: str) -> str:
     Controls of the direction of text go as well: with them, a line can show something else than it says.
     """
     return text.translate(_UNPRINTABLE)
+
+
+def short_repr(thing: object, said: str) -> str:
+    """Return ``<overspill.Class said>`` for a ``__repr__``: one line of at most 160 characters of what is said."""
+    said = " ".join(printable(said).split())
+    return f"<overspill.{type(thing).__name__} {said if len(said) <= 160 else f'{said[:159]}…'}>"
 
 
 def wrap(text: str, width: int) -> list[str]:

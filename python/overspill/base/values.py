@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill._core import Token
+from overspill.base import html
+from overspill.base.checks import shown
+from overspill.base.text import short_repr
 from overspill.base.units import format_count, format_rate
 
 __all__ = [
@@ -160,6 +163,10 @@ class Breakdown:
             ]
         )
 
+    def __repr__(self) -> str:
+        """Return that line in brackets."""
+        return short_repr(self, str(self))
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertStats:
@@ -240,6 +247,10 @@ class Stats:
         ]
         return " · ".join(parts)
 
+    def __repr__(self) -> str:
+        """Return that line in brackets."""
+        return short_repr(self, str(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -252,6 +263,14 @@ class Completion:
     def __str__(self) -> str:
         """Return the text."""
         return self.text
+
+    def __repr__(self) -> str:
+        """Return the text, or its beginning, and the stats in brackets."""
+        return short_repr(self, f"{shown(self.text)}: {self.stats}")
+
+    def _repr_html_(self) -> str:
+        """Return the text and the stats, for a notebook."""
+        return html.passage(self.text) + html.lines([str(self.stats)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from overspill.cascade.budget import fit_together
 from overspill.cascade.signals import Escalation, mean_logprob
 from overspill.cascade.stream import CascadeStream, Which
 from overspill.engine.arguments import check_for_any_model
-from overspill.engine.model import CHAT_KEYWORDS, LOAD_KEYWORDS, STREAM_KEYWORDS, Model
+from overspill.engine.keywords import CHAT_KEYWORDS, STREAM_KEYWORDS
+from overspill.engine.model import LOAD_KEYWORDS, Model
 from overspill.engine.reply import ChatStream
 from overspill.engine.stream import Stream
 from overspill.engine.template import Message
@@ -202,7 +203,7 @@ class Cascade:
         if not isinstance(prompt, str):
             raise TypeError(f"prompt must be a string, since token ids are one model's own, not {shown(prompt)}")
         as_text("prompt", prompt)
-        check_keywords(options, STREAM_KEYWORDS - {"form"})
+        check_keywords(options, STREAM_KEYWORDS)
         return self._opened(lambda model, more: model.stream(prompt, **more), options, show_draft)
 
     def _opened(

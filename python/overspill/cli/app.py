@@ -19,7 +19,10 @@ from overspill.cli.doctor import doctor
 from overspill.cli.exits import EXIT_CODES, INTERRUPTED, USAGE
 from overspill.cli.experts import experts
 from overspill.cli.info import info
+from overspill.cli.list import list as list_models
+from overspill.cli.output import errors
 from overspill.cli.plan import plan
+from overspill.cli.pull import pull
 from overspill.cli.run import run
 from overspill.cli.serve_device import serve_device
 from overspill.cli.tune import tune
@@ -34,9 +37,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 # In the order of the help.
-for command in (run, chat, compare, devices, info, tune, bench, experts, doctor, serve_device, plan):
+for command in (run, chat, list_models, pull, compare, devices, info, tune, bench, experts, doctor, serve_device, plan):
     app.command(epilog=EXIT_CODES)(command)
 
 
@@ -60,7 +64,8 @@ def main() -> None:
     """Run the command line."""
     try:
         code = app(standalone_mode=False)
-    except typer.Abort:  # Ctrl-C before or after a command
+    except (typer.Abort, KeyboardInterrupt):  # Ctrl-C before or after a command
+        errors.print("error: interrupted")
         code = INTERRUPTED
     except Exception as error:
         # The parser's errors quote the arguments; which package they are of depends on typer's version.

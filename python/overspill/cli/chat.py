@@ -30,7 +30,7 @@ from overspill.cli.options import (
     parse_offload,
 )
 from overspill.cli.output import errors
-from overspill.cli.reply import load_model, print_stream
+from overspill.cli.reply import default_model, load_model, print_stream
 from overspill.hub import resolve
 
 __all__ = ["chat"]
@@ -38,13 +38,14 @@ __all__ = ["chat"]
 
 def chat(
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="MODEL",
-            help="A GGUF file with a chat template, or hf:OWNER/REPOSITORY/FILE.gguf.",
+            metavar="[MODEL]",
+            help="A GGUF file with a chat template, or a name that overspill list shows; without it, a small demo "
+            "model is downloaded once.",
             show_default=False,
         ),
-    ],
+    ] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     load: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save wrote.")] = None,
     reasoning: Annotated[str, typer.Option(help="How the model's reasoning is shown: dim or hide.")] = "dim",
@@ -92,7 +93,7 @@ def chat(
         if message is not None and not message.strip():
             raise ValueError("standard input is empty, and would be the message")
         with load_model(
-            resolve(model),
+            default_model() if model is None else resolve(model),
             n_ctx=n_ctx,
             n_threads=n_threads,
             n_batch=n_batch,

@@ -65,7 +65,7 @@ def compare(
     ] = 1024,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", "-t", help=TEMPERATURE, show_default="each file's, or 0.8"),
+        typer.Option("--temp", "--temperature", help=TEMPERATURE, show_default="each file's, or 0.8"),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help=TOP_K, show_default="each file's, or 40")] = None,
     top_p: Annotated[float | None, typer.Option(help=TOP_P, show_default="each file's, or 0.95")] = None,

@@ -23,7 +23,7 @@ __all__ = ["doctor"]
 def doctor(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="A GGUF file, or hf:OWNER/REPOSITORY/FILE.gguf.", show_default=False),
+        typer.Argument(metavar="MODEL", help="A GGUF file, or a name as overspill list shows.", show_default=False),
     ] = None,
     n_threads: Threads = None,
     load_mode: Loading = None,

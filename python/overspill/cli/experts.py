@@ -27,7 +27,7 @@ __all__ = ["experts"]
 def experts(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="A GGUF file, or hf:OWNER/REPOSITORY/FILE.gguf.", show_default=False),
+        typer.Argument(metavar="[MODEL]", help="A GGUF file, or a name as overspill list shows.", show_default=False),
     ] = None,
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="The text to continue.", show_default=False)

@@ -40,7 +40,7 @@ __all__ = [
     "parse_sizes",
 ]
 
-ModelFile = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or hf:OWNER/REPOSITORY/FILE.gguf.")]
+ModelFile = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or a name as overspill list shows.")]
 
 TEMPERATURE = "0: always the most likely token."
 TOP_K = "Keep so many of the most likely tokens; 0: all."
@@ -48,7 +48,7 @@ TOP_P = "Keep the likeliest tokens up to this probability; 1: all."
 MIN_P = "Drop tokens below this share of the likeliest; 0: none."
 Temperature = Annotated[
     float | None,
-    typer.Option("--temperature", "-t", help=TEMPERATURE, show_default="the file's, or 0.8"),
+    typer.Option("--temp", "--temperature", help=TEMPERATURE, show_default="the file's, or 0.8"),
 ]
 TopK = Annotated[int | None, typer.Option(help=TOP_K, show_default="the file's, or 40")]
 TopP = Annotated[
@@ -65,7 +65,7 @@ RepeatPenalty = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
 
-Context = Annotated[int | None, typer.Option("--ctx", help="Tokens of prompt and reply together.")]
+Context = Annotated[int | None, typer.Option("--ctx", "--ctx-size", "-c", help="Tokens of prompt and reply together.")]
 ExpertsAt = Annotated[
     str | None,
     typer.Option(
@@ -75,10 +75,16 @@ ExpertsAt = Annotated[
         show_default="auto",
     ),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; default: physical cores.")]
+Threads = Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads; default: physical cores.")]
 Batch = Annotated[
     int | None,
-    typer.Option("--batch", help="Tokens of the prompt processed at once.", show_default="as planned, or 512"),
+    typer.Option(
+        "--batch",
+        "--batch-size",
+        "-b",
+        help="Tokens of the prompt processed at once.",
+        show_default="as planned, or 512",
+    ),
 ]
 OffloadTo = Annotated[
     str,

@@ -1,4 +1,4 @@
-"""``overspill run``: the continuation of a prompt."""
+"""``overspill run``: the answer to a prompt, or the continuation of a text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+import overspill
 from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
     Batch,
@@ -27,9 +28,8 @@ from overspill.cli.options import (
     only_given,
     parse_offload,
 )
-from overspill.cli.output import errors
-from overspill.cli.reply import load_model, print_stream
-from overspill.hub import demo_model, resolve
+from overspill.cli.reply import default_model, is_model, load_model, print_stream
+from overspill.hub import resolve
 
 __all__ = ["run"]
 
@@ -39,11 +39,15 @@ def run(
         list[str],
         typer.Argument(
             metavar="[MODEL] PROMPT",
-            help="MODEL is a GGUF file or hf:OWNER/REPOSITORY/FILE.gguf; without it, Gemma 3 270M of the demo extra "
-            "(a small base model, under the Gemma Terms of Use). PROMPT - is read from standard input.",
+            help="MODEL is a GGUF file or a name that overspill list shows; without it, a small demo model is "
+            "downloaded once. PROMPT - is read from standard input.",
             show_default=False,
         ),
     ],
+    system: Annotated[str | None, typer.Option(help="The system prompt, for models with a chat template.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue PROMPT as a text, instead of answering it as a message.")
+    ] = False,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", help="Tokens of the reply; 0: until the model or the context ends.")
     ] = 512,
@@ -67,7 +71,11 @@ def run(
     rpc: Servers = None,
     verbose: Verbose = False,
 ) -> None:
-    """Continue PROMPT: text on standard output as it is generated, then a line of stats on standard error."""
+    """Answer PROMPT, or continue it where the model has no chat template.
+
+    The text goes to standard output as it is generated, in a terminal behind the model's reasoning, dimmed. A line of
+    stats goes to standard error.
+    """
     with guarded_command(verbose=verbose):
         if len(arguments) > 2:
             raise ValueError(f"expected [MODEL] PROMPT, but got {len(arguments)} arguments; put the prompt in quotes")
@@ -75,33 +83,35 @@ def run(
         sampling = only_given(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed
         )
+        if not given and is_model(prompt):
+            raise ValueError(f'a PROMPT is missing: overspill run {prompt} "Why is the sky blue?"')
         if prompt == "-":
             prompt = sys.stdin.read()
-        if given:
-            path = resolve(given[0])
-        else:
-            path = demo_model()
-            errors.print("Gemma 3 270M, a small base model, under the Gemma Terms of Use", style="dim")
-        with (
-            load_model(
-                path,
-                n_ctx=n_ctx,
-                n_threads=n_threads,
-                n_batch=n_batch,
-                offload=parse_offload(offload),
-                rpc=rpc or (),
-                **only_given(load_mode=load_mode, experts=experts),
-            ) as model,
-            model.stream(
-                prompt,
-                max_tokens=max_tokens or None,
-                stop=stop or (),
-                json_schema=_text_or_file(json_schema),
-                grammar=None if grammar is None else grammar.read_text(encoding="utf-8"),
-                **sampling,
-            ) as stream,
-        ):
-            code = print_stream(stream)
+        options = {
+            "max_tokens": max_tokens or None,
+            "stop": stop or (),
+            "json_schema": _text_or_file(json_schema),
+            "grammar": None if grammar is None else grammar.read_text(encoding="utf-8"),
+            **sampling,
+        }
+        overspill.SamplingOptions(**sampling)  # mistakes are told before the model is loaded
+        path = resolve(given[0]) if given else default_model()
+        with load_model(
+            path,
+            n_ctx=n_ctx,
+            n_threads=n_threads,
+            n_batch=n_batch,
+            offload=parse_offload(offload),
+            rpc=rpc or (),
+            **only_given(load_mode=load_mode, experts=experts),
+        ) as model:
+            if raw or not model.has_chat_template:
+                if system is not None:
+                    raise ValueError("--system is for answers of models with a chat template; put it into PROMPT")
+                code = print_stream(model.stream(prompt, **options))
+            else:
+                talk = overspill.Chat(model, system=system, **options)
+                code = print_stream(talk.send(prompt))
     raise typer.Exit(code)
 
 

@@ -9,18 +9,30 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from overspill._core import Error, Origin
-from overspill.base.values import Stats, StopReason, Token
-from overspill.engine.stream import Stream
+from overspill.base.values import Stats, StopReason
+from overspill.engine.reply import ChatReply, ChatStream, ChatToken
 
-__all__ = ["AsyncStream"]
+__all__ = ["AsyncChatStream", "AsyncStream"]
 
 T = TypeVar("T")
+_Item = TypeVar("_Item", covariant=True)
 
 
-class AsyncStream:
+class _Steps(Protocol[_Item]):
+    """A stream as steps take it."""
+
+    def __next__(self) -> _Item: ...
+
+    def close(self) -> None: ...
+
+    @property
+    def stats(self) -> Stats: ...
+
+
+class AsyncStream(Generic[_Item]):
     """A reply as it is made: an asynchronous iterator of :class:`Token`, which never blocks the event loop.
 
     A thread of the stream's own opens the stream, takes its steps, and ends with it. Mistakes in the arguments
@@ -32,11 +44,11 @@ class AsyncStream:
     the model is usable at once, and :attr:`stats` stays readable.
     """
 
-    def __init__(self, start: Callable[[], Stream]) -> None:
+    def __init__(self, start: Callable[[], _Steps[_Item]]) -> None:
         """Take a function that opens a stream; use :meth:`Model.astream`."""
         self._start = start
         self._origin = Origin()
-        self._stream: Stream | None = None
+        self._stream: _Steps[_Item] | None = None
         self._opening = threading.Lock()
         self._context = contextvars.copy_context()
         # Not the default executor: user code that waits for this stream may fill its threads. Until it is used, an
@@ -45,18 +57,18 @@ class AsyncStream:
         self._begun = self._ended = False
         self._closing: Future[None] | None = None
 
-    def __aiter__(self) -> AsyncIterator[Token]:
+    def __aiter__(self) -> AsyncIterator[_Item]:
         """Yield the tokens; the stream is closed when the loop is left."""
         return _Loop(self)
 
-    async def __anext__(self) -> Token:
+    async def __anext__(self) -> _Item:
         """Return the next token, or raise ``StopAsyncIteration`` at the end."""
         token = await self._run(self._step)
         if token is None:
             raise StopAsyncIteration
         return token
 
-    async def __aenter__(self) -> AsyncStream:
+    async def __aenter__(self) -> Self:
         """Return the stream itself, open; it is closed when the block is left."""
         await self._run(self._open)
         return self
@@ -103,15 +115,18 @@ class AsyncStream:
             self._end()
         return result
 
-    def _open(self) -> Stream | None:
+    def _open(self) -> _Steps[_Item] | None:
         with self._opening:
             if self._stream is None and not self._ended:
                 self._stream = self._start()
             return self._stream
 
-    def _step(self) -> Token | None:
+    def _step(self) -> _Item | None:
         stream = self._open()
-        return None if stream is None else next(stream, None)
+        try:
+            return None if stream is None else stream.__next__()
+        except StopIteration:
+            return None
 
     def _close(self) -> None:
         with self._opening:
@@ -135,6 +150,35 @@ class AsyncStream:
         self._steps.shutdown(wait=False)
 
 
+class AsyncChatStream(AsyncStream[ChatToken]):
+    """A reply in a chat as it is made: an asynchronous iterator of :class:`ChatToken`; see :class:`AsyncStream`."""
+
+    _stream: ChatStream | None
+
+    def __init__(self, start: Callable[[], ChatStream]) -> None:
+        """Take a function that opens a stream; use :meth:`Model.achat`."""
+        super().__init__(start)
+
+    @property
+    def text(self) -> str:
+        """The answer so far, without reasoning."""
+        return "" if self._stream is None else self._stream.text
+
+    @property
+    def reasoning(self) -> str:
+        """The model's reasoning so far."""
+        return "" if self._stream is None else self._stream.reasoning
+
+    async def finish(self) -> ChatReply:
+        """Take the rest of the reply, and return the whole."""
+        async with self:
+            async for _token in self:
+                pass
+        if self._stream is None:
+            raise Error("the stream was closed before it began")
+        return self._stream.reply
+
+
 async def _done(work: Future[T]) -> T:
     """Wait for the end of work in another thread; where the loop is closed before, nobody is told."""
     loop = asyncio.get_running_loop()
@@ -149,16 +193,16 @@ async def _done(work: Future[T]) -> T:
     return work.result()
 
 
-class _Loop:
+class _Loop(Generic[_Item]):
     """One ``async for`` over a stream, which closes it at once; a generator would wait for the event loop."""
 
-    def __init__(self, stream: AsyncStream) -> None:
+    def __init__(self, stream: AsyncStream[_Item]) -> None:
         self._stream = stream
 
-    def __aiter__(self) -> AsyncIterator[Token]:
+    def __aiter__(self) -> AsyncIterator[_Item]:
         return self
 
-    async def __anext__(self) -> Token:
+    async def __anext__(self) -> _Item:
         return await self._stream.__anext__()
 
     def __del__(self) -> None:

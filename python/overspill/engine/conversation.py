@@ -7,14 +7,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from overspill._core import Error
 from overspill.base.checks import as_instance, as_json, as_path, as_text, check_keywords, naming, shown
 from overspill.base.files import read_json, replace_json
 from overspill.base.values import StopReason
-from overspill.engine.model import CHAT_KEYWORDS, Model
-from overspill.engine.reply import ChatStream, ToolCall
+from overspill.engine.keywords import CHAT_KEYWORDS, ChatKeywords
+from overspill.engine.model import Model
+from overspill.engine.reply import ChatReply, ChatStream, ToolCall
 from overspill.engine.template import Message, checked_messages
 
 __all__ = ["Chat"]
@@ -30,7 +31,7 @@ class Chat:
 
     _FORMAT = "overspill chat 1"
 
-    def __init__(self, model: Model, *, system: str | None = None, **options: Any) -> None:
+    def __init__(self, model: Model, *, system: str | None = None, **options: Unpack[ChatKeywords]) -> None:
         """Begin a conversation without messages.
 
         Parameters
@@ -52,7 +53,7 @@ class Chat:
         self.model = as_instance("model", model, Model)
         check_keywords(options, CHAT_KEYWORDS)
         _ = model.chat_template  # whose error says why there is none
-        self.options = dict(options)
+        self.options = ChatKeywords(**options)
         self._open: ChatStream | None = None
         self.messages: list[dict[str, Any]] = []
         """The messages so far. They may be edited; the longest beginning that stays is not decoded again."""
@@ -74,7 +75,11 @@ class Chat:
         if text is not None:
             self.messages.insert(0, {"role": "system", "content": text})
 
-    def send(self, message: str | Message | None = None, **options: Any) -> ChatStream:
+    def ask(self, message: str | Message | None = None, **options: Unpack[ChatKeywords]) -> ChatReply:
+        """Return the whole reply to ``message``, and add both to the conversation; as :meth:`send`."""
+        return self.send(message, **options).finish()
+
+    def send(self, message: str | Message | None = None, **options: Unpack[ChatKeywords]) -> ChatStream:
         """Return the stream of a reply to ``message``.
 
         The message is added to the conversation at once, the reply when its stream has ended. If the stream ends
@@ -97,9 +102,9 @@ class Chat:
         self._close_open()
         return self._answer([*self.messages, *new], options)
 
-    def _answer(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> ChatStream:
+    def _answer(self, messages: list[dict[str, Any]], options: ChatKeywords) -> ChatStream:
         before = list(self.messages)
-        stream = self.model.chat(messages, **{**self.options, **options})
+        stream = self.model.chat(messages, **(self.options | options))
         asked = messages[-1]
 
         def add(ended: ChatStream) -> None:
@@ -140,7 +145,7 @@ class Chat:
         del self.messages[at:]
         return question
 
-    def retry(self, **options: Any) -> ChatStream:
+    def retry(self, **options: Unpack[ChatKeywords]) -> ChatStream:
         """Return the stream of another reply to the last question; the earlier reply stays if no text comes.
 
         Raises
@@ -182,7 +187,7 @@ class Chat:
             raise Error(f"{file}: {error.strerror or error}") from None
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Model, **options: Any) -> Chat:
+    def load(cls, path: str | os.PathLike[str], model: Model, **options: Unpack[ChatKeywords]) -> Chat:
         """Return the conversation that :meth:`save` wrote to a file; ``options`` are those of :meth:`Model.chat`.
 
         Raises

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -211,8 +211,12 @@ def load(
     refusals: list[str] = []
     while True:
         settings = _mind_ram(path, info, _completed(info, asked, wanted), wanted)
+        if not refusals:
+            _tell(wanted, settings)
+        options = _options(settings, wanted, profile)
+        options.read_first = settings.is_mapped and _has_room_for_file(info, settings, wanted)
         try:
-            native = Model(os.fsencode(path), _options(settings, wanted, profile), progress)
+            native = Model(os.fsencode(path), options, progress)
             break
         except OutOfMemoryError as error:
             smaller = _with_less(wanted, error.device, 0.1 * 2 ** len(refusals)) if isinstance(wanted, Plan) else None
@@ -223,24 +227,31 @@ def load(
                 raise
             refusals.append(str(error))
             wanted = smaller
-    level = logging.WARNING if refusals else logging.INFO
-    if isinstance(wanted, Plan) and logger.isEnabledFor(level):
-        forecast = _forecast(wanted, settings)
-        retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
-        logger.log(
-            level,
-            "offload: %s%s: %s %sAbout %.1f tok/s are to be expected, and %.0f for prompts (%.2g s to the first "
-            "token after %d).",
-            forecast.verdict,
-            retreat,
-            forecast.reason,
-            f"{forecast.weights_in_ram} " if forecast.weights_in_ram else "",
-            forecast.tokens_per_s,
-            forecast.prompt_tokens_per_s,
-            forecast.time_to_first_token_s,
-            prompt_length(forecast.settings),
-        )
+    if refusals:
+        _tell(wanted, settings, refusals)
     return Loaded(native, settings, wanted)
+
+
+def _tell(wanted: Placement | None, settings: LoadSettings, refusals: Sequence[str] = ()) -> None:
+    """Log what is to be expected of a plan: before it is loaded, and again if it was not loaded as planned."""
+    level = logging.WARNING if refusals else logging.INFO
+    if not isinstance(wanted, Plan) or not logger.isEnabledFor(level):
+        return
+    forecast = _forecast(wanted, settings)
+    retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
+    logger.log(
+        level,
+        "offload: %s%s: %s %sAbout %.1f tok/s are to be expected, and %.0f for prompts (%.2g s to the first "
+        "token after %d).",
+        forecast.verdict,
+        retreat,
+        forecast.reason,
+        f"{forecast.weights_in_ram} " if forecast.weights_in_ram else "",
+        forecast.tokens_per_s,
+        forecast.prompt_tokens_per_s,
+        forecast.time_to_first_token_s,
+        prompt_length(forecast.settings),
+    )
 
 
 def _placement(
@@ -494,6 +505,8 @@ def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Place
     weights_bytes = _weights_in_ram_bytes(info, wanted)
     if kv_bytes + weights_bytes <= available:
         return settings
+    if settings.is_mapped:
+        _warn_of_reading(info, weights_bytes, max(0, available - kv_bytes))
     if settings.repack == "auto" and settings.is_mapped:
         settings = replace(settings, repack="off")  # the pages of a mapped file that are used stay in RAM
     needed = kv_bytes + (0 if settings.is_mapped else weights_bytes)
@@ -510,6 +523,27 @@ def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Place
             f'{less}a smaller n_ctx, or type_k and type_v such as "q8_0"',
         )
     return settings
+
+
+def _warn_of_reading(info: ModelInfo, weights_bytes: int, room_bytes: int) -> None:
+    """Log that weights are read from the disk for every token: how much, and what would help."""
+    missing_share = (weights_bytes - room_bytes) / weights_bytes
+    logger.warning(
+        "RAM has room for %s of the %s of weights that stay there: every token may read %s from the disk. A smaller "
+        "quantization or model, more of it on a GPU, or less running beside it would help",
+        format_bytes(room_bytes),
+        format_bytes(weights_bytes),
+        format_bytes(round(missing_share * min(info.bytes_per_token, weights_bytes))),
+    )
+
+
+def _has_room_for_file(info: ModelInfo, settings: LoadSettings, wanted: Placement | None) -> bool:
+    """Return whether RAM has room for the whole file, beside the KV cache; a larger one would drive itself out."""
+    available = available_ram_bytes()
+    if available is None or info.n_layers > len(info.tensors):
+        return False
+    kv_bytes = _kv_in_ram_bytes(info, settings, wanted, settings.n_ctx or info.default_n_ctx)
+    return info.file_bytes + kv_bytes <= available
 
 
 def check_ram_for_caches(

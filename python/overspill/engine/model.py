@@ -42,15 +42,17 @@ from overspill.base.values import (
     MemoryUse,
     Progress,
     Switch,
+    Token,
     TokenChooser,
     TokenMask,
 )
 from overspill.engine.arguments import chooser, constraint, n_logprobs, n_tokens_at_most, stop_strings, token_ids
-from overspill.engine.async_stream import AsyncStream
+from overspill.engine.async_stream import AsyncChatStream, AsyncStream
+from overspill.engine.keywords import CHAT_KEYWORDS, STREAM_KEYWORDS, ChatKeywords, ReplyKeywords, StreamKeywords
 from overspill.engine.loading import check_ram_for_caches, checked_settings, load, memory_by_device
-from overspill.engine.reply import ChatStream
+from overspill.engine.reply import ChatReply, ChatStream
 from overspill.engine.stream import CachedExperts, ReadBytes, Stream, TracedExperts, stats_of
-from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice
+from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice, checked_messages
 from overspill.engine.tools import Tool
 from overspill.header.info import ModelInfo
 from overspill.hub import resolve
@@ -59,10 +61,10 @@ from overspill.placement.placement import Placement
 from overspill.planning.expert_profile import ExpertProfile, keep_expert_profile
 from overspill.planning.offload import Offload, check_offload, tuned_beside
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
-from overspill.sampling.options import SAMPLING_KEYWORDS, SamplingKeywords, SamplingOptions, merge
+from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
 from overspill.sampling.sampler import Sampler
 
-__all__ = ["CHAT_KEYWORDS", "LOAD_KEYWORDS", "STREAM_KEYWORDS", "Model"]
+__all__ = ["LOAD_KEYWORDS", "Model"]
 
 _open_models: weakref.WeakSet[Model] = weakref.WeakSet()
 
@@ -415,6 +417,8 @@ class Model:
         special = as_flag("special", special)
         if isinstance(prompt, str):
             return self.tokenize(as_text(name, prompt), parse_special=special)
+        if isinstance(prompt, bytes | bytearray):
+            raise TypeError(f"{name} must be a string or a sequence of token ids, not bytes: decode them first")
         return token_ids(name, prompt)
 
     def _check_that_it_generates(self) -> None:
@@ -422,7 +426,7 @@ class Model:
         if self.n_ctx == 0:
             self._core.open_stream([0], GenerationOptions())
 
-    def astream(self, prompt: str | Sequence[int], **options: Any) -> AsyncStream:
+    def astream(self, prompt: str | Sequence[int], **options: Unpack[StreamKeywords]) -> AsyncStream[Token]:
         """Return a stream for ``async for`` that continues ``prompt``; options (but ``experts``) as for :meth:`stream`.
 
         >>> async with model.astream("Why is the sky blue?", max_tokens=256) as stream:
@@ -456,7 +460,7 @@ class Model:
         thinking: bool = True,
         json_schema: str | Mapping[str, Any] | bool | None = None,
         on_full: OnFull = "error",
-        **options: Any,
+        **options: Unpack[ReplyKeywords],
     ) -> ChatStream:
         """Return the stream of a reply to a conversation, in the model's own format.
 
@@ -519,6 +523,49 @@ class Model:
         stream = self.stream(prompt.tokens, reuse=True, form=prompt.form, **options)
         prompt.remember()
         return ChatStream(stream, prompt.form, prompt.remember, n_dropped=prompt.n_dropped)
+
+    def achat(self, messages: str | Sequence[Message], **options: Unpack[ChatKeywords]) -> AsyncChatStream:
+        """Return the stream of a reply to a conversation for ``async for``; options as for :meth:`chat`.
+
+        >>> async for token in model.achat("Why is the sky blue?"):
+        ...     print(token, end="", flush=True)
+
+        It is to :meth:`chat` what :meth:`astream` is to :meth:`stream`.
+        """
+        check_keywords(options, CHAT_KEYWORDS)
+        return AsyncChatStream(lambda: self.chat(messages, **options))
+
+    def ask(
+        self, prompt: str | Sequence[Message], *, system: str | None = None, **options: Unpack[ChatKeywords]
+    ) -> ChatReply:
+        """Return the whole reply to a question.
+
+        >>> reply = model.ask("Why is the sky blue?", max_tokens=200)
+        >>> print(reply.text)
+
+        Parameters
+        ----------
+        prompt
+            A question, or the messages of a conversation, as for :meth:`chat`.
+        system
+            The system message, which goes before the others.
+        **options
+            Options of :meth:`chat`.
+
+        Raises
+        ------
+        ContextFullError, ClosedError, UnusableError, Error, ValueError, TypeError
+            As for :meth:`chat`.
+        """
+        check_keywords(options, CHAT_KEYWORDS)
+        return self.chat(_with_system(prompt, system), **options).finish()
+
+    async def aask(
+        self, prompt: str | Sequence[Message], *, system: str | None = None, **options: Unpack[ChatKeywords]
+    ) -> ChatReply:
+        """Return the whole reply to a question, without blocking the event loop; as :meth:`ask`."""
+        check_keywords(options, CHAT_KEYWORDS)
+        return await self.achat(_with_system(prompt, system), **options).finish()
 
     def eval(self, tokens: Sequence[int], *, logits: Literal["last", "all"] = "last") -> NDArray[np.float32]:
         """Return the logits after ``tokens``, which follow those of earlier calls: the decode loop by hand.
@@ -595,7 +642,7 @@ class Model:
             self._dry_breakers[key] = self._core.dry_breakers(list(key))
         return self._dry_breakers[key]
 
-    def generate(self, prompt: str | Sequence[int], **options: Any) -> Completion:
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[StreamKeywords]) -> Completion:
         """Return the whole reply to ``prompt``; options (but ``experts``) and errors as for :meth:`stream`."""
         check_keywords(options, STREAM_KEYWORDS)
         with self.stream(prompt, **options) as stream:
@@ -738,7 +785,10 @@ class Model:
 
 
 LOAD_KEYWORDS = keywords_of(Model.__init__)
-# Only a plain stream has experts to read.
-STREAM_KEYWORDS = (keywords_of(Model.stream) | SAMPLING_KEYWORDS) - {"experts"}
-# A chat's prompt is made of tokens, and its stream is asked to reuse what it can.
-CHAT_KEYWORDS = (keywords_of(Model.chat) | STREAM_KEYWORDS) - {"form", "reuse", "special"}
+
+
+def _with_system(prompt: str | Sequence[Message], system: str | None) -> Sequence[Message]:
+    """Return the messages of a conversation behind a system message, if there is one."""
+    with naming("prompt"):
+        messages = checked_messages(prompt)
+    return messages if system is None else [{"role": "system", "content": as_text("system", system)}, *messages]

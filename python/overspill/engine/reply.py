@@ -12,11 +12,13 @@ from types import TracebackType
 from typing import Any
 
 from overspill._core import ReplyForm, ReplyPart, ReplyPiece
+from overspill.base import html
 from overspill.base.files import without_repetition
+from overspill.base.text import short_repr
 from overspill.base.values import Stats, StopReason
 from overspill.engine.stream import Stream, until_left
 
-__all__ = ["Channel", "ChatStream", "ChatToken", "ToolCall"]
+__all__ = ["Channel", "ChatReply", "ChatStream", "ChatToken", "ToolCall"]
 
 logger = logging.getLogger("overspill")
 
@@ -58,6 +60,35 @@ class ChatToken:
     def __str__(self) -> str:
         """Return the text."""
         return self.text
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ChatReply:
+    """A whole reply in a chat; ``str()`` gives its answer."""
+
+    text: str
+    """The answer, without reasoning."""
+    reasoning: str
+    """The model's reasoning before it; empty for models that do not reason."""
+    tool_calls: tuple[ToolCall, ...]
+    """The calls that the model asks for."""
+    message: dict[str, Any]
+    """The reply as a message of the role ``"assistant"``, for the next call of :meth:`Model.chat`."""
+    stats: Stats
+
+    def __str__(self) -> str:
+        """Return the answer."""
+        return self.text
+
+    def __repr__(self) -> str:
+        """Return the beginning of the answer in brackets."""
+        return short_repr(self, repr(self.text))
+
+    def _repr_html_(self) -> str:
+        """Return reasoning, answer, calls and stats, for a notebook."""
+        calls = [f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in self.tool_calls]
+        reasoning = html.lines(self.reasoning.splitlines()) if self.reasoning else ""
+        return reasoning + html.passage(self.text) + html.lines([*calls, str(self.stats)])
 
 
 class ChatStream:
@@ -134,6 +165,18 @@ class ChatStream:
         """End the stream; a step that runs in another thread is cancelled. Idempotent."""
         self._stream.close()
         self._end()
+
+    def finish(self) -> ChatReply:
+        """Take the rest of the reply, and return the whole."""
+        with self:
+            for _token in self:
+                pass
+        return self.reply
+
+    @property
+    def reply(self) -> ChatReply:
+        """The reply so far."""
+        return ChatReply(self.text, self.reasoning, tuple(self.tool_calls), self.message, self.stats)
 
     # --- what was said
 

@@ -10,10 +10,13 @@ from math import prod
 from typing import Any, TypeAlias
 
 from overspill._core import GgufArray, file_type_name, read_gguf
+from overspill.base import html
 from overspill.base.cached import cached_property
-from overspill.base.checks import as_path, shown
+from overspill.base.checks import shown
+from overspill.base.text import short_repr
 from overspill.base.units import format_bytes
 from overspill.header.tensor_names import Part, layer_of, part_of
+from overspill.hub import resolve
 from overspill.sampling.options import SamplingOptions
 
 __all__ = ["ModelInfo", "Tensor"]
@@ -50,16 +53,18 @@ class ModelInfo:
         Parameters
         ----------
         path
-            The GGUF file; of a split model, its first file.
+            The GGUF file; of a split model, its first file. Or a name, as for :func:`overspill.hub.resolve`.
 
         Raises
         ------
         ModelLoadError
             The file is missing, damaged, or no GGUF file.
+        Error
+            There is no model of that name.
         ValueError, TypeError
             ``path`` is no path.
         """
-        file = read_gguf(os.fsencode(as_path("path", path)))
+        file = read_gguf(os.fsencode(resolve(path)))
         metadata = {
             key: _array(value) if isinstance(value, GgufArray) else value for key, value in file.metadata.items()
         }
@@ -80,9 +85,14 @@ class ModelInfo:
         """Whether the file recommends any sampling."""
         return any(key.startswith("general.sampling.") for key in self.metadata)
 
-    def _key(self, name: str, default: Any = None) -> Any:
+    def _key(self, name: str) -> Any:
         """Return the value of one of the architecture's own keys."""
-        return self.metadata.get(f"{self.architecture}.{name}", default)
+        return self.metadata.get(f"{self.architecture}.{name}")
+
+    def _count(self, name: str) -> int:
+        """Return that value as a number; 0 if it is missing, or of another type in a damaged file."""
+        value = self._key(name)
+        return value if isinstance(value, int) else 0
 
     def _text(self, key: str) -> str | None:
         value = self.metadata.get(key)
@@ -106,30 +116,29 @@ class ModelInfo:
     @property
     def n_layers(self) -> int:
         """Number of repeating layers."""
-        return int(self._key("block_count", 0))
+        return self._count("block_count")
 
     @property
     def n_experts(self) -> int:
         """Experts in each layer; 0 for a dense model."""
-        return int(self._key("expert_count", 0))
+        return self._count("expert_count")
 
     @property
     def n_experts_used(self) -> int:
         """Experts that a token uses in each layer, or in the layer that uses most."""
-        used = self._key("expert_used_count", 0)
-        return max(used.get("values", ()), default=0) if isinstance(used, dict) else int(used)
+        used = self._key("expert_used_count")
+        return max(used.get("values", ()), default=0) if isinstance(used, dict) else self._count("expert_used_count")
 
     @cached_property
     def expert_layers(self) -> list[int]:
         """Numbers of the layers with experts that compute tokens; others are dense, or only draft."""
-        drafts = self._key("nextn_predict_layers", 0)
-        n_computed = self.n_layers - (drafts if isinstance(drafts, int) else 0)
+        n_computed = self.n_layers - self._count("nextn_predict_layers")
         return [number for number, parts in enumerate(self.layers) if "experts" in parts and number < n_computed]
 
     @property
     def n_ctx_train(self) -> int:
         """Tokens of context that the model was trained for; 0 if the file does not say."""
-        return int(self._key("context_length", 0))
+        return self._count("context_length")
 
     @property
     def default_n_ctx(self) -> int:
@@ -139,13 +148,13 @@ class ModelInfo:
     @property
     def n_embd(self) -> int:
         """Width of the model: elements of a token's embedding."""
-        return int(self._key("embedding_length", 0))
+        return self._count("embedding_length")
 
     @property
     def n_vocab(self) -> int:
         """Number of tokens in the vocabulary."""
         tokens = self.metadata.get("tokenizer.ggml.tokens")
-        return int(tokens["length"] if isinstance(tokens, dict) else self._key("vocab_size", 0))
+        return int(tokens["length"]) if isinstance(tokens, dict) else self._count("vocab_size")
 
     @property
     def quantisation(self) -> str:
@@ -229,6 +238,25 @@ class ModelInfo:
             f"{self.name or self.architecture}: {self.architecture}, {self.n_layers} layers{experts}, "
             f"{self.n_parameters / 1e9:.2f} B parameters, {self.quantisation}, {size}"
         )
+
+    def __repr__(self) -> str:
+        """Return that line in brackets."""
+        return short_repr(self, str(self))
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        named = {
+            "architecture": self.architecture,
+            "parameters": f"{self.n_parameters / 1e9:.2f} B",
+            "quantization": self.quantisation,
+            "size": format_bytes(self.file_bytes),
+            "layers": str(self.n_layers),
+            "experts": f"{self.n_experts}, {self.n_experts_used} used" if self.n_experts else "",
+            "context": f"{self.n_ctx_train} tokens",
+            "licence": self.licence or "",
+            "file": " + ".join(self.files),
+        }
+        return html.facts([fact for fact in named.items() if fact[1]], self.name or self.architecture)
 
 
 def _array(array: GgufArray) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from overspill.base import html
 from overspill.base.checks import (
     as_flag,
     as_function,
@@ -21,7 +22,17 @@ from overspill.base.checks import (
     shown,
 )
 from overspill.base.host import available_ram_bytes, physical_cores
-from overspill.base.units import Rate, Size, format_bytes, format_rate, parse_bytes, parse_memory, parse_rate
+from overspill.base.text import short_repr
+from overspill.base.units import (
+    Rate,
+    Size,
+    format_bytes,
+    format_count,
+    format_rate,
+    parse_bytes,
+    parse_memory,
+    parse_rate,
+)
 from overspill.base.values import Device, Kernels
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
@@ -163,6 +174,10 @@ class DeviceSpec:
         about = f" ({self.description})" if self.description else ""
         size = format_bytes(self.memory_bytes, digits=1, unit="GiB")
         return f"{self.name}{about}: {size} · {format_rate(self.bandwidth_bytes_per_s)}{hop}"
+
+    def __repr__(self) -> str:
+        """Return that line in brackets."""
+        return short_repr(self, str(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,6 +458,23 @@ class Hardware:
     def __str__(self) -> str:
         """Return one line for each device."""
         return "\n".join(map(str, self.devices))
+
+    def __repr__(self) -> str:
+        """Return where the figures are from, and each device's memory and bandwidth, in brackets."""
+        devices = ", ".join(
+            f"{device.name} {format_bytes(device.memory_bytes)} {format_rate(device.bandwidth_bytes_per_s)}"
+            for device in self.devices
+        )
+        return short_repr(self, f"{self.source}: {devices}, {format_count(self.n_threads, 'thread')}")
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        rows = ["".join(map(html.heading, ("device", "memory", "bandwidth")))]
+        for device in self.devices:
+            name = " ".join(filter(None, (device.name, device.description)))
+            texts = (name, format_bytes(device.memory_bytes), format_rate(device.bandwidth_bytes_per_s))
+            rows.append("".join(html.cell(html.escape(text)) for text in texts))
+        return html.table(rows, f"{self.source}, {format_count(self.n_threads, 'thread')}")
 
 
 def _or_infinite(rate: float | None) -> float:

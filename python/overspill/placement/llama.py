@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from overspill.base.text import short_repr
+from overspill.base.units import format_count
 from overspill.placement.assignment import Assignment
 from overspill.placement.device_names import CPU
 from overspill.placement.patterns import patterns_for
@@ -40,6 +42,11 @@ class LlamaPlacement:
     """Number of layers that are not on the CPU, the output head included."""
     overrides: list[tuple[str, str]]
     """Regular expressions (ECMAScript's) over the names of tensors, and their devices; the first that matches wins."""
+
+    def __repr__(self) -> str:
+        """Return the devices, and the numbers of layers and overrides, in brackets."""
+        layers = f"{format_count(self.n_gpu_layers, 'layer')} on {', '.join(self.devices) or 'no GPU'}"
+        return short_repr(self, f"{layers}, {format_count(len(self.overrides), 'override')}")
 
 
 def llama_arguments(assignment: Assignment) -> LlamaPlacement:

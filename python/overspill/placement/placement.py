@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console, Group
 
 from overspill.base.checks import as_instance, as_integer, as_list, as_mapping, as_text, naming, shown
+from overspill.base.text import short_repr
 from overspill.base.units import format_bytes
 from overspill.header.info import ModelInfo
 from overspill.placement import file, llama
@@ -20,6 +21,7 @@ from overspill.placement.device_names import CPU, Devices, device_name, find_dev
 from overspill.placement.layer_numbers import Layers
 from overspill.placement.layers import LayerSequence
 from overspill.placement.llama import LlamaPlacement
+from overspill.placement.memory_map import memory_map
 from overspill.placement.outline import PARTS, ModelOutline
 from overspill.placement.table import placement_table
 
@@ -474,8 +476,8 @@ class Placement:
         return placement_table(self._assignment).for_terminal()
 
     def _repr_html_(self) -> str:
-        """Return a table for a notebook."""
-        return placement_table(self._assignment).as_html()
+        """Return the memory of each device and a table, for a notebook."""
+        return memory_map(self._assignment) + placement_table(self._assignment).as_html()
 
     def __str__(self) -> str:
         """Return the table, 80 columns wide."""
@@ -486,7 +488,7 @@ class Placement:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{device} {format_bytes(n)}" for device, n in self.bytes_by_device().items() if n)
-        return f"<overspill.Placement of {self._assignment.model}: {sizes}>"
+        return short_repr(self, f"of {self._assignment.model}: {sizes}")
 
 
 def _device_and_bytes(pair: object) -> tuple[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from overspill.base import html
 from overspill.base.units import format_bytes
 from overspill.placement.assignment import Assignment
 from overspill.placement.layer_numbers import format_numbers, layer_runs
@@ -69,36 +69,24 @@ class PlacementTable:
 
     def as_html(self) -> str:
         """Return an HTML ``<table>`` that needs no style sheet."""
-        style = "padding:.25em .7em;text-align:left;vertical-align:top;border:1px solid rgba(128,128,128,.4)"
 
         def td(cell: Cell, span: int = 1) -> str:
-            entries = []
-            for device, n_bytes in cell.items():
-                ground = f"background:{self._colours(device)[1]};color:#1b1b1b"
-                entries.append((ground, html.escape(_entry(device, n_bytes))))
+            entries = [(_entry(device, n_bytes), self._colours(device)[1]) for device, n_bytes in cell.items()]
             if len(entries) == 1:
-                return f'<td colspan="{span}" style="{style};{entries[0][0]}">{entries[0][1]}</td>'
-            lines = [f'<span style="{ground};padding:0 .4em">{text}</span>' for ground, text in entries]
-            text = " ".join(lines) if span > 1 else "<br>".join(["mixed", *lines] if lines else ["–"])
-            return f'<td colspan="{span}" style="{style}">{text}</td>'
+                text, ground = entries[0]
+                return html.cell(html.escape(text), span=span, ground=ground)
+            boxes = [html.box(*entry) for entry in entries]
+            return html.cell(
+                " ".join(boxes) if span > 1 else "<br>".join(["mixed", *boxes] if boxes else ["–"]), span=span
+            )
 
-        def th(text: str) -> str:
-            return f'<th style="{style}">{html.escape(text)}</th>'
-
-        rows = [th("layers") + "".join(map(th, self.parts))]
-        rows += [th(label) + "".join(map(td, cells)) for label, cells in self.rows]
-        rows += [th(label) + td(cell, len(self.parts)) for label, cell in self.totals]
-        rows += [
-            f'{th("override")}<td colspan="{len(self.parts)}" style="{style}">'
-            f"<code>{html.escape(pattern)}</code> → {html.escape(device)}</td>"
-            for pattern, device in self.overrides
-        ]
-        caption = (
-            f'<caption style="padding:.25em .7em;text-align:left;font-weight:bold">{html.escape(self.title)}</caption>'
-        )
-        whole = "border-collapse:collapse;color:inherit;font-variant-numeric:tabular-nums"
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f'<table style="{whole}">{caption}{body}</table>'
+        rows = [html.heading("layers") + "".join(map(html.heading, self.parts))]
+        rows += [html.heading(label) + "".join(map(td, cells)) for label, cells in self.rows]
+        rows += [html.heading(label) + td(cell, len(self.parts)) for label, cell in self.totals]
+        for pattern, device in self.overrides:
+            override = f"<code>{html.escape(pattern)}</code> → {html.escape(device)}"
+            rows.append(html.heading("override") + html.cell(override, span=len(self.parts)))
+        return html.table(rows, self.title)
 
 
 def _entry(device: str, n_bytes: int | None) -> str:

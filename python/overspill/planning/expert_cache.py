@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from overspill._core import Error
 from overspill.base.checks import as_instance, as_integer, as_real
+from overspill.base.text import short_repr
+from overspill.base.units import format_bytes
 from overspill.base.values import DEFAULT_CACHE_TYPE
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
@@ -33,6 +35,10 @@ class ExpertCachePlan:
     """Bytes of one expert of a layer, of all its matrices."""
     experts_bytes: int
     """Bytes of all experts of all layers."""
+
+    def __repr__(self) -> str:
+        """Return the bytes of the experts, and the plan, in brackets."""
+        return short_repr(self, f"of {format_bytes(self.experts_bytes)} of experts beside {self.planned!r}")
 
     @property
     def room_bytes(self) -> int:

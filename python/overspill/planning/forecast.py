@@ -9,6 +9,7 @@ from typing import Any
 
 from overspill.base.cached import cached_property
 from overspill.base.checks import as_flag, as_instance, as_integer
+from overspill.base.text import short_repr
 from overspill.base.values import LoadMode
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
@@ -76,6 +77,11 @@ class Forecast:
     def exchange_s(self) -> float:
         """Seconds of a prompt of ``settings.prompt_tokens`` and a reply of ``settings.reply_tokens``."""
         return self.time_to_first_token_s + self.settings.reply_tokens / self.tokens_per_s
+
+    def __repr__(self) -> str:
+        """Return the verdict and the speeds in brackets."""
+        first = f"{self.time_to_first_token_s:.2g} s to the first token after {prompt_length(self.settings)}"
+        return short_repr(self, f"{self.verdict}: {self.tokens_per_s:.1f} tokens/s, {first}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as JSON can hold it."""

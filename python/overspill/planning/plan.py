@@ -9,7 +9,6 @@ shortest, and still fit.
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from collections import Counter
@@ -21,6 +20,7 @@ from rich.console import Group
 from rich.text import Text
 
 from overspill._core import Error
+from overspill.base import html
 from overspill.base.checks import as_instance, as_integer, as_mapping, as_path, as_real, check_choice, naming
 from overspill.base.units import format_bytes
 from overspill.base.values import Experts, LoadMode
@@ -29,8 +29,10 @@ from overspill.header.tensor_names import layer_of, part_of
 from overspill.machine.hardware import Hardware
 from overspill.placement.assignment import Assignment
 from overspill.placement.device_names import CPU
+from overspill.placement.memory_map import memory_map
 from overspill.placement.placement import Placement
 from overspill.placement.rules import mapping_rules
+from overspill.placement.table import placement_table
 from overspill.planning.forecast import Estimate, Forecast, device_number
 from overspill.planning.prompt import Prompts
 from overspill.planning.residency import experts_bytes
@@ -104,27 +106,28 @@ class Plan(Placement):
     def whole_layers_tokens_per_s(self, tokens_per_s: float | None) -> None:
         self._whole_layers = None if tokens_per_s is None else as_real("whole_layers_tokens_per_s", tokens_per_s)
 
-    def _lines(self) -> list[str]:
+    def _lines(self, *memory: str) -> list[str]:
+        """Return the forecast in lines, with those of memory among them."""
         outlook = self.forecast()
-        uses = " · ".join(
-            f"{name} {format_bytes(use.total_bytes)} of {format_bytes(use.free_bytes)}"
-            for name, use in outlook.memory.items()
-        )
         depth = f"{self.settings.depth} of {self.settings.n_ctx} tokens into the context"
-        lines = [f"{outlook.verdict}: {outlook.tokens_per_s:.1f} tokens/s, {depth}", prompt_line(outlook), uses]
-        lines += [
-            outlook.reason,
-            *([outlook.weights_in_ram] if outlook.weights_in_ram else []),
-        ]
-        return [*lines, *(f"- {remedy}" for remedy in outlook.remedies)]
+        speeds = [f"{outlook.verdict}: {outlook.tokens_per_s:.1f} tokens/s, {depth}", prompt_line(outlook)]
+        reasons = [outlook.reason, *([outlook.weights_in_ram] if outlook.weights_in_ram else [])]
+        return [*speeds, *memory, *reasons, *(f"- {remedy}" for remedy in outlook.remedies)]
 
     def __rich__(self) -> Group:
         """Return the table of the placement, and the forecast."""
-        return Group(super().__rich__(), "", *(Text(line) for line in self._lines()))
+        uses = " · ".join(
+            f"{name} {format_bytes(use.total_bytes)} of {format_bytes(use.free_bytes)}"
+            for name, use in self.forecast().memory.items()
+        )
+        return Group(super().__rich__(), "", *(Text(line) for line in self._lines(uses)))
 
     def _repr_html_(self) -> str:
-        lines = "<br>".join(html.escape(line) for line in self._lines())
-        return f"{super()._repr_html_()}<p>{lines}</p>"
+        """Return the memory of each device, the forecast and the table, for a notebook."""
+        memory = self.forecast().memory
+        free = {name: use.free_bytes for name, use in memory.items()}
+        table = placement_table(self._assignment).as_html()
+        return memory_map(self._assignment, memory, free) + html.lines(self._lines()) + table
 
     def for_hardware(self, hardware: Hardware) -> Plan:
         """Return a plan for other hardware with the same settings, and with nothing pinned."""
@@ -177,7 +180,7 @@ def plan(
     Parameters
     ----------
     model
-        The GGUF file (of a split model, its first) or its header.
+        The GGUF file (of a split model, its first), a name of :func:`overspill.hub.resolve`, or a header.
     hardware
         What there is, or what is supposed. Default: this machine, measured once.
     n_ctx, depth, type_k, type_v, margin_bytes, load_mode, prompt_tokens, reply_tokens
@@ -212,7 +215,8 @@ def plan(
         ``experts="cached"``, and the model has none, or there is no GPU or no room on it.
     """
     check_choice("experts", experts, get_args(Experts))
-    info = model if isinstance(model, ModelInfo) else ModelInfo.from_file(as_path("model", model))
+    as_path("model", model)
+    info = model if isinstance(model, ModelInfo) else ModelInfo.from_file(model)
     hardware = Hardware.here(info) if hardware is None else as_instance("hardware", hardware, Hardware)
     if pins is not None:
         as_mapping("pins", pins, "a mapping from parts to devices")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from overspill._core import Error, cpu_kernels
 from overspill.base.checks import as_function, as_integer, as_list, as_real, naming, shown
 from overspill.base.host import logical_cpus, physical_cores
+from overspill.base.text import short_repr
 from overspill.base.units import format_count, parse_memory
 from overspill.base.values import CacheType
 from overspill.engine.loading import wait_for_pinning
@@ -74,6 +75,12 @@ class Tuned:
     """Why not everything was tried."""
     file: Path | None = None
     """The file that keeps it; None if it could not be written, or if an earlier, complete run found faster settings."""
+
+    def __repr__(self) -> str:
+        """Return the speeds and the settings in brackets."""
+        trials = format_count(len(self.trials), "trial")
+        speeds = f"{self.tokens_per_s:.2f} tokens/s, planned {self.planned_tokens_per_s:.2f}"
+        return short_repr(self, f"{speeds}, {trials}: {self.settings}")
 
     @property
     def options(self) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from overspill._core import LLAMA_CPP_COMMIT, repacks
+from overspill.base import html
 from overspill.base.cached import cached_property
 from overspill.base.tables import plain_table
+from overspill.base.text import short_repr
 from overspill.base.units import format_bytes, format_count, format_rate
 from overspill.base.values import Breakdown, Device, ExpertStats
 from overspill.header.info import ModelInfo
@@ -181,6 +183,15 @@ class Bench:
         """Return tables for a terminal."""
         tables = [self._tests(), self._roofline(), *([self._weights()] if self.weights else []), self._parts()]
         return Group(self._heading(), *(line for table in tables for line in ("", table)), "", self._verdict())
+
+    def _repr_html_(self) -> str:
+        """Return the tables for a notebook."""
+        return html.from_rich(self.__rich__().renderables)
+
+    def __repr__(self) -> str:
+        """Return the model, where it is, and the speeds in brackets."""
+        speeds = ", ".join(f"{one.name} {one.tokens_per_s:.2f} tok/s" for one in (self.prefill, self.decode) if one)
+        return short_repr(self, f"{speeds}: {self._heading().plain}")
 
     def _heading(self) -> Text:
         name = self.info.name or self.info.architecture

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from overspill.base.checks import shown
+from overspill.base.text import short_repr
 from overspill.base.values import MemoryUse, Stats
 from overspill.header.info import ModelInfo
 from overspill.machine.hardware import Hardware
@@ -28,6 +30,11 @@ class Answer:
     """None before the first token."""
     problem: str = ""
     """Why there is no answer, or only a part of it."""
+
+    def __repr__(self) -> str:
+        """Return question, answer and stats, or their beginnings, in brackets."""
+        outcome = f"{shown(self.text)}: {self.stats or self.problem or 'not yet'}"
+        return short_repr(self, f"{self.question[:40]!r}, {outcome}")
 
 
 @dataclass
@@ -57,6 +64,11 @@ class ComparedModel:
     load_s: float | None = None
     problem: str = ""
     """Why it could not be loaded."""
+
+    def __repr__(self) -> str:
+        """Return label, placement and speed in brackets."""
+        speed = "–" if self.tokens_per_second is None else f"{self.tokens_per_second:.2f}"
+        return short_repr(self, f"{self.label}: {self.problem or f'{speed} tok/s'}, {self.placement!r}")
 
     @property
     def tokens_per_second(self) -> float | None:

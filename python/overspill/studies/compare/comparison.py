@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from overspill.base.units import format_bytes
+from overspill.base import html
+from overspill.base.text import short_repr
+from overspill.base.units import format_bytes, format_count
 from overspill.placement.device_names import memory_name
 from overspill.studies.compare.answers import Answer, ComparedModel
+from overspill.studies.compare.bars import speed_bars
 
 __all__ = ["Comparison"]
 
@@ -88,6 +91,37 @@ class Comparison:
             sentences=self.summary(),
             problems=self.problems,
         )
+
+    def __repr__(self) -> str:
+        """Return the models with their speeds, and the number of questions, in brackets."""
+        speeds = ", ".join(f"{bar.label} {bar.value}" for bar in speed_bars(self.models))
+        return short_repr(self, f"{format_count(len(self.questions), 'question')}: {speeds}")
+
+    def _repr_html_(self) -> str:
+        """Return a table of the models, one of their answers, and the summary, for a notebook."""
+        names = ("model", "speed", "first token", "quantization", "size", "memory")
+        models = ["".join(map(html.heading, names))]
+        for one, speed in zip(self.models, speed_bars(self.models), strict=True):
+            first = one.time_to_first_token_s
+            memory = sum(use.total_bytes for use in one.memory.values())
+            facts = (
+                "–" if first is None else f"{first:.2f} s",
+                one.info.quantisation,
+                format_bytes(one.info.file_bytes),
+                format_bytes(memory) if memory else "–",
+            )
+            bar = html.bar([html.Segment("", share, _SPEED) for share, *_ in speed.shares], width="8em")
+            cells = [html.cell(html.escape(speed.value) + bar), *(html.cell(html.escape(fact)) for fact in facts)]
+            models.append(html.heading(one.label) + "".join(cells))
+        answers = ["".join(map(html.heading, ("question", *(one.label for one in self.models))))]
+        for number, question in enumerate(self.questions):
+            said = (one.answers[number] for one in self.models)
+            cells = [html.cell(html.passage(answer.text or answer.problem)) for answer in said]
+            answers.append(html.heading(question) + "".join(cells))
+        return html.table(models) + html.table(answers) + html.lines([*self.summary(), *self.problems])
+
+
+_SPEED = "#b5d4f4"
 
 
 def _speed_sentences(models: Sequence[ComparedModel]) -> Iterator[str]:

@@ -27,7 +27,8 @@ from overspill.base.checks import (
 from overspill.base.units import parse_memory
 from overspill.base.values import DEFAULT_LOAD_MODE, LoadMode
 from overspill.engine.arguments import check_for_any_model
-from overspill.engine.model import CHAT_KEYWORDS, STREAM_KEYWORDS, Model
+from overspill.engine.keywords import CHAT_KEYWORDS, STREAM_KEYWORDS
+from overspill.engine.model import Model
 from overspill.engine.reply import ChatStream
 from overspill.engine.stream import Stream
 from overspill.header.info import ModelInfo

@@ -13,8 +13,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from overspill.base import html
 from overspill.base.checks import as_instance, as_list, as_path, check_choice, naming
 from overspill.base.tables import plain_table
+from overspill.base.text import short_repr
 from overspill.base.units import format_bytes, format_count
 from overspill.planning.expert_cache import ExpertCachePlan
 from overspill.studies.bench.plot import check_plotting
@@ -113,6 +115,15 @@ class ExpertStudy:
             parts += ["", self._table("tokens/s", lambda one: f"{self.tokens_per_s(one):.1f}")]
         parts += ["", self._table("copied a token", self._copied), "", self._reuse(), "", *self._notes()]
         return Group(*parts)
+
+    def _repr_html_(self) -> str:
+        """Return the tables for a notebook."""
+        return html.from_rich(self.__rich__().renderables)
+
+    def __repr__(self) -> str:
+        """Return the number of replays and the trace in brackets."""
+        replays, policies = format_count(len(self.replays), "replay"), {one.policy: None for one in self.replays}
+        return short_repr(self, f"of {replays}, {', '.join(policies)}: {self.trace!r}")
 
     def _copied(self, replay: ExpertReplay) -> str:
         n = self._insertions(replay)

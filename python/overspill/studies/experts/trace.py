@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from overspill._core import UNKNOWN_EXPERT, CachePolicy, Error, expert_reuse_distances, replay_experts
 from overspill.base.checks import as_integer, as_path, as_real, as_text, check_choice, shown
+from overspill.base.text import short_repr
+from overspill.base.units import format_count
 
 __all__ = ["POLICIES", "ExpertReplay", "ExpertTrace", "Policy", "TracedTokens"]
 
@@ -54,6 +56,12 @@ class ExpertReplay:
     """Those of them that were resident."""
     insertions_by_layer: tuple[int, ...]
     """Misses that were copied into the cache, and stayed for the next token."""
+
+    def __repr__(self) -> str:
+        """Return policy, size and hits in brackets."""
+        return short_repr(
+            self, f"{self.policy}: {self.resident} of {self.n_experts} experts resident, {self.hit_share:.1%} hits"
+        )
 
     @property
     def resident_share(self) -> float:
@@ -133,6 +141,17 @@ class ExpertTrace:
             not 0 <= n <= len(request) for n, request in zip(self.n_prompt, self.requests, strict=True)
         ):
             raise ValueError("n_prompt must have a number for each request, from 0 to its tokens")
+
+    def __repr__(self) -> str:
+        """Return the model, and the numbers of tokens, layers and experts, in brackets."""
+        tokens, layers = sum(map(len, self.requests)), format_count(len(self.layers), "layer")
+        return short_repr(
+            self, f"of {self.model}: {format_count(tokens, 'token')}, {layers} of {self.n_experts} experts"
+        )
+
+    def __reduce__(self) -> tuple[type[ExpertTrace], tuple[Any, ...]]:
+        """Return what pickle makes it of, checked and read-only again."""
+        return type(self), (self.requests, self.n_prompt, self.n_experts, self.layers, self.model)
 
     # --- files
 
