@@ -34,7 +34,7 @@ from overspill.base.units import format_bytes
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
-SHOWN = ("Bench", "Comparison", "Completion", "ExpertStudy", "Hardware", "ModelInfo", "Placement", "Plan")
+SHOWN = ("Bench", "ChatReply", "Comparison", "Completion", "ExpertStudy", "Hardware", "ModelInfo", "Placement", "Plan")
 """Classes with a form for notebooks."""
 OWN_REPR = ("base", "header", "machine", "placement", "planning", "studies")
 """The packages whose values have a short ``repr``."""
