@@ -1,8 +1,8 @@
 // Included by force before llama-mmap.cpp of llama.cpp, which maps files.
 //
 // There a mapped file is read whole within one call of the system, which tells no progress, cannot be interrupted, and
-// drives itself out of RAM where the file is larger. Here the pages come when they are used: cpp/gguf/file_pages.h
-// reads them beforehand, in pieces, where there is room for all.
+// drives itself out of RAM where the file is larger. Here the pages come when they are used:
+// cpp/device/mapped_pages.h reads those that stay in RAM, in pieces, where there is room for them.
 #pragma once
 
 #ifdef __linux__

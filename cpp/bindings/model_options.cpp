@@ -84,7 +84,7 @@ void bind_model_options(py::module_ & m) {
         .def_readwrite("kernels", &ModelOptions::kernels)
         .def_readwrite("offload_min_batch", &ModelOptions::offload_min_batch)
         .def_readwrite("pin_weights", &ModelOptions::pin_weights)
-        .def_readwrite("read_first", &ModelOptions::read_first)
+        .def_readwrite("share_of_reading", &ModelOptions::share_of_reading)
         .def_readwrite("experts", &ModelOptions::experts)
         .def_readwrite("vocab_only", &ModelOptions::vocab_only)
         .def_readwrite("check_tensors", &ModelOptions::check_tensors)

@@ -72,14 +72,13 @@ void Sequence::constrain() {
 
 void Sequence::ModelThreads::run(const Pass & pass) {
     Turns & turns = model_.turns();
-    const bool has_turn = turns.held_here();  // as in a step of a batch
-    if (!has_turn && !turns.try_lock()) {
+    std::unique_lock<Turns> turn;
+    if (!turns.owned_here()) {  // as it is in a step of a batch
+        turn = std::unique_lock(turns, std::try_to_lock);
+    }
+    if (!turns.is_here() || !turns.owned_here() || threads_->failed()) {
         pass(0, 1);
         return;
-    }
-    std::unique_lock<Turns> turn;
-    if (!has_turn) {
-        turn = std::unique_lock(turns, std::adopt_lock);
     }
     threads_->run(pass);
 }

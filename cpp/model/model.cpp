@@ -4,9 +4,9 @@
 #include "base/error.h"
 #include "base/error_capture.h"
 #include "device/devices.h"
+#include "device/mapped_pages.h"
 #include "device/out_of_memory.h"
 #include "device/weights.h"
-#include "gguf/file_pages.h"
 #include "gguf/gguf_check.h"
 #include "model/vocabulary.h"
 
@@ -53,32 +53,27 @@ Model::Model(const std::string & path, ModelOptions options)
     : name_(path), options_(std::move(options)), pinned_(std::make_shared<PinnedWeights>()) {
     check(options_);
     return_freed_memory();
-    std::vector<std::string> files;
     PlacementParams placement = [&] {
         const GgufHeader header(path);  // not for longer: vocabularies are large
         check_loadable(header, options_.vocab_only);
-        files = header.files();
         return PlacementParams(header, options_.placement);
     }();
 
-    constexpr float share_of_reading = 0.5F;  // of what progress tells
     struct Progress {
-        const std::function<bool(float)> & report;
-        float from;
+        const std::function<bool(float)> report;
+        const float share_of_loading;
         bool cancelled;
 
         bool tell(float share) {
             cancelled = cancelled || (report && !report(share));
             return !cancelled;
         }
-    } progress{options_.progress, options_.read_first ? share_of_reading : 0.0F, false};
-    const Activity activity("loading a model");
-    if (options_.read_first) {
-        read_into_page_cache(files, [&](float share) { return progress.tell(progress.from * share); });
-        if (progress.cancelled) {
-            throw CancelledError(path + ": loading was cancelled");
+        void check(const std::string & path) const {
+            if (cancelled) {
+                throw CancelledError(path + ": loading was cancelled");
+            }
         }
-    }
+    } progress{std::exchange(options_.progress, {}), 1 - options_.share_of_reading, false};
 
     llama_model_params params = llama_model_default_params();
     placement.apply(params);
@@ -93,8 +88,9 @@ Model::Model(const std::string & path, ModelOptions options)
     params.progress_callback_user_data = &progress;
     params.progress_callback = [](float share, void * data) {
         auto & self = *static_cast<Progress *>(data);
-        return self.tell(self.from + (1 - self.from) * share);
+        return self.tell(self.share_of_loading * share);
     };
+    const Activity activity("loading a model");
     const ErrorCapture errors;
     servers_ = std::make_shared<const RpcServers>(params.devices);
     // Servers outlive the model, whose destructor talks to them; memory that is freed must not be registered.
@@ -104,19 +100,25 @@ Model::Model(const std::string & path, ModelOptions options)
                      pinned->undo();
                      llama_model_free(model);
                  });
-    options_.progress = {};
     if (!progress.cancelled) {
         servers_->check("loading " + path);
     }
     if (!model_) {
-        if (progress.cancelled) {
-            throw CancelledError(path + ": loading was cancelled");
-        }
+        progress.check(path);
         throw_if_out_of_memory(errors, path + ": ");
         throw ModelLoadError(path + ": " + errors.reason("llama.cpp could not load it"));
     }
     n_vocab_ = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
     prepare_to_generate();
+    if (options_.share_of_reading > 0) {
+        if (idle_) {
+            read_mapped(idle_->mapped_weights(), [&](float share) {
+                return progress.tell(progress.share_of_loading + options_.share_of_reading * share);
+            });
+        }
+        progress.tell(1);
+        progress.check(path);
+    }
     if (options_.pin_weights && idle_) {
         pin_weights();
     }

@@ -41,8 +41,9 @@ struct ModelOptions {
     bool pin_weights = false;
     // A cache of the experts that are in RAM, with our kernels; without pools, none.
     ExpertCacheOptions experts = {};
-    // The files are read into the page cache first, which tells progress and can be cancelled.
-    bool read_first = false;
+    // The part of progress, 0 to 1, that is for reading mapped weights in RAM after loading; 0: they come when they are
+    // used. Off Linux they do anyway.
+    float share_of_reading = 0;
     bool vocab_only = false;
     bool check_tensors = false;
     // Only find out how much memory it would take: nothing is loaded, and it cannot generate.

@@ -35,6 +35,9 @@ void Turns::lock(const Interrupt * interrupt) {
 }
 
 bool Turns::try_lock() {
+    if (!origin_.is_here()) {
+        return false;
+    }
     const std::lock_guard lock(mutex_);
     if (taken_ || !waiting_.empty()) {
         return false;

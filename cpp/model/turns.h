@@ -25,11 +25,13 @@ class Turns {
     // Throws CancelledError if it is cancelled before its turn has come, or this thread was told to stop; null only
     // asks for the latter.
     void lock(const Interrupt * interrupt = nullptr);
-    // Without waiting; false if another thread has the turn.
+    // Without waiting; false if a thread has the turn, or waits for it, or in a process that was forked since.
     bool try_lock();
     void unlock();
     // Whether this thread has the turn, or is waiting for it.
     bool held_here() const;
+    // Whether it has the turn.
+    bool owned_here() const { return owner_.load(std::memory_order_relaxed) == std::this_thread::get_id(); }
     // Whether the process was not forked since.
     bool is_here() const noexcept { return origin_.is_here(); }
 

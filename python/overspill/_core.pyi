@@ -212,7 +212,7 @@ class ModelOptions(_Native):
     kernels: CpuKernels
     offload_min_batch: int
     pin_weights: bool
-    read_first: bool
+    share_of_reading: float
     experts: ExpertCacheOptions
     vocab_only: bool
     check_tensors: bool

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from overspill._core import Error
 from overspill.base.checks import as_path
+from overspill.base.files import expanded
 from overspill.catalogue.disk import FoundModel, models_on_disk
 from overspill.catalogue.download import HubName, bring
 from overspill.catalogue.model_files import is_gguf, models_in
@@ -55,7 +56,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     ValueError, TypeError
         ``path`` is no path, or begins with ``hf:`` and is not of one of these forms.
     """
-    file = _expanded(as_path("path", path))
+    file = expanded(as_path("path", path))
     if os.path.isdir(file):  # noqa: PTH112  # no error for a name that is too long for a file
         return _only_model_in(file)
     if not isinstance(path, str) or os.path.exists(file):  # noqa: PTH110
@@ -68,13 +69,6 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     if _looks_like_a_file(path):
         return file
     raise Error(_unknown(path, models))
-
-
-def _expanded(file: Path) -> Path:
-    try:
-        return file.expanduser()
-    except RuntimeError:  # there is no such user, or no home
-        return file
 
 
 def _only_model_in(folder: Path) -> Path:

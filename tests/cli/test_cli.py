@@ -87,7 +87,7 @@ def test_a_reply_that_ends_at_once_says_so(tiny_gpt_oss_path: Path, tmp_path: Pa
     done = overspill("run", str(tiny_gpt_oss_path), "Hello", "--raw", "--grammar", str(grammar))
     assert done.returncode == 0
     assert not done.stdout.strip()
-    assert "ended its reply at once" in done.stderr
+    assert "ended its reply without a text" in done.stderr
 
 
 def test_a_closed_pipe_ends_quietly(gemma_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_closed_pipe_ends_quietly(gemma_path: Path) -> None:
         (["run", "TINY", "x", "--offload", "gpu"], 1, "there is no GPU here"),
         (["run", "TINY"], 2, "a PROMPT is missing"),
         (["run", "missing.gguf"], 2, "a PROMPT is missing"),
-        (["run", "TINY", "x", "--raw", "--system", "y"], 2, "--system is for answers"),
+        (["run", "TINY", "x", "--raw", "--system", "y"], 2, "give either --raw"),
         (["run", "missing.gguf", "x"], 1, "missing.gguf: no such file"),
         (["run", "FOLDER", "x"], 1, "is a directory; give the .gguf file in it"),
         (["run", "THIS", "x"], 1, "is not a GGUF file"),

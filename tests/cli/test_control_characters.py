@@ -73,7 +73,7 @@ def evil(tiny_gpt_oss_path: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return files
 
 
-# Names of the files above stand for these; -t 0 has a long reply of tokens that are not characters.
+# Names of the files above stand for these; --temp 0 has a long reply of tokens that are not characters.
 RUNS = ["--ctx", "64", "--threads", "1", "--offload", "cpu"]
 CASES: list[tuple[str, ...]] = [
     ("info", "runs"),

@@ -238,7 +238,7 @@ void test_sampler() {
     check(penalised.sample({row.data(), 5}) == 3, "a penalty moves greedy to the next");
 }
 
-// Three threads, each new for its part.
+// Three threads, each new for its part, and slow.
 class NewThreads : public RowThreads {
   public:
     int n_passes() const { return n_passes_; }
@@ -246,6 +246,7 @@ class NewThreads : public RowThreads {
   private:
     void run(const Pass & pass) override {
         ++n_passes_;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));  // so that they are of no use
         std::vector<std::thread> threads;
         for (size_t i = 0; i < 3; ++i) {
             threads.emplace_back([&pass, i] { pass(i, 3); });
@@ -279,7 +280,7 @@ void test_row_threads() {
         std::vector<uint32_t> bits(1300, 0xAAAAAAAAU);
         for (int draw = 0; draw < 40; ++draw) {
             const size_t n = 40000 + random() % 1000;
-            const std::vector<float> row = random_row(random, n, draw % 2 == 0);
+            const std::vector<float> row = random_row(random, n, draw / 4 % 2 == 0);
             const TokenBits allowed = draw % 3 == 0 ? bits.data() : nullptr;
             Logprobs with_help, without;
             with_help.top.resize(3);
@@ -294,13 +295,25 @@ void test_row_threads() {
         for (int draw = 0; draw < 100; ++draw) {
             helped.sample({row.data(), row.size(), &threads});
         }
-        check(threads.n_passes() == n_passes, "new threads take longer than they bring");
+        check(threads.n_passes() == n_passes, "slow threads are not asked after the trial");
         const std::vector<float> short_row = random_row(random, 1000, false);
         NewThreads unused;
         for (int draw = 0; draw < 40; ++draw) {
             helped.sample({short_row.data(), short_row.size(), &unused});
         }
         check(unused.n_passes() == 0, "short rows are done alone");
+    }
+}
+
+// Each part is done once, by a thread of its own, and all are done when run() returns.
+void test_thread_pool() {
+    constexpr size_t n_threads = 3;
+    const ThreadPool pool(n_threads, "a test");
+    std::vector<size_t> parts(n_threads);
+    for (size_t repeat = 0; repeat < 200; ++repeat) {
+        const auto part = [&](size_t i, size_t n) { parts[i] = repeat + n; };
+        pool.run(std::ref(part));
+        check(parts == std::vector<size_t>(n_threads, repeat + n_threads), "each part is done, of so many");
     }
 }
 
@@ -785,6 +798,7 @@ int main(int argc, char ** argv) {
     test_activations();
     test_sampler();
     test_row_threads();
+    test_thread_pool();
     test_pieces_of_mapped_weights();
     test_expert_replays();
     if (argc == 3) {

@@ -567,19 +567,20 @@ def test_the_log_of_llama_cpp(
 
 
 HEADER_ONLY = """
-import signal, sys, time, threading, os, json, logging
+import signal, sys, os, json, logging
 from overspill import Error, Model
-path, seconds = sys.argv[1], float(sys.argv[2])
+path = sys.argv[1]
 told = []
 class Listen(logging.Handler):
     def emit(self, record):
         told.append(record.getMessage())
 logging.getLogger("overspill").addHandler(Listen())
-threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+def interrupt(share):
+    if share > float(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGINT)
 try:
-    with Model(path, offload="cpu", n_ctx=512, n_threads=1) as model:
-        model.eval([1])
-    ended = "loaded"
+    with Model(path, offload="cpu", n_ctx=512, n_threads=1, progress=interrupt):
+        ended = "loaded"
 except KeyboardInterrupt:
     ended = "interrupted"
 print(json.dumps([ended, told]), flush=True)
@@ -604,14 +605,15 @@ def test_a_model_that_ram_has_no_room_for(gpt_oss_120b_header: Path) -> None:
 
 
 def test_a_mapped_file_is_read_with_progress(smollm2_path: Path) -> None:
-    """The share goes up while pages are read, before llama.cpp's part; and each of its steps can end it."""
+    """The share goes up while pages are read, after llama.cpp's part; and each of its steps can end it."""
+    if sys.platform != "linux" or available_ram_bytes() is None:
+        pytest.skip("pages come when they are used here")
     shares: list[float] = []
     with Model(smollm2_path, n_ctx=64, progress=shares.append):
         pass
     assert shares == sorted(shares)
-    reading = [share for share in shares if share < 0.5]
     # Pieces of 32 MiB.
-    assert len(reading) >= smollm2_path.stat().st_size // (32 << 20)
+    assert len({*shares}) >= smollm2_path.stat().st_size // (32 << 20)
     assert shares[-1] == 1.0
     for at_most in (0.0, 0.2, 0.5, 0.9):
 

@@ -63,7 +63,7 @@ def gemma_path() -> Path:
 def smollm2_path() -> Path:
     """Return SmolLM2-135M-Instruct, a small chat model with a byte-level vocabulary."""
     try:
-        return demo_model(model=SMOLLM2)
+        return demo_model(model=SMOLLM2, folder=CACHE)
     except Error as error:
         if os.environ.get("CI"):
             pytest.fail(str(error))

@@ -13,7 +13,7 @@ from typing import Any
 
 from overspill._core import Error
 
-__all__ = ["cache_folder", "finite", "read_json", "replace_json", "user_folder", "without_repetition"]
+__all__ = ["cache_folder", "expanded", "finite", "read_json", "replace_json", "user_folder", "without_repetition"]
 
 
 def user_folder(variable: str, unix: str, mac: str) -> Path:
@@ -39,6 +39,14 @@ def user_folder(variable: str, unix: str, mac: str) -> Path:
 def cache_folder() -> Path:
     """Return the folder for measurements of this machine."""
     return user_folder("XDG_CACHE_HOME", ".cache", "Library/Caches")
+
+
+def expanded(path: Path) -> Path:
+    """Return the path with ``~`` replaced by the home folder; as it is if there is no such user."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def replace_json(file: Path, data: object) -> None:

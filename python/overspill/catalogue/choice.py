@@ -22,8 +22,9 @@ _FEWEST_BITS = 4  # below, models get noticeably worse
 def best_fit(sizes: Mapping[str, int], gpu_bytes: int, all_bytes: int) -> tuple[str, str]:
     """Return the file to take, and the reason in words that go on a sentence.
 
-    Of at least four bits, the largest that fits on the GPUs. If none does, the usual ``Q4_K_M``, or the next larger
-    that fits in all memory; and if none of four bits does, the largest that does.
+    Of at least four bits, the largest that fits on the GPUs. If none does, the usual ``Q4_K_M`` or else the smallest
+    of these that fits in all memory; and if none of four bits does, the largest that does. The only one there is, is
+    taken whatever its size.
 
     Parameters
     ----------

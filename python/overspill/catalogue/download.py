@@ -65,6 +65,9 @@ def bring(wanted: HubName, say: Callable[[str], None], *, use_cache: bool) -> Pa
         The hub does not have the model, does not let you have it, or cannot be reached.
     """
     if wanted.file is not None:
+        for cached in cached_models(wanted.repository, wanted.revision) if use_cache else ():
+            if wanted.file in cached:
+                return cached[wanted.file][0]
         return _download(wanted, wanted.file)
     for cached in cached_models(wanted.repository, wanted.revision) if use_cache else ():
         if of_kind := _of_quantisation(cached, wanted):

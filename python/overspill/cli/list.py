@@ -50,7 +50,11 @@ def list(as_json: Json = False) -> None:  # noqa: A001  # the command's name
             )
             for row in found:
                 table.add_row(
-                    row.name, format_bytes(row.file_bytes), row.quantisation, row.source, row.verdict or "unknown"
+                    " ".join(row.name.split()),
+                    format_bytes(row.file_bytes),
+                    row.quantisation,
+                    row.source,
+                    row.verdict or "unknown",
                 )
             report_output().print(table)
 

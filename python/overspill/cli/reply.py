@@ -28,10 +28,12 @@ def default_model() -> Path:
 
 def is_model(text: str) -> bool:
     """Return whether a text names a model, and is hardly a prompt."""
+    if any(character.isspace() for character in text):
+        return False
     if text.startswith("hf:") or text.endswith(".gguf"):
         return True
     try:
-        return " " not in text and resolve(text).is_file()
+        return os.path.isfile(resolve(text))  # noqa: PTH113  # no error for a text that is too long for a file
     except (overspill.Error, ValueError):
         return False
 
@@ -64,7 +66,7 @@ def print_stream(stream: overspill.Stream | overspill.ChatStream) -> int:
         code = INTERRUPTED
     write_reply("\n")
     if not said and stream.stats.stop_reason is overspill.StopReason.EOS:
-        errors.print("the model ended its reply at once, without a text; another prompt may help")
+        errors.print("the model ended its reply without a text; another prompt may help")
     errors.print(str(stream.stats), style="dim")
     return code
 

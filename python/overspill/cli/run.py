@@ -94,6 +94,8 @@ def run(
             "grammar": None if grammar is None else grammar.read_text(encoding="utf-8"),
             **sampling,
         }
+        if raw and system is not None:
+            raise ValueError("give either --raw, which continues a text, or --system, which is for an answer")
         overspill.SamplingOptions(**sampling)  # mistakes are told before the model is loaded
         path = resolve(given[0]) if given else default_model()
         with load_model(
@@ -107,7 +109,9 @@ def run(
         ) as model:
             if raw or not model.has_chat_template:
                 if system is not None:
-                    raise ValueError("--system is for answers of models with a chat template; put it into PROMPT")
+                    raise ValueError(
+                        "--system is for models with a chat template, which this one has not; put it into PROMPT"
+                    )
                 code = print_stream(model.stream(prompt, **options))
             else:
                 talk = overspill.Chat(model, system=system, **options)

@@ -94,7 +94,7 @@ class AsyncStream(Generic[_Item]):
 
     def __repr__(self) -> str:
         """Return the stats in brackets."""
-        return f"<overspill.AsyncStream {self.stats}>"
+        return f"<overspill.{type(self).__name__} {self.stats}>"
 
     async def _run(self, work: Callable[[], T | None]) -> T | None:
         if self._ended:

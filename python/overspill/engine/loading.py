@@ -214,7 +214,7 @@ def load(
         if not refusals:
             _tell(wanted, settings)
         options = _options(settings, wanted, profile)
-        options.read_first = settings.is_mapped and _has_room_for_file(info, settings, wanted)
+        options.share_of_reading = _share_of_reading(info, settings, wanted)
         try:
             native = Model(os.fsencode(path), options, progress)
             break
@@ -505,8 +505,6 @@ def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Place
     weights_bytes = _weights_in_ram_bytes(info, wanted)
     if kv_bytes + weights_bytes <= available:
         return settings
-    if settings.is_mapped:
-        _warn_of_reading(info, weights_bytes, max(0, available - kv_bytes))
     if settings.repack == "auto" and settings.is_mapped:
         settings = replace(settings, repack="off")  # the pages of a mapped file that are used stay in RAM
     needed = kv_bytes + (0 if settings.is_mapped else weights_bytes)
@@ -522,28 +520,36 @@ def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Place
             f"{what}the KV cache of {n_ctx} tokens",
             f'{less}a smaller n_ctx, or type_k and type_v such as "q8_0"',
         )
+    if settings.is_mapped and weights_bytes > 0:
+        _warn_of_reading(info, wanted, weights_bytes, available - needed)
     return settings
 
 
-def _warn_of_reading(info: ModelInfo, weights_bytes: int, room_bytes: int) -> None:
+def _warn_of_reading(info: ModelInfo, wanted: Placement | None, weights_bytes: int, room_bytes: int) -> None:
     """Log that weights are read from the disk for every token: how much, and what would help."""
-    missing_share = (weights_bytes - room_bytes) / weights_bytes
+    missing_bytes = weights_bytes - room_bytes
+    if missing_bytes <= 0:
+        return
+    devices_by_tensor = {} if wanted is None else wanted.tensors()
+    used_bytes = sum(info.read_bytes(tensor) for tensor in info.tensors if devices_by_tensor.get(tensor[0], CPU) == CPU)
     logger.warning(
         "RAM has room for %s of the %s of weights that stay there: every token may read %s from the disk. A smaller "
         "quantization or model, more of it on a GPU, or less running beside it would help",
         format_bytes(room_bytes),
         format_bytes(weights_bytes),
-        format_bytes(round(missing_share * min(info.bytes_per_token, weights_bytes))),
+        format_bytes(round(missing_bytes / weights_bytes * used_bytes)),
     )
 
 
-def _has_room_for_file(info: ModelInfo, settings: LoadSettings, wanted: Placement | None) -> bool:
-    """Return whether RAM has room for the whole file, beside the KV cache; a larger one would drive itself out."""
+def _share_of_reading(info: ModelInfo, settings: LoadSettings, wanted: Placement | None) -> float:
+    """Return the share of the weights that is mapped, stays in RAM, and has room there beside the KV cache."""
     available = available_ram_bytes()
-    if available is None or info.n_layers > len(info.tensors):
-        return False
+    if not settings.is_mapped or available is None or info.n_layers > len(info.tensors):
+        return 0.0
+    weights_bytes = _weights_in_ram_bytes(info, wanted)
     kv_bytes = _kv_in_ram_bytes(info, settings, wanted, settings.n_ctx or info.default_n_ctx)
-    return info.file_bytes + kv_bytes <= available
+    total_bytes = sum(n for *_, n in info.tensors)
+    return weights_bytes / total_bytes if total_bytes and weights_bytes + kv_bytes <= available else 0.0
 
 
 def check_ram_for_caches(

@@ -557,14 +557,14 @@ class Model:
         ContextFullError, ClosedError, UnusableError, Error, ValueError, TypeError
             As for :meth:`chat`.
         """
-        check_keywords(options, CHAT_KEYWORDS)
+        check_keywords(options, CHAT_KEYWORDS | {"system"})
         return self.chat(_with_system(prompt, system), **options).finish()
 
     async def aask(
         self, prompt: str | Sequence[Message], *, system: str | None = None, **options: Unpack[ChatKeywords]
     ) -> ChatReply:
         """Return the whole reply to a question, without blocking the event loop; as :meth:`ask`."""
-        check_keywords(options, CHAT_KEYWORDS)
+        check_keywords(options, CHAT_KEYWORDS | {"system"})
         return await self.achat(_with_system(prompt, system), **options).finish()
 
     def eval(self, tokens: Sequence[int], *, logits: Literal["last", "all"] = "last") -> NDArray[np.float32]:
