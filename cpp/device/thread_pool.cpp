@@ -28,8 +28,10 @@ ThreadPool::ThreadPool(int32_t n_threads, std::string owner) : owner_(std::move(
     memory.no_alloc = true;
     graph_memory_.reset(ggml_init(memory));
     graph_ = ggml_new_graph_custom(graph_memory_.get(), n_nodes, /*grads =*/false);
-    const auto call = [](ggml_tensor * /*node*/, int i, int n, void * pool) {
-        (*static_cast<const ThreadPool *>(pool)->part_)(static_cast<size_t>(i), static_cast<size_t>(n));
+    const auto call = [](ggml_tensor * /*node*/, int i, int n, void * data) {
+        const auto & pool = *static_cast<const ThreadPool *>(data);
+        (*pool.part_.load(std::memory_order_acquire))(static_cast<size_t>(i), static_cast<size_t>(n));
+        pool.n_done_.fetch_add(1, std::memory_order_release);
     };
     ggml_build_forward_expand(graph_, ggml_custom_4d(graph_memory_.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, call,
                                                      GGML_N_TASKS_MAX, this));
@@ -45,8 +47,9 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(const Part & part) const {
-    part_ = &part;
+    part_.store(&part, std::memory_order_release);
     use([&] { ggml_backend_graph_compute(backend_.get(), graph_); });
+    static_cast<void>(n_done_.load(std::memory_order_acquire));
 }
 
 void ThreadPool::check() const {

@@ -6,6 +6,7 @@
 #include <ggml-cpp.h>
 #include <ggml-cpu.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -67,7 +68,10 @@ class ThreadPool {
     ggml_backend_ptr backend_;
     ggml_context_ptr graph_memory_;
     ggml_cgraph * graph_ = nullptr;  // of one node, which calls what run() was given
-    mutable const Part * part_ = nullptr;
+    // They order what is written before run(), by the parts, and after it. ggml's own barriers do so as well, but
+    // ThreadSanitizer does not see those.
+    mutable std::atomic<const Part *> part_{nullptr};
+    mutable std::atomic<int32_t> n_done_{0};
 };
 
 }  // namespace overspill
