@@ -64,15 +64,15 @@ def bring(wanted: HubName, say: Callable[[str], None], *, use_cache: bool) -> Pa
     Error
         The hub does not have the model, does not let you have it, or cannot be reached.
     """
-    if wanted.file is not None:
-        for cached in cached_models(wanted.repository, wanted.revision) if use_cache else ():
+    for cached in cached_models(wanted.repository, wanted.revision) if use_cache else ():
+        if wanted.file is not None:
             if wanted.file in cached:
                 return cached[wanted.file][0]
-        return _download(wanted, wanted.file)
-    for cached in cached_models(wanted.repository, wanted.revision) if use_cache else ():
-        if of_kind := _of_quantisation(cached, wanted):
+        elif of_kind := _of_quantisation(cached, wanted):
             sizes = {name: sum(file.stat().st_size for file in cached[name]) for name in of_kind}
             return cached[_chosen(wanted, sizes, say if len(sizes) > 1 else None)][0]
+    if wanted.file is not None:
+        return _download(wanted, wanted.file)
     there = _files_on_hub(wanted)
     models = {parts[0]: sum(there[part] for part in parts) for parts in models_among(there)}
     if not models:

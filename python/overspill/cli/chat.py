@@ -27,7 +27,6 @@ from overspill.cli.options import (
     TopP,
     Verbose,
     only_given,
-    parse_offload,
 )
 from overspill.cli.output import errors
 from overspill.cli.reply import default_model, load_model, print_stream
@@ -97,9 +96,10 @@ def chat(
             n_ctx=n_ctx,
             n_threads=n_threads,
             n_batch=n_batch,
-            offload=parse_offload(offload),
-            rpc=rpc or (),
-            **only_given(load_mode=load_mode, experts=experts),
+            offload=offload,
+            rpc=rpc,
+            load_mode=load_mode,
+            experts=experts,
         ) as loaded:
             talk = overspill.Chat(loaded, **options) if load is None else overspill.Chat.load(load, loaded, **options)
             if system is not None:

@@ -13,6 +13,7 @@ import overspill
 from overspill.base.text import printable
 from overspill.catalogue.demo import DEMO, demo_model
 from overspill.cli.exits import INTERRUPTED
+from overspill.cli.options import only_given, parse_offload
 from overspill.cli.output import Output, errors, progress_bar, write_reply
 from overspill.hub import resolve
 
@@ -38,10 +39,14 @@ def is_model(text: str) -> bool:
         return False
 
 
-def load_model(path: os.PathLike[str], **options: Any) -> overspill.Model:
-    """Return a model; on a terminal a bar shows its loading. ``options`` are those of :class:`overspill.Model`."""
+def load_model(path: os.PathLike[str], *, offload: str, **options: Any) -> overspill.Model:
+    """Return a model; on a terminal a bar shows its loading.
+
+    ``options`` are those of :class:`overspill.Model`; None stands for what is not given.
+    """
+    given = {"offload": parse_offload(offload), **only_given(**options)}
     with progress_bar("loading") as show:
-        return overspill.Model(path, progress=lambda share: show("loading", share), **options)
+        return overspill.Model(path, progress=lambda share: show("loading", share), **given)
 
 
 def print_stream(stream: overspill.Stream | overspill.ChatStream) -> int:

@@ -26,7 +26,6 @@ from overspill.cli.options import (
     TopP,
     Verbose,
     only_given,
-    parse_offload,
 )
 from overspill.cli.reply import default_model, is_model, load_model, print_stream
 from overspill.hub import resolve
@@ -103,9 +102,10 @@ def run(
             n_ctx=n_ctx,
             n_threads=n_threads,
             n_batch=n_batch,
-            offload=parse_offload(offload),
-            rpc=rpc or (),
-            **only_given(load_mode=load_mode, experts=experts),
+            offload=offload,
+            rpc=rpc,
+            load_mode=load_mode,
+            experts=experts,
         ) as model:
             if raw or not model.has_chat_template:
                 if system is not None:

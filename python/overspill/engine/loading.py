@@ -31,7 +31,7 @@ from overspill.base.checks import as_integer, check_choice
 from overspill.base.host import available_ram_bytes, physical_cores
 from overspill.base.units import format_bytes, parse_memory
 from overspill.base.values import CacheType, Experts, Kernels, LoadMode, MemoryUse, Progress, Switch
-from overspill.header.info import ModelInfo
+from overspill.header.info import ModelInfo, Tensor
 from overspill.header.kv_cache import layer_caches
 from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
@@ -497,12 +497,11 @@ def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Place
     A model that RAM has no room for is an OutOfMemoryError here: Linux would grant the memory, and end the process
     when it is written to.
     """
-    available = available_ram_bytes()
+    use = _use_of_ram(info, settings, wanted)
+    if use is None:
+        return settings
     n_ctx = settings.n_ctx or info.default_n_ctx
-    if available is None or info.n_layers > len(info.tensors):
-        return settings  # a damaged header: llama.cpp's error says how
-    kv_bytes = _kv_in_ram_bytes(info, settings, wanted, n_ctx)
-    weights_bytes = _weights_in_ram_bytes(info, wanted)
+    available, weights_bytes, kv_bytes = use
     if kv_bytes + weights_bytes <= available:
         return settings
     if settings.repack == "auto" and settings.is_mapped:
@@ -510,8 +509,8 @@ def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Place
     needed = kv_bytes + (0 if settings.is_mapped else weights_bytes)
     if available < needed < 4 * available:
         # For an unknown architecture, the bytes from the header are an upper bound; llama.cpp knows them.
-        use = _dry_run(path, settings, wanted)[CPU]
-        needed = use.kv_bytes + use.compute_bytes + (0 if settings.is_mapped else use.weights_bytes)
+        taken = _dry_run(path, settings, wanted)[CPU]
+        needed = taken.kv_bytes + taken.compute_bytes + (0 if settings.is_mapped else taken.weights_bytes)
     if needed > available:
         what, less = ("", "") if settings.is_mapped else ("the weights and ", 'load_mode="mmap", ')
         raise _too_little_ram(
@@ -530,8 +529,7 @@ def _warn_of_reading(info: ModelInfo, wanted: Placement | None, weights_bytes: i
     missing_bytes = weights_bytes - room_bytes
     if missing_bytes <= 0:
         return
-    devices_by_tensor = {} if wanted is None else wanted.tensors()
-    used_bytes = sum(info.read_bytes(tensor) for tensor in info.tensors if devices_by_tensor.get(tensor[0], CPU) == CPU)
+    used_bytes = sum(map(info.read_bytes, _tensors_in_ram(info, wanted)))
     logger.warning(
         "RAM has room for %s of the %s of weights that stay there: every token may read %s from the disk. A smaller "
         "quantization or model, more of it on a GPU, or less running beside it would help",
@@ -543,11 +541,10 @@ def _warn_of_reading(info: ModelInfo, wanted: Placement | None, weights_bytes: i
 
 def _share_of_reading(info: ModelInfo, settings: LoadSettings, wanted: Placement | None) -> float:
     """Return the share of the weights that is mapped, stays in RAM, and has room there beside the KV cache."""
-    available = available_ram_bytes()
-    if not settings.is_mapped or available is None or info.n_layers > len(info.tensors):
+    use = _use_of_ram(info, settings, wanted) if settings.is_mapped else None
+    if use is None:
         return 0.0
-    weights_bytes = _weights_in_ram_bytes(info, wanted)
-    kv_bytes = _kv_in_ram_bytes(info, settings, wanted, settings.n_ctx or info.default_n_ctx)
+    available, weights_bytes, kv_bytes = use
     total_bytes = sum(n for *_, n in info.tensors)
     return weights_bytes / total_bytes if total_bytes and weights_bytes + kv_bytes <= available else 0.0
 
@@ -563,9 +560,25 @@ def check_ram_for_caches(
         raise _too_little_ram(available, needed, what, "fewer in parallel, or max_tokens")
 
 
-def _weights_in_ram_bytes(info: ModelInfo, placement: Placement | None) -> int:
+def _use_of_ram(info: ModelInfo, settings: LoadSettings, wanted: Placement | None) -> tuple[int, int, int] | None:
+    """Return the bytes that are free, and those of weights and KV cache there; None if free ones are not known.
+
+    None stands for a damaged header, too: llama.cpp's error says how.
+    """
+    available = available_ram_bytes()
+    if available is None or info.n_layers > len(info.tensors):
+        return None
+    n_ctx = settings.n_ctx or info.default_n_ctx
+    return available, _weights_in_ram_bytes(info, wanted), _kv_in_ram_bytes(info, settings, wanted, n_ctx)
+
+
+def _tensors_in_ram(info: ModelInfo, placement: Placement | None) -> list[Tensor]:
     devices_by_tensor = {} if placement is None else placement.tensors()
-    return sum(n for name, *_, n in info.tensors if devices_by_tensor.get(name, CPU) == CPU)
+    return [tensor for tensor in info.tensors if devices_by_tensor.get(tensor[0], CPU) == CPU]
+
+
+def _weights_in_ram_bytes(info: ModelInfo, placement: Placement | None) -> int:
+    return sum(n for *_, n in _tensors_in_ram(info, placement))
 
 
 def _kv_in_ram_bytes(info: ModelInfo, settings: LoadSettings, placement: Placement | None, n_ctx: int) -> int:
