@@ -1,6 +1,7 @@
 #include "base/assertions.h"
 
 #include "base/activity.h"
+#include "base/waiting.h"
 
 #include <assertions.h>  // in cmake/
 #include <ggml.h>
@@ -136,6 +137,7 @@ void on_terminate() {
 void while_waiting() {}
 #else
 void while_waiting() {
+    rest_while_waiting();
     if (team == nullptr || !(*team)->failed()) {
         return;
     }

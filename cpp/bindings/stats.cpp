@@ -31,6 +31,7 @@ void bind_stats(py::module_ & m) {
         .def_readonly("text_s", &Breakdown::text_s)
         .def_readonly("caller_s", &Breakdown::caller_s)
         .def_readonly("n_graphs_reused", &Breakdown::n_graphs_reused)
+        .def_readonly("n_threads_left_out", &Breakdown::n_threads_left_out)
         .def_readonly("n_major_page_faults", &Breakdown::n_major_page_faults)
         .def_readonly("n_graph_splits", &Breakdown::n_graph_splits);
 

@@ -7,21 +7,22 @@
 
 namespace overspill {
 
-ThreadPool::ThreadPool(int32_t n_threads, std::string owner) : owner_(std::move(owner)), n_threads_(n_threads) {
+ThreadPool::ThreadPool(int32_t n_threads, std::string owner, bool adapts)
+    : owner_(std::move(owner)), n_threads_(n_threads), adapts_(adapts), count_(n_threads) {
     const auto create = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new");
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     try {
         const Team::Scope scope(team_);
         const AssertionGuard guard;
-        threads_ = create(&params);
+        threads_.reset(create(&params));
     } catch (const AssertionFailed &) {
         throw Error("the system does not give " + std::to_string(n_threads) +
                     " threads; a smaller n_threads needs less");
     }
     backend_.reset(ggml_backend_dev_init(cpu_device(), nullptr));
-    cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads")(backend_.get(), n_threads);
+    set_n_threads_ = cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads");
     cpu_function<decltype(&ggml_backend_cpu_set_threadpool)>("ggml_backend_cpu_set_threadpool")(backend_.get(),
-                                                                                                threads_);
+                                                                                                threads_.get());
     constexpr size_t n_nodes = 1;
     ggml_init_params memory{};
     memory.mem_size = n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, /*grads =*/false);
@@ -35,20 +36,19 @@ ThreadPool::ThreadPool(int32_t n_threads, std::string owner) : owner_(std::move(
     };
     ggml_build_forward_expand(graph_, ggml_custom_4d(graph_memory_.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, call,
                                                      GGML_N_TASKS_MAX, this));
-    team_->end_others = [this] {
-        cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free")(std::exchange(threads_, nullptr));
-    };
+    team_->end_others = [this] { threads_.reset(); };
 }
 
-ThreadPool::~ThreadPool() {
-    if (threads_ != nullptr) {
-        team_->end_others();
-    }
+void ThreadPool::Free::operator()(ggml_threadpool * threads) const {
+    cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free")(threads);
 }
 
 void ThreadPool::run(const Part & part) const {
     part_.store(&part, std::memory_order_release);
-    use([&] { ggml_backend_graph_compute(backend_.get(), graph_); });
+    use([&] {
+        set_n_threads_(backend_.get(), n_decoding());
+        ggml_backend_graph_compute(backend_.get(), graph_);
+    });
     static_cast<void>(n_done_.load(std::memory_order_acquire));
 }
 

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "base/assertions.h"
+#include "base/waiting.h"
+#include "device/thread_count.h"
 
 #include <ggml-cpp.h>
 #include <ggml-cpu.h>
@@ -18,15 +20,23 @@ namespace overspill {
 
 class ThreadPool {
   public:
-    // `owner` is what computes with it, for messages: "the model x.gguf". Throws Error if there are no such threads to
-    // be had.
-    ThreadPool(int32_t n_threads, std::string owner);
-    ~ThreadPool();
+    // `owner` is what computes with it, for messages: "the model x.gguf". `adapts` is whether fewer of them decode
+    // while other programs have their cores. Throws Error if there are no such threads to be had.
+    ThreadPool(int32_t n_threads, std::string owner, bool adapts = false);
+    ~ThreadPool() = default;
     ThreadPool(const ThreadPool &) = delete;
     ThreadPool & operator=(const ThreadPool &) = delete;
 
-    ggml_threadpool * get() const { return threads_; }
+    ggml_threadpool * get() const { return threads_.get(); }
     int32_t size() const { return n_threads_; }
+
+    // How many of them decode a token; by decoded(), with what the last one took.
+    int32_t n_decoding() const { return count_.now(); }
+    void decoded(uint32_t n_tokens, double seconds, const Disturbance & disturbance) {
+        if (adapts_) {
+            count_.took(seconds, n_tokens, disturbance.lost_s());
+        }
+    }
 
     // Whether an assertion of llama.cpp has failed in use(): the threads are gone then.
     bool failed() const noexcept { return team_->failed(); }
@@ -57,15 +67,21 @@ class ThreadPool {
     }
 
     using Part = std::function<void(size_t i, size_t n)>;
-    // Calls part(i, n) on each of n threads, at the same time; it must not throw. As use() does.
+    // Calls part(i, n) on each of the n threads that decode, at the same time; it must not throw. As use() does.
     void run(const Part & part) const;
 
   private:
     std::shared_ptr<Team> team_ = std::make_shared<Team>();
     std::string owner_;
     int32_t n_threads_;
-    ggml_threadpool * threads_ = nullptr;
+    bool adapts_;
+    ThreadCount count_;
+    struct Free {
+        void operator()(ggml_threadpool * threads) const;
+    };
+    std::unique_ptr<ggml_threadpool, Free> threads_;
     ggml_backend_ptr backend_;
+    ggml_backend_set_n_threads_t set_n_threads_ = nullptr;
     ggml_context_ptr graph_memory_;
     ggml_cgraph * graph_ = nullptr;  // of one node, which calls what run() was given
     // They order what is written before run(), by the parts, and after it. ggml's own barriers do so as well, but

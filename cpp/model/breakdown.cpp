@@ -11,6 +11,7 @@ void Breakdown::add(const Breakdown & step) {
     python_s += step.python_s;
     text_s += step.text_s;
     n_graphs_reused += step.n_graphs_reused;
+    n_threads_left_out += step.n_threads_left_out;
 }
 
 }  // namespace overspill

@@ -15,10 +15,11 @@ struct Breakdown {
     double text_s = 0;    // token to text, stop strings
     double caller_s = 0;  // between a token and the question for the next
     int64_t n_graphs_reused = 0;
+    int64_t n_threads_left_out = 0;   // summed over steps, for other programs
     int64_t n_major_page_faults = 0;  // of the whole process meanwhile; -1 where the system does not tell
     int32_t n_graph_splits = 0;
 
-    // Adds the times of a step, and its reuse of the graph.
+    // Adds the times of a step, its reuse of the graph, and the threads that it left out.
     void add(const Breakdown & step);
 };
 

@@ -37,6 +37,7 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool>
       dry_run_(options.dry_run),
       offload_min_batch_(options.offload_min_batch),
       can_be_freed_half_done_(options.can_be_freed_half_done),
+      n_threads_(options.n_threads),
       partial_memory_(llama_model_n_swa(model_.get()) > 0 || llama_model_is_recurrent(model_.get()) ||
                       llama_model_is_hybrid(model_.get())) {
     const Activity activity("creating a context");
@@ -228,6 +229,12 @@ class Context::Asking {
     Context & context_;
 };
 
+void Context::compute_with(int32_t n_threads) {
+    if (std::exchange(n_threads_, n_threads) != n_threads) {
+        llama_set_n_threads(context_.get(), n_threads, n_threads);
+    }
+}
+
 // `decode` returns llama_decode()'s status.
 template <typename Decode>
 void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times,
@@ -237,6 +244,11 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
     const ComputeScope scope(offload_min_batch_, products_.get(), interrupt, poll);
     const ErrorCapture errors;
     n_decodes_.fetch_add(1, std::memory_order_relaxed);
+    // Prompts wait less often for a thread, and take all.
+    constexpr uint32_t most_tokens_of_a_step = 32;
+    const bool is_step = n <= most_tokens_of_a_step;
+    compute_with(is_step ? threads_->n_decoding() : threads_->size());
+    const Disturbance disturbance;
     const int32_t n_reused = llama_perf_context(context_.get()).n_reused;
     Stopwatch watch;
     double decode_s = 0;
@@ -261,9 +273,13 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
         times->decode_s += decode_s;
         times->sync_s += watch.lap();
         times->n_graphs_reused += llama_perf_context(context_.get()).n_reused - n_reused;
+        times->n_threads_left_out += threads_->size() - n_threads_;
     }
     if (experts_) {
         experts_->finish(status == 0, watch.seconds());
+    }
+    if (is_step && status == 0) {
+        threads_->decoded(n, watch.seconds(), disturbance);
     }
     incomplete_ = was_incomplete || status != 0;
     if (recorder_) {

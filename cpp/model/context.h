@@ -115,6 +115,7 @@ class Context {
     template <typename Work>
     auto guarded(Work && work) const;
     size_t keep_beginning(const std::vector<int32_t> & tokens);
+    void compute_with(int32_t n_threads);
     template <typename Decode>
     void run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times, const Decode & decode);
 
@@ -137,6 +138,7 @@ class Context {
     int32_t offload_min_batch_;
     bool can_be_freed_half_done_;
     int32_t n_splits_ = 0;
+    int32_t n_threads_;  // that compute what is decoded, as llama.cpp was last told
     bool partial_memory_;
     bool incomplete_ = false;          // a decode failed, and may have left something behind
     std::vector<int32_t> decoded_;     // the tokens in the KV cache

@@ -5,6 +5,7 @@
 #include "checks.h"
 #include "expert_tests.h"
 #include "product_tests.h"
+#include "thread_tests.h"
 
 #include "base/error.h"
 #include "base/log.h"
@@ -302,18 +303,6 @@ void test_row_threads() {
             helped.sample({short_row.data(), short_row.size(), &unused});
         }
         check(unused.n_passes() == 0, "short rows are done alone");
-    }
-}
-
-// Each part is done once, by a thread of its own, and all are done when run() returns.
-void test_thread_pool() {
-    constexpr size_t n_threads = 3;
-    const ThreadPool pool(n_threads, "a test");
-    std::vector<size_t> parts(n_threads);
-    for (size_t repeat = 0; repeat < 200; ++repeat) {
-        const auto part = [&](size_t i, size_t n) { parts[i] = repeat + n; };
-        pool.run(std::ref(part));
-        check(parts == std::vector<size_t>(n_threads, repeat + n_threads), "each part is done, of so many");
     }
 }
 
@@ -799,6 +788,8 @@ int main(int argc, char ** argv) {
     test_sampler();
     test_row_threads();
     test_thread_pool();
+    test_thread_count();
+    test_resting();
     test_pieces_of_mapped_weights();
     test_expert_replays();
     if (argc == 3) {
