@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,6 @@ pytestmark = pytest.mark.usefixtures("no_gpu")
 
 SHOWN = ("Bench", "ChatReply", "Comparison", "Completion", "ExpertStudy", "Hardware", "ModelInfo", "Placement", "Plan")
 """Classes with a form for notebooks."""
-OWN_REPR = ("base", "header", "machine", "placement", "planning", "studies")
-"""The packages whose values have a short ``repr``."""
 HOSTILE = "<script>alert('1')</script>&amp;\n\x1b[2J\u202e" + "x" * 300
 SHOWN_HOSTILE = "<script>alert('1')</script>&amp;"
 USES = ("attention", "experts", "other weights", "KV cache", "compute buffers", "cache of experts", "free")
@@ -309,15 +309,38 @@ def test_a_completion_keeps_its_lines(values: dict[str, Any]) -> None:
 # --- one line
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in VALUES if getattr(overspill, name).__module__.split(".")[1] in OWN_REPR]
-)
+@pytest.mark.parametrize("name", VALUES)
 def test_repr_is_one_short_line(values: dict[str, Any], name: str) -> None:
     """With the class's name in it."""
     said = repr(values[name])
     assert name in said
     assert len(said) <= 200
     assert "\n" not in said
+
+
+def of_ours(thing: Any, seen: dict[int, Any]) -> dict[int, Any]:
+    """Return the objects of our own types that a thing gives by its attributes, itself among them, by ``id``."""
+    inside: list[Any] = []
+    if type(thing).__module__.startswith("overspill") and id(thing) not in seen:
+        seen[id(thing)] = thing
+        inside += [getattr(thing, name, None) for name in dir(thing) if not name.startswith("_")]
+    if isinstance(thing, Mapping | Sequence) and not isinstance(thing, str) and len(thing) < 100:
+        inside += thing.values() if isinstance(thing, Mapping) else thing
+    for one in inside:
+        of_ours(one, seen)
+    return seen
+
+
+def test_repr_of_all_that_comes_of_it_is_one_short_line(values: dict[str, Any], states: dict[str, Any]) -> None:
+    """Streams and models in every state too, and what is in the results."""
+    seen: dict[int, Any] = {}
+    of_ours([*values.values()], seen)
+    of_ours([*states.values()], seen)
+    assert {type(one).__name__ for one in seen.values()} > {*VALUES, *OPENED, "Samples", "MemoryForecast"}
+    for one in seen.values():
+        said = repr(one)
+        assert len(said) <= 200, said
+        assert said.isprintable(), said
 
 
 def test_repr_is_short_whatever_names_there_are(values: dict[str, Any]) -> None:
@@ -339,6 +362,14 @@ def test_repr_is_short_whatever_names_there_are(values: dict[str, Any]) -> None:
         replace(values["ExpertTrace"], model=HOSTILE),
         replace(values["Tuned"], settings={"n_threads": HOSTILE}),
         replace(values["LlamaPlacement"], overrides=[(HOSTILE, "CPU")] * 100, devices=[HOSTILE]),
+        replace(values["CascadeStats"], reason=HOSTILE),
+        replace(values["ChatReply"], text=HOSTILE),
+        replace(values["ChatToken"], text=HOSTILE),
+        replace(values["CascadeToken"], token=replace(values["ChatToken"], text=HOSTILE)),
+        replace(values["Draft"], text=HOSTILE, logprobs=(-1.0,) * 1000),
+        replace(values["SamplingOptions"], logit_bias=dict.fromkeys(range(1000), 1.0), dry_sequence_breakers=[HOSTILE]),
+        overspill.Judgement(True, HOSTILE),
+        overspill.ToolCall(HOSTILE, {HOSTILE: HOSTILE}, HOSTILE),
     ):
         said = repr(value)
         assert type(value).__name__ in said
@@ -356,6 +387,12 @@ def test_repr_says_what_matters(values: dict[str, Any]) -> None:
     assert str(info) in repr(info)
     assert str(values["Stats"]) in repr(values["Stats"])
     assert f"{values['Bench'].decode.tokens_per_s:.2f} tok/s" in repr(values["Bench"])
+    assert repr(SamplingOptions(seed=3, top_k=0)) == "<overspill.SamplingOptions top_k=0, seed=3>"
+    assert repr(values["ToolCall"]) == "<overspill.ToolCall f(a=[1])>"
+    assert repr(overspill.ChatToken(7, " sky", overspill.Channel.FINAL)) == "<overspill.ChatToken 7 ' sky' final>"
+    assert repr(values["CascadeStats"]).startswith(
+        "<overspill.CascadeStats the small model answered: it was sure; small:"
+    )
 
 
 # --- pickle
@@ -392,6 +429,99 @@ def test_a_trace_from_a_pickle_is_read_only(values: dict[str, Any]) -> None:
 
 
 # --- attributes
+
+
+OPENED = ("AsyncChatStream", "AsyncStream", "Cascade", "CascadeStream", "Chat", "ChatStream", "ChatTemplate", "Model",
+          "Sampler", "Stream", "Token")  # fmt: skip
+"""Classes of what is open, has been, or runs."""
+
+
+@pytest.fixture(scope="module")
+def states(smollm2_path: Path, gemma_path: Path) -> Iterator[dict[str, Any]]:
+    """Return what a model hands out, in every state that it can be in."""
+    options: dict[str, Any] = {"n_ctx": 128, "n_threads": 1}
+    given: dict[str, Any] = {"temperature": 0, "max_tokens": 3}
+    with ExitStack() as stack:
+        model, base, fresh, closed, vocabulary, closed_vocabulary = (
+            stack.enter_context(one)
+            for one in (
+                *(Model(path, **options) for path in (smollm2_path, gemma_path, smollm2_path, smollm2_path)),
+                *(Model(smollm2_path, vocab_only=True) for _ in range(2)),
+            )
+        )
+        found: dict[str, Any] = {"model": model, "model without a template": base, "model as it is loaded": fresh}
+        found |= {"vocabulary": vocabulary, "closed model": closed, "closed vocabulary": closed_vocabulary}
+        model.eval([1, 2])
+        openers: dict[str, Callable[[Model], Any]] = {
+            "stream": lambda one: one.stream("x", **given),
+            "stream with logits": lambda one: one.stream("x", logits=True, **given),
+            "reply": lambda one: one.chat("x", **given),
+            "async stream": lambda one: one.astream("x", **given),
+            "async reply": lambda one: one.achat("x", **given),
+        }
+        for name, opened in openers.items():
+            found |= {f"fresh {name}": opened(model), f"{name} of a closed model": opened(closed)}
+            if "async" in name:
+                continue
+            running, left, finished = opened(model), opened(model), opened(model)
+            found |= {f"running {name}": running, f"token of a {name}": next(running)}
+            next(left)
+            left.close()
+            first, *_, last = finished
+            found |= {f"left {name}": left, f"finished {name}": finished}
+            found |= {f"first token of a {name}": first, f"last token of a {name}": last}
+        cascade, closed_cascade = (overspill.Cascade(model, base, lambda draft: True) for _ in range(2))
+        found |= {"cascade": cascade, "closed cascade": closed_cascade, "sampler": Sampler(seed=1)}
+        found |= {"fresh cascade's stream": cascade.stream("x", **given)}
+        found |= {"finished cascade's stream": (stream := cascade.stream("x", **given)), "its token": [*stream][-1]}
+        closed_cascade.close()
+        found |= {"chat": overspill.Chat(model), "chat of a closed model": overspill.Chat(closed)}
+        found |= {"template": model.chat_template, "template of a closed model": closed.chat_template}
+        del closed.__dict__["chat_template"]  # as if nobody had asked for it before
+        closed.close()
+        closed_vocabulary.close()
+        yield found
+
+
+def test_the_states_are_of_every_class(states: dict[str, Any]) -> None:
+    """A new class is looked at here or among the values."""
+    classes = {name for name in overspill.__all__ if isinstance(getattr(overspill, name), type)}
+    others = {name for name in classes if issubclass(getattr(overspill, name), (BaseException, str, tuple))}
+    protocols = {name for name in classes if getattr(getattr(overspill, name), "_is_protocol", False)}
+    assert {*OPENED} == (classes - others - protocols - {*VALUES}) | {"Sampler", "Token"}
+    assert {type(one).__name__ for one in states.values()} >= {*OPENED}
+
+
+def test_asking_for_an_attribute_raises_in_no_state(states: dict[str, Any]) -> None:
+    """``hasattr``, ``getattr`` with a default and ``inspect.getmembers``, as notebooks and debuggers use them."""
+    absent = {}
+    for state, one in states.items():
+        names = {*dir(one), *dir(type(one))}
+        absent[state] = {name for name in names if not hasattr(one, name) and getattr(one, name, None) is None}
+        inspect.getmembers(one)
+    assert absent["model"] == absent["running stream with logits"] == absent["running reply"] == set()
+    assert absent["model as it is loaded"] == {"logits"}
+    assert absent["model without a template"] == {"logits", "chat_template"}
+    assert absent["closed model"] >= {"logits", "chat_template", "has_chat_template", "special_tokens"}
+    assert absent["token of a stream"] == {"logits"}
+    assert absent["template of a closed model"] == {"_model"}
+
+
+def test_an_absent_attribute_says_why(states: dict[str, Any]) -> None:
+    """It is the library's error still, by its class and its words, and as such goes to other processes."""
+    for state, name, kind, words in (
+        ("model as it is loaded", "logits", overspill.Error, r"no logits yet: model\.eval"),
+        ("model without a template", "chat_template", overspill.Error, r"has no chat template: .*model\.stream"),
+        ("closed model", "special_tokens", overspill.ClosedError, "is closed"),
+        ("closed model", "chat_template", overspill.ClosedError, "is closed"),
+        ("token of a stream", "logits", overspill.Error, r"stream\(\.\.\., logits=True\)"),
+        ("first token of a stream with logits", "logits", overspill.Error, "overwritten"),
+    ):
+        with pytest.raises(kind, match=words) as raised:
+            getattr(states[state], name)
+        assert isinstance(raised.value, AttributeError)
+        copy = pickle.loads(pickle.dumps(raised.value))
+        assert (type(copy), str(copy)) == (kind, str(raised.value))
 
 
 def test_asking_for_an_attribute_does_not_raise(values: dict[str, Any]) -> None:

@@ -76,6 +76,7 @@ void bind_model_options(py::module_ & m) {
         .def_readwrite("n_batch", &ModelOptions::n_batch)
         .def_readwrite("n_ubatch", &ModelOptions::n_ubatch)
         .def_readwrite("n_threads", &ModelOptions::n_threads)
+        .def_readwrite("adapt_threads", &ModelOptions::adapt_threads)
         .def_readwrite("type_k", &ModelOptions::type_k)
         .def_readwrite("type_v", &ModelOptions::type_v)
         .def_readwrite("flash_attention", &ModelOptions::flash_attention)
@@ -86,6 +87,7 @@ void bind_model_options(py::module_ & m) {
         .def_readwrite("pin_weights", &ModelOptions::pin_weights)
         .def_readwrite("share_of_reading", &ModelOptions::share_of_reading)
         .def_readwrite("experts", &ModelOptions::experts)
+        .def_readwrite("metadata", &ModelOptions::metadata)
         .def_readwrite("vocab_only", &ModelOptions::vocab_only)
         .def_readwrite("check_tensors", &ModelOptions::check_tensors)
         .def_readwrite("dry_run", &ModelOptions::dry_run);

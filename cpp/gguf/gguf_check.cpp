@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -135,6 +136,9 @@ constexpr Limits limits_of_keys[] = {
 };
 
 [[noreturn]] void refuse(const GgufHeader & file, const std::string & why) {
+    if (file.is_replaced()) {  // it was looked at before, and is not damaged
+        throw std::invalid_argument("overrides: " + beginning_of(why));
+    }
     throw ModelLoadError(file.path() + ": is damaged: " + beginning_of(why));
 }
 

@@ -1,6 +1,7 @@
 #include "gguf/gguf_header.h"
 
 #include "base/activity.h"
+#include "base/check_range.h"
 #include "base/error.h"
 #include "base/error_capture.h"
 
@@ -13,6 +14,7 @@
 #include <filesystem>
 #include <fstream>
 #include <new>
+#include <stdexcept>
 #include <system_error>
 #include <utility>
 
@@ -122,6 +124,26 @@ GgufHeader::GgufHeader(std::string path) : path_(std::move(path)), n_file_bytes_
             throw std::bad_alloc();
         }
         throw ModelLoadError(path_ + ": is damaged or truncated: " + reason);
+    }
+}
+
+void GgufHeader::replace(const MetadataOverrides & overrides) {
+    gguf_context * context = context_.get();
+    for (const auto & [key, value] : overrides) {
+        if (key.empty()) {
+            throw std::invalid_argument("overrides: a key must not be empty");
+        }
+        if (const auto * flag = std::get_if<bool>(&value)) {
+            gguf_set_val_bool(context, key.c_str(), *flag);
+        } else if (const auto * number = std::get_if<int64_t>(&value)) {
+            check_range(("overrides: " + key).c_str(), *number, int64_t{0}, int64_t{UINT32_MAX});
+            gguf_set_val_u32(context, key.c_str(), static_cast<uint32_t>(*number));
+        } else if (const auto * fraction = std::get_if<double>(&value)) {
+            gguf_set_val_f32(context, key.c_str(), static_cast<float>(*fraction));
+        } else {
+            gguf_set_val_str(context, key.c_str(), std::get<std::string>(value).c_str());
+        }
+        is_replaced_ = true;
     }
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -20,6 +21,10 @@ struct GgufArray {
     uint64_t length;
     GgufNumbers values;
 };
+
+// In place of what the header says, by key: of the types that llama.cpp can replace. Integers are of 32 bits there,
+// without a sign, and fractions are floats.
+using MetadataOverrides = std::vector<std::pair<std::string, std::variant<bool, int64_t, double, std::string>>>;
 
 using GgufValue = std::variant<bool, int64_t, uint64_t, double, std::string, GgufArray>;
 
@@ -43,6 +48,10 @@ class GgufHeader {
     uint64_t n_file_bytes() const { return n_file_bytes_; }
     const gguf_context & context() const { return *context_; }
 
+    // From now on it says this. Throws std::invalid_argument.
+    void replace(const MetadataOverrides & overrides);
+    bool is_replaced() const { return is_replaced_; }
+
     GgufValue value(int64_t key) const;
     // A number that is not negative; `otherwise` where there is no such one.
     uint64_t count(const std::string & key, uint64_t otherwise) const;
@@ -58,6 +67,7 @@ class GgufHeader {
     std::string path_;
     uint64_t n_file_bytes_;
     std::unique_ptr<gguf_context, Deleter> context_;
+    bool is_replaced_ = false;
 };
 
 }  // namespace overspill

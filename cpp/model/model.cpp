@@ -17,6 +17,7 @@
 #include <exception>
 #include <functional>
 #include <utility>
+#include <vector>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -54,8 +55,12 @@ Model::Model(const std::string & path, ModelOptions options)
     check(options_);
     return_freed_memory();
     PlacementParams placement = [&] {
-        const GgufHeader header(path);  // not for longer: vocabularies are large
+        GgufHeader header(path);  // not for longer: vocabularies are large
         check_loadable(header, options_.vocab_only);
+        if (!options_.metadata.empty()) {
+            header.replace(options_.metadata);
+            check_figures(header);
+        }
         return PlacementParams(header, options_.placement);
     }();
 
@@ -85,6 +90,8 @@ Model::Model(const std::string & path, ModelOptions options)
     params.no_host = options_.repack == Switch::on;
     params.vocab_only = options_.vocab_only;
     params.check_tensors = options_.check_tensors;
+    const std::vector<llama_model_kv_override> overrides = llama_overrides_of(options_.metadata);
+    params.kv_overrides = overrides.data();
     params.progress_callback_user_data = &progress;
     params.progress_callback = [](float share, void * data) {
         auto & self = *static_cast<Progress *>(data);
@@ -146,7 +153,7 @@ void Model::prepare_to_generate() {
             const auto n_ctx_train = static_cast<uint32_t>(std::max(0, llama_model_n_ctx_train(model_.get())));
             options_.n_ctx = n_ctx_train == 0 ? largest_default : std::min(n_ctx_train, largest_default);
         }
-        threads_ = std::make_shared<ThreadPool>(options_.n_threads, "the model " + name_);
+        threads_ = std::make_shared<ThreadPool>(options_.n_threads, "the model " + name_, options_.adapt_threads);
         if (!options_.experts.pools.empty() && !options_.dry_run) {
             experts_ = std::make_shared<ExpertCache>(options_.experts, product_set_of(options_.kernels), model_);
         }

@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <variant>
 
 namespace overspill {
 
@@ -42,6 +43,43 @@ ggml_type ggml_type_of(CacheType type) {
 
 const ProductSet * product_set_of(CpuKernels kernels) {
     return kernels == CpuKernels::llama_cpp ? nullptr : product_set();
+}
+
+namespace {
+
+template <size_t N>
+void copy_text(char (&to)[N], const std::string & text, const std::string & what) {
+    if (text.size() >= N) {
+        throw std::invalid_argument("overrides: " + what + " must have at most " + std::to_string(N - 1) +
+                                    " bytes, not " + std::to_string(text.size()));
+    }
+    text.copy(to, text.size());
+}
+
+}  // namespace
+
+std::vector<llama_model_kv_override> llama_overrides_of(const MetadataOverrides & overrides) {
+    std::vector<llama_model_kv_override> found;
+    for (const auto & [key, value] : overrides) {
+        llama_model_kv_override one = {};
+        copy_text(one.key, key, "a key");
+        if (const auto * flag = std::get_if<bool>(&value)) {
+            one.tag = LLAMA_KV_OVERRIDE_TYPE_BOOL;
+            one.val_bool = *flag;
+        } else if (const auto * number = std::get_if<int64_t>(&value)) {
+            one.tag = LLAMA_KV_OVERRIDE_TYPE_INT;
+            one.val_i64 = *number;
+        } else if (const auto * fraction = std::get_if<double>(&value)) {
+            one.tag = LLAMA_KV_OVERRIDE_TYPE_FLOAT;
+            one.val_f64 = *fraction;
+        } else {
+            one.tag = LLAMA_KV_OVERRIDE_TYPE_STR;
+            copy_text(one.val_str, std::get<std::string>(value), "the value of " + key);
+        }
+        found.push_back(one);
+    }
+    found.emplace_back();
+    return found;
 }
 
 void check(ModelOptions & options) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "device/expert_cache.h"
+#include "gguf/gguf_header.h"
 #include "model/placement.h"
 #include "product/products.h"
 
@@ -10,6 +11,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 namespace overspill {
 
@@ -24,6 +26,7 @@ struct ModelOptions {
     uint32_t n_batch = 512;             // 1 to 65536
     uint32_t n_ubatch = 0;              // tokens that are computed at once, 1 to n_batch; 0: n_batch
     int32_t n_threads = 1;              // 1 to 512
+    bool adapt_threads = true;          // fewer of them decode while other programs have their cores
     CacheType type_k = CacheType::f16;  // of the KV cache's keys
     CacheType type_v = CacheType::f16;  // of its values; quantized ones need flash attention
     Switch flash_attention = Switch::automatic;
@@ -44,6 +47,8 @@ struct ModelOptions {
     // The part of progress, 0 to 1, that is for reading mapped weights in RAM after loading; 0: they come when they are
     // used. Off Linux they do anyway.
     float share_of_reading = 0;
+    // What the header is to say, in place of what the file does.
+    MetadataOverrides metadata = {};
     bool vocab_only = false;
     bool check_tensors = false;
     // Only find out how much memory it would take: nothing is loaded, and it cannot generate.
@@ -62,5 +67,7 @@ const ProductSet * product_set_of(CpuKernels kernels);
 llama_load_mode llama_load_mode_of(LoadMode mode);
 llama_flash_attn_type llama_flash_attention_of(Switch flash_attention);
 ggml_type ggml_type_of(CacheType type);
+// The last one is empty, as llama.cpp wants it. Throws std::invalid_argument for a text that it has no room for.
+std::vector<llama_model_kv_override> llama_overrides_of(const MetadataOverrides & overrides);
 
 }  // namespace overspill

@@ -5,7 +5,9 @@
 >>> for token in model.stream("Why is the sky blue?", max_tokens=64):
 ...     print(token, end="", flush=True)
 
-llama.cpp's log goes to ``logging.getLogger("overspill.llama")``, our own to ``"overspill"``.
+Our log goes to ``logging.getLogger("overspill")``: a line or two at INFO as a model is loaded. llama.cpp's goes to
+``"overspill.llama"``. What llama.cpp calls INFO, over 100 lines for each model, is DEBUG there, unless that logger is
+given a level of its own.
 """
 
 from __future__ import annotations
@@ -158,6 +160,17 @@ __all__ = [
 
 __version__ = version("overspill")
 
+
+def _call_details_debug(record: logging.LogRecord) -> bool:
+    """Make llama.cpp's INFO lines DEBUG, and tell whether they are wanted, where its logger has no level of its own."""
+    if record.levelno != logging.INFO or _llama_log.level != logging.NOTSET:
+        return True
+    record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
+    return _llama_log.isEnabledFor(logging.DEBUG)
+
+
+_llama_log = logging.getLogger("overspill.llama")
+_llama_log.addFilter(_call_details_debug)
 # Without a handler of the program's own, Python shows our warnings; llama.cpp's are too many.
-logging.getLogger("overspill.llama").addHandler(logging.NullHandler())
+_llama_log.addHandler(logging.NullHandler())
 _core.load_backends(str(Path(_core.__file__).parent / "lib"))

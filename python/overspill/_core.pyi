@@ -122,6 +122,8 @@ class Breakdown(_Native):
     @property
     def n_graphs_reused(self) -> int: ...
     @property
+    def n_threads_left_out(self) -> int: ...
+    @property
     def n_major_page_faults(self) -> int:
         """-1 where they are not known."""
     @property
@@ -204,6 +206,7 @@ class ModelOptions(_Native):
     n_batch: int
     n_ubatch: int
     n_threads: int
+    adapt_threads: bool
     type_k: CacheType
     type_v: CacheType
     flash_attention: Switch
@@ -214,6 +217,7 @@ class ModelOptions(_Native):
     pin_weights: bool
     share_of_reading: float
     experts: ExpertCacheOptions
+    metadata: list[tuple[str, bool | int | float | str]]
     vocab_only: bool
     check_tensors: bool
     dry_run: bool

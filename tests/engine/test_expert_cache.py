@@ -623,7 +623,7 @@ lines = []
 handler = logging.Handler()
 handler.emit = lambda record: lines.append(record.getMessage())
 logging.getLogger("overspill").addHandler(handler)
-logging.getLogger("overspill").setLevel(logging.INFO)
+logging.getLogger("overspill.llama").setLevel(logging.INFO)
 stand_in_gpu(Path(tools), "GPU0", 2 << 30, latency_s=float(latency_s))
 info = overspill.ModelInfo.from_file(path)
 here = overspill.Hardware.here(info, measure=False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import logging
 import math
 import re
 import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -107,6 +110,33 @@ def test_context_full(gemma_path: Path) -> None:
         assert model.generate(prompt[:40], temperature=0).stats.tokens == 1
         with pytest.raises(overspill.ContextFullError, match=r"41 tokens.* holds 40"):
             model.stream(prompt[:41])
+
+
+WHOLE_REPLIES: dict[str, Callable[[Model, dict[str, Any]], overspill.Stats]] = {
+    "generate": lambda model, options: model.generate(PROMPT, **options).stats,
+    "generate_many": lambda model, options: next(model.generate_many([PROMPT], **options))[1].stats,
+    "ask": lambda model, options: model.ask(PROMPT, **options).stats,
+    "aask": lambda model, options: asyncio.run(model.aask(PROMPT, **options)).stats,
+    "Chat.ask": lambda model, options: overspill.Chat(model).ask(PROMPT, **options).stats,
+    "chat": lambda model, options: model.chat(PROMPT, **options).finish().stats,
+}
+
+
+@pytest.mark.parametrize("way", WHOLE_REPLIES)
+def test_a_whole_reply_that_fills_the_context(smollm2_path: Path, caplog: pytest.LogCaptureFixture, way: str) -> None:
+    """Without ``max_tokens``, one line says so, once for a model; a stream is its caller's to end."""
+    reply = WHOLE_REPLIES[way]
+    with Model(smollm2_path, n_ctx=64, n_threads=2) as model, caplog.at_level(logging.WARNING, "overspill"):
+        ends = [token for token in range(model.n_vocab) if model.is_end_of_generation(token)]
+        endless: dict[str, Any] = {"temperature": 0, "logit_bias": dict.fromkeys(ends, -math.inf)}
+        list(model.stream(PROMPT, **endless))
+        assert reply(model, {**endless, "max_tokens": 4}).stop_reason is StopReason.MAX_TOKENS
+        assert reply(model, {**endless, "max_tokens": 1000}).stop_reason is StopReason.CONTEXT_FULL
+        assert caplog.messages == []
+        for _ in range(2):
+            assert reply(model, endless).stop_reason is StopReason.CONTEXT_FULL
+        (said,) = caplog.messages
+    assert re.fullmatch(rf"{smollm2_path.name}: a reply of \d+ tokens .*n_ctx=64.*max_tokens=.*", said)
 
 
 def test_prompt_batches_do_not_change_the_reply(gemma_path: Path, gemma: Model) -> None:

@@ -127,10 +127,10 @@ def test_a_tool_in_another_form_is_refused(tool: Any, text: str) -> None:
         describe_tools([tool])
 
 
-@pytest.mark.parametrize("role", ["usr", "User", "", "critic", "\n"])
+@pytest.mark.parametrize("role", ["usr", "User", "", "critic", "content", "\n"])
 def test_a_role_that_the_template_does_not_know(tiny_gpt_oss: Model, role: str) -> None:
     """It would be rendered like any other, or left out."""
-    mark = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    mark = "{% for m in messages %}<{{ m.role or '' }}>{{ m['content'] }}{% endfor %}"
     message = {"role": role, "content": "Hello"}
     with pytest.raises(
         ValueError, match=r"^messages\[0\]: role must be one of system, developer, user, assistant, tool, not"

@@ -114,6 +114,9 @@ def test_device_names() -> None:
         hardware.device("CUDA7")
     with pytest.raises(ValueError, match="device must be one of CPU, not gpu"):
         Hardware.given(ram=GIB).device("gpu")
+    assert hardware.without({"gpu": 1, "cpu": 2}) == hardware.without({"GPU0": 1, "CPU": 2}) != hardware
+    with pytest.raises(ValueError, match="taken must be one of GPU0, GPU1, CPU, not banana"):
+        hardware.without({"banana": 1})
 
 
 def test_json_round_trip() -> None:
@@ -184,7 +187,7 @@ def test_caps() -> None:
     assert free.cpu.memory_bytes > 0
     assert Hardware.here(measure=False, memory={"cpu": "1MiB"}).cpu.memory_bytes == 2**20
     assert Hardware.here(measure=False, memory={"CPU": "1000TB"}).cpu.memory_bytes < 2**45
-    with pytest.raises(ValueError, match=r"memory must be one of .*CPU, not CUDA7"):
+    with pytest.raises(ValueError, match=r"memory: there is no device 'CUDA7' here, only .*CPU"):
         Hardware.here(memory={"CUDA7": "1GiB"})
     with pytest.raises(ValueError, match=r"memory\['cpu'\] must have a unit"):
         Hardware.here(memory={"cpu": "24"})

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from chi_square import Z_OF_1_IN_10_000, deviation
-from overspill import Error, Model, StopReason
+from overspill import ClosedError, Error, Model, StopReason
 from overspill.guidance import Guidance
 from overspill.sampling.json_schema import schema_rules
 from sweeps import sweep
@@ -475,3 +475,11 @@ def test_what_llama_cpp_cannot_llguidance_can(gemma: Model) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="give one of"):
         Guidance(gemma)
+
+
+def test_guidance_for_a_closed_model(tiny_gpt_oss_path: Path) -> None:
+    """It is a model for all that, and the error says what it lacks."""
+    model = Model(tiny_gpt_oss_path, n_ctx=64)
+    model.close()
+    with pytest.raises(ClosedError, match="is closed"):
+        Guidance(model, regex="a")

@@ -292,7 +292,7 @@ def test_a_question_that_is_too_long(tiny_gpt_oss_path: Path) -> None:
         ({"offload": "some"}, ValueError, "offload must be"),
         ({"offload": "gpu"}, overspill.Error, "there is no GPU here"),
         ({"n_ctx": 0}, ValueError, "n_ctx must be at least 1"),
-        ({"memory": {"CUDA7": "1GiB"}}, ValueError, "memory must be one of CPU"),
+        ({"memory": {"CUDA7": "1GiB"}}, ValueError, "memory: there is no device 'CUDA7' here, only CPU"),
         ({"temperature": -1}, ValueError, "temperature must be 0 or more"),
         ({"warmth": 1}, TypeError, "warmth"),
     ],

@@ -168,7 +168,7 @@ def test_out_of_time(tiny_gpt_oss_path: Path) -> None:
         ({"seconds": -1}, "seconds must be at least 0"),
         ({"seconds": float("nan")}, "seconds must be at least 0"),
         ({"allow_kv_types": ["q9"]}, "types of the KV cache must be of"),
-        ({"memory": {"CUDA7": "1GiB"}}, "memory must be one of CPU"),
+        ({"memory": {"CUDA7": "1GiB"}}, "memory: there is no device 'CUDA7' here, only CPU"),
         ({"memory": {"cpu": "24"}}, "must have a unit"),
     ],
     ids=str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -153,6 +154,16 @@ def gpt_oss_120b_header() -> Path:
 def vocabularies() -> Path:
     """Return llama.cpp's folder of vocabulary-only files, with the tokens that it expects of them."""
     return llama_cpp_folder() / "models"
+
+
+@pytest.fixture(scope="session")
+def tool_model_path(tmp_path_factory: pytest.TempPathFactory, smollm2_path: Path, vocabularies: Path) -> Path:
+    """Return SmolLM2 with a template that knows tools, which its own does not."""
+    file = tmp_path_factory.mktemp("tools") / "tools.gguf"
+    template = (vocabularies / "templates/Qwen-Qwen2.5-7B-Instruct.jinja").read_text(encoding="utf-8")
+    change = ["-m", "gguf.scripts.gguf_new_metadata", "--chat-template", template]
+    subprocess.run([sys.executable, *change, smollm2_path, file], check=True, capture_output=True, timeout=120)
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def heading(text: str, align: Literal["left", "right"] = "left") -> str:
 
 
 def table(rows: Iterable[str], title: str = "") -> str:
-    """Return a table of rows, each the HTML of its cells, below a title of plain text."""
+    """Return a table of rows, each the HTML of its cells, below a title of plain text; a wide one is scrolled."""
     caption = (
         f'<caption style="padding:.25em .7em;text-align:left;font-weight:bold;color:inherit">{escape(title)}</caption>'
         if title
@@ -50,7 +50,7 @@ def table(rows: Iterable[str], title: str = "") -> str:
     )
     body = "".join(f'<tr style="background:none">{row}</tr>' for row in rows)
     style = "border-collapse:collapse;color:inherit;font-variant-numeric:tabular-nums;margin:.4em 0"
-    return f'<table style="{style}">{caption}{body}</table>'
+    return f'<div style="overflow-x:auto"><table style="{style}">{caption}{body}</table></div>'
 
 
 def facts(named: Iterable[tuple[str, str]], title: str = "") -> str:
@@ -60,12 +60,13 @@ def facts(named: Iterable[tuple[str, str]], title: str = "") -> str:
 
 def box(text: str, ground: str = "") -> str:
     """Return plain text in a box within a line."""
-    return f'<span style="{_on(ground) or f"border:{_BORDER}"};padding:0 .4em">{escape(text)}</span>'
+    style = f"{_on(ground) or f'border:{_BORDER}'};display:inline-block;padding:0 .4em"
+    return f'<span style="{style}">{escape(text)}</span>'
 
 
 def lines(texts: Sequence[str]) -> str:
     """Return a paragraph with a line for each plain text; nothing if there is none."""
-    return f'<p style="margin:.4em 0">{"<br>".join(map(escape, texts))}</p>' if texts else ""
+    return f'<p style="margin:.4em 0;max-width:44em">{"<br>".join(map(escape, texts))}</p>' if texts else ""
 
 
 def passage(text: str) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from overspill._core import Token
 from overspill.base import html
+from overspill.base.cached import absent_on_error
 from overspill.base.checks import shown
 from overspill.base.text import short_repr
 from overspill.base.units import format_count, format_rate
@@ -40,6 +41,11 @@ __all__ = [
     "TokenMask",
     "is_given",
 ]
+
+# The core's property raises an Error alone.
+Token.logits = property(  # type: ignore[assignment, method-assign]
+    absent_on_error(vars(Token)["logits"].fget), doc=Token.logits.__doc__
+)
 
 CacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 Switch: TypeAlias = Literal["auto", "on", "off"]
@@ -134,6 +140,8 @@ class Breakdown:
     """The pieces of one token's graph, each computed by one device; every other piece is a change of device."""
     graphs_reused: int = 0
     """The number of tokens for which llama.cpp used the last graph again."""
+    threads_left_out: float = 0.0
+    """The mean number of CPU threads that did not decode, since other programs had their cores."""
     major_page_faults: int | None = None
     """The page faults of the whole process meanwhile, which read weights from the disk again if RAM is short. None if
     the system does not tell, and for prompts that were decoded together."""
@@ -243,6 +251,7 @@ class Stats:
             *([f"{share:.0%} of experts on the GPU"] if (share := self.experts and self.experts.hit_share) else []),
             *([f"{self.cached_tokens} cached"] if self.cached_tokens else []),
             *([f"{self.dropped_tokens} dropped"] if self.dropped_tokens else []),
+            *([f"busy CPU: {left:.1f} threads left out"] if (left := self.breakdown.threads_left_out) >= 0.1 else []),
             f"stop: {self.stop_reason}" if self.stop_reason is not None else "running",
         ]
         return " · ".join(parts)

@@ -12,6 +12,7 @@ from typing import Any
 
 from overspill._core import ClosedError, Error, Origin, OutOfMemoryError
 from overspill.base.checks import as_flag, as_path, as_text, check_keywords, naming, shown
+from overspill.base.text import short_repr
 from overspill.base.units import parse_memory
 from overspill.cascade.budget import fit_together
 from overspill.cascade.signals import Escalation, mean_logprob
@@ -24,7 +25,7 @@ from overspill.engine.stream import Stream
 from overspill.engine.template import Message
 from overspill.header.info import ModelInfo
 from overspill.hub import resolve
-from overspill.machine.devices import add_rpc_server
+from overspill.machine.devices import add_rpc_servers, by_device, devices, devices_for_layers
 from overspill.machine.hardware import Hardware
 
 __all__ = ["Cascade"]
@@ -93,7 +94,9 @@ class Cascade:
         self.budget = ""
         """Why both are or one is in memory, in words."""
         self._options = options
-        self._memory = parse_memory(memory)
+        sizes = parse_memory(memory)
+        add_rpc_servers(options.get("rpc", ()))
+        self._memory = by_device("memory", sizes, devices_for_layers(devices())) if sizes else {}
         self._origin = Origin()
         self._lock = threading.Lock()
         self._closed = False
@@ -107,7 +110,7 @@ class Cascade:
             else:
                 as_path(which, one)
                 with naming(which):
-                    self._files[which] = resolve(one)
+                    self._files[which] = one if isinstance(one, ModelInfo) else resolve(one)
         if len(self._files) == 2:
             self._plan_budget()
         else:
@@ -132,8 +135,6 @@ class Cascade:
 
     def _plan_budget(self) -> None:
         """Decide by forecasts whether both files are loaded; speeds do not matter, so nothing is measured."""
-        for endpoint in self._options.get("rpc", ()):
-            add_rpc_server(endpoint)
         small, large = (ModelInfo.from_file(self._files[which]) for which in _BOTH)
         self._files = {"small": small, "large": large}
         hardware = Hardware.here(small, memory=self._memory, n_threads=self._options.get("n_threads"), measure=False)
@@ -142,10 +143,8 @@ class Cascade:
     def _load(self, which: Which, user: CascadeStream | None = None) -> Model:
         memory = dict(self._memory)
         if memory and self.models:
-            hardware = Hardware.here(memory=memory, measure=False)
             for name, size in memory.items():
-                device = hardware.device(name).name
-                used = sum(model.memory[device].total_bytes for model in self.models.values() if device in model.memory)
+                used = sum(model.memory[name].total_bytes for model in self.models.values() if name in model.memory)
                 memory[name] = max(0, size - used)
         options = dict(self._options)
         report = options.pop("progress", None)
@@ -240,4 +239,4 @@ class Cascade:
     def __repr__(self) -> str:
         """Return which models are loaded."""
         loaded = ", ".join(f"{which}: {self.models[which].path.name}" for which in _BOTH if which in self.models)
-        return f"<overspill.Cascade {'closed' if self._closed else loaded}>"
+        return short_repr(self, "closed" if self._closed else loaded)

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from overspill.base.checks import as_real
+from overspill.base.checks import as_real, shown
+from overspill.base.text import short_repr
 from overspill.base.units import format_count
 from overspill.base.values import Stats, TokenChooser
 
@@ -47,12 +48,20 @@ class Draft:
     """Entropies of the distributions that the tokens were drawn from, in nats, 0 to ln n_vocab.
     Empty unless :func:`mean_entropy` is an escalation."""
 
+    def __repr__(self) -> str:
+        """Return the answer, or its beginning, and the stats in brackets."""
+        return short_repr(self, f"{shown(self.text)}: {self.stats}")
+
 
 class Judgement(NamedTuple):
     """A decision whether to ask the large model, and the reason in words."""
 
     escalate: bool
     reason: str
+
+    def __repr__(self) -> str:
+        """Return who answers and why, in brackets."""
+        return short_repr(self, f"{'large' if self.escalate else 'small'}: {self.reason}")
 
 
 Escalation: TypeAlias = Callable[[Draft], object]

@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias, cast
 
 from overspill._core import CancelledError
+from overspill.base.checks import shown
+from overspill.base.text import short_repr
 from overspill.base.values import Stats, StopReason, Token
 from overspill.cascade.signals import (
     Draft,
@@ -73,6 +75,10 @@ class CascadeToken:
         """Return the text."""
         return self.text
 
+    def __repr__(self) -> str:
+        """Return the model, and the token's number, text and channel in brackets."""
+        return short_repr(self, f"{self.model}: {self.id} {shown(self.text)} {self.channel}")
+
 
 @dataclass(frozen=True, slots=True)
 class CascadeStats:
@@ -94,6 +100,14 @@ class CascadeStats:
         loading = [f"loading: {self.loading_s:.2f} s"] if self.loading_s else []
         large = [] if self.large is None else [f"large: {self.large}"]
         return "\n".join([who, f"small: {self.small}", *large, *loading])
+
+    def __repr__(self) -> str:
+        """Return that in one line, in brackets."""
+        return short_repr(self, _in_one_line(self))
+
+
+def _in_one_line(stats: CascadeStats) -> str:
+    return str(stats).replace("\n", "; ")
 
 
 class CascadeStream:
@@ -283,4 +297,4 @@ class CascadeStream:
 
     def __repr__(self) -> str:
         """Return the stats in brackets."""
-        return f"<overspill.CascadeStream {self.stats}>"
+        return short_repr(self, _in_one_line(self.stats))

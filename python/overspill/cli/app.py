@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -34,14 +35,28 @@ app = typer.Typer(
     help="Run language models bigger than your GPU.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-# In the order of the help.
-for command in (run, chat, list_models, pull, compare, devices, info, tune, bench, experts, doctor, serve_device, plan):
-    app.command(epilog=EXIT_CODES)(command)
+# In the order of the help, which has room for so much of each at 80 columns.
+COMMANDS: dict[Callable[..., None], str] = {
+    run: "Answer a prompt, or continue a text.",
+    chat: "Talk with a model in the terminal.",
+    list_models: "List the models on this disk.",
+    pull: "Download a model from the Hugging Face hub.",
+    plan: "Plan what goes to which device, and how fast it will be.",
+    compare: "Ask models the same question, side by side.",
+    info: "Show a model's layers, sizes and sampling.",
+    devices: "List the devices that models can run on.",
+    tune: "Measure which settings are fastest, and keep them.",
+    bench: "Measure how fast a model reads and decodes.",
+    experts: "Show which experts a model uses.",
+    doctor: "Find causes of slow decoding.",
+    serve_device: "Offer this machine's devices to another one.",
+}
+for command, summary in COMMANDS.items():
+    app.command(epilog=EXIT_CODES, short_help=summary)(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -9,44 +9,23 @@ from typing import Annotated
 import typer
 
 from overspill.cli.exits import guarded_command
-from overspill.cli.options import (
-    Batch,
-    DeviceMemory,
-    ExpertsAt,
-    Loading,
-    ModelFile,
-    OffloadTo,
-    Servers,
-    Threads,
-    Verbose,
-    check_writable,
-    only_given,
-    parse_offload,
-    parse_sizes,
-)
+from overspill.cli.options import LoadOptions, ModelFile, Verbose, check_writable, loads_a_model
 from overspill.cli.output import errors, progress_bar, report_output
-from overspill.hub import resolve
 from overspill.studies.bench.measure import bench as run_bench
 from overspill.studies.bench.plot import check_plotting
 
 __all__ = ["bench"]
 
 
+@loads_a_model(without=["n_ctx"])
 def bench(
     model: ModelFile,
     n_prompt: Annotated[int, typer.Option("--n-prompt", "-p", help="Tokens of the prompt; 0 leaves it out.")] = 512,
     n_gen: Annotated[int, typer.Option("--n-gen", "-n", help="Tokens to decode, at least 4.")] = 128,
     n_depth: Annotated[int, typer.Option("--n-depth", "-d", help="Tokens in the context before decoding.")] = 0,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Repetitions of each measurement.")] = 5,
-    offload: OffloadTo = "auto",
-    experts: ExpertsAt = None,
-    memory: DeviceMemory = None,
-    n_threads: Threads = None,
-    n_batch: Batch = None,
-    type_k: Annotated[str | None, typer.Option(help="Type of the KV cache's keys.", show_default="f16")] = None,
-    type_v: Annotated[str | None, typer.Option(help="Type of the KV cache's values.", show_default="f16")] = None,
-    load_mode: Loading = None,
-    rpc: Servers = None,
+    *,
+    loading: LoadOptions,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="PICTURE", help="Draw where a token's time goes, as PNG, SVG or PDF; needs matplotlib."),
@@ -62,21 +41,15 @@ def bench(
         if plot is not None:
             check_writable(plot)
             check_plotting(plot)
-        file = resolve(model)
         with progress_bar("loading") as show:
             found = run_bench(
-                file,
+                loading.model(model),
                 n_prompt=n_prompt,
                 n_gen=n_gen,
                 n_depth=n_depth,
                 repetitions=repetitions,
-                offload=parse_offload(offload),
-                rpc=rpc or (),
-                n_batch=n_batch,
-                n_threads=n_threads,
-                memory=parse_sizes(memory),
                 progress=show,
-                **only_given(type_k=type_k, type_v=type_v, load_mode=load_mode, experts=experts),
+                **loading.given(),
             )
         if plot is not None:
             found.plot(plot)

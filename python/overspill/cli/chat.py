@@ -12,20 +12,17 @@ import overspill
 from overspill.base.checks import check_choice
 from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
-    Batch,
-    Context,
-    ExpertsAt,
-    Loading,
+    LoadOptions,
+    MaxTokens,
     MinP,
-    OffloadTo,
     RepeatPenalty,
     Seed,
-    Servers,
+    System,
     Temperature,
-    Threads,
     TopK,
     TopP,
     Verbose,
+    loads_a_model,
     only_given,
 )
 from overspill.cli.output import errors
@@ -35,6 +32,7 @@ from overspill.hub import resolve
 __all__ = ["chat"]
 
 
+@loads_a_model()
 def chat(
     model: Annotated[
         str | None,
@@ -45,7 +43,7 @@ def chat(
             show_default=False,
         ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    system: System = None,
     load: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save wrote.")] = None,
     reasoning: Annotated[str, typer.Option(help="How the model's reasoning is shown: dim or hide.")] = "dim",
     reasoning_effort: Annotated[
@@ -54,22 +52,15 @@ def chat(
             "--effort", help="Reasoning effort, for models that know it, such as gpt-oss: low, medium or high."
         ),
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Tokens of each reply; 0: until the model or the context ends.")
-    ] = 0,
+    max_tokens: MaxTokens = 0,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
     repeat_penalty: RepeatPenalty = None,
     seed: Seed = None,
-    n_ctx: Context = None,
-    n_threads: Threads = None,
-    n_batch: Batch = None,
-    offload: OffloadTo = "auto",
-    experts: ExpertsAt = None,
-    load_mode: Loading = None,
-    rpc: Servers = None,
+    *,
+    loading: LoadOptions,
     verbose: Verbose = False,
 ) -> None:
     """Talk with MODEL in the terminal; /help there lists the commands.
@@ -91,16 +82,7 @@ def chat(
         message = None if sys.stdin.isatty() else sys.stdin.read()
         if message is not None and not message.strip():
             raise ValueError("standard input is empty, and would be the message")
-        with load_model(
-            default_model() if model is None else resolve(model),
-            n_ctx=n_ctx,
-            n_threads=n_threads,
-            n_batch=n_batch,
-            offload=offload,
-            rpc=rpc,
-            load_mode=load_mode,
-            experts=experts,
-        ) as loaded:
+        with load_model(default_model() if model is None else resolve(model), loading) as loaded:
             talk = overspill.Chat(loaded, **options) if load is None else overspill.Chat.load(load, loaded, **options)
             if system is not None:
                 talk.system = system

@@ -18,17 +18,14 @@ from overspill.cli.options import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
-    Batch,
-    DeviceMemory,
     Json,
-    Loading,
-    Servers,
-    Threads,
+    LoadOptions,
+    System,
     Verbose,
     check_writable,
+    loads_a_model,
     only_given,
     parse_offload,
-    parse_sizes,
 )
 from overspill.cli.output import Output, errors, late_progress_bar
 from overspill.studies.compare.view import Columns, Sections
@@ -36,6 +33,7 @@ from overspill.studies.compare.view import Columns, Sections
 __all__ = ["compare"]
 
 
+@loads_a_model(without=["offload", "override"])
 def compare(
     arguments: Annotated[
         list[str],
@@ -55,13 +53,20 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(help="Write an HTML page of the comparison, which loads nothing else.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt, for models with a chat template.")] = None,
+    system: System = None,
     reasoning_effort: Annotated[
         str | None,
         typer.Option(help="Reasoning effort, for models that know it, such as gpt-oss: low, medium or high."),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Tokens of each answer; 0: until the model or the context ends.")
+        int,
+        typer.Option(
+            "--max-tokens",
+            "--predict",
+            "--n-predict",
+            "-n",
+            help="Tokens of each answer; 0: until the model or the context ends.",
+        ),
     ] = 1024,
     temperature: Annotated[
         float | None,
@@ -70,22 +75,24 @@ def compare(
     top_k: Annotated[int | None, typer.Option(help=TOP_K, show_default="each file's, or 40")] = None,
     top_p: Annotated[float | None, typer.Option(help=TOP_P, show_default="each file's, or 0.95")] = None,
     min_p: Annotated[float | None, typer.Option(help=MIN_P, show_default="each file's, or 0.05")] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed of all models.", show_default="drawn")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", "-s", help="The seed of all models.", show_default="drawn")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be repeated.")] = None,
-    n_ctx: Annotated[int | None, typer.Option("--ctx", help="Tokens of question and answer together.")] = None,
-    n_threads: Threads = None,
-    n_batch: Batch = None,
     offload: Annotated[
         list[str] | None,
         typer.Option(
-            help="Placement of the weights: auto, cpu, gpu, tuned, a number of layers for the GPU, or a file of "
-            "overspill plan --save; once for all models, or once for each, in their order.",
+            "--offload",
+            "--gpu-layers",
+            "--n-gpu-layers",
+            "-ngl",
+            help="Placement of the weights: auto, cpu, gpu (or all), tuned, a number of layers for the GPU, or a file "
+            "of overspill plan --save; once for all models, or once for each, in their order.",
             show_default="auto",
         ),
     ] = None,
-    memory: DeviceMemory = None,
-    load_mode: Loading = None,
-    rpc: Servers = None,
+    *,
+    loading: LoadOptions,
     no_progress: Annotated[
         bool, typer.Option("--no-progress", help="Print one answer below the other, without bars and growing columns.")
     ] = False,
@@ -119,18 +126,13 @@ def compare(
                 system=system,
                 reasoning_effort=reasoning_effort,
                 offload=given if len(given) > 1 else given[0],
-                rpc=rpc or (),
-                n_ctx=n_ctx,
-                n_batch=n_batch,
-                n_threads=n_threads,
-                memory=parse_sizes(memory),
                 seed=seed,
                 progress=progress,
                 report=None if view is None else view.report,
                 max_tokens=max_tokens or None,
                 stop=stop or (),
                 **sampling,
-                **only_given(load_mode=load_mode),
+                **{name: value for name, value in loading.given().items() if name != "offload"},
             )
         if as_json:
             print(json.dumps(found.to_dict(), indent=2))

@@ -13,9 +13,17 @@ from overspill._core import UNKNOWN_EXPERT
 from overspill.base.checks import check_choice
 from overspill.cli.exits import guarded_command
 from overspill.cli.hardware import GpuBandwidth, Link, Ram, RamBandwidth, Vram, check_hardware, hardware_of
-from overspill.cli.options import Context, Json, Seed, Temperature, Threads, Verbose, check_writable, only_given
+from overspill.cli.options import (
+    Json,
+    LoadOptions,
+    Seed,
+    Temperature,
+    Verbose,
+    check_writable,
+    loads_a_model,
+    only_given,
+)
 from overspill.cli.output import errors, progress_bar, report_output
-from overspill.hub import resolve
 from overspill.planning.expert_cache import ExpertCachePlan
 from overspill.studies.bench.plot import check_plotting
 from overspill.studies.experts.study import COMPARED_POLICIES, RESIDENT_SHARES
@@ -24,6 +32,8 @@ from overspill.studies.experts.trace import POLICIES, Policy, TracedTokens
 __all__ = ["experts"]
 
 
+# All experts are in RAM, and --experts is a number here.
+@loads_a_model(without=["offload", "experts", "memory", "rpc"])
 def experts(
     model: Annotated[
         str | None,
@@ -39,7 +49,10 @@ def experts(
         Path | None, typer.Option(metavar="FILE.npz", help="Read a trace, in place of recording one with MODEL.")
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Tokens to decode after each text, from 0.")
+        int,
+        typer.Option(
+            "--max-tokens", "--predict", "--n-predict", "-n", help="Tokens to decode after each text, from 0."
+        ),
     ] = 256,
     tokens: Annotated[
         str | None,
@@ -72,8 +85,8 @@ def experts(
     link: Link = None,
     temperature: Temperature = None,
     seed: Seed = None,
-    n_ctx: Context = None,
-    n_threads: Threads = None,
+    *,
+    loading: LoadOptions,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -109,14 +122,14 @@ def experts(
         given = [*([prompt] if prompt is not None else []), *map(_text, file or ())]
         if trace is None and n_experts is not None:
             raise ValueError("--experts is for --trace: a model says how many it has")
-        if trace is not None and any(one is not None for one in (temperature, seed, n_threads)):
+        if trace is not None and any(one is not None for one in (temperature, seed, loading.n_threads)):
             raise ValueError("--temperature, --seed and --threads are for recording a trace, and --trace reads one")
         if trace is None and (model is None or not given):
             raise ValueError("give MODEL and a PROMPT or --file, or --trace with a file")
         if trace is not None and given:
             raise ValueError("--trace is read in place of texts: give no PROMPT and no --file")
-        header = None if model is None else overspill.ModelInfo.from_file(resolve(model))
-        cache = None if header is None else _cache(header, hardware, n_ctx)
+        header = None if model is None else loading.model(model)
+        cache = None if header is None else _cache(header, hardware, loading.n_ctx)
         if trace is not None:
             known = n_experts if n_experts is not None or header is None else header.n_experts
             recorded = overspill.ExpertTrace.load(trace, n_experts=known or None)
@@ -127,10 +140,9 @@ def experts(
                     cast(overspill.ModelInfo, header),
                     given,
                     max_tokens=max_tokens,
-                    n_ctx=n_ctx,
-                    n_threads=n_threads,
                     progress=show,
                     **sampling,
+                    **{name: value for name, value in loading.given().items() if name != "offload"},
                 )
         if save is not None:
             recorded.save(save)

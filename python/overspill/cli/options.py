@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
+from overspill.header.info import ModelInfo
+from overspill.header.overrides import MetadataValue
 from overspill.placement.placement import Placement
 from overspill.planning.offload import Offload
 
@@ -20,22 +28,32 @@ __all__ = [
     "Context",
     "DeviceMemory",
     "ExpertsAt",
+    "FlashAttention",
     "Json",
+    "LoadOptions",
     "Loading",
+    "MaxTokens",
     "MinP",
     "ModelFile",
     "OffloadTo",
+    "Override",
     "RepeatPenalty",
     "Seed",
     "Servers",
+    "System",
     "Temperature",
     "Threads",
     "TopK",
     "TopP",
+    "TypeK",
+    "TypeV",
+    "UBatch",
     "Verbose",
     "check_writable",
+    "loads_a_model",
     "only_given",
     "parse_offload",
+    "parse_overrides",
     "parse_pair",
     "parse_sizes",
 ]
@@ -63,7 +81,22 @@ RepeatPenalty = Annotated[
     float | None,
     typer.Option(help="Divide the logits of the last 64 tokens by this; 1: off.", show_default="the file's, or 1.0"),
 ]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
+Seed = Annotated[int | None, typer.Option("--seed", "-s", help="The same seed gives the same text.")]
+
+MaxTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-tokens",
+        "--predict",
+        "--n-predict",
+        "-n",
+        help="Tokens of the reply; 0: until the model or the context ends.",
+    ),
+]
+System = Annotated[
+    str | None,
+    typer.Option("--system", "--system-prompt", "-sys", help="The system prompt, for models with a chat template."),
+]
 
 Context = Annotated[int | None, typer.Option("--ctx", "--ctx-size", "-c", help="Tokens of prompt and reply together.")]
 ExpertsAt = Annotated[
@@ -75,7 +108,9 @@ ExpertsAt = Annotated[
         show_default="auto",
     ),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads; default: physical cores.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", "-t", help="CPU threads; fewer decode while other programs have their cores.")
+]
 Batch = Annotated[
     int | None,
     typer.Option(
@@ -86,11 +121,25 @@ Batch = Annotated[
         show_default="as planned, or 512",
     ),
 ]
+UBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--ubatch",
+        "--ubatch-size",
+        "-ub",
+        help="Tokens of a batch computed at once.",
+        show_default="as planned, or --batch",
+    ),
+]
 OffloadTo = Annotated[
     str,
     typer.Option(
-        help="Placement of the weights: auto, cpu, gpu, tuned, a number of layers for the GPU, or a file of overspill "
-        "plan --save."
+        "--offload",
+        "--gpu-layers",
+        "--n-gpu-layers",
+        "-ngl",
+        help="Placement of the weights: auto, cpu, gpu (or all), tuned, a number of layers for the GPU, or a file of "
+        "overspill plan --save.",
     ),
 ]
 Loading = Annotated[
@@ -105,6 +154,99 @@ DeviceMemory = Annotated[
     list[str] | None,
     typer.Option(metavar="DEVICE=SIZE", help="Most memory to use of a device, as in gpu=20GiB; may be repeated."),
 ]
+TypeK = Annotated[
+    str | None,
+    typer.Option(
+        "--type-k", "--cache-type-k", "-ctk", help="Type of the KV cache's keys: f16, q8_0, ...", show_default="f16"
+    ),
+]
+TypeV = Annotated[
+    str | None,
+    typer.Option("--type-v", "--cache-type-v", "-ctv", help="Type of the KV cache's values.", show_default="f16"),
+]
+FlashAttention = Annotated[
+    str | None,
+    typer.Option(
+        "--flash-attention",
+        "--flash-attn",
+        "-fa",
+        metavar="auto|on|off",
+        help="Needed by quantized values of the KV cache.",
+        show_default="auto",
+    ),
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override",
+        "--override-kv",
+        metavar="KEY=VALUE",
+        help="A value of the file's header in place of its own, as in llama.rope.freq_base=1e6; may be repeated.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded: one list for all commands that load one. None stands for what is not given."""
+
+    offload: OffloadTo = "auto"
+    experts: ExpertsAt = None
+    memory: DeviceMemory = None
+    n_ctx: Context = None
+    n_batch: Batch = None
+    n_ubatch: UBatch = None
+    n_threads: Threads = None
+    type_k: TypeK = None
+    type_v: TypeV = None
+    flash_attention: FlashAttention = None
+    load_mode: Loading = None
+    rpc: Servers = None
+    override: Override = None
+
+    def given(self) -> dict[str, Any]:
+        """Return what is given, as :class:`overspill.Model` has it, without the overrides."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        del named["override"]
+        named["offload"] = parse_offload(self.offload)
+        named["memory"] = parse_sizes(self.memory) or None
+        return only_given(**named)
+
+    def model(self, path: str | os.PathLike[str]) -> ModelInfo:
+        """Return a file's header, with the values that the command line puts into it."""
+        info = ModelInfo.from_file(path)
+        return info.with_overrides(parse_overrides(info, self.override)) if self.override else info
+
+
+def loads_a_model(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of :class:`LoadOptions`, in place of its parameter ``loading``.
+
+    ``without`` are fields that it decides itself.
+    """
+    hints = get_type_hints(LoadOptions, include_extras=True)
+    added = [
+        Parameter(field.name, Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=hints[field.name])
+        for field in fields(LoadOptions)
+        if field.name not in without
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            loading = LoadOptions(**{one.name: given.pop(one.name) for one in added})
+            command(**given, loading=loading)
+
+        own = get_type_hints(command, include_extras=True)
+        listed: list[Parameter] = []
+        for one in signature(command).parameters.values():
+            listed += added if one.name == "loading" else [one.replace(annotation=own[one.name])]
+        # typer reads both.
+        run.__signature__ = Signature(listed)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in listed}
+        return run
+
+    return decorate
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log, and where an error comes from.")]
@@ -119,12 +261,32 @@ def parse_offload(text: str) -> Offload:
     """Return the placement in a ``.json`` file, a number of layers, or the word itself."""
     if text.endswith(".json"):
         return Placement.load(text)
+    if text == "all":
+        return "gpu"
     return int(text) if text.isdecimal() else cast(Offload, text)
 
 
 def parse_sizes(memory: list[str] | None) -> dict[str, str]:
     """Return the size of each device that ``--memory`` names."""
     return dict(parse_pair("--memory", "DEVICE=SIZE, such as gpu=20GiB", text) for text in memory or ())
+
+
+def parse_overrides(info: ModelInfo, given: list[str] | None) -> dict[str, MetadataValue]:
+    """Return the values that ``--override`` names, as the header's types are; llama.cpp's ``TYPE:`` may be there."""
+    found: dict[str, MetadataValue] = {}
+    for text in given or ():
+        key, _, value = text.partition("=")
+        if not (key and value):
+            raise ValueError(f"--override must be KEY=VALUE, such as llama.rope.freq_base=1e6, not {text!r}")
+        kind, colon, rest = value.partition(":")
+        if colon and kind in ("int", "float", "bool", "str"):
+            value = rest
+        found[key] = value
+        if not isinstance(info.metadata.get(key), str) and kind != "str":
+            with suppress(ValueError):  # a text then
+                number = json.loads(value)
+                found[key] = number if isinstance(number, bool | int | float) else value
+    return found
 
 
 def parse_pair(option: str, form: str, text: str) -> tuple[str, str]:

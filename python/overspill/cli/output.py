@@ -78,9 +78,10 @@ def set_up_streams(*, verbose: bool) -> None:
     logger = logging.getLogger("overspill")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
-    if not verbose:
-        # llama.cpp's warnings seldom help a user, and its errors are part of the library's.
-        logging.getLogger("overspill.llama").setLevel(logging.CRITICAL)
+    # What a model that does not simply fit will do is said before it is loaded.
+    logging.getLogger("overspill.forecast").setLevel(logging.INFO)
+    # llama.cpp's warnings seldom help a user, and its errors are part of the library's.
+    logging.getLogger("overspill.llama").setLevel(logging.INFO if verbose else logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr, sys.stdin):
         # UTF-8 in every locale; bytes that are not text are replaced.
         cast(Any, stream).reconfigure(encoding="utf-8", errors="replace")

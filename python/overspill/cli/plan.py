@@ -25,9 +25,21 @@ from overspill.cli.hardware import (
     check_hardware,
     hardware_of,
 )
-from overspill.cli.options import Context, ExpertsAt, Json, ModelFile, only_given, parse_pair
+from overspill.cli.options import (
+    Context,
+    ExpertsAt,
+    Json,
+    LoadOptions,
+    ModelFile,
+    Override,
+    Servers,
+    TypeK,
+    TypeV,
+    UBatch,
+    only_given,
+    parse_pair,
+)
 from overspill.cli.output import report_output
-from overspill.hub import resolve
 from overspill.planning.plan import prompt_line
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.planning.ubatch import trade_around
@@ -47,13 +59,11 @@ def plan(
     depth: Annotated[
         int | None, typer.Option(help="Tokens in the context while it decodes.", show_default="half of --ctx")
     ] = None,
-    n_ubatch: Annotated[
-        int | None, typer.Option("--ubatch", help="Tokens of a prompt computed at once.", show_default="as planned")
-    ] = None,
+    n_ubatch: UBatch = None,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt of an exchange.")] = PROMPT_TOKENS,
     reply_tokens: Annotated[int, typer.Option(help="Tokens of its reply.")] = REPLY_TOKENS,
-    type_k: Annotated[str, typer.Option(help="Type of the KV cache's keys: f16, q8_0, ...")] = "f16",
-    type_v: Annotated[str, typer.Option(help="Type of the KV cache's values.")] = "f16",
+    type_k: TypeK = None,
+    type_v: TypeV = None,
     experts: ExpertsAt = None,
     pin: Annotated[
         list[str] | None,
@@ -61,9 +71,8 @@ def plan(
             help='Place a part by hand, such as "experts=cpu" or "layers 0-9 attention=gpu"; may be repeated.'
         ),
     ] = None,
-    rpc: Annotated[
-        list[str] | None, typer.Option(metavar="HOST:PORT", help="Use the devices of overspill serve-device there.")
-    ] = None,
+    rpc: Servers = None,
+    override: Override = None,
     save: Annotated[
         Path | None, typer.Option(help="Write the placement to a file, for overspill run --offload.")
     ] = None,
@@ -80,17 +89,15 @@ def plan(
             "unpinned_link": unpinned_link,
         }
         check_hardware(**given)
-        header = overspill.ModelInfo.from_file(resolve(model))
+        header = LoadOptions(override=override).model(model)
         hardware = hardware_of(header, **given, rpc=rpc or ())
         settings: dict[str, Any] = {
             "n_ctx": n_ctx,
             "depth": depth,
             "n_ubatch": n_ubatch,
-            "type_k": type_k,
-            "type_v": type_v,
             "prompt_tokens": prompt_tokens,
             "reply_tokens": reply_tokens,
-            **only_given(experts=experts),
+            **only_given(experts=experts, type_k=type_k, type_v=type_v),
         }
         pins = dict(parse_pair("--pin", 'like "experts=cpu"', text) for text in pin or ())
         planned = overspill.plan(header, hardware=hardware, pins=pins, **settings)

@@ -13,11 +13,15 @@ import overspill
 from overspill.base.text import printable
 from overspill.catalogue.demo import DEMO, demo_model
 from overspill.cli.exits import INTERRUPTED
-from overspill.cli.options import only_given, parse_offload
+from overspill.cli.options import LoadOptions
 from overspill.cli.output import Output, errors, progress_bar, write_reply
 from overspill.hub import resolve
 
-__all__ = ["default_model", "is_model", "load_model", "print_stream"]
+__all__ = ["BYTES_PER_TOKEN", "default_model", "is_model", "load_model", "print_stream"]
+
+
+BYTES_PER_TOKEN = 4
+"""About, in English: before a model is loaded, nobody knows its tokens."""
 
 
 def default_model() -> Path:
@@ -39,14 +43,14 @@ def is_model(text: str) -> bool:
         return False
 
 
-def load_model(path: os.PathLike[str], *, offload: str, **options: Any) -> overspill.Model:
+def load_model(path: os.PathLike[str], loading: LoadOptions, **exchange: Any) -> overspill.Model:
     """Return a model; on a terminal a bar shows its loading.
 
-    ``options`` are those of :class:`overspill.Model`; None stands for what is not given.
+    ``exchange`` are the tokens of the prompt and of the reply at hand, as :class:`overspill.Model` has them.
     """
-    given = {"offload": parse_offload(offload), **only_given(**options)}
+    given = loading.given() | exchange
     with progress_bar("loading") as show:
-        return overspill.Model(path, progress=lambda share: show("loading", share), **given)
+        return overspill.Model(loading.model(path), progress=lambda share: show("loading", share), **given)
 
 
 def print_stream(stream: overspill.Stream | overspill.ChatStream) -> int:

@@ -11,28 +11,26 @@ import typer
 import overspill
 from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
-    Batch,
-    Context,
-    ExpertsAt,
-    Loading,
+    LoadOptions,
+    MaxTokens,
     MinP,
-    OffloadTo,
     RepeatPenalty,
     Seed,
-    Servers,
+    System,
     Temperature,
-    Threads,
     TopK,
     TopP,
     Verbose,
+    loads_a_model,
     only_given,
 )
-from overspill.cli.reply import default_model, is_model, load_model, print_stream
+from overspill.cli.reply import BYTES_PER_TOKEN, default_model, is_model, load_model, print_stream
 from overspill.hub import resolve
 
 __all__ = ["run"]
 
 
+@loads_a_model()
 def run(
     arguments: Annotated[
         list[str],
@@ -43,13 +41,11 @@ def run(
             show_default=False,
         ),
     ],
-    system: Annotated[str | None, typer.Option(help="The system prompt, for models with a chat template.")] = None,
+    system: System = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue PROMPT as a text, instead of answering it as a message.")
     ] = False,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Tokens of the reply; 0: until the model or the context ends.")
-    ] = 512,
+    max_tokens: MaxTokens = 512,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -61,13 +57,8 @@ def run(
     ] = None,
     grammar: Annotated[Path | None, typer.Option(help="A file with a grammar in GBNF that the reply fits.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the reply; may be repeated.")] = None,
-    n_ctx: Context = None,
-    n_threads: Threads = None,
-    n_batch: Batch = None,
-    offload: OffloadTo = "auto",
-    experts: ExpertsAt = None,
-    load_mode: Loading = None,
-    rpc: Servers = None,
+    *,
+    loading: LoadOptions,
     verbose: Verbose = False,
 ) -> None:
     """Answer PROMPT, or continue it where the model has no chat template.
@@ -97,16 +88,9 @@ def run(
             raise ValueError("give either --raw, which continues a text, or --system, which is for an answer")
         overspill.SamplingOptions(**sampling)  # mistakes are told before the model is loaded
         path = resolve(given[0]) if given else default_model()
-        with load_model(
-            path,
-            n_ctx=n_ctx,
-            n_threads=n_threads,
-            n_batch=n_batch,
-            offload=offload,
-            rpc=rpc,
-            load_mode=load_mode,
-            experts=experts,
-        ) as model:
+        n_bytes = len((prompt + (system or "")).encode(errors="replace"))
+        exchange = {"prompt_tokens": max(1, n_bytes // BYTES_PER_TOKEN), **only_given(reply_tokens=max_tokens or None)}
+        with load_model(path, loading, **exchange) as model:
             if raw or not model.has_chat_template:
                 if system is not None:
                     raise ValueError(

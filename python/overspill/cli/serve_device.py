@@ -17,7 +17,7 @@ def serve_device(
     host: Annotated[str, typer.Option(help="The address to listen at, a name or IPv4.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen at.")] = 50052,
     n_threads: Annotated[
-        int | None, typer.Option("--threads", min=1, max=512, help="CPU threads; default: physical cores.")
+        int | None, typer.Option("--threads", "-t", min=1, max=512, help="CPU threads; default: physical cores.")
     ] = None,
     device: Annotated[
         list[str] | None, typer.Option(help="A device to offer; may be repeated. Default: the GPUs, or else the CPU.")

@@ -14,7 +14,7 @@ from rich.table import Table
 from overspill.base.tables import plain_table
 from overspill.base.values import CacheType
 from overspill.cli.exits import INTERRUPTED, guarded_command
-from overspill.cli.options import Context, DeviceMemory, Json, ModelFile, Servers, parse_sizes
+from overspill.cli.options import Json, LoadOptions, ModelFile, loads_a_model
 from overspill.cli.output import errors, report_output
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
 from overspill.studies.tune import Trial, Tuned
@@ -23,17 +23,20 @@ from overspill.studies.tune import tune as find_fastest
 __all__ = ["tune"]
 
 
+_TRIED = ["offload", "experts", "n_batch", "n_ubatch", "n_threads", "type_k", "type_v", "flash_attention", "load_mode"]
+
+
+@loads_a_model(without=_TRIED)
 def tune(
     model: ModelFile,
-    n_ctx: Context = None,
-    memory: DeviceMemory = None,
     kv_type: Annotated[
         list[str] | None,
         typer.Option(help="Try this type of the KV cache too, such as q8_0; may be repeated. It may change replies."),
     ] = None,
-    rpc: Servers = None,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt that counts beside a GPU.")] = PROMPT_TOKENS,
     reply_tokens: Annotated[int, typer.Option(help="Tokens of the reply that counts.")] = REPLY_TOKENS,
+    *,
+    loading: LoadOptions,
     seconds: Annotated[float | None, typer.Option(help="Start no trial after so many seconds.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -42,19 +45,17 @@ def tune(
     The search starts from the plan. Ctrl-C ends it and keeps the best settings so far.
     """
     with guarded_command():
-        sizes = parse_sizes(memory)
+        given = {name: value for name, value in loading.given().items() if name != "offload"}
         console = errors if as_json else report_output()
         with _Trials(console, quiet=as_json and not console.is_terminal) as trials:
             found = find_fastest(
-                model,
-                n_ctx=n_ctx,
-                memory=sizes,
+                loading.model(model),
                 allow_kv_types=cast("list[CacheType]", kv_type or []),
-                rpc=rpc or (),
                 prompt_tokens=prompt_tokens,
                 reply_tokens=reply_tokens,
                 seconds=seconds,
                 report=trials.report,
+                **given,
             )
         if as_json:
             print(json.dumps(_tuned(found), indent=2))

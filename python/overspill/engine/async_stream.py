@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 from overspill._core import Error, Origin
+from overspill.base.text import short_repr
 from overspill.base.values import Stats, StopReason
 from overspill.engine.reply import ChatReply, ChatStream, ChatToken
 
@@ -94,7 +95,7 @@ class AsyncStream(Generic[_Item]):
 
     def __repr__(self) -> str:
         """Return the stats in brackets."""
-        return f"<overspill.{type(self).__name__} {self.stats}>"
+        return short_repr(self, str(self.stats))
 
     async def _run(self, work: Callable[[], T | None]) -> T | None:
         if self._ended:
@@ -176,7 +177,7 @@ class AsyncChatStream(AsyncStream[ChatToken]):
                 pass
         if self._stream is None:
             raise Error("the stream was closed before it began")
-        return self._stream.reply
+        return self._stream._whole()
 
 
 async def _done(work: Future[T]) -> T:

@@ -12,6 +12,8 @@ from typing import Any, Unpack
 from overspill._core import Error
 from overspill.base.checks import as_instance, as_json, as_path, as_text, check_keywords, naming, shown
 from overspill.base.files import read_json, replace_json
+from overspill.base.text import short_repr
+from overspill.base.units import format_count
 from overspill.base.values import StopReason
 from overspill.engine.keywords import CHAT_KEYWORDS, ChatKeywords
 from overspill.engine.model import Model
@@ -130,6 +132,10 @@ class Chat:
         as_instance("call", call, ToolCall)
         content = as_text("result", result) if isinstance(result, str) else as_json("result", result)
         self.messages.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
+
+    def __repr__(self) -> str:
+        """Return the model's file and the number of messages in brackets."""
+        return short_repr(self, f"{self.model.path.name!r} {format_count(len(self.messages), 'message')}")
 
     def _last_question(self) -> int | None:
         users = (i for i in range(len(self.messages) - 1, -1, -1) if self.messages[i]["role"] == "user")

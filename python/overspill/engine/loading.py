@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,6 +33,7 @@ from overspill.base.units import format_bytes, parse_memory
 from overspill.base.values import CacheType, Experts, Kernels, LoadMode, MemoryUse, Progress, Switch
 from overspill.header.info import ModelInfo, Tensor
 from overspill.header.kv_cache import layer_caches
+from overspill.header.overrides import MetadataValue
 from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
@@ -41,8 +42,8 @@ from overspill.planning.expert_profile import ExpertProfile, load_expert_profile
 from overspill.planning.forecast import Estimate, Forecast
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 from overspill.planning.offload import Offload, placement_for
-from overspill.planning.plan import Plan
-from overspill.planning.settings import DEFAULT_UBATCH, prompt_length
+from overspill.planning.plan import Plan, before_loading
+from overspill.planning.settings import DEFAULT_UBATCH
 from overspill.planning.settings import Settings as PlanSettings
 from overspill.planning.workload import pinning_room_bytes
 
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger("overspill")
+forecast_logger = logging.getLogger("overspill.forecast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class LoadSettings:
     n_batch: int
     n_ubatch: int
     n_threads: int
+    adapt_threads: bool
+    """Whether fewer of them decode while other programs have their cores."""
     type_k: CacheType
     type_v: CacheType
     flash_attention: Switch
@@ -89,6 +93,8 @@ class LoadSettings:
     reply_tokens: int
     chosen: frozenset[str]
     """Names of those above that the caller leaves to the plan."""
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    """What the header is to say, in place of what the file does."""
 
     @property
     def is_mapped(self) -> bool:
@@ -102,6 +108,7 @@ def checked_settings(
     n_batch: int | None,
     n_ubatch: int | None,
     n_threads: int | None,
+    adapt_threads: bool,
     type_k: CacheType,
     type_v: CacheType,
     flash_attention: Switch,
@@ -142,6 +149,7 @@ def checked_settings(
         n_batch=n_batch or n_ubatch or DEFAULT_UBATCH,
         n_ubatch=n_ubatch or n_batch or DEFAULT_UBATCH,
         n_threads=physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
+        adapt_threads=adapt_threads,
         type_k=type_k,
         type_v=type_v,
         flash_attention=flash_attention,
@@ -234,24 +242,12 @@ def load(
 
 def _tell(wanted: Placement | None, settings: LoadSettings, refusals: Sequence[str] = ()) -> None:
     """Log what is to be expected of a plan: before it is loaded, and again if it was not loaded as planned."""
-    level = logging.WARNING if refusals else logging.INFO
-    if not isinstance(wanted, Plan) or not logger.isEnabledFor(level):
+    if not isinstance(wanted, Plan):
         return
     forecast = _forecast(wanted, settings)
     retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
-    logger.log(
-        level,
-        "offload: %s%s: %s %sAbout %.1f tok/s are to be expected, and %.0f for prompts (%.2g s to the first "
-        "token after %d).",
-        forecast.verdict,
-        retreat,
-        forecast.reason,
-        f"{forecast.weights_in_ram} " if forecast.weights_in_ram else "",
-        forecast.tokens_per_s,
-        forecast.prompt_tokens_per_s,
-        forecast.time_to_first_token_s,
-        prompt_length(forecast.settings),
-    )
+    level = logging.WARNING if refusals else logging.DEBUG if forecast.verdict == "fits on the GPU" else logging.INFO
+    forecast_logger.log(level, "offload: %s%s", before_loading(forecast), retreat)
 
 
 def _placement(
@@ -392,6 +388,7 @@ def _options(settings: LoadSettings, wanted: Placement | None, profile: ExpertPr
     options.n_batch = settings.n_batch
     options.n_ubatch = settings.n_ubatch
     options.n_threads = settings.n_threads
+    options.adapt_threads = settings.adapt_threads
     options.type_k = NativeCacheType[settings.type_k]
     options.type_v = NativeCacheType[settings.type_v]
     options.flash_attention = NativeSwitch[settings.flash_attention]
@@ -400,6 +397,7 @@ def _options(settings: LoadSettings, wanted: Placement | None, profile: ExpertPr
     options.load_mode = NativeLoadMode[settings.load_mode.replace("+", "_").replace("-", "_")]
     options.vocab_only = settings.vocab_only
     options.check_tensors = settings.check_tensors
+    options.metadata = list(settings.metadata.items())
     options.pin_weights = settings.pin_weights and settings.is_mapped
     options.offload_min_batch = settings.offload_min_batch
     if wanted is not None:

@@ -6,6 +6,7 @@ import atexit
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Unpack
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overspill._core import BatchGeneration, ClosedError, Error, Evaluation, GenerationOptions, ReplyForm
-from overspill.base.cached import cached_property
+from overspill.base.cached import absent_on_error, cached_property
 from overspill.base.checks import (
     as_flag,
     as_function,
@@ -26,7 +27,9 @@ from overspill.base.checks import (
     check_keywords,
     keywords_of,
     naming,
+    shown,
 )
+from overspill.base.text import short_repr
 from overspill.base.units import parse_memory
 from overspill.base.values import (
     DEFAULT_CACHE_TYPE,
@@ -51,12 +54,13 @@ from overspill.engine.async_stream import AsyncChatStream, AsyncStream
 from overspill.engine.keywords import CHAT_KEYWORDS, STREAM_KEYWORDS, ChatKeywords, ReplyKeywords, StreamKeywords
 from overspill.engine.loading import check_ram_for_caches, checked_settings, load, memory_by_device
 from overspill.engine.reply import ChatReply, ChatStream
-from overspill.engine.stream import CachedExperts, ReadBytes, Stream, TracedExperts, stats_of
+from overspill.engine.stream import CachedExperts, FullContext, ReadBytes, Stream, TracedExperts, stats_of
 from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice, checked_messages
 from overspill.engine.tools import Tool
 from overspill.header.info import ModelInfo
+from overspill.header.overrides import MetadataValue
 from overspill.hub import resolve
-from overspill.machine.devices import add_rpc_server
+from overspill.machine.devices import add_rpc_servers, check_names
 from overspill.placement.placement import Placement
 from overspill.planning.expert_profile import ExpertProfile, keep_expert_profile
 from overspill.planning.offload import Offload, check_offload, tuned_beside
@@ -114,6 +118,10 @@ class Model:
         ``offload="auto"`` plans, otherwise 512.
     n_threads
         CPU threads, 1 to 512. Default: the physical cores, since decoding waits for memory.
+    adapt_threads
+        Whether fewer of them decode while other programs have their cores (on Linux and macOS): threads that wait for
+        one that is not running are slower than fewer. Which number is faster is measured, again and again, until all
+        are. Logits after 512 tokens or more may differ in their last bits with the number of threads.
     type_k, type_v
         The types of the KV cache's keys and values: ``"f32"``, ``"f16"``, ``"bf16"``, ``"q8_0"`` (half the memory
         of ``"f16"``), ``"q5_1"``, ``"q5_0"``, ``"q4_1"``, ``"q4_0"`` or ``"iq4_nl"``. Quantized values need flash
@@ -157,7 +165,11 @@ class Model:
         The exchange, at least 1 token each, that ``offload="auto"`` makes as short as possible.
     memory
         The memory of each device that ``offload="auto"`` may use, as in ``{"CUDA0": "20GiB", "cpu": "100GiB"}``;
-        ``"gpu"`` is the first GPU. Default: the free memory.
+        ``"gpu"`` is the first GPU, if there is one. Default: the free memory.
+    overrides
+        Values of the header in place of the file's, such as ``{"llama.rope.freq_base": 1e6}``:
+        ``Model(path, overrides=...)`` is ``Model(ModelInfo.from_file(path).with_overrides(...))``, and
+        :meth:`ModelInfo.with_overrides` says which there are.
     vocab_only
         Load the vocabulary alone, to tokenize; such a model cannot stream.
     check_tensors
@@ -188,6 +200,7 @@ class Model:
         n_batch: int | None = None,
         n_ubatch: int | None = None,
         n_threads: int | None = None,
+        adapt_threads: bool = True,
         type_k: CacheType = DEFAULT_CACHE_TYPE,
         type_v: CacheType = DEFAULT_CACHE_TYPE,
         flash_attention: Switch = DEFAULT_SWITCH,
@@ -202,6 +215,7 @@ class Model:
         prompt_tokens: int = PROMPT_TOKENS,
         reply_tokens: int = REPLY_TOKENS,
         memory: Mapping[str, int | str] | None = None,
+        overrides: Mapping[str, MetadataValue] | None = None,
         vocab_only: bool = False,
         check_tensors: bool = False,
         progress: Progress | None = None,
@@ -231,19 +245,22 @@ class Model:
         }
         exchange: dict[str, Any] = {"prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens}
         switches: dict[str, Any] = {
+            "adapt_threads": as_flag("adapt_threads", adapt_threads),
             "vocab_only": as_flag("vocab_only", vocab_only),
             "check_tensors": as_flag("check_tensors", check_tensors),
         }
         settings = checked_settings(**given, **exchange, **switches)
         self._path = resolve(path)
-        if isinstance(path, ModelInfo):
-            self.info = path
-        for endpoint in endpoints:
-            with naming("rpc"):
-                add_rpc_server(endpoint)
+        if isinstance(path, ModelInfo) or overrides is not None:
+            self.info = ModelInfo.from_file(path).with_overrides({} if overrides is None else overrides)
+        add_rpc_servers(endpoints)
+        check_names("memory", sizes)
+        check_names("expert_cache", settings.expert_cache, of_gpus=True)
         if isinstance(offload, str) and offload == "tuned":
             offload, tuned = tuned_beside(self.info, given)
             settings = checked_settings(**{**given, **tuned}, **exchange, **switches)
+        if "info" in vars(self):
+            settings = replace(settings, metadata=self.info.overrides)
         loaded = load(self._path, None if vocab_only else self.info, offload, settings, sizes, progress)
         self._core, self._settings, self._wanted = loaded.native, loaded.settings, loaded.placement
         # Not what studies decode, which are no texts.
@@ -251,6 +268,7 @@ class Model:
         self._evaluation: Evaluation | None = None
         self._logits: NDArray[np.float32] | None = None
         self._dry_breakers: dict[tuple[str, ...], list[list[int]]] = {}
+        self._full_context = FullContext(self._path.name, self.n_ctx)
         _open_models.add(self)
 
     @cached_property
@@ -264,6 +282,7 @@ class Model:
         )
 
     @property
+    @absent_on_error
     def memory(self) -> dict[str, MemoryUse]:
         """The bytes on each device for weights, KV cache and computation, as llama.cpp has allocated them.
 
@@ -334,7 +353,8 @@ class Model:
             A text, or token ids. In a text, written-out special tokens are recognised, and the model's
             beginning-of-sequence token is added; token ids are taken as they are.
         max_tokens
-            The most tokens of the reply, at least 1. Default: no limit but the context.
+            The most tokens of the reply, at least 1. Default: no limit but the context (``n_ctx``), which a base model
+            seldom ends before; leave the loop where you have enough.
         stop
             Texts that end the stream; they are not part of its text.
         sampling
@@ -411,7 +431,9 @@ class Model:
             traced = TracedExperts(self.info, self.n_ctx)
             options.recorder = traced.recorder
         tokens = self._prompt("prompt", prompt, special)
-        return Stream(self._core.open_stream(tokens, options), self._read_bytes, traced, CachedExperts(self._core))
+        context = self._full_context if max_tokens is None else None
+        generation = self._core.open_stream(tokens, options)
+        return Stream(generation, self._read_bytes, traced, CachedExperts(self._core), context)
 
     def _prompt(self, name: str, prompt: str | Sequence[int], special: bool) -> list[int]:
         special = as_flag("special", special)
@@ -441,6 +463,7 @@ class Model:
         return AsyncStream(lambda: self.stream(prompt, **options))
 
     @property
+    @absent_on_error
     def has_chat_template(self) -> bool:
         """Whether the file has a chat template, which :meth:`chat` needs."""
         return self._core.has_chat_template
@@ -550,7 +573,8 @@ class Model:
         system
             The system message, which goes before the others.
         **options
-            Options of :meth:`chat`.
+            Options of :meth:`chat`. The reply ends by itself, or when it has ``max_tokens``, or as the context
+            (``n_ctx``) is full: of the last a warning tells once, unless ``max_tokens`` is given.
 
         Raises
         ------
@@ -612,6 +636,7 @@ class Model:
         return values
 
     @property
+    @absent_on_error
     def logits(self) -> NDArray[np.float32]:
         """The logits after the last token of :meth:`eval`: such a view, float32 of shape (n_vocab,).
 
@@ -633,7 +658,8 @@ class Model:
     @cached_property
     def sampling(self) -> SamplingOptions:
         """The sampling options of :meth:`stream` where no others are given: the file's, or else the defaults."""
-        return SamplingOptions.from_metadata(self._core.metadata)
+        replaced = self._settings.metadata
+        return SamplingOptions.from_metadata(lambda key: replaced[key] if key in replaced else self._core.metadata(key))
 
     def dry_breakers(self, texts: Sequence[str]) -> list[list[int]]:
         """Return every sequence of token ids in which one of the texts can be written, for DRY."""
@@ -643,10 +669,15 @@ class Model:
         return self._dry_breakers[key]
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[StreamKeywords]) -> Completion:
-        """Return the whole reply to ``prompt``; options (but ``experts``) and errors as for :meth:`stream`."""
+        """Return the whole reply to ``prompt``; options (but ``experts``) and errors as for :meth:`stream`.
+
+        Give ``max_tokens``: without it, the reply of a base model seldom ends before the context (``n_ctx``) is full. A
+        warning says so once.
+        """
         check_keywords(options, STREAM_KEYWORDS)
         with self.stream(prompt, **options) as stream:
             tokens = list(stream)
+        stream._tell_of_full_context()
         return Completion("".join(token.text for token in tokens), tokens, stream.stats)
 
     def generate_many(
@@ -677,7 +708,8 @@ class Model:
             The most replies at a time, 1 to 256. Each has a KV cache of its own, for the longest prompt and
             ``max_tokens`` together.
         max_tokens, stop, sampling, grammar, json_schema, logprobs, special, **keywords
-            As for :meth:`stream`, for each reply; with a ``seed``, each begins with that one.
+            As for :meth:`stream`, for each reply; with a ``seed``, each begins with that one. Give ``max_tokens`` to a
+            base model, whose replies may otherwise all run until the context is full; a warning says so once.
 
         Raises
         ------
@@ -704,15 +736,20 @@ class Model:
         n_ctx = self.n_ctx if limit < 0 else min(self.n_ctx, longest + limit)
         check_ram_for_caches(self.info, self._settings, self._wanted, min(parallel, len(tokens)), n_ctx)
         samplers = [Sampler(sampling, model=self)._core for _ in tokens]
-        return self._completions(self._core.open_batch(tokens, samplers, options, n_parallel=parallel, n_ctx=n_ctx))
+        context = self._full_context if max_tokens is None else None
+        batch = self._core.open_batch(tokens, samplers, options, n_parallel=parallel, n_ctx=n_ctx)
+        return self._completions(batch, context)
 
     @staticmethod
-    def _completions(batch: BatchGeneration) -> Iterator[tuple[int, Completion]]:
+    def _completions(batch: BatchGeneration, context: FullContext | None) -> Iterator[tuple[int, Completion]]:
         try:
             for outcome in batch:
                 tokens = outcome.tokens
                 text = "".join(token.text for token in tokens)
-                yield outcome.request, Completion(text, tokens, stats_of(outcome.stats, None))
+                stats = stats_of(outcome.stats, None)
+                if context is not None:
+                    context.check(stats)
+                yield outcome.request, Completion(text, tokens, stats)
         finally:
             batch.close()
 
@@ -742,6 +779,7 @@ class Model:
         return self._core.token_bytes(as_integer("token", token, 0, 2**31 - 1), as_flag("special", special))
 
     @property
+    @absent_on_error
     def special_tokens(self) -> dict[str, int]:
         """The ids of the special tokens that the model has, by role: bos, eos, eot, sep, nl, pad, mask."""
         return self._core.special_tokens()
@@ -781,7 +819,7 @@ class Model:
     def __repr__(self) -> str:
         """Return the file's name and the context's size."""
         state = "closed" if self.closed else f"n_ctx={self.n_ctx}"
-        return f"<overspill.Model {self._path.name!r} {state}>"
+        return short_repr(self, f"{shown(self._path.name)} {state}")
 
 
 LOAD_KEYWORDS = keywords_of(Model.__init__)

@@ -13,6 +13,7 @@ from typing import Any
 
 from overspill._core import ReplyForm, ReplyPart, ReplyPiece
 from overspill.base import html
+from overspill.base.checks import shown
 from overspill.base.files import without_repetition
 from overspill.base.text import short_repr
 from overspill.base.values import Stats, StopReason
@@ -43,6 +44,11 @@ class ToolCall:
     id: str
     """The ``tool_call_id`` of the message that has the result; empty if the model gives none."""
 
+    def __repr__(self) -> str:
+        """Return the call as Python has it, in brackets."""
+        given = ", ".join(f"{name}={shown(value)}" for name, value in self.arguments.items())
+        return short_repr(self, f"{self.name}({given})")
+
 
 @dataclass(frozen=True, slots=True)
 class ChatToken:
@@ -61,8 +67,12 @@ class ChatToken:
         """Return the text."""
         return self.text
 
+    def __repr__(self) -> str:
+        """Return number, text and channel in brackets."""
+        return short_repr(self, f"{self.id} {shown(self.text)} {self.channel}")
 
-@dataclass(frozen=True, slots=True, repr=False)
+
+@dataclass(frozen=True, slots=True)
 class ChatReply:
     """A whole reply in a chat; ``str()`` gives its answer."""
 
@@ -171,6 +181,10 @@ class ChatStream:
         with self:
             for _token in self:
                 pass
+        return self._whole()
+
+    def _whole(self) -> ChatReply:
+        self._stream._tell_of_full_context()
         return self.reply
 
     @property
@@ -217,7 +231,7 @@ class ChatStream:
 
     def __repr__(self) -> str:
         """Return the stats in brackets."""
-        return f"<overspill.ChatStream {self.stats}>"
+        return short_repr(self, str(self.stats))
 
     # --- understanding
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from types import TracebackType
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from overspill._core import Error, ExpertRecorder, Generation, GenerationStats, Model
 from overspill._core import StopReason as NativeStopReason
+from overspill.base.text import short_repr
 from overspill.base.values import (
     Breakdown,
     CacheType,
@@ -23,7 +25,9 @@ from overspill.base.values import (
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
 
-__all__ = ["CachedExperts", "Closable", "ReadBytes", "Stream", "TracedExperts", "stats_of", "until_left"]
+__all__ = ["CachedExperts", "Closable", "FullContext", "ReadBytes", "Stream", "TracedExperts", "stats_of", "until_left"]
+
+logger = logging.getLogger("overspill")
 
 
 class ReadBytes:
@@ -66,6 +70,7 @@ def stats_of(native: GenerationStats, read_bytes: ReadBytes | None) -> Stats:
             caller_s=parts.caller_s,
             graph_splits=parts.n_graph_splits,
             graphs_reused=parts.n_graphs_reused,
+            threads_left_out=parts.n_threads_left_out / n if n else 0.0,
             major_page_faults=None if parts.n_major_page_faults < 0 else parts.n_major_page_faults,
             read_bytes=None if read_bytes is None else read_bytes(depth, n),
         ),
@@ -114,6 +119,24 @@ class CachedExperts:
         )
 
 
+class FullContext:
+    """Warns, once for a model, whoever waited for a reply that nothing but the context ended."""
+
+    def __init__(self, model: str, n_ctx: int) -> None:
+        self._model, self._n_ctx, self._has_warned = model, n_ctx, False
+
+    def check(self, stats: Stats) -> None:
+        """Look at the stats of a reply without ``max_tokens``."""
+        if stats.stop_reason is StopReason.CONTEXT_FULL and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%s: a reply of %d tokens ended as the context (n_ctx=%d) was full: max_tokens=... ends it earlier",
+                self._model,
+                stats.tokens,
+                self._n_ctx,
+            )
+
+
 class Stream:
     """A reply as it is made: an iterator of :class:`Token`.
 
@@ -128,8 +151,10 @@ class Stream:
         read_bytes: ReadBytes,
         experts: TracedExperts | None = None,
         cache: CachedExperts | None = None,
+        context: FullContext | None = None,
     ) -> None:
-        """Wrap a native generation; use :meth:`Model.stream`."""
+        """Wrap a native generation; use :meth:`Model.stream`. ``context`` is for a reply without ``max_tokens``."""
+        self._context = context
         self._cache = cache
         self._generation = generation
         self._read_bytes = read_bytes
@@ -191,9 +216,14 @@ class Stream:
         found = stats_of(self._generation.stats(), self._read_bytes)
         return found if self._cache is None else replace(found, experts=self._cache.stats())
 
+    def _tell_of_full_context(self) -> None:
+        """Warn of the whole reply if nothing but the context ended it; for calls that return all of it."""
+        if self._context is not None:
+            self._context.check(self.stats)
+
     def __repr__(self) -> str:
         """Return the stats in brackets."""
-        return f"<overspill.Stream {self.stats}>"
+        return short_repr(self, str(self.stats))
 
 
 _Item = TypeVar("_Item", covariant=True)

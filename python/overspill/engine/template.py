@@ -16,8 +16,9 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 from overspill._core import ChatTemplate as NativeChatTemplate
 from overspill._core import ClosedError, Error, Model, ReplyForm
 from overspill._core import ToolChoice as NativeToolChoice
-from overspill.base.cached import cached_property
+from overspill.base.cached import absent_on_error, cached_property
 from overspill.base.checks import as_flag, as_json, as_text, check_choice, shown
+from overspill.base.text import short_repr
 from overspill.engine.control_tokens import ControlTokens, rewritten, unused_character, written_out
 from overspill.engine.jinja import Program, TemplateRefusalError
 from overspill.engine.message_forms import ANY_TOOL, MessageForms, repaired, try_out, variables_of
@@ -136,6 +137,7 @@ class ChatTemplate:
         self._known: deque[tuple[_Rendered, list[int]]] = deque(maxlen=_MOST_KNOWN)
 
     @property
+    @absent_on_error
     def _model(self) -> NativeModel:
         model = self._model_reference()
         if model is None:
@@ -148,6 +150,10 @@ class ChatTemplate:
     def source(self) -> str:
         """The template's source, in Jinja."""
         return self._source
+
+    def __repr__(self) -> str:
+        """Return the beginning of the source in brackets."""
+        return short_repr(self, shown(self._source))
 
     def render(
         self,
@@ -178,8 +184,12 @@ class ChatTemplate:
             role = message["role"]
             if role not in _ROLES and self._controls.marked(role, "\ue000") != role:
                 raise ValueError(f"messages[{i}]: role must not name a control token, as {shown(role)} does")
-            if role not in _ROLES and not any(f"{mark}{role}{mark}" in self.source for mark in ("'", '"')):
+            if role not in _ROLES and not self._knows_role(role):
                 raise ValueError(f"messages[{i}]: role must be one of {', '.join(_ROLES)}, not {shown(role)}")
+
+    def _knows_role(self, role: str) -> bool:
+        # It stands in quotes, and not as the key of a message: message['content'].
+        return bool(role) and re.search(rf"""(?<![\w\])]\[)(['"]){re.escape(role)}\1""", self.source) is not None
 
     def prepare(
         self,

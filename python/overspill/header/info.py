@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ from overspill.base.cached import cached_property
 from overspill.base.checks import shown
 from overspill.base.text import short_repr
 from overspill.base.units import format_bytes
+from overspill.header.overrides import MetadataValue, checked_overrides
 from overspill.header.tensor_names import Part, layer_of, part_of
 from overspill.hub import resolve
 from overspill.sampling.options import SamplingOptions
@@ -45,6 +47,8 @@ class ModelInfo:
     """Paths of all files; more than one if the model is split."""
     file_bytes: int
     """Bytes of all files together."""
+    overrides: dict[str, MetadataValue] = field(default_factory=dict)
+    """What ``metadata`` has in place of the file's own values; see :meth:`with_overrides`."""
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> ModelInfo:
@@ -53,7 +57,8 @@ class ModelInfo:
         Parameters
         ----------
         path
-            The GGUF file; of a split model, its first file. Or a name, as for :func:`overspill.hub.resolve`.
+            The GGUF file; of a split model, its first file. Or a name, as for :func:`overspill.hub.resolve`, or a
+            header, which is returned as it is.
 
         Raises
         ------
@@ -64,12 +69,34 @@ class ModelInfo:
         ValueError, TypeError
             ``path`` is no path.
         """
+        if isinstance(path, ModelInfo):
+            return path
         file = read_gguf(os.fsencode(resolve(path)))
         metadata = {
             key: _array(value) if isinstance(value, GgufArray) else value for key, value in file.metadata.items()
         }
         tensors = [(tensor.name, tensor.type, tensor.shape, tensor.n_bytes) for tensor in file.tensors]
         return cls(metadata, tensors, file.files, file.n_bytes)
+
+    def with_overrides(self, overrides: Mapping[str, MetadataValue]) -> ModelInfo:
+        """Return the header with other values; plans and models that are made of it have these, the file stays.
+
+        Parameters
+        ----------
+        overrides
+            Values by the keys of :attr:`metadata`, such as ``{"llama.rope.freq_base": 1e6}``: of the type that the
+            header has there, integers from 0 to 4294967295, texts of at most 127 bytes. Of keys that a file may leave
+            out, those of ``rope`` and of ``tokenizer.ggml`` can be given.
+
+        Raises
+        ------
+        ValueError
+            There is no such key, or a value is out of range or of another type.
+        TypeError
+            ``overrides`` is no mapping.
+        """
+        checked = checked_overrides(self.metadata, overrides)
+        return replace(self, metadata={**self.metadata, **checked}, overrides={**self.overrides, **checked})
 
     def __fspath__(self) -> str:
         """Return the path of the file, of a split model that of its first."""

@@ -9,15 +9,23 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from overspill._core import GPU_BACKENDS, RPC_PROTOCOL_VERSION, Error
 from overspill._core import add_rpc_server as native_add_rpc_server
 from overspill._core import devices as native_devices
-from overspill.base.checks import as_real, as_text, shown
+from overspill.base.checks import as_list, as_real, as_text, device_index, naming, shown
 from overspill.base.values import Device
 
-__all__ = ["add_rpc_server", "devices", "devices_for_layers", "greet_rpc_server"]
+__all__ = [
+    "add_rpc_server",
+    "add_rpc_servers",
+    "by_device",
+    "check_names",
+    "devices",
+    "devices_for_layers",
+    "greet_rpc_server",
+]
 
 logger = logging.getLogger("overspill")
 
@@ -87,6 +95,43 @@ def devices_for_layers(found: Sequence[Device]) -> list[Device]:
     if not cpus:
         raise Error("no CPU backend of llama.cpp was found: the installation is damaged, install overspill anew")
     return [*servers, *(gpus or integrated), cpus[0]]
+
+
+def by_device(argument: str, sizes: Mapping[str, int], found: Sequence[Device]) -> dict[str, int]:
+    """Return the sizes by the full names of devices, of which the CPU is the last.
+
+    ``"gpu"`` without a GPU is left out, so that a script may limit one wherever it runs.
+
+    Raises
+    ------
+    ValueError
+        There is no device of a name.
+    """
+    names = [device.name for device in found]
+    named = {}
+    for name, n_bytes in sizes.items():
+        index = device_index(names, as_text(argument, name))
+        if index is not None:
+            named[names[index]] = n_bytes
+        elif name.casefold() != "gpu":
+            raise ValueError(f"{argument}: there is no device {shown(name)} here, only {', '.join(names)}")
+    return named
+
+
+def check_names(argument: str, sizes: Mapping[str, int], *, of_gpus: bool = False) -> None:
+    """Raise a ValueError if there is no device of a name; ``"cpu"`` and ``"gpu"`` are known without asking any."""
+    names = {name.casefold() for name in sizes}
+    if of_gpus and "cpu" in names:
+        raise ValueError(f"{argument} must be on GPUs, and not on the CPU")
+    if not names <= {"cpu", "gpu"}:
+        by_device(argument, sizes, [device for device in devices() if device.kind != "accelerator"])
+
+
+def add_rpc_servers(endpoints: object) -> None:
+    """Add the servers that the argument ``rpc`` names."""
+    for endpoint in as_list("rpc", endpoints, '"host:port"'):
+        with naming("rpc"):
+            add_rpc_server(endpoint)
 
 
 def add_rpc_server(endpoint: str, *, timeout_s: float = 5.0) -> list[Device]:

@@ -36,7 +36,7 @@ from overspill.base.units import (
 from overspill.base.values import Device, Kernels
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
-from overspill.machine.devices import devices, devices_for_layers
+from overspill.machine.devices import by_device, devices, devices_for_layers
 from overspill.machine.measure import EXCHANGE, FLOPS_OF, PLAIN_READS_BESIDE, Report, known_figures
 
 __all__ = ["DeviceSpec", "Hardware"]
@@ -225,7 +225,11 @@ class Hardware:
     def without(self, taken: Mapping[str, int]) -> Hardware:
         """Return the same hardware with less memory: ``taken`` has the bytes to subtract, by device."""
         as_mapping("taken", taken, "a mapping from devices to bytes")
-        taken = {name: as_integer("taken", n_bytes, -(2**63), 2**63 - 1) for name, n_bytes in taken.items()}
+        names = [device.name for device in self.devices]
+        taken = {
+            names[_index_of("taken", name, names)]: as_integer("taken", n_bytes, -(2**63), 2**63 - 1)
+            for name, n_bytes in taken.items()
+        }
         left = (
             replace(device, memory_bytes=max(0, device.memory_bytes - taken.get(device.name, 0)))
             for device in self.devices
@@ -258,7 +262,8 @@ class Hardware:
         info
             The model to plan for: the shapes and types of its weights are measured.
         memory
-            The most that a model may use of a device, by the device's name, ``"cpu"`` or ``"gpu"``.
+            The most that a model may use of a device, by the device's name, ``"cpu"`` or ``"gpu"``, which is the first
+            GPU, if there is one.
         n_threads
             Threads of the CPU, 1 to 512. Default: the number of physical cores.
         measure
@@ -295,7 +300,7 @@ class Hardware:
             as_function("progress", progress)
         sizes = parse_memory(memory)
         found = devices_for_layers(devices())
-        caps = _caps(sizes, found)
+        caps = by_device("memory", sizes, found)
         figures, complete = known_figures(
             found,
             info,
@@ -498,12 +503,6 @@ def _index_of(argument: str, name: str, names: Sequence[str]) -> int:
     if (index := device_index(names, as_text(argument, name))) is None:
         raise ValueError(f"{argument} must be one of {', '.join(names)}, not {name:.80}")
     return index
-
-
-def _caps(memory: Mapping[str, int], found: Sequence[Device]) -> dict[str, int]:
-    """Return the most bytes to use of devices, by their full names."""
-    names = [device.name for device in found]
-    return {names[_index_of("memory", name, names)]: size for name, size in memory.items()}
 
 
 def _spec(device: Device, memory_bytes: int, figures: Mapping[str, float]) -> DeviceSpec:

@@ -48,7 +48,7 @@ from overspill.planning.settings import (
 )
 from overspill.planning.workload import Arrangement, Workload
 
-__all__ = ["UBATCHES", "Plan", "plan", "plan_for", "prompt_line"]
+__all__ = ["UBATCHES", "Plan", "before_loading", "plan", "plan_for", "prompt_line"]
 
 UBATCHES = (256, 512, 1024, 2048, 4096, 8192)
 _WORTH_A_CACHE = 1.05  # so much faster decoding must be: hits depend on the text
@@ -154,6 +154,16 @@ def prompt_line(outlook: Forecast) -> str:
     )
 
 
+def before_loading(outlook: Forecast) -> str:
+    """Return in a line what a model will do: whether it fits, how fast it will be, and the memory it takes."""
+    memory = ", ".join(f"{format_bytes(use.total_bytes)} of {name}" for name, use in outlook.memory.items())
+    said = (
+        f"{outlook.verdict}: about {outlook.tokens_per_s:.1f} tok/s, {outlook.time_to_first_token_s:.2g} s to the "
+        f"first token after {prompt_length(outlook.settings)}; {memory}. {outlook.reason}"
+    )
+    return f"{said} {outlook.weights_in_ram}" if outlook.weights_in_ram else said
+
+
 def plan(
     model: str | os.PathLike[str] | ModelInfo,
     *,
@@ -216,7 +226,7 @@ def plan(
     """
     check_choice("experts", experts, get_args(Experts))
     as_path("model", model)
-    info = model if isinstance(model, ModelInfo) else ModelInfo.from_file(model)
+    info = ModelInfo.from_file(model)
     hardware = Hardware.here(info) if hardware is None else as_instance("hardware", hardware, Hardware)
     if pins is not None:
         as_mapping("pins", pins, "a mapping from parts to devices")

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from overspill._core import SamplingOptions as NativeSamplingOptions
 from overspill.base.checks import as_function, as_instance, as_integer, as_list, as_real, as_text, check_keywords, shown
+from overspill.base.text import short_repr
 
 __all__ = ["SAMPLING_KEYWORDS", "SamplingKeywords", "SamplingOptions", "merge"]
 
@@ -191,6 +192,12 @@ class SamplingOptions:
         return " · ".join(
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in changed.items()
         )
+
+    def __repr__(self) -> str:
+        """Return the options that differ from the defaults, in brackets."""
+        given = ((option.name, getattr(self, option.name)) for option in fields(self))
+        changed = [f"{name}={shown(value)}" for name, value in given if value != getattr(_DEFAULTS, name)]
+        return short_repr(self, ", ".join(changed) or "the defaults")
 
 
 def merge(options: SamplingOptions, keywords: Mapping[str, Any]) -> SamplingOptions:

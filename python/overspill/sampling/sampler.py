@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from overspill._core import Sampler as NativeSampler
 from overspill._core import SamplerState
 from overspill.base.checks import as_instance, as_integer, as_mapping, as_real, shown
+from overspill.base.text import short_repr
 from overspill.sampling.options import SamplingKeywords, SamplingOptions, merge
 
 __all__ = ["DryVocabulary", "Sampler"]
@@ -169,4 +170,4 @@ class Sampler:
 
     def __repr__(self) -> str:
         """Return the options in brackets."""
-        return f"<overspill.Sampler {self._options}>"
+        return short_repr(self, str(self._options))

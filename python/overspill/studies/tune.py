@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from overspill._core import Error, cpu_kernels
-from overspill.base.checks import as_function, as_integer, as_list, as_real, naming, shown
+from overspill.base.checks import as_function, as_integer, as_list, as_real, shown
 from overspill.base.host import logical_cpus, physical_cores
 from overspill.base.text import short_repr
 from overspill.base.units import format_count, parse_memory
@@ -22,8 +22,7 @@ from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import CACHE_TYPES
 from overspill.header.tensor_names import part_of
-from overspill.hub import resolve
-from overspill.machine.devices import add_rpc_server, devices
+from overspill.machine.devices import add_rpc_servers, devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.placement import Placement
 from overspill.planning.plan import Plan, plan
@@ -159,13 +158,10 @@ def tune(
     if seconds is not None and not (seconds := as_real("seconds", seconds)) >= 0:
         raise ValueError(f"seconds must be at least 0, not {seconds}")
     deadline = float("inf") if seconds is None else time.monotonic() + seconds
-    file = resolve(path)
-    for endpoint in as_list("rpc", rpc, '"host:port"'):
-        with naming("rpc"):
-            add_rpc_server(endpoint)
+    info = ModelInfo.from_file(path)
+    add_rpc_servers(rpc)
     exchange = (as_integer("prompt_tokens", prompt_tokens, 1, 2**31 - 1),
                 as_integer("reply_tokens", reply_tokens, 1, 2**31 - 1))  # fmt: skip
-    info = ModelInfo.from_file(file)
     search = _Search(info, n_ctx, sizes, exchange, deadline, report or (lambda trial: None))
     stopped: Literal["", "interrupted", "out of time"] = ""
     try:

@@ -17,11 +17,13 @@ from overspill.base.host import logical_cpus
 from overspill.base.values import (
     DEFAULT_CACHE_TYPE,
     DEFAULT_LOAD_MODE,
+    DEFAULT_SWITCH,
     Breakdown,
     CacheType,
     Experts,
     ExpertStats,
     LoadMode,
+    Switch,
 )
 from overspill.engine.loading import wait_for_pinning
 from overspill.engine.model import Model
@@ -117,9 +119,11 @@ def bench(
     experts: Experts = "auto",
     rpc: Sequence[str] = (),
     n_batch: int | None = None,
+    n_ubatch: int | None = None,
     n_threads: int | None = None,
     type_k: CacheType = DEFAULT_CACHE_TYPE,
     type_v: CacheType = DEFAULT_CACHE_TYPE,
+    flash_attention: Switch = DEFAULT_SWITCH,
     load_mode: LoadMode = DEFAULT_LOAD_MODE,
     memory: Mapping[str, int | str] | None = None,
     progress: Callable[[str, float], object] | None = None,
@@ -141,7 +145,7 @@ def bench(
         Tokens in the context before decoding.
     repetitions
         Measured runs of each test, 1 to 1000, after one that does not count.
-    offload, experts, rpc, n_batch, n_threads, type_k, type_v, load_mode, memory
+    offload, experts, rpc, n_batch, n_ubatch, n_threads, type_k, type_v, flash_attention, load_mode, memory
         As for :class:`Model`.
     progress
         Called with the current step, in words, and the share of all steps that are done, 0.0 to 1.0.
@@ -169,13 +173,15 @@ def bench(
         done += 1
 
     step("loading")
-    options: dict[str, Any] = {"n_batch": n_batch, "n_threads": n_threads, "type_k": type_k, "type_v": type_v}
+    options: dict[str, Any] = {"n_batch": n_batch, "n_ubatch": n_ubatch, "type_k": type_k, "type_v": type_v}
     with Model(
         path if isinstance(path, ModelInfo) else file,
         offload=offload,
         experts=experts,
         rpc=rpc,
         n_ctx=n_ctx,
+        n_threads=n_threads,
+        flash_attention=flash_attention,
         load_mode=load_mode,
         memory=memory,
         **options,

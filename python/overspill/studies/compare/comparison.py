@@ -116,7 +116,7 @@ class Comparison:
         answers = ["".join(map(html.heading, ("question", *(one.label for one in self.models))))]
         for number, question in enumerate(self.questions):
             said = (one.answers[number] for one in self.models)
-            cells = [html.cell(html.passage(answer.text or answer.problem)) for answer in said]
+            cells = [html.cell(html.passage(answer.text.strip() or answer.problem)) for answer in said]
             answers.append(html.heading(question) + "".join(cells))
         return html.table(models) + html.table(answers) + html.lines([*self.summary(), *self.problems])
 

@@ -25,7 +25,15 @@ from overspill.base.checks import (
     shown,
 )
 from overspill.base.units import parse_memory
-from overspill.base.values import DEFAULT_LOAD_MODE, LoadMode
+from overspill.base.values import (
+    DEFAULT_CACHE_TYPE,
+    DEFAULT_LOAD_MODE,
+    DEFAULT_SWITCH,
+    CacheType,
+    Experts,
+    LoadMode,
+    Switch,
+)
 from overspill.engine.arguments import check_for_any_model
 from overspill.engine.keywords import CHAT_KEYWORDS, STREAM_KEYWORDS
 from overspill.engine.model import Model
@@ -33,7 +41,7 @@ from overspill.engine.reply import ChatStream
 from overspill.engine.stream import Stream
 from overspill.header.info import ModelInfo
 from overspill.hub import resolve
-from overspill.machine.devices import add_rpc_server
+from overspill.machine.devices import add_rpc_servers
 from overspill.planning.offload import Offload, check_offload
 from overspill.sampling.options import SAMPLING_KEYWORDS, merge
 from overspill.studies.compare.answers import Answer, ComparedModel
@@ -54,7 +62,12 @@ def compare(
     rpc: Sequence[str] = (),
     n_ctx: int | None = None,
     n_batch: int | None = None,
+    n_ubatch: int | None = None,
     n_threads: int | None = None,
+    type_k: CacheType = DEFAULT_CACHE_TYPE,
+    type_v: CacheType = DEFAULT_CACHE_TYPE,
+    flash_attention: Switch = DEFAULT_SWITCH,
+    experts: Experts = "auto",
     load_mode: LoadMode = DEFAULT_LOAD_MODE,
     memory: Mapping[str, int | str] | None = None,
     seed: int | None = None,
@@ -79,7 +92,7 @@ def compare(
         without one continues the question.
     offload
         As for :class:`overspill.Model`: one for all models, or a list with one for each.
-    rpc, n_ctx, n_batch, n_threads, load_mode, memory
+    rpc, n_ctx, n_batch, n_ubatch, n_threads, type_k, type_v, flash_attention, experts, load_mode, memory
         As for :class:`overspill.Model`, for all models.
     seed
         The seed of all answers. Default: a random one, which ``settings`` keeps.
@@ -130,15 +143,25 @@ def compare(
     _check_questions(asked)
     for one in offloads:
         check_offload(one)
-    for endpoint in as_list("rpc", rpc, '"host:port"'):
-        with naming("rpc"):
-            add_rpc_server(endpoint)
+    add_rpc_servers(rpc)
     show = progress or (lambda what, share: None)
-    loading: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": n_batch, "n_threads": n_threads, "load_mode": load_mode}
+    loading: dict[str, Any] = {
+        "n_ctx": n_ctx,
+        "n_batch": n_batch,
+        "n_ubatch": n_ubatch,
+        "n_threads": n_threads,
+        "type_k": type_k,
+        "type_v": type_v,
+        "flash_attention": flash_attention,
+        "experts": experts,
+        "load_mode": load_mode,
+    }
+    # A file that is there twice is read once.
     headers = {file: ModelInfo.from_file(file) for file in dict.fromkeys(files)}
+    infos = [path if isinstance(path, ModelInfo) else headers[file] for path, file in zip(paths, files, strict=True)]
     compared = [
-        plan_alone(label, headers[file], one, asked, loading, sizes, show)
-        for label, file, one in zip(_labels(files, offloads), files, offloads, strict=True)
+        plan_alone(label, info, one, asked, loading, sizes, show)
+        for label, info, one in zip(_labels(files, offloads), infos, offloads, strict=True)
     ]
     together = plan_together(compared, loading)
     for one, placement in zip(compared, together or (), strict=False):

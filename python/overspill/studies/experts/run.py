@@ -10,11 +10,19 @@ import numpy as np
 
 from overspill._core import Error
 from overspill.base.checks import as_function, as_integer, as_list, as_text, check_keywords
-from overspill.base.values import DEFAULT_KERNELS, DEFAULT_LOAD_MODE, Kernels, LoadMode
+from overspill.base.values import (
+    DEFAULT_CACHE_TYPE,
+    DEFAULT_KERNELS,
+    DEFAULT_LOAD_MODE,
+    DEFAULT_SWITCH,
+    CacheType,
+    Kernels,
+    LoadMode,
+    Switch,
+)
 from overspill.engine.arguments import token_ids
 from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
-from overspill.hub import resolve
 from overspill.machine.devices import devices
 from overspill.planning.offload import Offload
 from overspill.planning.plan import plan
@@ -31,7 +39,12 @@ def trace_experts(
     *,
     max_tokens: int = 256,
     n_ctx: int | None = None,
+    n_batch: int | None = None,
+    n_ubatch: int | None = None,
     n_threads: int | None = None,
+    type_k: CacheType = DEFAULT_CACHE_TYPE,
+    type_v: CacheType = DEFAULT_CACHE_TYPE,
+    flash_attention: Switch = DEFAULT_SWITCH,
     kernels: Kernels = DEFAULT_KERNELS,
     load_mode: LoadMode = DEFAULT_LOAD_MODE,
     progress: Callable[[str, float], object] | None = None,
@@ -50,7 +63,7 @@ def trace_experts(
         A text; or several requests, each a text or token ids.
     max_tokens
         Tokens to decode after each prompt, from 0; fewer if the model ends its reply or the context is full.
-    n_ctx, n_threads, kernels, load_mode
+    n_ctx, n_batch, n_ubatch, n_threads, type_k, type_v, flash_attention, kernels, load_mode
         As for :class:`Model`.
     progress
         Called with the current step, in words, and the share of all steps that are done, 0.0 to 1.0.
@@ -76,15 +89,32 @@ def trace_experts(
         requests[number] = as_text(name, prompt) if isinstance(prompt, str) else token_ids(name, prompt)
     check_keywords(keywords, SAMPLING_KEYWORDS)
     show = (lambda what, share: None) if progress is None else as_function("progress", progress)
-    file = resolve(path)
-    info = path if isinstance(path, ModelInfo) else ModelInfo.from_file(file)
+    info = ModelInfo.from_file(path)
     if not info.expert_layers:
         raise Error(f"{info.name or info.architecture} has no experts: only a mixture of experts has")
     show("loading", 0.0)
     offload: Offload = "cpu"
     if any(device.is_gpu for device in devices()):
-        offload = plan(info, n_ctx=n_ctx, pins={"experts": "cpu"}, offload_min_batch=NEVER_TAKEN_OVER)
-    loading: dict[str, Any] = {"n_ctx": n_ctx, "n_threads": n_threads, "kernels": kernels, "load_mode": load_mode}
+        offload = plan(
+            info,
+            n_ctx=n_ctx,
+            n_ubatch=n_ubatch or n_batch,
+            type_k=type_k,
+            type_v=type_v,
+            pins={"experts": "cpu"},
+            offload_min_batch=NEVER_TAKEN_OVER,
+        )
+    loading: dict[str, Any] = {
+        "n_ctx": n_ctx,
+        "n_batch": n_batch,
+        "n_ubatch": n_ubatch,
+        "n_threads": n_threads,
+        "type_k": type_k,
+        "type_v": type_v,
+        "flash_attention": flash_attention,
+        "kernels": kernels,
+        "load_mode": load_mode,
+    }
     routes, n_prompt = [], []
     with Model(info, offload=offload, offload_min_batch=NEVER_TAKEN_OVER, **loading) as model:
         for number, prompt in enumerate(requests):
