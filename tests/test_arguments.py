@@ -308,6 +308,7 @@ class World:
             "Hardware.without": (self.hardware.without, {"taken": {"CPU": 1}}),
             "Model": (Model, {"path": self.file, **loaded}),
             "ModelInfo.from_file": (ModelInfo.from_file, {"path": self.file}),
+            "ModelInfo.with_overrides": (self.info.with_overrides, {"overrides": {}}),
             "ModelInfo.read_bytes": (self.info.read_bytes, {"tensor": self.info.tensors[0]}),
             "Plan.for_hardware": (planned.for_hardware, {"hardware": self.hardware}),
             "Plan.whole_layers_tokens_per_s": (self.on(planned.copy, "whole_layers_tokens_per_s"), {}),

@@ -78,8 +78,10 @@ def set_up_streams(*, verbose: bool) -> None:
     logger = logging.getLogger("overspill")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
-    # What a model that does not simply fit will do is said before it is loaded.
-    logging.getLogger("overspill.forecast").setLevel(logging.INFO)
+    # What a model will do is said before it is loaded, where it does not simply fit.
+    forecasts = logging.getLogger("overspill.forecast")
+    forecasts.setLevel(logging.INFO)
+    forecasts.addFilter(lambda record: verbose or record.levelno > logging.INFO or not getattr(record, "fits", False))
     # llama.cpp's warnings seldom help a user, and its errors are part of the library's.
     logging.getLogger("overspill.llama").setLevel(logging.INFO if verbose else logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr, sys.stdin):

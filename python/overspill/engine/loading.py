@@ -246,8 +246,9 @@ def _tell(wanted: Placement | None, settings: LoadSettings, refusals: Sequence[s
         return
     forecast = _forecast(wanted, settings)
     retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
-    level = logging.WARNING if refusals else logging.DEBUG if forecast.verdict == "fits on the GPU" else logging.INFO
-    forecast_logger.log(level, "offload: %s%s", before_loading(forecast), retreat)
+    level = logging.WARNING if refusals else logging.INFO
+    fits = {"fits": forecast.verdict == "fits on the GPU"}
+    forecast_logger.log(level, "offload: %s%s", before_loading(forecast), retreat, extra=fits)
 
 
 def _placement(

@@ -252,7 +252,8 @@ class Model:
         settings = checked_settings(**given, **exchange, **switches)
         self._path = resolve(path)
         if isinstance(path, ModelInfo) or overrides is not None:
-            self.info = ModelInfo.from_file(path).with_overrides({} if overrides is None else overrides)
+            info = ModelInfo.from_file(path)
+            self.info = info if overrides is None else info.with_overrides(overrides)
         add_rpc_servers(endpoints)
         check_names("memory", sizes)
         check_names("expert_cache", settings.expert_cache, of_gpus=True)
