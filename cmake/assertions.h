@@ -1,7 +1,8 @@
 // Included by force before ggml-cpu.c of llama.cpp, whose threads end the process when an assertion fails.
 //
 // Two places are led to cpp/base/assertions.cpp: threads of a pool start there, so that one that fails can end alone;
-// and whoever spins until others are done asks there whether one of them has failed, since they would wait for ever.
+// and whoever spins until others are done asks there whether one of them has failed, since they would wait for ever,
+// and rests where another program wants its core.
 // cmake/assertions.c has the two functions. CMakeLists.txt checks that upstream still has the two places.
 #pragma once
 

@@ -120,7 +120,7 @@ def kinds(tiny_gpt_oss_path: Path, folder: Path) -> Iterator[dict[str, tuple[Pat
 
 # What a load needs besides the settings that are tuned.
 SETTINGS_BESIDE: dict[str, Any] = {
-    **{"n_batch": None, "vocab_only": False, "check_tensors": False, "pin_weights": "auto"},
+    **{"n_batch": None, "adapt_threads": True, "vocab_only": False, "check_tensors": False, "pin_weights": "auto"},
     **{"prompt_tokens": 1, "reply_tokens": 1},
     **{"experts": "auto", "expert_cache": None, "expert_insertions": None},
 }

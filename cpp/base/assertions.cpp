@@ -134,10 +134,9 @@ void on_terminate() {
 }  // namespace
 
 #ifdef _WIN32
-void while_waiting() {}
+void leave_if_failed() {}
 #else
-void while_waiting() {
-    rest_while_waiting();
+void leave_if_failed() {
     if (team == nullptr || !(*team)->failed()) {
         return;
     }
@@ -147,6 +146,11 @@ void while_waiting() {
     give_up((*team)->why());
 }
 #endif
+
+void while_waiting() {
+    rest_while_waiting();
+    leave_if_failed();
+}
 
 AssertionGuard::AssertionGuard() noexcept {
     ++n_guards;

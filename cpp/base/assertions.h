@@ -80,6 +80,8 @@ class Team {
 
 // To be called by whoever waits for another thread of its team: that one may have failed. Ends a member, and throws
 // AssertionFailed where the team computes.
+void leave_if_failed();
+// The same at each turn of a loop that spins for one, with a rest where another program wants the core.
 void while_waiting();
 
 // From now on llama.cpp's failed assertions come here. `last_words` is called before one ends the process after all,

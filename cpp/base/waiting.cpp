@@ -25,6 +25,8 @@ constexpr auto longest_look = microseconds(10);
 // Half of the time for which another program has a core, where it is wanted. Parts of a product that differ in length
 // take less.
 constexpr auto long_for_a_part = microseconds(1500);
+// A thread gets its core back after about so long, beside some busy programs.
+constexpr double longest_absence_s = 0.02;
 // Threads that run at the same time wait less for each other.
 constexpr auto patience = microseconds(100);
 // How often a waiting thread asks whether its core is wanted, by yielding: it has to wait then, and only then.
@@ -51,12 +53,13 @@ struct Wait {
     void look() {
         const auto now = Clock::now();
         if (now - looked > longest_look) {
-            began = now;
+            began = looked = now;
         }
-        if (now - began > long_for_a_part) {
-            in_long_waits += now - std::max(looked, began + long_for_a_part);
+        const auto after = now - began < patience ? now : rest(now);
+        if (after - began > long_for_a_part) {
+            in_long_waits += after - std::max(looked, began + long_for_a_part);
         }
-        looked = now - began < patience ? now : rest(now);
+        looked = after;
     }
 
     // Returns the time after it.
@@ -117,10 +120,8 @@ Disturbance::Disturbance() : n_preempted_(n_times_preempted()), computed_s_(thre
 double Disturbance::lost_s() const {
     const double waited_s = std::chrono::duration<double>(wait.in_long_waits).count();
     // Whoever waits for a device or for the disk does not compute either, but gives up its core itself.
-    if (n_times_preempted() == n_preempted_) {
-        return waited_s;
-    }
-    return std::max(waited_s, watch_.seconds() - (thread_time_s() - computed_s_));
+    const double most_s = longest_absence_s * static_cast<double>(n_times_preempted() - n_preempted_);
+    return std::max(waited_s, std::min(most_s, watch_.seconds() - (thread_time_s() - computed_s_)));
 }
 
 }  // namespace overspill

@@ -11,7 +11,7 @@ namespace overspill {
 // thread that is waited for may need that core. Where none does, this costs some nanoseconds.
 void rest_while_waiting();
 
-// What other programs took of this thread's time, since they had its core, or that of a thread it waited for.
+// Time of this thread that went to other programs: they had its core, or the core of a thread that it waited for.
 class Disturbance {
   public:
     Disturbance();

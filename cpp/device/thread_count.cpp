@@ -8,13 +8,14 @@ namespace overspill {
 
 namespace {
 
-// Of a number of threads, the time over which the mean is taken: some turns of the system's scheduler.
+// The mean is that of steps within about this time: some turns of the system's scheduler.
 constexpr double window_s = 0.2;
 constexpr double trial_s = 0.05;
 // What is not clear by then, is decided by the means.
 constexpr double most_trial_s = 0.3;
 constexpr double most_trial_steps = 16;
 constexpr double fewest_steps = 2;
+constexpr uint32_t most_others = 8;
 // A trial ends at once where a step takes so many times the mean.
 constexpr double hopeless = 4;
 // Between trials that brought nothing: longer each time, up to so many times what the last one took.
@@ -22,6 +23,8 @@ constexpr double shortest_pause_s = 0.1;
 constexpr double pause_growth = 3;
 constexpr double longest_pause_s = 2;
 constexpr double pause_per_trial = 30;
+// Where steps take so long that a trial takes seconds, this counts.
+constexpr double least_pause_per_trial = 10;
 // Fewer threads have to be faster by more than chance; more may be as fast, so that all of them come back.
 constexpr double gain_of_fewer = 0.97;
 constexpr double gain_of_more = 1.02;
@@ -58,8 +61,8 @@ void ThreadCount::took(double seconds, uint32_t n_tokens, double lost_s) {
     if (rungs_.size() == 1) {
         return;
     }
-    if (std::exchange(n_tokens_, n_tokens) != n_tokens) {
-        forget();
+    if (is_other(n_tokens)) {
+        return;
     }
     since_trial_s_ += seconds;
     if (trying_) {
@@ -92,17 +95,24 @@ void ThreadCount::took(double seconds, uint32_t n_tokens, double lost_s) {
     }
 }
 
-void ThreadCount::forget() {
-    here_ = there_ = {};
-    trying_ = false;
+// Whether a step is not like those before; when some have come, they are the ones to compare.
+bool ThreadCount::is_other(uint32_t n_tokens) {
+    if (n_tokens == n_tokens_) {
+        n_others_ = 0;
+    } else if (++n_others_ >= most_others) {
+        n_tokens_ = n_tokens;
+        here_ = there_ = {};
+        trying_ = false;
+    }
+    return n_tokens != n_tokens_;
 }
 
 void ThreadCount::start_trial() {
     if (at_ == 0 || at_ + 1 == rungs_.size()) {
         fewer_ = at_ == 0;
     }
-    // Where the machine is idle again, all at once.
-    tried_ = fewer_ ? at_ + 1 : is_idle_ ? 0 : at_ - 1;
+    // Where the machine is idle again, all at once; where a part of it is, one more.
+    tried_ = fewer_ ? at_ + 1 : is_idle_ && !all_failed_ ? 0 : at_ - 1;
     trying_ = is_first_ = true;
     there_ = {};
     since_trial_s_ = 0;
@@ -127,6 +137,7 @@ void ThreadCount::judge() {
 void ThreadCount::end_trial(bool is_better) {
     trying_ = false;
     const double took_s = std::exchange(since_trial_s_, 0);
+    all_failed_ = tried_ == 0 && !is_better;
     if (is_better) {
         at_ = tried_;
         here_ = there_;
@@ -134,7 +145,8 @@ void ThreadCount::end_trial(bool is_better) {
     } else {
         fewer_ = !fewer_;
         const double most_s = std::min(longest_pause_s, pause_per_trial * took_s);
-        pause_s_ = std::max(shortest_pause_s, std::min(pause_growth * pause_s_, most_s));
+        const double least_s = std::max(shortest_pause_s, least_pause_per_trial * took_s);
+        pause_s_ = std::max(least_s, std::min(pause_growth * pause_s_, most_s));
     }
 }
 

@@ -37,10 +37,10 @@ class ThreadCount {
         double error() const;  // of value(), squared
     };
 
-    void forget();
     void start_trial();
     void judge();
     void end_trial(bool is_better);
+    bool is_other(uint32_t n_tokens);
 
     std::vector<int32_t> rungs_;  // numbers of threads, from all to one
     size_t at_ = 0;
@@ -50,8 +50,10 @@ class ThreadCount {
     Mean here_;          // of the latest steps with rungs_[at_]
     Mean there_;         // of a trial's
     bool is_first_ = false;
-    uint32_t n_tokens_ = 0;
-    double lost_ = 0;  // the share of the latest time that was lost, beside trials
+    bool all_failed_ = false;  // at the last trial of all threads
+    uint32_t n_tokens_ = 0;    // of the steps that are compared
+    uint32_t n_others_ = 0;    // the latest steps, with another number of tokens
+    double lost_ = 0;          // the share of the latest time that was lost, beside trials
     bool is_idle_ = true;
     double since_trial_s_ = 0;
     double pause_s_ = 0;

@@ -244,7 +244,7 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
     const ComputeScope scope(offload_min_batch_, products_.get(), interrupt, poll);
     const ErrorCapture errors;
     n_decodes_.fetch_add(1, std::memory_order_relaxed);
-    // Prompts wait less often for a thread, and take all.
+    // Longer batches wait less often for a thread, and take all.
     constexpr uint32_t most_tokens_of_a_step = 32;
     const bool is_step = n <= most_tokens_of_a_step;
     compute_with(is_step ? threads_->n_decoding() : threads_->size());
@@ -275,11 +275,11 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
         times->n_graphs_reused += llama_perf_context(context_.get()).n_reused - n_reused;
         times->n_threads_left_out += threads_->size() - n_threads_;
     }
-    if (experts_) {
-        experts_->finish(status == 0, watch.seconds());
-    }
     if (is_step && status == 0) {
         threads_->decoded(n, watch.seconds(), disturbance);
+    }
+    if (experts_) {
+        experts_->finish(status == 0, watch.seconds());
     }
     incomplete_ = was_incomplete || status != 0;
     if (recorder_) {

@@ -329,7 +329,7 @@ const float * results_of(FeedForward & f) {
         return f.results;
     }
     while (found == Arrival::claimed) {
-        while_waiting();
+        leave_if_failed();  // without resting: a device takes as long as it takes
         relax();
         found = f.arrival.load(std::memory_order_acquire);
     }

@@ -487,7 +487,7 @@ def test_in_a_pipe_standard_input_is_one_message(smollm2_path: Path) -> None:
         (["missing.gguf", "<", "Hello"], 1, "missing.gguf: no such file"),
         (["TINY", "<", "Hello"], 1, "has no chat template"),
         (["SMOL", "--reasoning", "loud"], 2, "--reasoning must be one of dim, hide, not 'loud'"),
-        (["missing.gguf", "--temp", "-1"], 2, "temperature must be 0 or more"),
+        (["missing.gguf", "--temp", "-1"], 2, "--temp must be 0 or more"),
         (["SMOL", "--load", "missing.json", "<", "Hello"], 1, "missing.json: No such file"),
     ],
 )

@@ -112,10 +112,10 @@ def test_a_closed_pipe_ends_quietly(gemma_path: Path) -> None:
         (["run"], 2, "Missing argument"),
         (["run", "a", "b", "c"], 2, "put the prompt in quotes"),
         (["run", "x", "--bogus"], 2, "No such option"),
-        (["run", "TINY", "x", "--temp", "-1"], 2, "temperature must be 0 or more"),
-        (["run", "TINY", "x", "--ctx", "0"], 2, "n_ctx must be at least 1"),
+        (["run", "TINY", "x", "--temp", "-1"], 2, "--temp must be 0 or more"),
+        (["run", "TINY", "x", "--ctx", "0"], 2, "--ctx must be at least 1"),
         (["run", "TINY", "x", "--offload", "some"], 2, "offload must be"),
-        (["run", "TINY", "x", "--load-mode", "some"], 2, "load_mode must be one of mmap"),
+        (["run", "TINY", "x", "--load-mode", "some"], 2, "--load-mode must be one of mmap"),
         (["run", "TINY", "x", "--json-schema", '{"type": "colour"}'], 2, "unrecognized type"),
         (["run", "TINY", "x", "--json-schema", "missing.json"], 1, "missing.json"),
         (["run", "TINY", "x", "--grammar", "THIS"], 2, "grammar, line 1, column"),
@@ -188,7 +188,7 @@ def test_verbose_shows_where_a_mistake_was_found(tiny_gpt_oss_path: Path) -> Non
     done = overspill("run", str(tiny_gpt_oss_path), "x", "--temp", "-1", "--verbose")
     assert done.returncode == 2
     assert "Traceback" in done.stderr
-    assert "temperature must be 0 or more" in done.stderr.splitlines()[-1]
+    assert "--temp must be 0 or more" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

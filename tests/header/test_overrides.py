@@ -13,6 +13,7 @@ from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metada
 
 import overspill
 from overspill import Error, Hardware, Model, ModelInfo
+from overspill.planning.tuned import kept_file
 
 KINDS = {
     bool: gguf.GGUFValueType.BOOL,
@@ -89,6 +90,14 @@ def test_sampling_that_is_replaced(smollm2_path: Path, tmp_path: Path) -> None:
     with Model(file, overrides=values, n_ctx=64) as model:
         assert model.sampling == ModelInfo.from_file(file).with_overrides(values).sampling
         assert model.sampling.temperature == 0
+
+
+def test_what_is_kept_of_a_model_is_not_for_another_header(tiny_gpt_oss_path: Path) -> None:
+    """What ``tune`` finds with other values is no result for the file as it is."""
+    info = ModelInfo.from_file(tiny_gpt_oss_path)
+    fewer = info.with_overrides({"gpt-oss.expert_used_count": 1})
+    assert kept_file(info, "tuned") == kept_file(ModelInfo.from_file(tiny_gpt_oss_path), "tuned")
+    assert kept_file(info, "tuned") != kept_file(fewer, "tuned")
 
 
 def test_later_values_win_and_the_file_stays(tiny_gpt_oss_path: Path) -> None:

@@ -261,10 +261,10 @@ def test_table_and_picture(tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
     [
         (["--plot", "token.doc"], r"the picture must end in one of .*\.png.*, not token.doc", 2),
         (["--plot", "nowhere/token.png"], "nowhere/token.png cannot be written", 1),
-        (["-n", "3"], "n_gen must be at least 4, not 3", 2),
+        (["-n", "3"], "--n-gen must be at least 4, not 3", 2),
         (["-r", "0"], "repetitions must be 1 to 1000, not 0", 2),
-        (["-p", "-1"], "n_prompt must be at least 0, not -1", 2),
-        (["--type-k", "q9_9"], "type_k", 2),
+        (["-p", "-1"], "--n-prompt must be at least 0, not -1", 2),
+        (["--type-k", "q9_9"], "--type-k must be", 2),
         (["--offload", "gpu"], "there is no GPU here", 1),
     ],
 )

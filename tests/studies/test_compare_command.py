@@ -77,7 +77,7 @@ def test_several_questions(tiny_gpt_oss_path: Path, tmp_path: Path, form: str) -
         (["TINY", "TINY", "x", "--html", "FOLDER"], 1, "is a folder; give a file in it"),
         (["TINY", "TINY", "x", "--html", "FOLDER/none/report.html"], 1, "its folder is missing"),
         (["TINY", "missing.gguf", "x"], 1, "missing.gguf: no such file"),
-        (["TINY", "TINY", "x", "--temp", "-1"], 2, "temperature must be 0 or more"),
+        (["TINY", "TINY", "x", "--temp", "-1"], 2, "--temp must be 0 or more"),
         (["TINY", "TINY", "x", "--memory", "20GiB"], 2, "--memory must be DEVICE=SIZE"),
         (["TINY", "TINY", "x", *["--offload", "cpu"] * 3], 2, "one for each of the 2 models, not 3"),
     ],

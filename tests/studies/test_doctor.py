@@ -414,5 +414,5 @@ def test_command(tiny_gpt_oss_path: Path) -> None:
     assert "1 thread on " in table.stdout
     assert "\x1b" not in table.stdout
     assert doctor("--threads", "0").returncode == 2
-    assert "load_mode must be one of mmap, " in doctor("--load-mode", "slow").stderr
+    assert "--load-mode must be one of mmap, " in doctor("--load-mode", "slow").stderr
     assert doctor("no-such-file.gguf").returncode == 1

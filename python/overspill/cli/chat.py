@@ -12,6 +12,7 @@ import overspill
 from overspill.base.checks import check_choice
 from overspill.cli.exits import guarded_command
 from overspill.cli.options import (
+    Effort,
     LoadOptions,
     MaxTokens,
     MinP,
@@ -22,6 +23,7 @@ from overspill.cli.options import (
     TopK,
     TopP,
     Verbose,
+    complete_model,
     loads_a_model,
     only_given,
 )
@@ -41,17 +43,13 @@ def chat(
             help="A GGUF file with a chat template, or a name that overspill list shows; without it, a small demo "
             "model is downloaded once.",
             show_default=False,
+            autocompletion=complete_model,
         ),
     ] = None,
     system: System = None,
     load: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save wrote.")] = None,
     reasoning: Annotated[str, typer.Option(help="How the model's reasoning is shown: dim or hide.")] = "dim",
-    reasoning_effort: Annotated[
-        str | None,
-        typer.Option(
-            "--effort", help="Reasoning effort, for models that know it, such as gpt-oss: low, medium or high."
-        ),
-    ] = None,
+    reasoning_effort: Effort = None,
     max_tokens: MaxTokens = 0,
     temperature: Temperature = None,
     top_k: TopK = None,

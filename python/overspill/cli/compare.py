@@ -18,11 +18,13 @@ from overspill.cli.options import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
+    Effort,
     Json,
     LoadOptions,
     System,
     Verbose,
     check_writable,
+    complete_model,
     loads_a_model,
     only_given,
     parse_offload,
@@ -42,6 +44,7 @@ def compare(
             help="Two or more GGUF files or hf:OWNER/REPOSITORY/FILE.gguf, and the question; - reads it from standard "
             "input. With --questions: models alone.",
             show_default=False,
+            autocompletion=complete_model,
         ),
     ],
     questions: Annotated[
@@ -54,10 +57,7 @@ def compare(
         Path | None, typer.Option(help="Write an HTML page of the comparison, which loads nothing else.")
     ] = None,
     system: System = None,
-    reasoning_effort: Annotated[
-        str | None,
-        typer.Option(help="Reasoning effort, for models that know it, such as gpt-oss: low, medium or high."),
-    ] = None,
+    reasoning_effort: Effort = None,
     max_tokens: Annotated[
         int,
         typer.Option(

@@ -12,7 +12,13 @@ from rich.text import Text
 import overspill
 from overspill.base.tables import plain_table
 from overspill.cli.exits import guarded_command
-from overspill.cli.options import Json, Loading, Threads, only_given
+from overspill.cli.options import (
+    Json,
+    Loading,
+    Threads,
+    complete_model,
+    only_given,
+)
 from overspill.cli.output import report_output
 from overspill.hub import resolve
 from overspill.studies.doctor.findings import examine
@@ -23,7 +29,12 @@ __all__ = ["doctor"]
 def doctor(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="A GGUF file, or a name as overspill list shows.", show_default=False),
+        typer.Argument(
+            metavar="MODEL",
+            help="A GGUF file, or a name as overspill list shows.",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
     ] = None,
     n_threads: Threads = None,
     load_mode: Loading = None,

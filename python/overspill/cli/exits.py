@@ -12,6 +12,7 @@ from typing import NoReturn
 import typer
 
 from overspill._core import Error
+from overspill.cli.options import with_option_names
 from overspill.cli.output import errors, set_up_streams
 
 __all__ = ["ERROR", "EXIT_CODES", "INTERRUPTED", "PIPE_CLOSED", "USAGE", "guarded_command", "report_bug"]
@@ -70,9 +71,9 @@ def guarded_command(*, verbose: bool | None = None) -> Iterator[None]:
     except ValueError as error:
         if verbose:  # a bug can raise it, too
             _print_traceback(error)
-        _fail(str(error), USAGE)
+        _fail(with_option_names(str(error)), USAGE)
     except (Error, OSError) as error:
-        _fail(str(error), ERROR)
+        _fail(with_option_names(str(error)), ERROR)
     except Exception as error:
         report_bug(error, verbose=verbose)
         raise typer.Exit(ERROR) from None

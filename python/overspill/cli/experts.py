@@ -20,6 +20,7 @@ from overspill.cli.options import (
     Temperature,
     Verbose,
     check_writable,
+    complete_model,
     loads_a_model,
     only_given,
 )
@@ -37,7 +38,12 @@ __all__ = ["experts"]
 def experts(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="A GGUF file, or a name as overspill list shows.", show_default=False),
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A GGUF file, or a name as overspill list shows.",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
     ] = None,
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="The text to continue.", show_default=False)

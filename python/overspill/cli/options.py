@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import wraps
+from glob import escape, glob
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
+from overspill.catalogue.disk import models_on_disk
+from overspill.catalogue.model_files import is_gguf
 from overspill.header.info import ModelInfo
 from overspill.header.overrides import MetadataValue
 from overspill.placement.placement import Placement
@@ -27,6 +31,7 @@ __all__ = [
     "Batch",
     "Context",
     "DeviceMemory",
+    "Effort",
     "ExpertsAt",
     "FlashAttention",
     "Json",
@@ -50,15 +55,32 @@ __all__ = [
     "UBatch",
     "Verbose",
     "check_writable",
+    "complete_model",
     "loads_a_model",
     "only_given",
     "parse_offload",
     "parse_overrides",
     "parse_pair",
     "parse_sizes",
+    "with_option_names",
 ]
 
-ModelFile = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or a name as overspill list shows.")]
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return what a shell may complete to a model: names as ``overspill list`` shows them, files and folders."""
+    names = [model.name for model in models_on_disk() if model.name.startswith(incomplete)]
+    for text in glob(f"{escape(incomplete)}*"):  # noqa: PTH207  # which keeps a ./ as it was typed
+        is_folder = Path(text).is_dir()
+        names += [f"{text}/" if is_folder else text] if is_folder or is_gguf(text) else []
+    return [*dict.fromkeys(names)]
+
+
+ModelFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A GGUF file, or a name as overspill list shows.", autocompletion=complete_model
+    ),
+]
 
 TEMPERATURE = "0: always the most likely token."
 TOP_K = "Keep so many of the most likely tokens; 0: all."
@@ -98,6 +120,14 @@ System = Annotated[
     typer.Option("--system", "--system-prompt", "-sys", help="The system prompt, for models with a chat template."),
 ]
 
+Effort = Annotated[
+    str | None,
+    typer.Option(
+        "--effort",
+        "--reasoning-effort",
+        help="Reasoning effort, for models that know it, such as gpt-oss: low, medium or high.",
+    ),
+]
 Context = Annotated[int | None, typer.Option("--ctx", "--ctx-size", "-c", help="Tokens of prompt and reply together.")]
 ExpertsAt = Annotated[
     str | None,
@@ -157,7 +187,7 @@ DeviceMemory = Annotated[
 TypeK = Annotated[
     str | None,
     typer.Option(
-        "--type-k", "--cache-type-k", "-ctk", help="Type of the KV cache's keys: f16, q8_0, ...", show_default="f16"
+        "--type-k", "--cache-type-k", "-ctk", help="Type of the KV cache's keys, such as q8_0.", show_default="f16"
     ),
 ]
 TypeV = Annotated[
@@ -246,6 +276,37 @@ def loads_a_model(*, without: Collection[str] = ()) -> Callable[[Callable[..., N
         return run
 
     return decorate
+
+
+def _names_of_options() -> dict[str, str]:
+    """Return what the command line calls arguments of Python."""
+    hints = get_type_hints(LoadOptions, include_extras=True)
+    hints["overrides"] = hints.pop("override")
+    hints |= {"temperature": Temperature, "top_k": TopK, "top_p": TopP, "min_p": MinP, "repeat_penalty": RepeatPenalty}
+    hints |= {"max_tokens": MaxTokens, "seed": Seed}
+    names = dict.fromkeys(("json_schema", "prompt_tokens", "reply_tokens", "n_prompt", "n_gen", "n_depth"), "")
+    for name, hint in hints.items():
+        option = hint.__metadata__[0]
+        given = (option.default, *(option.param_decls or ()))
+        names[name] = next((one for one in given if isinstance(one, str)), "")
+    names["allow_kv_types"] = "--kv-type"
+    return {name: option or f"--{name.replace('_', '-')}" for name, option in names.items()}
+
+
+_OPTIONS = _names_of_options()
+_NAMES = "|".join(_OPTIONS)
+# An argument with a value; one that no word of English is spelled like; and any that a message begins with.
+_WITH_VALUE = re.compile(rf'(?<![\w.-])({_NAMES})=("[^"]*"|[^\s,;:)]+)')
+_IN_TEXT = re.compile(rf"(?<![\w.-])({'|'.join(name for name in _OPTIONS if '_' in name)})(?![\w(.=])")
+_FIRST = re.compile(rf"^({_NAMES})(?=: | must |\[)")
+
+
+def with_option_names(text: str) -> str:
+    """Return a message of Python with the options of the command line in place of arguments, and its commands."""
+    text = _WITH_VALUE.sub(lambda found: f"{_OPTIONS[found[1]]} {found[2].strip(chr(34))}", text)
+    for pattern in (_IN_TEXT, _FIRST):
+        text = pattern.sub(lambda found: _OPTIONS[found[1]], text)
+    return text.replace("overspill.devices()", "overspill devices")
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

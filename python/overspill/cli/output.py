@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.segment import Segment
 
 from overspill.base.text import printable
+from overspill.cli.options import with_option_names
 
 __all__ = [
     "Output",
@@ -65,10 +66,11 @@ def write_reply(text: str) -> None:
 
 
 class _PrintableLines(logging.Formatter):
-    """Records without control characters: they may quote files and replies."""
+    """Records without control characters: they may quote files and replies. Ours name the command line's options."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        text = printable(super().format(record))
+        return with_option_names(text) if record.name == "overspill" else text
 
 
 def set_up_streams(*, verbose: bool) -> None:

@@ -21,6 +21,7 @@ from overspill.cli.options import (
     TopK,
     TopP,
     Verbose,
+    complete_model,
     loads_a_model,
     only_given,
 )
@@ -39,6 +40,7 @@ def run(
             help="MODEL is a GGUF file or a name that overspill list shows; without it, a small demo model is "
             "downloaded once. PROMPT - is read from standard input.",
             show_default=False,
+            autocompletion=complete_model,
         ),
     ],
     system: System = None,

@@ -242,11 +242,11 @@ def load(
 
 def _tell(wanted: Placement | None, settings: LoadSettings, refusals: Sequence[str] = ()) -> None:
     """Log what is to be expected of a plan: before it is loaded, and again if it was not loaded as planned."""
-    if not isinstance(wanted, Plan):
+    level = logging.WARNING if refusals else logging.INFO
+    if not isinstance(wanted, Plan) or not forecast_logger.isEnabledFor(level):
         return
     forecast = _forecast(wanted, settings)
     retreat = f" (after {len(refusals)} tries, the last: {refusals[-1]})" if refusals else ""
-    level = logging.WARNING if refusals else logging.INFO
     fits = {"fits": forecast.verdict == "fits on the GPU"}
     forecast_logger.log(level, "offload: %s%s", before_loading(forecast), retreat, extra=fits)
 

@@ -104,5 +104,5 @@ def _kind_of(metadata: Mapping[str, Any], key: str) -> type:
         return optional[key]
     plain = [name for name, value in metadata.items() if not isinstance(value, dict)]
     near = get_close_matches(key[:200], [*plain, *optional], n=3)
-    advice = f"did you mean {' or '.join(near)}?" if near else f"such as {architecture}.rope.freq_base"
+    advice = f"did you mean {' or '.join(near)}?" if near else f"a key is such as {architecture}.rope.freq_base"
     raise ValueError(f"overrides: the model has no {key[:200]}; {advice}")

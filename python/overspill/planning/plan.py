@@ -22,7 +22,7 @@ from rich.text import Text
 from overspill._core import Error
 from overspill.base import html
 from overspill.base.checks import as_instance, as_integer, as_mapping, as_path, as_real, check_choice, naming
-from overspill.base.units import format_bytes
+from overspill.base.units import format_bytes, format_count
 from overspill.base.values import Experts, LoadMode
 from overspill.header.info import ModelInfo
 from overspill.header.tensor_names import layer_of, part_of
@@ -156,12 +156,12 @@ def prompt_line(outlook: Forecast) -> str:
 
 def before_loading(outlook: Forecast) -> str:
     """Return in a line what a model will do: whether it fits, how fast it will be, and the memory it takes."""
-    memory = ", ".join(f"{format_bytes(use.total_bytes)} of {name}" for name, use in outlook.memory.items())
-    said = (
+    used = {name: use.total_bytes for name, use in outlook.memory.items() if use.total_bytes}
+    memory = ", ".join(f"{format_bytes(n_bytes)} on {name}" for name, n_bytes in used.items())
+    return (
         f"{outlook.verdict}: about {outlook.tokens_per_s:.1f} tok/s, {outlook.time_to_first_token_s:.2g} s to the "
-        f"first token after {prompt_length(outlook.settings)}; {memory}. {outlook.reason}"
+        f"first token after a prompt of {format_count(prompt_length(outlook.settings), 'token')}, {memory}"
     )
-    return f"{said} {outlook.weights_in_ram}" if outlook.weights_in_ram else said
 
 
 def plan(

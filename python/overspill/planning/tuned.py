@@ -47,7 +47,8 @@ def machine() -> str:
 
 def kept_file(info: ModelInfo, folder: str) -> Path:
     """Return the file for what is kept of a model on this machine; it may not exist yet."""
-    key = f"{Placement.cpu(info).fingerprint}\n{machine()}"
+    replaced = f"\n{sorted(info.overrides.items())}" if info.overrides else ""
+    key = f"{Placement.cpu(info).fingerprint}\n{machine()}{replaced}"
     return cache_folder() / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
