@@ -10,6 +10,7 @@ import typer
 import overspill
 from overspill.base.units import parse_bytes
 from overspill.cli.output import progress_bar
+from overspill.machine.devices import add_rpc_servers
 
 __all__ = ["GpuBandwidth", "Link", "Ram", "RamBandwidth", "UnpinnedLink", "Vram", "check_hardware", "hardware_of"]
 
@@ -68,8 +69,7 @@ def hardware_of(
             link=link or None,
             unpinned_link=unpinned_link or None,
         )
-    for endpoint in rpc:
-        overspill.add_rpc_server(endpoint)
+    add_rpc_servers(rpc)
     gpus = [device for device in overspill.devices() if device.is_gpu]
     if len(vram or ()) > len(gpus):
         raise ValueError(

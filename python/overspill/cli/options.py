@@ -297,7 +297,8 @@ _OPTIONS = _names_of_options()
 _NAMES = "|".join(_OPTIONS)
 # An argument with a value; one that no word of English is spelled like; and any that a message begins with.
 _WITH_VALUE = re.compile(rf'(?<![\w.-])({_NAMES})=("[^"]*"|[^\s,;:)]+)')
-_IN_TEXT = re.compile(rf"(?<![\w.-])({'|'.join(name for name in _OPTIONS if '_' in name)})(?![\w(.=])")
+# Not in a path or in quotes, which are the user's.
+_IN_TEXT = re.compile(rf"(?<![\w./'\"-])({'|'.join(name for name in _OPTIONS if '_' in name)})(?![\w(.=/'\"])")
 _FIRST = re.compile(rf"^({_NAMES})(?=: | must |\[)")
 
 
@@ -344,7 +345,7 @@ def parse_overrides(info: ModelInfo, given: list[str] | None) -> dict[str, Metad
             value = rest
         found[key] = value
         if not isinstance(info.metadata.get(key), str) and kind != "str":
-            with suppress(ValueError):  # a text then
+            with suppress(ValueError, RecursionError):  # a text then
                 number = json.loads(value)
                 found[key] = number if isinstance(number, bool | int | float) else value
     return found

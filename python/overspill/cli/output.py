@@ -73,9 +73,17 @@ class _PrintableLines(logging.Formatter):
         return with_option_names(text) if record.name == "overspill" else text
 
 
+class _ToErrors(logging.Handler):
+    """Lines on standard error, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        errors.print(self.format(record), soft_wrap=True)
+
+
 def set_up_streams(*, verbose: bool) -> None:
     """Send the log to standard error, and make all standard streams UTF-8."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToErrors()
     handler.setFormatter(_PrintableLines("%(name)s: %(message)s"))
     logger = logging.getLogger("overspill")
     logger.addHandler(handler)

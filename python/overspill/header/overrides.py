@@ -68,6 +68,9 @@ def _checked(metadata: Mapping[str, Any], key: str, value: object) -> MetadataVa
         found = value if isinstance(value, bool) else int(cast(int, value))
         if not 0 <= found < 2**32:
             raise ValueError(f"overrides: {key} must be 0 to {2**32 - 1}, not {shown(found)}")
+        n_vocab = metadata.get("tokenizer.ggml.tokens", {}).get("length", 2**32)
+        if key.endswith("_token_id") and found >= n_vocab:
+            raise ValueError(f"overrides: {key} must be a token, 0 to {n_vocab - 1}, not {found}")
     return found
 
 
@@ -102,7 +105,7 @@ def _kind_of(metadata: Mapping[str, Any], key: str) -> type:
         raise ValueError(f"overrides: {key} cannot be replaced: it is a list, or its name is too long for llama.cpp")
     if key in optional:
         return optional[key]
-    plain = [name for name, value in metadata.items() if not isinstance(value, dict)]
-    near = get_close_matches(key[:200], [*plain, *optional], n=3)
+    known = {*optional, *(name for name, value in metadata.items() if not isinstance(value, dict))}
+    near = get_close_matches(key[:200], sorted(known), n=3)
     advice = f"did you mean {' or '.join(near)}?" if near else f"a key is such as {architecture}.rope.freq_base"
     raise ValueError(f"overrides: the model has no {key[:200]}; {advice}")
