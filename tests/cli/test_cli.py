@@ -25,7 +25,7 @@ TELLING = [
     "-c",
     "import sys; from overspill.cli.app import main; print('ready', file=sys.stderr); main()",
 ]
-STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · (\d+\.\d\d s to|no) first token · stop: \w+"
+STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · (\d+\.\d\d s to|no) first token(?: · busy CPU: [^·]+)? · stop: \w+"
 
 
 @pytest.mark.usefixtures("no_gpu")  # whose measurement may be disturbed, and says so

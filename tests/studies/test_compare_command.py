@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_gpu")
 
 COMMAND = [sys.executable, "-m", "overspill", "compare"]
 SHORT = ["--threads", "1", "--ctx", "256", "-n", "8", "--seed", "3"]
-STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · \d+\.\d\d s to first token · stop: \w+"
+STATS = r"(\d+\.\d\d|–) tok/s · \d+ tokens? · \d+\.\d\d s to first token(?: · busy CPU: [^·]+)? · stop: \w+"
 
 
 def test_a_pipe_gets_sections(gemma_path: Path, tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
