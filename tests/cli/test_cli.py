@@ -272,7 +272,7 @@ def test_ctrl_c_prints_what_there_is_and_the_stats(gemma_path: Path, phase: str)
     """The exit code says that it was interrupted."""
     prompt = "word " * 7000 if phase == "prefill" else "Once upon a time"
     for wait_s in (0.5, 2, 8):
-        child = terminal("run", str(gemma_path), prompt, "-n", "0", "--batch", "4096")
+        child = terminal("run", str(gemma_path), prompt, "-n", "0", "--batch", "4096", "-ngl", "cpu")
         child.expect("loading")
         child.expect(r"\x1b\[2K|\r\n")  # the bar has been taken away, and warnings are above it
         if phase == "decode":
@@ -293,7 +293,7 @@ def test_ctrl_c_prints_what_there_is_and_the_stats(gemma_path: Path, phase: str)
 @pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_at_any_time_leaves_no_traceback(gemma_path: Path, delay_s: float) -> None:
     """While it loads, before the first token, or in the middle of the text."""
-    command = [*TELLING, "run", str(gemma_path), "Hello", "-n", "0"]
+    command = [*TELLING, "run", str(gemma_path), "Hello", "-n", "0", "-ngl", "cpu"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
     assert process.stderr.readline() == b"ready\n"

@@ -100,7 +100,8 @@ void test_thread_count() {
     // Steps of several tokens take longer, which says nothing about threads; those between them do not hold it up.
     const auto fewer_are_faster = [](int32_t n) { return 0.001 * n; };
     for (int i = 0; i < 10000; ++i) {
-        count.took(fewer_are_faster(count.now()), 1, 0.001);
+        const double seconds = fewer_are_faster(count.now());
+        count.took(seconds, 1, seconds / 2);
     }
     check(count.now() < 16, "fewer are taken where they are faster");
     for (int i = 0; i < 10000; ++i) {
