@@ -14,7 +14,9 @@ import typer
 import overspill
 from overspill.cli.exits import ERROR, INTERRUPTED, guarded_command
 from overspill.cli.options import (
+    MAX_TOKENS,
     MIN_P,
+    OFFLOAD,
     TEMPERATURE,
     TOP_K,
     TOP_P,
@@ -60,13 +62,7 @@ def compare(
     reasoning_effort: Effort = None,
     max_tokens: Annotated[
         int,
-        typer.Option(
-            "--max-tokens",
-            "--predict",
-            "--n-predict",
-            "-n",
-            help="Tokens of each answer; 0: until the model or the context ends.",
-        ),
+        typer.Option(*MAX_TOKENS, help="Tokens of each answer; 0: until the model or the context ends."),
     ] = 1024,
     temperature: Annotated[
         float | None,
@@ -82,10 +78,7 @@ def compare(
     offload: Annotated[
         list[str] | None,
         typer.Option(
-            "--offload",
-            "--gpu-layers",
-            "--n-gpu-layers",
-            "-ngl",
+            *OFFLOAD,
             help="Placement of the weights: auto, cpu, gpu (or all), tuned, a number of layers for the GPU, or a file "
             "of overspill plan --save; once for all models, or once for each, in their order.",
             show_default="auto",
@@ -132,7 +125,7 @@ def compare(
                 max_tokens=max_tokens or None,
                 stop=stop or (),
                 **sampling,
-                **{name: value for name, value in loading.given().items() if name != "offload"},
+                **loading.given(),
             )
         if as_json:
             print(json.dumps(found.to_dict(), indent=2))

@@ -12,13 +12,7 @@ from rich.text import Text
 import overspill
 from overspill.base.tables import plain_table
 from overspill.cli.exits import guarded_command
-from overspill.cli.options import (
-    Json,
-    Loading,
-    Threads,
-    complete_model,
-    only_given,
-)
+from overspill.cli.options import MODEL, Json, Loading, Threads, complete_model, only_given
 from overspill.cli.output import report_output
 from overspill.hub import resolve
 from overspill.studies.doctor.findings import examine
@@ -31,7 +25,7 @@ def doctor(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A GGUF file, or a name as overspill list shows.",
+            help=MODEL,
             show_default=False,
             autocompletion=complete_model,
         ),

@@ -14,6 +14,8 @@ from overspill.base.checks import check_choice
 from overspill.cli.exits import guarded_command
 from overspill.cli.hardware import GpuBandwidth, Link, Ram, RamBandwidth, Vram, check_hardware, hardware_of
 from overspill.cli.options import (
+    MAX_TOKENS,
+    MODEL,
     Json,
     LoadOptions,
     Seed,
@@ -40,7 +42,7 @@ def experts(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="A GGUF file, or a name as overspill list shows.",
+            help=MODEL,
             show_default=False,
             autocompletion=complete_model,
         ),
@@ -56,9 +58,7 @@ def experts(
     ] = None,
     max_tokens: Annotated[
         int,
-        typer.Option(
-            "--max-tokens", "--predict", "--n-predict", "-n", help="Tokens to decode after each text, from 0."
-        ),
+        typer.Option(*MAX_TOKENS, help="Tokens to decode after each text, from 0."),
     ] = 256,
     tokens: Annotated[
         str | None,
@@ -148,7 +148,7 @@ def experts(
                     max_tokens=max_tokens,
                     progress=show,
                     **sampling,
-                    **{name: value for name, value in loading.given().items() if name != "offload"},
+                    **loading.given(),
                 )
         if save is not None:
             recorded.save(save)

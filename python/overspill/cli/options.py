@@ -24,44 +24,34 @@ from overspill.placement.placement import Placement
 from overspill.planning.offload import Offload
 
 __all__ = [
+    "MAX_TOKENS",
     "MIN_P",
+    "MODEL",
+    "OFFLOAD",
     "TEMPERATURE",
     "TOP_K",
     "TOP_P",
-    "Batch",
-    "Context",
-    "DeviceMemory",
     "Effort",
-    "ExpertsAt",
-    "FlashAttention",
     "Json",
     "LoadOptions",
     "Loading",
     "MaxTokens",
     "MinP",
     "ModelFile",
-    "OffloadTo",
-    "Override",
     "RepeatPenalty",
     "Seed",
-    "Servers",
     "System",
     "Temperature",
     "Threads",
     "TopK",
     "TopP",
-    "TypeK",
-    "TypeV",
-    "UBatch",
     "Verbose",
     "check_writable",
     "complete_model",
     "loads_a_model",
     "only_given",
     "parse_offload",
-    "parse_overrides",
     "parse_pair",
-    "parse_sizes",
     "with_option_names",
 ]
 
@@ -75,12 +65,8 @@ def complete_model(incomplete: str) -> list[str]:
     return [*dict.fromkeys(names)]
 
 
-ModelFile = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="A GGUF file, or a name as overspill list shows.", autocompletion=complete_model
-    ),
-]
+MODEL = "A GGUF file, or a name as overspill list shows."
+ModelFile = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, autocompletion=complete_model)]
 
 TEMPERATURE = "0: always the most likely token."
 TOP_K = "Keep so many of the most likely tokens; 0: all."
@@ -105,15 +91,9 @@ RepeatPenalty = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", "-s", help="The same seed gives the same text.")]
 
+MAX_TOKENS = ("--max-tokens", "--predict", "--n-predict", "-n")
 MaxTokens = Annotated[
-    int,
-    typer.Option(
-        "--max-tokens",
-        "--predict",
-        "--n-predict",
-        "-n",
-        help="Tokens of the reply; 0: until the model or the context ends.",
-    ),
+    int, typer.Option(*MAX_TOKENS, help="Tokens of the reply; 0: until the model or the context ends.")
 ]
 System = Annotated[
     str | None,
@@ -161,15 +141,14 @@ UBatch = Annotated[
         show_default="as planned, or --batch",
     ),
 ]
+OFFLOAD = ("--offload", "--gpu-layers", "--n-gpu-layers", "-ngl")
 OffloadTo = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--offload",
-        "--gpu-layers",
-        "--n-gpu-layers",
-        "-ngl",
+        *OFFLOAD,
         help="Placement of the weights: auto, cpu, gpu (or all), tuned, a number of layers for the GPU, or a file of "
         "overspill plan --save.",
+        show_default="auto",
     ),
 ]
 Loading = Annotated[
@@ -220,7 +199,7 @@ Override = Annotated[
 class LoadOptions:
     """How a model is loaded: one list for all commands that load one. None stands for what is not given."""
 
-    offload: OffloadTo = "auto"
+    offload: OffloadTo = None
     experts: ExpertsAt = None
     memory: DeviceMemory = None
     n_ctx: Context = None
@@ -238,7 +217,7 @@ class LoadOptions:
         """Return what is given, as :class:`overspill.Model` has it, without the overrides."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         del named["override"]
-        named["offload"] = parse_offload(self.offload)
+        named["offload"] = None if self.offload is None else parse_offload(self.offload)
         named["memory"] = parse_sizes(self.memory) or None
         return only_given(**named)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,20 +25,7 @@ from overspill.cli.hardware import (
     check_hardware,
     hardware_of,
 )
-from overspill.cli.options import (
-    Context,
-    ExpertsAt,
-    Json,
-    LoadOptions,
-    ModelFile,
-    Override,
-    Servers,
-    TypeK,
-    TypeV,
-    UBatch,
-    only_given,
-    parse_pair,
-)
+from overspill.cli.options import Json, LoadOptions, ModelFile, loads_a_model, parse_pair
 from overspill.cli.output import report_output
 from overspill.planning.plan import prompt_line
 from overspill.planning.settings import PROMPT_TOKENS, REPLY_TOKENS
@@ -47,6 +34,8 @@ from overspill.planning.ubatch import trade_around
 __all__ = ["plan"]
 
 
+# A plan decides the others.
+@loads_a_model(without=["offload", "memory", "n_batch", "n_threads", "flash_attention", "load_mode"])
 def plan(
     model: ModelFile,
     vram: Vram = None,
@@ -55,24 +44,19 @@ def plan(
     ram_bandwidth: RamBandwidth = None,
     link: Link = None,
     unpinned_link: UnpinnedLink = None,
-    n_ctx: Context = None,
     depth: Annotated[
         int | None, typer.Option(help="Tokens in the context while it decodes.", show_default="half of --ctx")
     ] = None,
-    n_ubatch: UBatch = None,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt of an exchange.")] = PROMPT_TOKENS,
     reply_tokens: Annotated[int, typer.Option(help="Tokens of its reply.")] = REPLY_TOKENS,
-    type_k: TypeK = None,
-    type_v: TypeV = None,
-    experts: ExpertsAt = None,
     pin: Annotated[
         list[str] | None,
         typer.Option(
             help='Place a part by hand, such as "experts=cpu" or "layers 0-9 attention=gpu"; may be repeated.'
         ),
     ] = None,
-    rpc: Servers = None,
-    override: Override = None,
+    *,
+    loading: LoadOptions,
     save: Annotated[
         Path | None, typer.Option(help="Write the placement to a file, for overspill run --offload.")
     ] = None,
@@ -89,15 +73,13 @@ def plan(
             "unpinned_link": unpinned_link,
         }
         check_hardware(**given)
-        header = LoadOptions(override=override).model(model)
-        hardware = hardware_of(header, **given, rpc=rpc or ())
+        header = loading.model(model)
+        hardware = hardware_of(header, **given, rpc=loading.rpc or ())
         settings: dict[str, Any] = {
-            "n_ctx": n_ctx,
             "depth": depth,
-            "n_ubatch": n_ubatch,
             "prompt_tokens": prompt_tokens,
             "reply_tokens": reply_tokens,
-            **only_given(experts=experts, type_k=type_k, type_v=type_v),
+            **replace(loading, rpc=None).given(),
         }
         pins = dict(parse_pair("--pin", 'like "experts=cpu"', text) for text in pin or ())
         planned = overspill.plan(header, hardware=hardware, pins=pins, **settings)

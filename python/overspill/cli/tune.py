@@ -45,7 +45,6 @@ def tune(
     The search starts from the plan. Ctrl-C ends it and keeps the best settings so far.
     """
     with guarded_command():
-        given = {name: value for name, value in loading.given().items() if name != "offload"}
         console = errors if as_json else report_output()
         with _Trials(console, quiet=as_json and not console.is_terminal) as trials:
             found = find_fastest(
@@ -55,7 +54,7 @@ def tune(
                 reply_tokens=reply_tokens,
                 seconds=seconds,
                 report=trials.report,
-                **given,
+                **loading.given(),
             )
         if as_json:
             print(json.dumps(_tuned(found), indent=2))
