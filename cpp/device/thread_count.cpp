@@ -58,10 +58,7 @@ double ThreadCount::Mean::error() const {
 }
 
 void ThreadCount::took(double seconds, uint32_t n_tokens, double lost_s) {
-    if (rungs_.size() == 1) {
-        return;
-    }
-    if (is_other(n_tokens)) {
+    if (rungs_.size() == 1 || is_other(n_tokens)) {
         return;
     }
     since_trial_s_ += seconds;

@@ -8,7 +8,7 @@
 namespace overspill {
 
 ThreadPool::ThreadPool(int32_t n_threads, std::string owner, bool adapts)
-    : owner_(std::move(owner)), n_threads_(n_threads), adapts_(adapts), count_(n_threads) {
+    : owner_(std::move(owner)), n_threads_(n_threads), adapts_(adapts && n_threads > 1), count_(n_threads) {
     const auto create = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new");
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     try {

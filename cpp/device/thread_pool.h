@@ -30,12 +30,11 @@ class ThreadPool {
     ggml_threadpool * get() const { return threads_.get(); }
     int32_t size() const { return n_threads_; }
 
-    // How many of them decode a token; by decoded(), with what the last one took.
+    // How many of them decode a token; where that adapts, by what decoded() is told of the one before.
     int32_t n_decoding() const { return count_.now(); }
+    bool adapts() const { return adapts_; }
     void decoded(uint32_t n_tokens, double seconds, const Disturbance & disturbance) {
-        if (adapts_) {
-            count_.took(seconds, n_tokens, disturbance.lost_s());
-        }
+        count_.took(seconds, n_tokens, disturbance.lost_s());
     }
 
     // Whether an assertion of llama.cpp has failed in use(): the threads are gone then.

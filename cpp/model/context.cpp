@@ -10,6 +10,7 @@
 #include "device/out_of_memory.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -248,7 +249,10 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
     constexpr uint32_t most_tokens_of_a_step = 32;
     const bool is_step = n <= most_tokens_of_a_step;
     compute_with(is_step ? threads_->n_decoding() : threads_->size());
-    const Disturbance disturbance;
+    std::optional<Disturbance> disturbance;
+    if (is_step && threads_->adapts()) {
+        disturbance.emplace();
+    }
     const int32_t n_reused = llama_perf_context(context_.get()).n_reused;
     Stopwatch watch;
     double decode_s = 0;
@@ -275,8 +279,8 @@ void Context::run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & pol
         times->n_graphs_reused += llama_perf_context(context_.get()).n_reused - n_reused;
         times->n_threads_left_out += threads_->size() - n_threads_;
     }
-    if (is_step && status == 0) {
-        threads_->decoded(n, watch.seconds(), disturbance);
+    if (disturbance && status == 0) {
+        threads_->decoded(n, watch.seconds(), *disturbance);
     }
     if (experts_) {
         experts_->finish(status == 0, watch.seconds());
