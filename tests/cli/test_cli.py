@@ -113,6 +113,7 @@ def test_a_closed_pipe_ends_quietly(gemma_path: Path) -> None:
         (["run", "a", "b", "c"], 2, "put the prompt in quotes"),
         (["run", "x", "--bogus"], 2, "No such option"),
         (["run", "TINY", "x", "--temp", "-1"], 2, "--temp must be 0 or more"),
+        (["run", "TINY", "x", "-n", "-1"], 2, "--max-tokens must be at least 1"),
         (["run", "TINY", "x", "--ctx", "0"], 2, "--ctx must be at least 1"),
         (["run", "TINY", "x", "--offload", "some"], 2, "offload must be"),
         (["run", "TINY", "x", "--load-mode", "some"], 2, "--load-mode must be one of mmap"),

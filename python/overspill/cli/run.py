@@ -91,7 +91,10 @@ def run(
         overspill.SamplingOptions(**sampling)  # mistakes are told before the model is loaded
         path = resolve(given[0]) if given else default_model()
         n_bytes = len((prompt + (system or "")).encode(errors="replace"))
-        exchange = {"prompt_tokens": max(1, n_bytes // BYTES_PER_TOKEN), **only_given(reply_tokens=max_tokens or None)}
+        exchange = {
+            "prompt_tokens": max(1, n_bytes // BYTES_PER_TOKEN),
+            **({"reply_tokens": max_tokens} if max_tokens > 0 else {}),
+        }
         with load_model(path, loading, **exchange) as model:
             if raw or not model.has_chat_template:
                 if system is not None:
