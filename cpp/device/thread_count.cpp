@@ -92,11 +92,14 @@ void ThreadCount::took(double seconds, uint32_t n_tokens, double lost_s) {
     }
 }
 
-// Whether a step is not like those before; when some have come, they are the ones to compare.
+// Whether a step is not like those before; when some have come, they are the ones to compare. The first steps of a
+// stream read its prompt, and say little of the others.
 bool ThreadCount::is_other(uint32_t n_tokens) {
+    const uint32_t enough = std::min(n_steps_, most_others);
+    n_steps_ = enough + 1;
     if (n_tokens == n_tokens_) {
         n_others_ = 0;
-    } else if (++n_others_ >= most_others) {
+    } else if (++n_others_ >= enough) {
         n_tokens_ = n_tokens;
         here_ = there_ = {};
         trying_ = false;
@@ -139,7 +142,9 @@ void ThreadCount::end_trial(bool is_better) {
         at_ = tried_;
         here_ = there_;
         pause_s_ = 0;  // farther in the same direction at once
-    } else {
+    }
+    const bool is_farthest = fewer_ ? at_ + 1 == rungs_.size() : at_ == 0;
+    if (!is_better || is_farthest) {
         fewer_ = !fewer_;
         const double most_s = std::min(longest_pause_s, pause_per_trial * took_s);
         const double least_s = std::max(shortest_pause_s, least_pause_per_trial * took_s);

@@ -53,6 +53,7 @@ class ThreadCount {
     bool all_failed_ = false;  // at the last trial of all threads
     uint32_t n_tokens_ = 0;    // of the steps that are compared
     uint32_t n_others_ = 0;    // the latest steps, with another number of tokens
+    uint32_t n_steps_ = 0;     // seen, if fewer than some
     double lost_ = 0;          // the share of the latest time that was lost, beside trials
     bool is_idle_ = true;
     double since_trial_s_ = 0;

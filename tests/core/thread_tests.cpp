@@ -109,6 +109,17 @@ void test_thread_count() {
         count.took(n_tokens * 0.016 / count.now(), n_tokens, 0);
     }
     check(count.now() == 16, "all come back among steps of other numbers of tokens");
+    // A stream that begins on a busy machine: its prompt, and few steps, each of which is long.
+    ThreadCount anew(2);
+    anew.took(0.155, 4, 0.087);
+    for (int i = 0; i < 5; ++i) {
+        anew.took(anew.now() == 2 ? 0.150 : 0.020, 1, anew.now() == 2 ? 0.090 : 0.016);
+    }
+    check(anew.now() == 1, "a stream that begins adapts within some steps");
+    for (int i = 0; i < 20; ++i) {
+        anew.took(0.020, 1, 0.016);
+        check(anew.now() == 1, "and does not at once try again what was slower");
+    }
 }
 
 // Whoever spins for long gives up its core where another thread wants it.
@@ -121,30 +132,32 @@ void test_resting() {
         return static_cast<int64_t>(usage.ru_nvcsw);
     };
     std::atomic<bool> is_done{false};
-    std::atomic<int> n_spinning{0};
+    std::atomic<size_t> n_rested{0};
     const size_t n_threads = 2 * std::thread::hardware_concurrency() + 2;
     std::vector<std::thread> spinning;
-    std::vector<char> has_rested(n_threads, 0);
     for (size_t i = 0; i < n_threads; ++i) {
-        spinning.emplace_back([&, i] {
+        spinning.emplace_back([&] {
             const int64_t n_before = n_sleeps();
-            ++n_spinning;
+            bool has_rested = false;
             while (!is_done.load()) {
-                rest_while_waiting();
+                for (int turn = 0; turn < 1000; ++turn) {
+                    rest_while_waiting();
+                }
+                if (!has_rested && n_sleeps() > n_before) {
+                    has_rested = true;
+                    ++n_rested;
+                }
             }
-            has_rested[i] = n_sleeps() > n_before ? 1 : 0;
         });
     }
-    while (n_spinning.load() < static_cast<int>(n_threads)) {
-        std::this_thread::yield();
+    // None of them ever would, if it only spun.
+    for (int i = 0; i < 1000 && n_rested.load() < n_threads; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));
     is_done.store(true);
     for (std::thread & one : spinning) {
         one.join();
     }
-    for (const char rested : has_rested) {
-        check(rested == 1, "a thread that spins beside others for long sleeps now and then");
-    }
+    check(n_rested.load() == n_threads, "threads that spin beside others for long sleep now and then");
 #endif
 }
