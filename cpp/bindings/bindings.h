@@ -15,7 +15,6 @@ void bind_sampler(pybind11::module_ & m);
 void bind_chat(pybind11::module_ & m);
 void bind_stats(pybind11::module_ & m);
 void bind_stream(pybind11::module_ & m);
-void bind_batch(pybind11::module_ & m);
 void bind_memory(pybind11::module_ & m);
 void bind_model_options(pybind11::module_ & m);
 void bind_model(pybind11::module_ & m);

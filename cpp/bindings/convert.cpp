@@ -1,7 +1,5 @@
 #include "bindings/convert.h"
 
-#include <llama.h>
-
 namespace py = pybind11;
 
 namespace overspill {
@@ -11,9 +9,9 @@ py::str lenient_str(const std::string & text) {
 }
 
 py::array_t<float> logits_view(const LogitsView & view, bool as_rows) {
-    const py::ssize_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(&view.context->model()));
+    const auto n_vocab = static_cast<py::ssize_t>(view.n_vocab);
     const auto n_rows = static_cast<py::ssize_t>(view.n_rows);
-    return view_of(view.logits, as_rows ? std::vector{n_rows, n_vocab} : std::vector{n_vocab}, view.context);
+    return view_of(view.logits, as_rows ? std::vector{n_rows, n_vocab} : std::vector{n_vocab}, view.owner);
 }
 
 LogitsRow row_of(const py::object & given) {

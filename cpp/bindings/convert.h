@@ -34,7 +34,7 @@ pybind11::array_t<T> view_of(T * data, std::vector<pybind11::ssize_t> shape, con
     return pybind11::array_t<T>(std::move(shape), data, base);
 }
 
-// Of shape (n_vocab,), or (n_rows, n_vocab) with `as_rows`; it keeps the context alive.
+// Of shape (n_vocab,), or (n_rows, n_vocab) with `as_rows`; it keeps their owner alive.
 pybind11::array_t<float> logits_view(const LogitsView & view, bool as_rows);
 
 // A row of float32 logits, in place. Throws TypeError or ValueError for anything but a contiguous one.

@@ -4,7 +4,6 @@
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
 #include "bindings/gil.h"
-#include "generate/batch.h"
 #include "generate/generation.h"
 #include "model/device_times.h"
 #include "model/vocabulary.h"
@@ -64,23 +63,6 @@ std::shared_ptr<Generation> open_stream(const std::shared_ptr<Model> & model, st
     return without_gil([&] { return Generation::start(model, std::move(prompt), std::move(options)); });
 }
 
-std::shared_ptr<BatchGeneration> open_batch(const std::shared_ptr<Model> & model,
-                                            std::vector<std::vector<int32_t>> prompts,
-                                            const std::vector<std::shared_ptr<Sampler>> & samplers,
-                                            const GenerationOptions & options, uint32_t n_parallel, uint32_t n_ctx) {
-    if (samplers.size() != prompts.size()) {
-        throw std::invalid_argument("samplers must be as many as prompts");
-    }
-    return without_gil([&] {
-        std::vector<BatchRequest> requests;
-        for (size_t i = 0; i < prompts.size(); ++i) {
-            requests.push_back({std::move(prompts[i]), options});
-            requests.back().options.sampler = samplers[i];
-        }
-        return BatchGeneration::start(model, std::move(requests), n_parallel, n_ctx);
-    });
-}
-
 py::bytes token_bytes(const Model & model, int32_t token, bool special) {
     const auto vocab = model.tokenizer();
     model.check_token("token", token);
@@ -131,8 +113,6 @@ void bind_model(py::module_ & m) {
             },
             "seed"_a)
         .def("open_stream", &open_stream, "prompt"_a, "options"_a)
-        .def("open_batch", &open_batch, "prompts"_a, "samplers"_a, "options"_a, py::kw_only(), "n_parallel"_a,
-             "n_ctx"_a)
         .def_property_readonly("has_chat_template", &ChatTemplate::exists)
         .def(
             "chat_template_source",

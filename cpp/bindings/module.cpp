@@ -28,6 +28,5 @@ PYBIND11_MODULE(_core, m) {
     overspill::bind_stats(m);
     overspill::bind_experts(m);
     overspill::bind_stream(m);
-    overspill::bind_batch(m);
     overspill::bind_evaluation(m);
 }

@@ -21,15 +21,15 @@ namespace overspill {
 namespace {
 
 py::array_t<float> token_logits(const Token & token) {
-    if (!token.context) {
+    if (!token.owner) {
         throw Error("the stream keeps no logits: ask for them with stream(..., logits=True)");
     }
-    if (token.context->n_decodes() != token.n_decodes) {
+    if (token.n_rows->load() != token.n_rows_then) {
         throw Error(
             "the stream has gone on, and the logits of this token are overwritten; read them before the next "
             "token, and keep a copy() if you need them longer");
     }
-    return logits_view({token.context, token.logits, 1}, /*as_rows =*/false);
+    return logits_view({token.owner, token.logits, 1, token.n_logits}, /*as_rows =*/false);
 }
 
 std::string repr_of(const Token & token) {
@@ -73,6 +73,7 @@ void bind_stream(py::module_ & m) {
         .def_readwrite("keep_logits", &GenerationOptions::keep_logits)
         .def_readwrite("look_ahead", &GenerationOptions::look_ahead)
         .def_readwrite("reuse", &GenerationOptions::reuse)
+        .def_readwrite("eager", &GenerationOptions::eager)
         .def_readwrite("recorder", &GenerationOptions::recorder)
         .def_readwrite("form", &GenerationOptions::form);
 

@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <optional>
 
 namespace overspill {
 
@@ -23,7 +26,45 @@ std::string device_of_buffer(const std::string & buffer) {
     return "CPU";  // pinned or repacked
 }
 
+#ifdef __linux__
+// Of a file with one number, or none.
+std::optional<size_t> number_in(const char * path) {
+    std::ifstream file(path);
+    size_t number = 0;
+    return file >> number ? std::optional(number) : std::nullopt;
+}
+#endif
+
+// That the process can have without swapping; no limit where the system does not tell.
+size_t available_ram_bytes() {
+    size_t room = std::numeric_limits<size_t>::max();
+#ifdef __linux__
+    std::ifstream file("/proc/meminfo");
+    for (std::string line; std::getline(file, line);) {
+        if (line.rfind("MemAvailable:", 0) == 0) {
+            room = std::strtoull(line.c_str() + line.find(':') + 1, nullptr, 10) * 1024;
+        }
+    }
+    const auto limit = number_in("/sys/fs/cgroup/memory.max");
+    const auto used = number_in("/sys/fs/cgroup/memory.current");
+    if (limit && used) {
+        room = std::min(room, *limit - std::min(*limit, *used));
+    }
+#endif
+    return room;
+}
+
 }  // namespace
+
+void check_room(const std::string & device, size_t n_bytes, const std::string & what) {
+    const size_t room = device == "CPU" ? available_ram_bytes() : device_memory(device_named(device)).free_bytes;
+    if (n_bytes > room / 2) {
+        const auto mebibytes = [](size_t bytes) { return std::to_string(bytes >> 20U) + " MiB"; };
+        throw OutOfMemoryError(what + mebibytes(n_bytes) + " would be more than half of the " + mebibytes(room) +
+                                   " that " + device + " has free",
+                               device, n_bytes);
+    }
+}
 
 OutOfMemoryError ram_refused(const std::string & what) {
     return {what +

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/error_capture.h"
 
+#include <cstddef>
 #include <string>
 
 namespace overspill {
@@ -16,5 +17,9 @@ bool is_for_want_of_memory(const std::string & assertion);
 
 // Throws OutOfMemoryError, whose text begins with `what`, if memory was refused.
 void throw_if_out_of_memory(const ErrorCapture & errors, const std::string & what);
+
+// Throws OutOfMemoryError, whose text begins with `what`, where a device has less than twice so much memory to give;
+// the system would end a process that takes too much RAM.
+void check_room(const std::string & device, size_t n_bytes, const std::string & what);
 
 }  // namespace overspill

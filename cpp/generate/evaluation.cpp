@@ -58,7 +58,7 @@ LogitsView Evaluation::eval(const std::vector<int32_t> & tokens, bool all, const
     try {
         float * logits = decode(tokens, 0, all, poll);
         tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
-        return {context_, logits, n_rows};
+        return {context_, logits, n_rows, static_cast<size_t>(model_->n_vocab())};
     } catch (...) {
         // Of a batch that did not end, the KV cache may hold any part: the next call makes another.
         context_.reset();
@@ -70,7 +70,7 @@ void Evaluation::reset() {
     const std::lock_guard lock(step_);
     tokens_.clear();
     if (context_) {
-        context_->clear();
+        context_->clear(0);
     }
 }
 

@@ -13,12 +13,13 @@
 
 namespace overspill {
 
-// Rows of logits where llama.cpp wrote them. They stay readable as long as the context is held,
-// and are those of the decode in question until the next one.
+// Rows of logits. They stay readable as long as their owner is held, and are those of the decode in question until the
+// next one.
 struct LogitsView {
-    std::shared_ptr<Context> context;
+    std::shared_ptr<void> owner;
     float * logits = nullptr;
     size_t n_rows = 0;
+    size_t n_vocab = 0;
 };
 
 class Evaluation {

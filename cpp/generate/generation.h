@@ -3,10 +3,11 @@
 
 #include "base/interrupt.h"
 #include "base/process.h"
+#include "generate/engine.h"
 #include "generate/generation_options.h"
 #include "generate/generation_stats.h"
 #include "generate/look_ahead.h"
-#include "generate/sequence.h"
+#include "generate/participant.h"
 #include "generate/step.h"
 #include "model/model.h"
 
@@ -43,18 +44,16 @@ class Generation : public ModelUser {
   private:
     Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options);
     Step step(const Interrupt::Poll & poll);
-    float * prefill(const Interrupt::Poll & poll, size_t & n_cached);
-    size_t make_room();
     Token deliver(Step step, double caller_s);
     void finish(StopReason reason);
-    void give_back();
     int64_t page_faults() const;
 
     std::shared_ptr<Model> model_;
-    Sequence sequence_;
-    std::shared_ptr<Context> context_;  // empty once it has ended
-    Interrupt interrupt_;
+    std::shared_ptr<Engine> engine_;
+    std::shared_ptr<Participant> part_;
+    bool has_ended_ = false;
     bool first_ = true;
+    bool looks_ahead_;
     std::chrono::steady_clock::time_point returned_at_{};
 
     Turns step_{"the stream"};  // held during a step

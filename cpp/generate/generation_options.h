@@ -1,11 +1,12 @@
 // What a reply is to be like, and how it is come by.
 #pragma once
 
-#include "model/context.h"
+#include "product/expert_recorder.h"
 #include "sample/constraint.h"
 #include "sample/sampler.h"
 #include "text/reply_form.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -19,7 +20,8 @@ namespace overspill {
 // Both stay where they are as long as their owner is held.
 struct ChooserView {
     float * logits;
-    const std::shared_ptr<Context> & context;
+    size_t n_logits;
+    const std::shared_ptr<void> & owner;
     const std::shared_ptr<std::vector<int32_t>> & tokens;
 };
 // Returns the token to take, or none to leave it to the sampler.
@@ -35,7 +37,8 @@ struct GenerationOptions {
     Chooser choose = {};
     bool keep_logits = false;  // fill in Token::logits
     bool look_ahead = true;    // work on the next token while the caller is busy with this one
-    bool reuse = false;        // do not decode again what the stream before has in common with the prompt
+    bool reuse = false;        // do not decode again what an earlier stream has in common with the prompt
+    bool eager = false;        // its prompt is read while others are decoded, before it is asked for a token
     std::shared_ptr<ExpertRecorder> recorder = {};  // for the experts of prompt and reply
     ReplyForm form = {};                            // what a chat template wants of the reply
 };

@@ -23,6 +23,7 @@ std::vector<std::string> all_stops(const GenerationOptions & options) {
 
 Sequence::Sequence(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options)
     : model_(std::move(model)),
+      loaded_(model_->loaded()),
       tokens_(std::make_shared<std::vector<int32_t>>(std::move(prompt))),
       n_prompt_(tokens_->size()),
       options_(std::move(options)),
@@ -83,7 +84,9 @@ void Sequence::ModelThreads::run(const Pass & pass) {
     threads_->run(pass);
 }
 
+// Before the first token, so that penalties count the prompt.
 void Sequence::accept_prompt() {
+    has_accepted_prompt_ = true;
     for (const int32_t token : *tokens_) {
         options_.sampler->accept(token);
     }
@@ -92,6 +95,7 @@ void Sequence::accept_prompt() {
 void Sequence::release() {
     options_.choose = {};
     options_.constraint = {};
+    loaded_.reset();
 }
 
 void Sequence::drop(uint32_t from, uint32_t to) {
@@ -103,12 +107,12 @@ bool Sequence::is_named(int32_t token) const {
     return std::binary_search(options_.form.named.begin(), options_.form.named.end(), token);
 }
 
-int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token, Breakdown & times,
+int32_t Sequence::choose_id(const StepLogits & given, Token & token, Breakdown & times,
                             const Constraint::ShouldStop & should_stop) {
     Stopwatch watch;
-    threads_.use(*context);
-    const bool can_help = context->threads().size() > 1;
-    const LogitsRow row{logits, static_cast<size_t>(model_->n_vocab()), can_help ? &threads_ : nullptr};
+    threads_.use(given.threads.get());
+    const bool can_help = given.threads->size() > 1;
+    const LogitsRow row{given.logits, static_cast<size_t>(model_->n_vocab()), can_help ? &threads_ : nullptr};
     Logprobs * logprobs = nullptr;
     if (options_.n_logprobs >= 0) {
         logprobs_.top.resize(static_cast<size_t>(options_.n_logprobs));
@@ -116,7 +120,7 @@ int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & con
     }
     std::optional<int32_t> chosen;
     if (options_.choose) {
-        chosen = options_.choose({logits, context, tokens_});
+        chosen = options_.choose({given.logits, row.n, given.owner, tokens_});
         times.python_s += watch.lap();
     }
     if (chosen) {
@@ -146,10 +150,13 @@ int32_t Sequence::choose_id(float * logits, const std::shared_ptr<Context> & con
     return *chosen;
 }
 
-StopReason Sequence::choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token,
-                            Breakdown & times, const Constraint::ShouldStop & should_stop) {
-    const auto & vocab = *llama_model_get_vocab(&context->model());
-    token.id = choose_id(logits, context, token, times, should_stop);
+StopReason Sequence::choose(const StepLogits & row, bool is_full, Token & token, Breakdown & times,
+                            const Constraint::ShouldStop & should_stop) {
+    const auto & vocab = *llama_model_get_vocab(loaded_.get());
+    if (!has_accepted_prompt_) {
+        accept_prompt();
+    }
+    token.id = choose_id(row, token, times, should_stop);
     const Stopwatch watch;
     struct Timed {
         const Stopwatch & watch;

@@ -2,6 +2,7 @@
 
 #include "base/utf8_buffer.h"
 #include "generate/generation_options.h"
+#include "generate/step_logits.h"
 #include "generate/stop_reason.h"
 #include "generate/token.h"
 #include "model/breakdown.h"
@@ -22,12 +23,10 @@ class Sequence {
     // Throws std::invalid_argument. Keeps the model alive.
     Sequence(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options);
 
-    // Before the first token, so that penalties count the prompt.
-    void accept_prompt();
     // Takes the next token and says whether it is the last. `is_full` if no token has room after this one.
-    StopReason choose(float * logits, const std::shared_ptr<Context> & context, bool is_full, Token & token,
-                      Breakdown & times, const Constraint::ShouldStop & should_stop);
-    // Lets go of what was asked of Python.
+    StopReason choose(const StepLogits & row, bool is_full, Token & token, Breakdown & times,
+                      const Constraint::ShouldStop & should_stop);
+    // Lets go of what was asked of Python, and of the weights. Nothing is chosen afterwards.
     void release();
     // Forgets tokens of the prompt.
     void drop(uint32_t from, uint32_t to);
@@ -43,7 +42,7 @@ class Sequence {
     class ModelThreads : public RowThreads {
       public:
         explicit ModelThreads(Model & model) : model_(model) {}
-        void use(const Context & context) { threads_ = &context.threads(); }
+        void use(const ThreadPool * threads) { threads_ = threads; }
 
       private:
         void run(const Pass & pass) override;
@@ -52,13 +51,16 @@ class Sequence {
         const ThreadPool * threads_ = nullptr;
     };
 
-    int32_t choose_id(float * logits, const std::shared_ptr<Context> & context, Token & token, Breakdown & times,
+    int32_t choose_id(const StepLogits & row, Token & token, Breakdown & times,
                       const Constraint::ShouldStop & should_stop);
+    void accept_prompt();
     bool is_named(int32_t token) const;
     void constrain();  // compiles the grammar
 
     std::shared_ptr<Model> model_;
+    std::shared_ptr<llama_model> loaded_;
     std::shared_ptr<std::vector<int32_t>> tokens_;  // prompt and reply
+    bool has_accepted_prompt_ = false;
     size_t n_prompt_;
     GenerationOptions options_;
     Utf8Buffer characters_;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "generate/step_logits.h"
 #include "generate/stop_reason.h"
 #include "generate/token.h"
 #include "model/breakdown.h"
@@ -12,9 +13,10 @@ namespace overspill {
 struct Step {
     Token token = {};
     StopReason reason = StopReason::none;
+    StepLogits row = {};   // where the stream's own thread is to choose the token
+    bool is_full = false;  // no token has room after this one
     size_t n_cached = 0;
     size_t n_dropped = 0;
-    double prefill_s = 0;
     double seconds = 0;
     Breakdown times = {};
 };

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "model/context.h"
-
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -16,9 +16,11 @@ struct Token {
     std::string text = {};  // whole characters; what came before may have waited for this token
     std::optional<float> logprob = {};
     std::vector<std::pair<int32_t, float>> top_logprobs = {};
-    std::shared_ptr<Context> context = {};  // of the logits, if they are kept
+    std::shared_ptr<void> owner = {};  // of the logits, if they are kept
     float * logits = nullptr;
-    uint64_t n_decodes = 0;  // what the context's is as long as the logits are this token's
+    size_t n_logits = 0;
+    std::shared_ptr<const std::atomic<uint64_t>> n_rows = {};  // that the stream has had
+    uint64_t n_rows_then = 0;                                  // as long as the logits are this token's
 };
 
 }  // namespace overspill

@@ -1,4 +1,4 @@
-// A KV cache, and the decoding of tokens into it.
+// A KV cache of one sequence of tokens or several, and the decoding of tokens into it.
 #pragma once
 
 #include "base/interrupt.h"
@@ -13,7 +13,6 @@
 
 #include <llama.h>
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -21,7 +20,7 @@
 namespace overspill {
 
 struct ContextOptions {
-    uint32_t n_ctx;     // tokens of a sequence, over 0
+    uint32_t n_ctx;     // tokens of each sequence, over 0
     uint32_t n_batch;   // tokens of a prompt per batch
     uint32_t n_ubatch;  // of which so many are computed at once
     int32_t n_threads;
@@ -43,7 +42,6 @@ struct ContextOptions {
 
 struct BatchToken {
     int32_t token;
-    uint32_t position;
     uint32_t sequence;
     bool wants_logits;
 };
@@ -59,42 +57,40 @@ class Context {
     // False for models that have no memory of what they decoded, such as encoders and diffusion models.
     bool can_continue_text() const;
 
-    // Forgets everything that was decoded.
-    void clear();
+    // Forgets a sequence.
+    void clear(uint32_t sequence);
 
-    // Keeps of what was decoded the longest beginning that it has in common with `tokens`, less than all of them,
-    // forgets the rest, and returns how many tokens it has kept. That may be none, for memories that cannot go back.
-    size_t keep(const std::vector<int32_t> & tokens);
+    // Keeps of what was decoded of a sequence the longest beginning that it has in common with `tokens`, less than all
+    // of them, forgets the rest, and returns how many tokens it has kept. That may be none, for memories that cannot go
+    // back.
+    size_t keep(uint32_t sequence, const std::vector<int32_t> & tokens);
     // Of memories that cannot go far back (sliding windows, recurrent layers), remembers the present, for keep().
-    void remember();
+    void remember(uint32_t sequence);
     // Whether it has such a memory.
     bool needs_to_remember() const { return partial_memory_; }
 
     // Forgets the tokens in [from, to) and moves the later ones up; false if the memory cannot do that.
     bool can_drop() const;
-    bool drop(uint32_t from, uint32_t to);
+    bool drop(uint32_t sequence, uint32_t from, uint32_t to);
 
-    // Decodes at most n_batch tokens after those before, and returns the logits after the last
+    // Decodes at most n_batch tokens after those before, of the first sequence, and returns the logits after the last
     // one: n_vocab floats; or, if `all` is set, a row after each of at most n_outputs tokens. They
     // may be written to, and stay where they are as long as the context lives; the next decode
     // overwrites them.
-    // Throws CancelledError if interrupted, ContextFullError, UnusableError, or Error.
+    // Throws CancelledError if interrupted, ContextFullError, UnusableError, or Error. Then the tokens before are still
+    // there, or the sequence is empty.
     float * decode(const int32_t * tokens, uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll,
                    bool all = false, Breakdown * times = nullptr);
-    // The same for tokens of several sequences, at most n_batch, whose logits logits_of() has until the next decode.
+    // The same for tokens of several sequences, each after those before of its own, at most n_batch; those of one
+    // sequence follow each other. logits_of() has their logits until the next decode.
     void decode(const std::vector<BatchToken> & tokens, Interrupt & interrupt, const Interrupt::Poll & poll,
                 Breakdown & times);
     // Of a token that wanted them, by its place in the batch.
     float * logits_of(size_t place);
-    // Forgets a whole sequence.
-    void forget(uint32_t sequence);
 
-    // From the next decode on, writes down which experts the CPU computes for its tokens; null: no longer. For contexts
-    // of one sequence, and not during a decode.
+    // From the next decode on, writes down which experts the CPU computes for its tokens, which are of one sequence;
+    // null: no longer. Not during a decode.
     void record_experts(std::shared_ptr<ExpertRecorder> recorder);
-
-    // How often that was called: logits are those of the latest time.
-    uint64_t n_decodes() const { return n_decodes_.load(std::memory_order_relaxed); }
 
     MemoryReport memory() const;
     // Weights that are mapped from the file and multiplied from there, or copied to where they are.
@@ -105,20 +101,32 @@ class Context {
     const llama_model & model() const { return *model_; }
     // Those of the CPU, for whoever has the model's turn.
     const ThreadPool & threads() const { return *threads_; }
+    std::shared_ptr<const ThreadPool> shared_threads() const { return threads_; }
     uint32_t n_ctx() const { return n_ctx_; }
     uint32_t n_batch() const { return n_batch_; }
     uint32_t n_outputs() const { return n_outputs_; }
-    uint32_t n_decoded() const { return static_cast<uint32_t>(decoded_.size()); }
+    uint32_t n_sequences() const { return static_cast<uint32_t>(sequences_.size()); }
+    // What is in the KV cache of a sequence.
+    const std::vector<int32_t> & decoded(uint32_t sequence) const { return sequences_[sequence].tokens; }
+    // When tokens of a sequence were decoded the last time, as the number of that decode; 0: never.
+    uint64_t used_at(uint32_t sequence) const { return sequences_[sequence].used_at; }
 
   private:
+    struct Decoded {
+        std::vector<int32_t> tokens = {};
+        bool is_incomplete = false;            // a decode failed, and may have left something behind
+        size_t n_remembered = 0;               // tokens that had been decoded then
+        std::vector<uint8_t> remembered = {};  // the state of windows and recurrent layers
+        uint64_t used_at = 0;
+    };
     class Asking;
     template <typename Work>
     auto guarded(Work && work) const;
-    size_t keep_beginning(const std::vector<int32_t> & tokens);
+    size_t go_back(uint32_t sequence, size_t n);
+    void add(const BatchToken & token);
+    void restore_after_failure() noexcept;
+    void decode_batch(Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times);
     void compute_with(int32_t n_threads);
-    template <typename Decode>
-    void run(uint32_t n, Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times, const Decode & decode);
-
     struct Deleter {
         void operator()(llama_context * context) const { llama_free(context); }
     };
@@ -140,19 +148,15 @@ class Context {
     int32_t n_splits_ = 0;
     int32_t n_threads_;  // that compute what is decoded, as llama.cpp was last told
     bool partial_memory_;
-    bool incomplete_ = false;          // a decode failed, and may have left something behind
-    std::vector<int32_t> decoded_;     // the tokens in the KV cache
-    size_t n_remembered_ = 0;          // tokens that had been decoded then
-    std::vector<uint8_t> remembered_;  // the state of windows and recurrent layers
-    std::atomic<uint64_t> n_decodes_{0};
-    std::vector<int8_t> wanted_;  // kept for its memory
+    std::vector<Decoded> sequences_;
+    uint64_t n_decodes_ = 0;
     struct BatchDeleter {
         void operator()(llama_batch * batch) const {
             llama_batch_free(*batch);
             delete batch;
         }
     };
-    std::unique_ptr<llama_batch, BatchDeleter> batch_;  // of several sequences
+    std::unique_ptr<llama_batch, BatchDeleter> batch_;
     // Set during a decode only, for the callback.
     Interrupt * interrupt_ = nullptr;
     const Interrupt::Poll * poll_ = nullptr;

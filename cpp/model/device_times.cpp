@@ -98,7 +98,7 @@ DeviceTimes time_devices(Model & model, const std::vector<int32_t> & tokens, uin
         model.check_token("tokens", token);
     }
     PieceClock clock;
-    model.take_context(/*clear =*/false).reset();  // its memory first
+    model.take_context().reset();  // its memory first
     const std::shared_ptr<Context> context = model.make_timed_context(&PieceClock::ask, &clock);
     Interrupt interrupt;
     const size_t n_prompt = tokens.size() - n - 1;

@@ -157,7 +157,7 @@ void Model::prepare_to_generate() {
         if (!options_.experts.pools.empty() && !options_.dry_run) {
             experts_ = std::make_shared<ExpertCache>(options_.experts, product_set_of(options_.kernels), model_);
         }
-        ContextOptions options = context_options(1, servers_);
+        ContextOptions options = stream_options(servers_);
         options.experts = experts_;
         idle_ = left_alone_by_forks(std::make_unique<Context>(model_, threads_, options));
         if (!idle_->can_continue_text()) {
@@ -298,33 +298,54 @@ void Model::check_token(const std::string & argument, int32_t token) const {
     overspill::check_token(argument, token, n_vocab_);
 }
 
-std::shared_ptr<Context> Model::take_context(bool clear) {
+void Model::check_generates() const {
     origin_.check("the model");
     loaded();  // or it throws
+    if (!cannot_generate_.empty()) {
+        throw Error("the model " + name_ + " " + cannot_generate_);
+    }
+}
+
+std::shared_ptr<ModelPart> Model::engine(const std::function<std::shared_ptr<ModelPart>()> & make) {
+    const auto lock = origin_.lock(mutex_);
+    if (!engine_) {
+        engine_ = make();
+    }
+    return engine_;
+}
+
+std::shared_ptr<Context> Model::take_context() {
+    check_generates();
     std::shared_ptr<Context> context;
     {
         const auto lock = origin_.lock(mutex_);
         context.swap(idle_);
     }
-    if (!context) {
-        context = make_context(1);
-    }
-    if (clear) {
-        context->clear();
-    }
-    return context;
+    return context ? context : make_context(stream_options({}));
 }
 
 std::shared_ptr<Context> Model::make_context(uint32_t n_outputs) {
     return make_context(context_options(n_outputs, {}));
 }
 
+// Of the context that streams share.
+ContextOptions Model::stream_options(std::shared_ptr<const RpcServers> servers) const {
+    const uint32_t n_sequences = std::max(options_.n_parallel, uint32_t{1});
+    ContextOptions options = context_options(n_sequences, std::move(servers));
+    options.n_sequences = n_sequences;
+    return options;
+}
+
 std::shared_ptr<Context> Model::make_batch_context(uint32_t n_sequences, uint32_t n_ctx) {
-    ContextOptions options = context_options(1, {});
+    ContextOptions options = context_options(n_sequences, {});
     options.n_ctx = n_ctx;
     options.n_sequences = n_sequences;
-    options.n_outputs = n_sequences;
-    options.n_batch = std::max(options.n_batch, n_sequences);
+    const double share =
+        static_cast<double>(n_sequences) * n_ctx / (std::max(options_.n_parallel, uint32_t{1}) * options_.n_ctx);
+    for (const auto & [name, use] : memory_.devices) {
+        const auto needed_bytes = static_cast<size_t>(share * static_cast<double>(use.kv_bytes));
+        check_room(name, needed_bytes, "KV caches of " + std::to_string(n_sequences) + " streams: ");
+    }
     return make_context(options);
 }
 
@@ -336,10 +357,7 @@ std::shared_ptr<Context> Model::make_timed_context(ggml_backend_sched_eval_callb
 }
 
 std::shared_ptr<Context> Model::make_context(const ContextOptions & options) {
-    origin_.check("the model");
-    if (!cannot_generate_.empty()) {
-        throw Error("the model " + name_ + " " + cannot_generate_);
-    }
+    check_generates();
     const auto model = loaded();
     ContextOptions with_servers = options;
     std::shared_ptr<ThreadPool> threads;
@@ -355,8 +373,10 @@ std::shared_ptr<Context> Model::make_context(const ContextOptions & options) {
 
 void Model::give_back(std::shared_ptr<Context> context) {
     const auto lock = origin_.lock(mutex_);
-    // Not if its logits are still looked at: the next stream would write over them.
-    if (model_ && !idle_ && context.use_count() == 1) {
+    // Not if its logits are still looked at: the next stream would write over them. Nor if it was made for more streams
+    // than usual.
+    if (model_ && !idle_ && context.use_count() == 1 && context->n_ctx() == options_.n_ctx &&
+        context->n_sequences() == std::max(options_.n_parallel, uint32_t{1})) {
         idle_ = std::move(context);
     }
     // Otherwise it goes here, with what it keeps alive.

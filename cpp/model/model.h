@@ -12,6 +12,7 @@
 #include <llama.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -25,6 +26,12 @@ class ModelUser {
     virtual ~ModelUser() = default;
     // Ends it. From any thread.
     virtual void end_with_model() = 0;
+};
+
+// What belongs to a model and is made by those above it.
+class ModelPart {
+  public:
+    virtual ~ModelPart() = default;
 };
 
 class Model {
@@ -48,6 +55,10 @@ class Model {
     std::string metadata(const std::string & key) const;
     int32_t n_vocab() const { return n_vocab_; }
     uint32_t n_ctx() const { return options_.n_ctx; }  // 0 if it cannot generate
+    // Streams that have a place in the context at the same time; 0: one, and more are made as they come.
+    uint32_t n_parallel() const { return options_.n_parallel; }
+    // How long a prompt that is read may hold up other streams.
+    double max_pause_s() const { return options_.max_pause_s; }
     int32_t n_threads() const { return options_.n_threads; }
     // Of the context that is kept for streams; empty if it cannot generate.
     const MemoryReport & memory() const { return memory_; }
@@ -67,12 +78,16 @@ class Model {
 
     // Held for every step: contexts share the thread pool and the devices.
     Turns & turns() { return turns_; }
-    // A context for one stream; not cleared, it may hold what the stream before has decoded. Throws Error if the
-    // model cannot generate text.
-    std::shared_ptr<Context> take_context(bool clear);
+    // Throws ClosedError, UnusableError, or Error if the model cannot generate text.
+    void check_generates() const;
+    // The one that decodes its streams, made by the first of them.
+    std::shared_ptr<ModelPart> engine(const std::function<std::shared_ptr<ModelPart>()> & make);
+    // The context for streams; not cleared, it may hold what streams before have decoded.
+    std::shared_ptr<Context> take_context();
     // One that gives so many rows of logits per batch, and is not kept for reuse.
     std::shared_ptr<Context> make_context(uint32_t n_outputs);
-    // One for several sequences of at most n_ctx tokens each, with a row of logits for each of them.
+    // One for several sequences of at most n_ctx tokens each, with a row of logits for each of them. Throws
+    // OutOfMemoryError where a device has less memory than it takes.
     std::shared_ptr<Context> make_batch_context(uint32_t n_sequences, uint32_t n_ctx);
     // One whose nodes are asked after; see ContextOptions.
     std::shared_ptr<Context> make_timed_context(ggml_backend_sched_eval_callback on_node, void * data);
@@ -84,6 +99,7 @@ class Model {
     void prepare_to_generate();
     void pin_weights();
     ContextOptions context_options(uint32_t n_outputs, std::shared_ptr<const RpcServers> servers) const;
+    ContextOptions stream_options(std::shared_ptr<const RpcServers> servers) const;
     std::shared_ptr<Context> make_context(const ContextOptions & options);
 
     std::string name_;
@@ -103,6 +119,7 @@ class Model {
     // One is kept for the next stream, since making one takes long for a large model.
     std::shared_ptr<Context> idle_;
     std::vector<std::weak_ptr<ModelUser>> users_;
+    std::shared_ptr<ModelPart> engine_;
 
     Turns turns_{"the model"};
 };

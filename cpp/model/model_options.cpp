@@ -84,6 +84,8 @@ std::vector<llama_model_kv_override> llama_overrides_of(const MetadataOverrides 
 
 void check(ModelOptions & options) {
     check_range("n_batch", options.n_batch, uint32_t{1}, uint32_t{65536});
+    check_range("n_parallel", options.n_parallel, uint32_t{0}, uint32_t{256});
+    check_range("max_pause_s", options.max_pause_s, 0.001, 3600.0);
     check_range("n_threads", options.n_threads, int32_t{1}, int32_t{GGML_MAX_N_THREADS});
     check_range("n_gpu_layers", options.placement.n_gpu_layers, int32_t{-1}, std::numeric_limits<int32_t>::max());
     options.n_ubatch = options.n_ubatch == 0 ? options.n_batch : options.n_ubatch;

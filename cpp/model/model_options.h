@@ -22,7 +22,11 @@ enum class CacheType { f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl };
 
 struct ModelOptions {
     Placement placement = {};
-    uint32_t n_ctx = 0;                 // tokens; 0: what the model was trained for, at most 8192
+    uint32_t n_ctx = 0;  // tokens; 0: what the model was trained for, at most 8192
+    // Streams that are decoded together, up to 256, each with a KV cache of n_ctx tokens; 0: a cache for one of them,
+    // and others as streams come, where memory is free.
+    uint32_t n_parallel = 0;
+    double max_pause_s = 0.5;           // for which a prompt that is read may hold up other streams; over 0
     uint32_t n_batch = 512;             // 1 to 65536
     uint32_t n_ubatch = 0;              // tokens that are computed at once, 1 to n_batch; 0: n_batch
     int32_t n_threads = 1;              // 1 to 512

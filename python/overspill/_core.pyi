@@ -299,6 +299,7 @@ class GenerationOptions(_Native):
     keep_logits: bool
     look_ahead: bool
     reuse: bool
+    eager: bool
     recorder: ExpertRecorder | None
     form: ReplyForm
     def __init__(self) -> None: ...
@@ -313,15 +314,6 @@ class Model(_Native):
     def shuffle_experts(self, seed: int) -> None:
         """Have other experts in the cache from the next token on, for tests."""
     def open_stream(self, prompt: Sequence[int], options: GenerationOptions) -> Generation: ...
-    def open_batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        samplers: Sequence[Sampler],
-        options: GenerationOptions,
-        *,
-        n_parallel: int,
-        n_ctx: int,
-    ) -> BatchGeneration: ...
     @property
     def has_chat_template(self) -> bool: ...
     def chat_template_source(self, with_tools: bool) -> str: ...
@@ -350,23 +342,6 @@ class Generation(_Native):
     def __next__(self) -> Token: ...
     def close(self, reason: StopReason) -> None: ...
     def stats(self) -> GenerationStats: ...
-
-@final
-class BatchOutcome(_Native):
-    """One reply of a batch, which has ended."""
-
-    @property
-    def request(self) -> int: ...
-    @property
-    def tokens(self) -> list[Token]: ...
-    @property
-    def stats(self) -> GenerationStats: ...
-
-@final
-class BatchGeneration(_Native):
-    def __iter__(self) -> BatchGeneration: ...
-    def __next__(self) -> BatchOutcome: ...
-    def close(self) -> None: ...
 
 class ToolChoice(_NativeEnum, Enum):
     """Whether a model may call tools."""

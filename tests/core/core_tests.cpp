@@ -12,7 +12,7 @@
 #include "base/utf8_buffer.h"
 #include "device/device_meter.h"
 #include "device/pinned_weights.h"
-#include "generate/batch.h"
+#include "generate/batch_sizes.h"
 #include "generate/evaluation.h"
 #include "generate/generation.h"
 #include "gguf/gguf_file.h"
@@ -414,27 +414,132 @@ void test_reuse(const std::shared_ptr<Model> & model) {
     }
     check(generation->stats().n_dropped_tokens == 50 || n_tokens < 59, "old tokens are dropped for new ones");
 
-    for (const uint32_t parallel : {1U, 3U}) {
-        std::vector<BatchRequest> requests;
+    // Several at a time, each of which is asked in turn.
+    for (const bool eager : {false, true}) {
+        std::vector<std::shared_ptr<Generation>> open;
         for (size_t i = 1; i <= 7; ++i) {
-            requests.push_back(
-                {std::vector<int32_t>(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(10 * i)),
-                 options(static_cast<int64_t>(i))});
+            GenerationOptions one = options(static_cast<int64_t>(i));
+            one.eager = eager;
+            const auto end = prompt.begin() + static_cast<std::ptrdiff_t>(10 * i);
+            open.push_back(Generation::start(model, {prompt.begin(), end}, one));
         }
-        const auto batch = BatchGeneration::start(model, std::move(requests), parallel, 128);
-        size_t n_ended = 0;
-        while (const auto outcome = batch->next({})) {
-            ++n_ended;
-            check(outcome->tokens.size() <= outcome->request + 1, "each reply has its own end");
+        for (int round = 0; round < 8; ++round) {
+            for (const auto & one : open) {
+                one->next({});
+            }
         }
-        check(n_ended == 7, "all of a batch end");
+        for (size_t i = 1; i <= 7; ++i) {
+            const GenerationStats stats = open[i - 1]->stats();
+            check(stats.stop_reason == StopReason::max_tokens || stats.stop_reason == StopReason::eos,
+                  "each reply has its own end");
+            check(stats.n_tokens <= static_cast<int64_t>(i), "each reply has its own length");
+        }
     }
-    std::vector<BatchRequest> requests;
-    requests.push_back({prompt, options(20)});
-    const auto interrupted = BatchGeneration::start(model, std::move(requests), 1, 128);
-    check_throws<CancelledError>([&] { interrupted->next([] { return true; }); }, "", "a batch whose poll says stop");
-    check(!interrupted->next({}), "an ended batch stays ended");
-    interrupted->close();
+    // One whose caller says stop, beside others.
+    const auto first = Generation::start(model, prompt, options(20));
+    const auto interrupted = Generation::start(model, prompt, options(20));
+    check(first->next({}).has_value(), "a stream goes on");
+    check_throws<CancelledError>([&] { interrupted->next([] { return true; }); }, "", "a stream whose poll says stop");
+    check(!interrupted->next({}), "an ended stream stays ended");
+    check(first->next({}).has_value(), "the other goes on");
+}
+
+// Streams of every kind come and go in many threads, some are closed and some fail; each has what it has alone.
+void test_crowd(const std::string & path, uint32_t n_parallel) {
+    ModelOptions options;
+    options.n_ctx = 128;
+    options.n_batch = 16;
+    options.n_parallel = n_parallel;
+    const auto model = std::make_shared<Model>(path, options);
+    const auto reply = [&](int32_t seed, int what) {
+        GenerationOptions one;
+        SamplingOptions greedy;
+        greedy.temperature = 0;
+        one.sampler = std::make_shared<Sampler>(greedy);
+        one.max_tokens = 1 + seed % 9;
+        one.reuse = seed % 3 == 0;
+        if (what == 1) {
+            one.choose = [n = 0](const ChooserView & view) mutable -> std::optional<int32_t> {
+                if (++n > 3) {
+                    throw std::runtime_error("enough");
+                }
+                return view.tokens->back();
+            };
+        }
+        one.keep_logits = what == 2;
+        std::vector<int32_t> prompt(static_cast<size_t>(1 + seed * 7 % 60), 1 + seed % 40);
+        const auto generation = Generation::start(model, prompt, one);
+        std::vector<int32_t> ids;
+        try {
+            while (const auto token = generation->next({})) {
+                ids.push_back(token->id);
+                check(what != 2 || token->n_rows->load() == token->n_rows_then, "the logits are the token's");
+                if (what == 3 && ids.size() == 2) {
+                    generation->close(StopReason::closed);
+                }
+            }
+        } catch (const std::runtime_error & error) {
+            check(what == 1 && std::string(error.what()) == "enough", "only a chooser's own error ends it");
+        }
+        return ids;
+    };
+    std::atomic<size_t> n_wrong{0};
+    std::vector<std::thread> threads;
+    for (int32_t i = 0; i < 8; ++i) {
+        threads.emplace_back([&, i] {
+            for (int32_t j = 0; j < 12; ++j) {
+                const int32_t seed = 8 * j + i;
+                const int what = (i + j) % 4;
+                const size_t n = reply(seed, what).size();
+                const auto n_most = static_cast<size_t>(1 + seed % 9);
+                n_wrong += n > n_most || (what == 1 && n > 3) || (what == 3 && n > 2) ? 1 : 0;
+            }
+        });
+    }
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+    check(n_wrong == 0, "each has its own length");
+    model->close();
+}
+
+// The number with the most tokens per second is found, whether that is all streams or few.
+void test_batch_sizes() {
+    for (const uint32_t n : {1U, 2U, 3U, 7U, 16U, 64U, 200U}) {
+        for (const double growth : {0.02, 0.5, 0.98, 1.0, 1.3}) {  // of the time, with each further stream
+            GroupSize size;
+            const auto seconds = [&](uint32_t together) { return 0.01 * (1 + growth * (together - 1)); };
+            double took_s = 0, n_tokens = 0, best = 0;
+            for (uint32_t together = 1; together <= n; ++together) {
+                best = std::max(best, together / seconds(together));
+            }
+            for (int i = 0; i < 3000; ++i) {
+                const uint32_t together = size.of(n);
+                check(together >= 1 && together <= n, "a group of those that are ready");
+                size.took(together, seconds(together));
+                if (i >= 300) {
+                    took_s += seconds(together);
+                    n_tokens += together;
+                }
+            }
+            check(n_tokens / took_s > 0.9 * best, "nearly the most tokens per second");
+        }
+    }
+    for (const double per_token_s : {1e-5, 1e-3, 0.1}) {
+        for (const double overhead_s : {0.0, 0.01, 1.0}) {
+            PieceSize size;
+            const auto seconds = [&](uint32_t n) { return overhead_s + per_token_s * n; };
+            for (int i = 0; i < 50; ++i) {
+                const uint32_t n = size.within(0.5, 512);
+                check(n >= 1 && n <= 512, "a piece of a batch");
+                check(i == 0 || seconds(n) <= 0.5 || n == 1 || seconds(1) > 0.5 || i < 6,
+                      "within the limit, if that can be");
+                size.took(n, seconds(n));
+            }
+            const uint32_t last = size.within(0.5, 512);
+            check(last == 512 || seconds(4 * last) > 0.5 * 0.7 || seconds(last) > 0.35, "and not much less than it");
+        }
+    }
 }
 
 void test_model(const std::string & path) {
@@ -514,7 +619,7 @@ void test_model(const std::string & path) {
     check(!open->next({}), "a stream outlives its model");
 }
 
-// Streams, a batch and an evaluation of one model, each in a thread, while others look at it, and close it at last: no
+// Streams and an evaluation of one model, each in a thread, while others look at it, and close it at last: no
 // race for ThreadSanitizer to see, and each stream says what it says alone.
 void test_threads(const std::string & path) {
     ModelOptions options;
@@ -538,18 +643,6 @@ void test_threads(const std::string & path) {
             }
         });
     }
-    threads.emplace_back([&] {
-        for (uint32_t i = 0; i < 4; ++i) {
-            std::vector<BatchRequest> requests;
-            for (int32_t token = 1; token < 5; ++token) {
-                requests.push_back({{token, 2, 3}, {}});
-                requests.back().options.max_tokens = token;
-            }
-            const auto batch = BatchGeneration::start(model, std::move(requests), 1 + i % 3, 128);
-            while (batch->next({})) {
-            }
-        }
-    });
     threads.emplace_back([&] {
         Evaluation evaluation(model);
         for (int i = 0; i < 30; ++i) {
@@ -789,6 +882,7 @@ int main(int argc, char ** argv) {
     test_row_threads();
     test_thread_pool();
     test_thread_count();
+    test_batch_sizes();
     test_resting();
     test_pieces_of_mapped_weights();
     test_expert_replays();
@@ -796,6 +890,9 @@ int main(int argc, char ** argv) {
         test_feed_forwards();
         test_model(argv[1]);
         test_threads(argv[1]);
+        for (const uint32_t n_parallel : {0U, 1U, 2U, 5U}) {
+            test_crowd(argv[1], n_parallel);
+        }
         test_views(argv[1]);
         test_expert_recorder(argv[1]);
         test_cached_experts(argv[1]);

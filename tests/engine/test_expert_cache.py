@@ -442,7 +442,8 @@ def alone(model):
     return [[token.id for token in model.stream(prompt, **OPTIONS)] for prompt in PROMPTS]
 
 def by_turns(model):
-    streams = [model.stream(prompt, **OPTIONS) for prompt in PROMPTS]
+    # Streams whose experts are read share no batch.
+    streams = [model.stream(prompt, experts=True, **OPTIONS) for prompt in PROMPTS]
     replies = [[], []]
     for number in range(16):
         model._core.shuffle_experts(number)

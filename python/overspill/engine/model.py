@@ -14,7 +14,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from overspill._core import BatchGeneration, ClosedError, Error, Evaluation, GenerationOptions, ReplyForm
+from overspill._core import ClosedError, ContextFullError, Error, Evaluation, Generation, GenerationOptions, ReplyForm
 from overspill.base.cached import absent_on_error, cached_property
 from overspill.base.checks import (
     as_flag,
@@ -54,7 +54,7 @@ from overspill.engine.async_stream import AsyncChatStream, AsyncStream
 from overspill.engine.keywords import CHAT_KEYWORDS, STREAM_KEYWORDS, ChatKeywords, ReplyKeywords, StreamKeywords
 from overspill.engine.loading import check_ram_for_caches, checked_settings, load, memory_by_device
 from overspill.engine.reply import ChatReply, ChatStream
-from overspill.engine.stream import CachedExperts, FullContext, ReadBytes, Stream, TracedExperts, stats_of
+from overspill.engine.stream import CachedExperts, FullContext, ReadBytes, Replies, Stream, TracedExperts, stats_of
 from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice, checked_messages
 from overspill.engine.tools import Tool
 from overspill.header.info import ModelInfo
@@ -725,34 +725,49 @@ class Model:
         tokens = [self._prompt(f"prompts[{i}]", prompt, special) for i, prompt in enumerate(listed)]
         parallel = as_integer("parallel", parallel, 1, 256)
         sampling = merge(self.sampling if sampling is None else sampling, keywords)
-        options = GenerationOptions()
-        options.max_tokens = limit = n_tokens_at_most(max_tokens)
-        options.stop = stop_strings(stop)
-        options.n_logprobs = n_logprobs(logprobs)
-        options.grammar, mask = constraint(grammar, json_schema)
+        limit = n_tokens_at_most(max_tokens)
+        stops = stop_strings(stop)
+        counted = n_logprobs(logprobs)
+        rules, mask = constraint(grammar, json_schema)
         if mask is not None:
             raise TypeError("grammar must be GBNF here: a mask has the state of one reply")
         self._check_that_it_generates()
         longest = max(map(len, tokens), default=1)
+        for i, prompt in enumerate(tokens):
+            self._check_prompt(i, prompt)
         n_ctx = self.n_ctx if limit < 0 else min(self.n_ctx, longest + limit)
         check_ram_for_caches(self.info, self._settings, self._wanted, min(parallel, len(tokens)), n_ctx)
-        samplers = [Sampler(sampling, model=self)._core for _ in tokens]
+
+        def open_stream(prompt: list[int]) -> Generation:
+            options = GenerationOptions()
+            options.max_tokens, options.stop, options.n_logprobs, options.grammar = limit, stops, counted, rules
+            options.sampler = Sampler(sampling, model=self)._core
+            options.eager = True
+            return self._core.open_stream(prompt, options)
+
         context = self._full_context if max_tokens is None else None
-        batch = self._core.open_batch(tokens, samplers, options, n_parallel=parallel, n_ctx=n_ctx)
-        return self._completions(batch, context)
+        return self._completions(Replies(tokens, open_stream, parallel), context)
+
+    def _check_prompt(self, i: int, prompt: list[int]) -> None:
+        if not prompt:
+            raise ValueError(f"prompts[{i}] must have at least one token")
+        for j in (j for j, token in enumerate(prompt) if not 0 <= token < self.n_vocab):
+            raise ValueError(
+                f"prompts[{i}][{j}]: token {prompt[j]} is not in the vocabulary, which has {self.n_vocab} tokens"
+            )
+        if len(prompt) > self.n_ctx:
+            raise ContextFullError(f"prompt {i} has {len(prompt)} tokens, but a context holds {self.n_ctx}")
 
     @staticmethod
-    def _completions(batch: BatchGeneration, context: FullContext | None) -> Iterator[tuple[int, Completion]]:
+    def _completions(replies: Replies, context: FullContext | None) -> Iterator[tuple[int, Completion]]:
         try:
-            for outcome in batch:
-                tokens = outcome.tokens
-                text = "".join(token.text for token in tokens)
-                stats = stats_of(outcome.stats, None)
+            for i, tokens, native in replies:
+                stats = stats_of(native, None)
                 if context is not None:
                     context.check(stats)
-                yield outcome.request, Completion(text, tokens, stats)
+                yield i, Completion("".join(token.text for token in tokens), tokens, stats)
         finally:
-            batch.close()
+            replies.close()
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of ``text``.

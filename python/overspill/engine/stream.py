@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, TypeVar
@@ -25,7 +26,17 @@ from overspill.base.values import (
 from overspill.header.info import ModelInfo
 from overspill.header.kv_cache import layer_caches
 
-__all__ = ["CachedExperts", "Closable", "FullContext", "ReadBytes", "Stream", "TracedExperts", "stats_of", "until_left"]
+__all__ = [
+    "CachedExperts",
+    "Closable",
+    "FullContext",
+    "ReadBytes",
+    "Replies",
+    "Stream",
+    "TracedExperts",
+    "stats_of",
+    "until_left",
+]
 
 logger = logging.getLogger("overspill")
 
@@ -225,6 +236,54 @@ class Stream:
         """Return the stats in brackets."""
         return short_repr(self, str(self.stats))
 
+
+class Replies:
+    """The replies to many prompts, some at a time: an iterator of each as it ends, by its number."""
+
+    def __init__(self, prompts: Sequence[list[int]], start: Callable[[list[int]], Generation], parallel: int) -> None:
+        """Begin the first ones. ``start`` opens the stream of a prompt."""
+        self._waiting = deque(enumerate(prompts))
+        self._start, self._parallel = start, parallel
+        self._open: deque[tuple[int, Generation, list[Token]]] = deque()
+        try:
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._open) < self._parallel:
+            i, prompt = self._waiting.popleft()
+            self._open.append((i, self._start(prompt), []))
+
+    def __iter__(self) -> Iterator[tuple[int, list[Token], GenerationStats]]:
+        """Yield the number of a prompt, the tokens of its reply, and the core's figures."""
+        try:
+            while self._open:
+                i, stream, tokens = self._open[0]
+                # Whoever waits for one decodes for all.
+                token = next(stream, None)
+                if token is not None:
+                    tokens.append(token)
+                    self._open.rotate(-1)
+                    continue
+                self._open.popleft()
+                stats = stream.stats()
+                if stats.stop_reason in _GIVEN_UP:
+                    return
+                self._fill()
+                yield i, tokens, stats
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End those that are open, and begin no others."""
+        self._waiting.clear()
+        while self._open:
+            self._open.popleft()[1].close(NativeStopReason.closed)
+
+
+_GIVEN_UP = (NativeStopReason.closed, NativeStopReason.interrupted)
 
 _Item = TypeVar("_Item", covariant=True)
 

@@ -1,0 +1,690 @@
+#include "generate/engine.h"
+
+#include "base/error.h"
+#include "base/stopwatch.h"
+
+#include <algorithm>
+#include <string>
+#include <thread>
+#include <utility>
+
+namespace overspill {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// In which a thread that waits asks whether a signal has come.
+constexpr auto interval = std::chrono::milliseconds(20);
+// Whoever has not asked for a token for so long gives its place to one that waits for it.
+constexpr auto long_away = std::chrono::milliseconds(250);
+// Whoever has not asked for so long is not held up by what others do.
+constexpr auto away = std::chrono::seconds(1);
+// So many tokens that are not asked for yet: while the thread of one is on its way back, the next batch has it all the
+// same.
+constexpr size_t most_ahead = 2;
+// Places that are made for streams as they come.
+constexpr uint32_t most_places = 16;
+
+double seconds_of(Clock::duration duration) {
+    return std::chrono::duration<double>(duration).count();
+}
+
+bool needs_own_thread(const GenerationOptions & options) {
+    return options.choose || options.keep_logits || (options.constraint && !options.constraint->is_native());
+}
+
+}  // namespace
+
+Participant::Participant(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options)
+    : sequence(std::move(model), std::move(prompt), std::move(options)),
+      chooses_itself(needs_own_thread(sequence.options())),
+      may_be_ahead(sequence.options().look_ahead && !chooses_itself && !sequence.options().recorder) {}
+
+std::shared_ptr<Engine> Engine::of(Model & model) {
+    return std::static_pointer_cast<Engine>(
+        model.engine([&] { return left_alone_by_forks(std::make_unique<Engine>(model)); }));
+}
+
+void Engine::join(Participant & one) {
+    const Lock lock(mutex_);
+    members_.push_back(&one);
+    waiting_.push_back(&one);
+    one.is_member = true;
+}
+
+Step Engine::step(Participant & one, const Interrupt::Poll & poll) {
+    Lock lock(mutex_);
+    const auto me = std::this_thread::get_id();
+    if (std::find(inside_.begin(), inside_.end(), me) != inside_.end()) {
+        throw Error(
+            "the model is in the middle of a step on this very thread: a signal handler or a callback that runs during "
+            "a step cannot use it");
+    }
+    inside_.push_back(me);
+    if (!one.is_member) {
+        members_.push_back(&one);
+        one.is_member = true;
+    }
+    if (!one.seat && std::find(waiting_.begin(), waiting_.end(), &one) == waiting_.end()) {
+        waiting_.push_back(&one);
+    }
+    one.wants = true;
+    one.asked_at = Clock::now();
+    struct Done {
+        Engine & engine;
+        Participant & one;
+        Lock & lock;
+        ~Done() {
+            if (!lock.owns_lock()) {
+                lock.lock();
+            }
+            one.wants = false;
+            auto & inside = engine.inside_;
+            inside.erase(std::find(inside.begin(), inside.end(), std::this_thread::get_id()));
+            engine.pass_on();
+        }
+    } const done{*this, one, lock};
+    bool is_stopped = false;
+    while (true) {
+        if (!one.steps.empty()) {
+            Step step = std::move(one.steps.front());
+            one.steps.pop_front();
+            return step;
+        }
+        if (one.error) {
+            std::rethrow_exception(one.error);
+        }
+        if (one.interrupt.cancelled() || is_stopped) {
+            throw CancelledError("interrupted");
+        }
+        const uint64_t n_before = n_runs_;
+        if (!is_led_) {
+            lead(lock, one, poll);
+            if (!one.steps.empty() || one.error || n_runs_ != n_before) {
+                continue;
+            }
+        }
+        one.changed.wait_for(lock, interval);
+        lock.unlock();  // the question may take the GIL
+        is_stopped = poll && poll();
+        lock.lock();
+    }
+}
+
+// Wakes one that waits, if nobody leads.
+void Engine::pass_on() {
+    if (is_led_) {
+        return;
+    }
+    for (Participant * one : members_) {
+        if (one->wants && one->steps.empty() && !one->error && (one->seat || waiting_.front() == one)) {
+            one->changed.notify_all();
+            return;
+        }
+    }
+}
+
+void Engine::cancel(Participant & one) {
+    one.interrupt.cancel();
+    const Lock lock(mutex_);
+    one.changed.notify_all();
+    if (one.is_in_run &&
+        std::all_of(run_.begin(), run_.end(), [](const auto & other) { return other->interrupt.cancelled(); })) {
+        run_interrupt_->cancel();
+    }
+}
+
+void Engine::leave(Participant & one) {
+    std::vector<std::shared_ptr<Context>> contexts;
+    Lock lock(mutex_);
+    if (one.has_left) {
+        return;
+    }
+    one.has_left = true;
+    members_.erase(std::remove(members_.begin(), members_.end(), &one), members_.end());
+    waiting_.erase(std::remove(waiting_.begin(), waiting_.end(), &one), waiting_.end());
+    n_refused_ = 0;
+    if (!one.is_in_run) {
+        free_place(one);
+        contexts = take_contexts();
+        pass_on();
+        lock.unlock();
+        one.sequence.release();
+    }
+    for (auto & context : contexts) {
+        model_.give_back(std::move(context));
+    }
+}
+
+void Engine::free_place(Participant & one) {
+    for (Place & place : places_) {
+        place.taken_by = place.taken_by == &one ? nullptr : place.taken_by;
+    }
+    one.seat.reset();
+}
+
+// If nobody needs them any more.
+std::vector<std::shared_ptr<Context>> Engine::take_contexts() {
+    std::vector<std::shared_ptr<Context>> contexts;
+    if (!members_.empty() || is_led_) {
+        return contexts;
+    }
+    for (const Place & place : places_) {
+        if (place.seat.sequence == 0) {
+            contexts.push_back(place.seat.context);
+        }
+    }
+    places_.clear();
+    return contexts;
+}
+
+uint32_t Engine::n_needed(const Participant & one) const {
+    Sequence & sequence = const_cast<Participant &>(one).sequence;
+    const int64_t n_most = sequence.options().max_tokens;
+    const auto n_ctx = static_cast<int64_t>(model_.n_ctx());
+    const auto n_prompt = static_cast<int64_t>(sequence.n_prompt());
+    return static_cast<uint32_t>(n_most < 0 ? n_ctx : std::min(n_ctx, n_prompt + std::min(n_most, n_ctx)));
+}
+
+// While it exists, this thread leads. At the end it does what was left to it.
+class Engine::Leading {
+  public:
+    Leading(Engine & engine, Lock & lock) : engine_(engine), lock_(lock) { engine.is_led_ = true; }
+    ~Leading() {
+        if (!lock_.owns_lock()) {
+            lock_.lock();
+        }
+        std::vector<std::shared_ptr<Participant>> gone;
+        for (auto & one : engine_.run_) {
+            one->is_in_run = false;
+            if (one->has_left) {
+                engine_.free_place(*one);
+                gone.push_back(std::move(one));
+            }
+        }
+        engine_.run_.clear();
+        engine_.is_led_ = false;
+        std::vector<std::shared_ptr<Context>> contexts = engine_.take_contexts();
+        if (gone.empty() && contexts.empty()) {
+            return;
+        }
+        lock_.unlock();
+        for (const auto & one : gone) {
+            one->sequence.release();
+        }
+        gone.clear();
+        for (auto & context : contexts) {
+            engine_.model_.give_back(std::move(context));
+        }
+        lock_.lock();
+    }
+    Leading(const Leading &) = delete;
+    Leading & operator=(const Leading &) = delete;
+
+  private:
+    Engine & engine_;
+    Lock & lock_;
+};
+
+// One batch, if there is anything to decode.
+void Engine::lead(Lock & lock, Participant & leader, const Interrupt::Poll & poll) {
+    const Leading leading(*this, lock);
+    try {
+        seat_waiting(lock);
+    } catch (...) {
+        // Whoever is first in the queue: there is no context for it.
+        if (!lock.owns_lock()) {
+            lock.lock();
+        }
+        if (!waiting_.empty()) {
+            Participant & first = *waiting_.front();
+            waiting_.pop_front();
+            first.error = std::current_exception();
+            first.changed.notify_all();
+        }
+        return;
+    }
+    choose_run(lock);
+    if (run_.empty()) {
+        return;
+    }
+    ++n_runs_;
+    lock.unlock();
+    const Stopwatch watch;
+    try {
+        compute(leader, poll);
+    } catch (const CancelledError &) {
+        lock.lock();
+        for (const auto & one : run_) {
+            one->n_in_batch = 0;
+        }
+        if (!run_interrupt_->cancelled() && !(run_.size() == 1 && run_.front()->interrupt.cancelled())) {
+            throw;  // the leader's thread was told to stop
+        }
+        return;
+    } catch (...) {
+        const std::exception_ptr error = std::current_exception();
+        lock.lock();
+        for (const auto & one : run_) {
+            one->error = one->error ? one->error : error;
+            one->changed.notify_all();
+        }
+        return;
+    }
+    lock.lock();
+    publish(watch.seconds());
+}
+
+// --- places ---------------------------------------------------------------------------------
+
+void Engine::seat_waiting(Lock & lock) {
+    while (!waiting_.empty()) {
+        Participant & first = *waiting_.front();
+        if (first.interrupt.cancelled()) {
+            waiting_.pop_front();  // its own thread says so
+            continue;
+        }
+        Place * place = place_for(first);
+        if (place == nullptr && make_places(lock)) {
+            continue;
+        }
+        if (place == nullptr && evict_idle()) {
+            continue;
+        }
+        if (place == nullptr) {
+            return;
+        }
+        waiting_.pop_front();
+        seat_one(lock, first, *place);
+    }
+}
+
+// A free one: where the stream goes on with what was decoded there, or else what was used least recently.
+Engine::Place * Engine::place_for(const Participant & one) {
+    const auto & tokens = const_cast<Participant &>(one).sequence.tokens();
+    const bool reuse = const_cast<Participant &>(one).sequence.options().reuse || one.has_begun;
+    Place * oldest = nullptr;
+    Place * best = nullptr;
+    size_t most = 0;
+    for (Place & place : places_) {
+        const Context & context = *place.seat.context;
+        if (place.taken_by != nullptr || context.n_ctx() < n_needed(one)) {
+            continue;
+        }
+        const std::vector<int32_t> & decoded = context.decoded(place.seat.sequence);
+        const auto used_at = [](const Place & which) { return which.seat.context->used_at(which.seat.sequence); };
+        if (oldest == nullptr || used_at(place) < used_at(*oldest)) {
+            oldest = &place;
+        }
+        const auto [end, unused] = std::mismatch(decoded.begin(), decoded.end(), tokens.begin(), tokens.end());
+        const auto n_common = static_cast<size_t>(end - decoded.begin());
+        if (reuse && n_common > most && 2 * n_common >= decoded.size()) {
+            most = n_common;
+            best = &place;
+        }
+    }
+    return best != nullptr ? best : oldest;
+}
+
+void Engine::seat_one(Lock & lock, Participant & one, Place & place) {
+    place.taken_by = &one;
+    const std::shared_ptr<Participant> held = one.shared_from_this();
+    one.is_in_run = true;
+    run_.push_back(held);
+    std::shared_ptr<Context> & context = place.seat.context;
+    const uint32_t sequence = place.seat.sequence;
+    lock.unlock();
+    if (context->n_sequences() == 1 && context.use_count() > 1) {
+        // Logits of the stream before are still looked at: this one would write over them.
+        context.reset();
+        context = model_.take_context();
+    }
+    {
+        const Turn turn(model_.turns(), one.interrupt);
+        const GenerationOptions & options = one.sequence.options();
+        size_t n_kept = 0;
+        if (options.reuse || one.has_begun) {
+            n_kept = context->keep(sequence, one.sequence.tokens());
+        } else {
+            context->clear(sequence);
+        }
+        one.n_cached = one.has_begun ? one.n_cached : n_kept;
+        // The next prompt may differ in its last tokens from this one, which ask for the reply.
+        constexpr size_t n_of_question = 16;
+        const size_t n_prompt = one.sequence.n_prompt();
+        const bool remembers = options.reuse && context->needs_to_remember() && n_prompt > n_kept + n_of_question;
+        one.to_remember = remembers ? n_prompt - n_of_question : 0;
+    }
+    if (!context->can_drop()) {
+        one.sequence.options().form.droppable.clear();
+    }
+    lock.lock();
+    one.seat = place.seat;
+    one.is_in_run = false;
+    run_.clear();
+    if (one.has_left) {
+        free_place(one);
+        lock.unlock();
+        one.sequence.release();
+        lock.lock();
+    }
+}
+
+// Whether there are more places now than before, for streams that come together.
+bool Engine::make_places(Lock & lock) {
+    if (places_.empty()) {
+        lock.unlock();
+        const std::shared_ptr<Context> context = model_.take_context();
+        lock.lock();
+        for (uint32_t i = 0; i < context->n_sequences(); ++i) {
+            places_.push_back({{context, i}, nullptr});
+        }
+        return place_for(*waiting_.front()) != nullptr;
+    }
+    if (model_.n_parallel() > 0) {
+        return false;
+    }
+    // Streams that have decoded little move to the new places, which reads their tokens again; others stay.
+    std::vector<Participant *> moving;
+    uint32_t n_ctx = 0;
+    for (const Place & place : places_) {
+        Participant * one = place.taken_by;
+        if (one != nullptr && one->sequence.tokens().size() <= place.seat.context->n_batch()) {
+            moving.push_back(one);
+        }
+    }
+    const auto n_eager = static_cast<size_t>(std::count_if(
+        waiting_.begin(), waiting_.end(), [](Participant * one) { return one->sequence.options().eager; }));
+    const size_t n_wanted = std::min(moving.size() + waiting_.size(), std::max<size_t>(most_places, n_eager));
+    uint32_t n = 1;
+    while (n < n_wanted) {
+        n *= 2;
+    }
+    n = std::min(n, uint32_t{256});
+    for (const auto * group : {&moving}) {
+        for (const Participant * one : *group) {
+            n_ctx = std::max(n_ctx, n_needed(*one));
+        }
+    }
+    for (size_t i = 0; i < waiting_.size() && i < n; ++i) {
+        n_ctx = std::max(n_ctx, n_needed(*waiting_[i]));
+    }
+    if (n <= moving.size() || (n_refused_ != 0 && n >= n_refused_)) {
+        return false;
+    }
+    lock.unlock();
+    std::shared_ptr<Context> context;
+    for (; n > moving.size() && !context; n /= 2) {
+        try {
+            context = model_.make_batch_context(n, n_ctx);
+        } catch (const OutOfMemoryError &) {
+        }
+    }
+    lock.lock();
+    if (!context) {
+        n_refused_ = n == 0 ? 1 : n;
+        return false;
+    }
+    for (auto one = moving.rbegin(); one != moving.rend(); ++one) {
+        free_place(**one);
+        if (!(*one)->has_left) {
+            waiting_.push_front(*one);
+        }
+    }
+    std::vector<std::shared_ptr<Context>> unused;
+    const auto is_used = [this](const std::shared_ptr<Context> & which) {
+        return std::any_of(places_.begin(), places_.end(), [&](const Place & place) {
+            return place.seat.context == which && place.taken_by != nullptr;
+        });
+    };
+    for (auto place = places_.begin(); place != places_.end();) {
+        if (is_used(place->seat.context)) {
+            ++place;
+        } else {
+            unused.push_back(place->seat.context);
+            place = places_.erase(place);
+        }
+    }
+    for (uint32_t i = 0; i < context->n_sequences(); ++i) {
+        places_.push_back({{context, i}, nullptr});
+    }
+    lock.unlock();
+    for (auto & one : unused) {
+        model_.give_back(std::move(one));
+    }
+    lock.lock();
+    return true;
+}
+
+// Takes a place from the stream that was not asked for the longest time; it queues again when it is.
+bool Engine::evict_idle() {
+    const auto now = Clock::now();
+    Participant * found = nullptr;
+    for (const Place & place : places_) {
+        Participant * one = place.taken_by;
+        if (one != nullptr && !one->wants && !one->is_in_run && now - one->asked_at > long_away &&
+            (found == nullptr || one->asked_at < found->asked_at)) {
+            found = one;
+        }
+    }
+    if (found == nullptr || !waiting_.front()->wants) {
+        return false;
+    }
+    free_place(*found);
+    return true;
+}
+
+// --- batches --------------------------------------------------------------------------------
+
+bool Engine::is_ready(const Participant & one) const {
+    if (!one.seat || one.has_left || one.has_ended || one.error || one.interrupt.cancelled()) {
+        return false;
+    }
+    const bool is_ahead = one.may_be_ahead && one.steps.size() < most_ahead && members_.size() > 1 &&
+                          (one.has_begun || const_cast<Participant &>(one).sequence.options().eager);
+    return ((one.wants && one.steps.empty()) || is_ahead) && one.n_pending() > 0;
+}
+
+// Fills in run_ with what is decoded next.
+void Engine::choose_run(Lock & /*lock*/) {
+    std::vector<Participant *> tokens, prompts;
+    const Participant * latest = nullptr;
+    for (Participant * one : members_) {
+        if (is_ready(*one) && (latest == nullptr || one->run_at < latest->run_at)) {
+            latest = one;
+        }
+    }
+    if (latest == nullptr) {
+        return;
+    }
+    // Streams of other contexts have their turn when they have waited longest.
+    for (Participant * one : members_) {
+        if (is_ready(*one) && one->seat->context == latest->seat->context) {
+            (one->n_pending() == 1 ? tokens : prompts).push_back(one);
+        }
+    }
+    const auto now = Clock::now();
+    is_shared_ = std::any_of(members_.begin(), members_.end(), [&](const Participant * one) {
+        return one->has_begun && !one->has_ended && (one->wants || now - one->asked_at < away);
+    });
+    is_prompt_ = tokens.empty() || (!prompts.empty() && !is_prompt_);
+    std::vector<Participant *> & chosen = is_prompt_ ? prompts : tokens;
+    if (!is_prompt_) {
+        std::stable_sort(chosen.begin(), chosen.end(),
+                         [](const Participant * a, const Participant * b) { return a->run_at < b->run_at; });
+    }
+    // Recorded experts are those of all tokens of a batch.
+    const auto is_alone = [](Participant * one) { return one->sequence.options().recorder != nullptr; };
+    if (is_alone(chosen.front())) {
+        chosen.resize(1);
+    } else {
+        chosen.erase(std::remove_if(chosen.begin(), chosen.end(), is_alone), chosen.end());
+    }
+    if (!is_prompt_) {
+        chosen.resize(group_size_.of(static_cast<uint32_t>(chosen.size())));
+    }
+    const Context & context = *latest->seat->context;
+    size_t room = context.n_batch();
+    if (is_prompt_ && is_shared_) {
+        room = piece_size_.within(model_.max_pause_s(), context.n_batch());
+    }
+    run_interrupt_.emplace();
+    for (Participant * one : chosen) {
+        const size_t n_done = context.decoded(one->seat->sequence).size();
+        // What a stream that lost its place has to decode again, is recorded already.
+        const size_t end = n_done < one->n_recorded    ? one->n_recorded
+                           : n_done < one->to_remember ? one->to_remember
+                                                       : one->sequence.tokens().size();
+        const size_t n_left = end - n_done;
+        one->n_in_batch = std::min(room, n_left);
+        room -= one->n_in_batch;
+        if (one->n_in_batch > 0) {
+            one->is_in_run = true;
+            one->run_at = n_runs_ + 1;
+            run_.push_back(one->shared_from_this());
+        }
+    }
+    // llama.cpp decodes neighbours together.
+    std::sort(run_.begin(), run_.end(),
+              [](const auto & a, const auto & b) { return a->seat->sequence < b->seat->sequence; });
+}
+
+namespace {
+
+// Drops the first span of the prompt that may be dropped.
+void make_room(Participant & one, Context & context) {
+    auto & droppable = one.sequence.options().form.droppable;
+    if (droppable.empty()) {
+        return;
+    }
+    const auto [from, to] = droppable.front();
+    if (!context.drop(one.seat->sequence, from, to)) {
+        droppable.clear();
+        return;
+    }
+    droppable.erase(droppable.begin());
+    const uint32_t n = to - from;
+    for (auto & [later_from, later_to] : droppable) {
+        later_from -= n;
+        later_to -= n;
+    }
+    one.sequence.drop(from, to);
+    one.n_dropped += n;
+    one.n_recorded -= std::min<size_t>(one.n_recorded, n);
+}
+
+}  // namespace
+
+// Decodes, and has tokens chosen.
+void Engine::compute(Participant & leader, const Interrupt::Poll & poll) {
+    const std::shared_ptr<Context> context = run_.front()->seat->context;
+    Breakdown shared;
+    Stopwatch waiting;
+    const bool is_alone = run_.size() == 1;
+    Interrupt & interrupt = is_alone ? run_.front()->interrupt : *run_interrupt_;
+    const Turn turn(model_.turns(), interrupt);
+    shared.wait_s = waiting.lap();
+    // A batch asks between the pieces of its graph; where a GPU holds everything, there is only one.
+    if (interrupt.cancelled() || (poll && poll())) {
+        throw CancelledError("interrupted");
+    }
+    batch_.clear();
+    for (const auto & one : run_) {
+        const uint32_t sequence = one->seat->sequence;
+        if (context->decoded(sequence).size() == model_.n_ctx()) {
+            make_room(*one, *context);
+        }
+        const std::vector<int32_t> & tokens = one->sequence.tokens();
+        const size_t n_done = context->decoded(sequence).size();
+        if (n_done + one->n_in_batch > model_.n_ctx()) {
+            throw ContextFullError("the context of " + std::to_string(model_.n_ctx()) + " tokens is full");
+        }
+        for (size_t at = n_done; at < n_done + one->n_in_batch; ++at) {
+            batch_.push_back({tokens[at], sequence, at + 1 == tokens.size()});
+        }
+        one->place = batch_.size() - 1;
+        one->n_rows->fetch_add(1, std::memory_order_relaxed);
+    }
+    Participant & first = *run_.front();
+    const bool records = context->decoded(first.seat->sequence).size() >= first.n_recorded;
+    context->record_experts(records ? first.sequence.options().recorder : nullptr);
+    const Stopwatch watch;
+    context->decode(batch_, interrupt, poll, shared);
+    context->record_experts(nullptr);
+    if (first.sequence.options().recorder) {
+        first.n_recorded = std::max(first.n_recorded, context->decoded(first.seat->sequence).size());
+    }
+    const auto n = static_cast<uint32_t>(batch_.size());
+    is_prompt_ ? piece_size_.took(n, watch.seconds()) : group_size_.took(n, watch.seconds());
+    for (const auto & one : run_) {
+        if (one->to_remember > 0 && context->decoded(one->seat->sequence).size() == one->to_remember) {
+            context->remember(one->seat->sequence);
+            one->to_remember = 0;
+        }
+    }
+    choose_tokens(leader, poll, shared);
+}
+
+void Engine::choose_tokens(Participant & leader, const Interrupt::Poll & poll, const Breakdown & shared) {
+    const std::shared_ptr<Context> context = run_.front()->seat->context;
+    const bool stays = context->n_sequences() == 1;  // until this stream's next step
+    for (const auto & one : run_) {
+        if (one->n_pending() > 0) {
+            continue;
+        }
+        Stopwatch finding;
+        Step step;
+        step.times = shared;
+        step.row.logits = context->logits_of(one->place);
+        step.row.threads = context->shared_threads();
+        step.is_full = context->decoded(one->seat->sequence).size() == model_.n_ctx() &&
+                       one->sequence.options().form.droppable.empty();
+        if (one->chooses_itself && stays) {
+            step.row.owner = context;
+        } else if (one->chooses_itself) {
+            // Other streams go on meanwhile, and llama.cpp writes their logits there.
+            if (!one->row) {
+                one->row = std::make_shared<std::vector<float>>(static_cast<size_t>(model_.n_vocab()));
+            }
+            std::copy_n(step.row.logits, one->row->size(), one->row->data());
+            step.row.logits = one->row->data();
+            step.row.owner = one->row;
+        }
+        step.times.logits_s += finding.lap();
+        if (!one->chooses_itself) {
+            const StepLogits row = std::exchange(step.row, {});
+            try {
+                step.reason = one->sequence.choose(row, step.is_full, step.token, step.times, [&] {
+                    return one->interrupt.cancelled() || (one.get() == &leader && one->interrupt.should_stop(poll));
+                });
+            } catch (...) {
+                one->error = std::current_exception();
+                continue;
+            }
+        }
+        step.n_cached = one->has_begun ? 0 : one->n_cached;
+        step.n_dropped = std::exchange(one->n_dropped, 0);
+        one->has_begun = true;
+        one->has_ended = step.reason != StopReason::none;
+        one->next = std::move(step);
+    }
+}
+
+void Engine::publish(double seconds) {
+    const auto now = Clock::now();
+    for (const auto & one : run_) {
+        if (one->next) {
+            Step & step = *one->next;
+            const bool was_waited_for = one->wants && one->steps.empty();
+            step.seconds = was_waited_for ? std::max(seconds, seconds_of(now - one->asked_at)) : seconds;
+            one->steps.push_back(std::move(step));
+            one->next.reset();
+        }
+        if (!one->steps.empty() || one->error) {
+            one->changed.notify_all();
+        }
+    }
+}
+
+}  // namespace overspill

@@ -1,0 +1,83 @@
+// Decodes the streams of a model that are open at the same time, in one batch.
+//
+// There is no thread of its own: of the threads that wait for a token, one leads. It decodes a batch for all streams
+// that are ready, chooses their tokens, wakes those who wait for them, and lets another one lead when it has its own.
+#pragma once
+
+#include "base/interrupt.h"
+#include "generate/batch_sizes.h"
+#include "generate/participant.h"
+#include "model/model.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+namespace overspill {
+
+class Engine : public ModelPart {
+  public:
+    explicit Engine(Model & model) : model_(model) {}
+    // The one of the model.
+    static std::shared_ptr<Engine> of(Model & model);
+
+    // Queues for a place. step() does that as well.
+    void join(Participant & one);
+    // Its next step. Throws CancelledError if `poll` or another thread stopped it, what its chooser threw, or Error.
+    Step step(Participant & one, const Interrupt::Poll & poll);
+    // Gives its place up; what was decoded stays until the place is needed. Its sequence is released, maybe later.
+    void leave(Participant & one);
+    // Ends its step, if one runs. From any thread.
+    void cancel(Participant & one);
+
+  private:
+    using Lock = std::unique_lock<std::mutex>;
+    using Run = std::vector<std::shared_ptr<Participant>>;
+    struct Place {
+        Seat seat;
+        Participant * taken_by = nullptr;
+    };
+    class Leading;
+
+    void lead(Lock & lock, Participant & leader, const Interrupt::Poll & poll);
+    void seat_waiting(Lock & lock);
+    void seat_one(Lock & lock, Participant & one, Place & place);
+    Place * place_for(const Participant & one);
+    bool make_places(Lock & lock);
+    bool evict_idle();
+    void free_place(Participant & one);
+    void choose_run(Lock & lock);
+    bool is_ready(const Participant & one) const;
+    void compute(Participant & leader, const Interrupt::Poll & poll);
+    void choose_tokens(Participant & leader, const Interrupt::Poll & poll, const Breakdown & shared);
+    void publish(double seconds);
+    void pass_on();
+    std::vector<std::shared_ptr<Context>> take_contexts();
+    uint32_t n_needed(const Participant & one) const;
+
+    Model & model_;
+    std::mutex mutex_;  // guards what follows; not held while something is computed
+    bool is_led_ = false;
+    std::vector<std::thread::id> inside_;  // that wait for a step, or lead
+    std::vector<Participant *> members_;   // in the order in which they came
+    std::deque<Participant *> waiting_;    // for a place
+    std::vector<Place> places_;
+    size_t n_refused_ = 0;  // places that there was no memory for, since members left
+
+    // Of the thread that leads.
+    Run run_;
+    std::vector<BatchToken> batch_;
+    std::optional<Interrupt> run_interrupt_;
+    bool is_prompt_ = false;  // the run reads prompts
+    bool is_shared_ = false;  // others wait for their tokens meanwhile
+    uint64_t n_runs_ = 0;
+    GroupSize group_size_;
+    PieceSize piece_size_;
+};
+
+}  // namespace overspill
