@@ -14,7 +14,7 @@ import pytest
 from damaged_json import damaged
 from overspill import Chat, ChatTemplate, Error, Hardware, Model, ModelInfo, Placement
 from overspill.engine.conversation import _checksum
-from overspill.engine.loading import checked_settings
+from overspill.engine.load_settings import checked_settings
 from overspill.planning import tuned
 from overspill.planning.tuned import load_tuned, save_tuned, tuned_options, tuned_speed
 
@@ -120,7 +120,15 @@ def kinds(tiny_gpt_oss_path: Path, folder: Path) -> Iterator[dict[str, tuple[Pat
 
 # What a load needs besides the settings that are tuned.
 SETTINGS_BESIDE: dict[str, Any] = {
-    **{"n_batch": None, "adapt_threads": True, "vocab_only": False, "check_tensors": False, "pin_weights": "auto"},
+    **{
+        "n_batch": None,
+        "n_parallel": None,
+        "max_pause_s": 0.5,
+        "adapt_threads": True,
+        "vocab_only": False,
+        "check_tensors": False,
+        "pin_weights": "auto",
+    },
     **{"prompt_tokens": 1, "reply_tokens": 1},
     **{"experts": "auto", "expert_cache": None, "expert_insertions": None},
 }

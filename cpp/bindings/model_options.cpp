@@ -73,6 +73,8 @@ void bind_model_options(py::module_ & m) {
         .def(py::init<>())
         .def_readwrite("placement", &ModelOptions::placement)
         .def_readwrite("n_ctx", &ModelOptions::n_ctx)
+        .def_readwrite("n_parallel", &ModelOptions::n_parallel)
+        .def_readwrite("max_pause_s", &ModelOptions::max_pause_s)
         .def_readwrite("n_batch", &ModelOptions::n_batch)
         .def_readwrite("n_ubatch", &ModelOptions::n_ubatch)
         .def_readwrite("n_threads", &ModelOptions::n_threads)

@@ -66,11 +66,7 @@ Step Engine::step(Participant & one, const Interrupt::Poll & poll) {
         members_.push_back(&one);
         one.is_member = true;
     }
-    if (!one.seat && std::find(waiting_.begin(), waiting_.end(), &one) == waiting_.end()) {
-        waiting_.push_back(&one);
-    }
     one.wants = true;
-    one.asked_at = Clock::now();
     struct Done {
         Engine & engine;
         Participant & one;
@@ -80,11 +76,16 @@ Step Engine::step(Participant & one, const Interrupt::Poll & poll) {
                 lock.lock();
             }
             one.wants = false;
+            one.seen_at = Clock::now();
+            if (!one.sequence.options().eager) {
+                engine.forget_waiting(one);
+            }
             auto & inside = engine.inside_;
             inside.erase(std::find(inside.begin(), inside.end(), std::this_thread::get_id()));
             engine.pass_on();
         }
     } const done{*this, one, lock};
+    one.asked_at = Clock::now();
     bool is_stopped = false;
     while (true) {
         if (!one.steps.empty()) {
@@ -97,6 +98,9 @@ Step Engine::step(Participant & one, const Interrupt::Poll & poll) {
         }
         if (one.interrupt.cancelled() || is_stopped) {
             throw CancelledError("interrupted");
+        }
+        if (!one.seat && std::find(waiting_.begin(), waiting_.end(), &one) == waiting_.end()) {
+            waiting_.push_back(&one);
         }
         const uint64_t n_before = n_runs_;
         if (!is_led_) {
@@ -143,7 +147,7 @@ void Engine::leave(Participant & one) {
     }
     one.has_left = true;
     members_.erase(std::remove(members_.begin(), members_.end(), &one), members_.end());
-    waiting_.erase(std::remove(waiting_.begin(), waiting_.end(), &one), waiting_.end());
+    forget_waiting(one);
     n_refused_ = 0;
     if (!one.is_in_run) {
         free_place(one);
@@ -155,6 +159,10 @@ void Engine::leave(Participant & one) {
     for (auto & context : contexts) {
         model_.give_back(std::move(context));
     }
+}
+
+void Engine::forget_waiting(Participant & one) {
+    waiting_.erase(std::remove(waiting_.begin(), waiting_.end(), &one), waiting_.end());
 }
 
 void Engine::free_place(Participant & one) {
@@ -286,17 +294,12 @@ void Engine::seat_waiting(Lock & lock) {
             continue;
         }
         Place * place = place_for(first);
-        if (place == nullptr && make_places(lock)) {
-            continue;
-        }
-        if (place == nullptr && evict_idle()) {
-            continue;
-        }
-        if (place == nullptr) {
+        if (place != nullptr) {
+            waiting_.pop_front();
+            seat_one(lock, first, *place);
+        } else if (!make_places(lock) && !evict_idle()) {
             return;
         }
-        waiting_.pop_front();
-        seat_one(lock, first, *place);
     }
 }
 
@@ -457,20 +460,25 @@ bool Engine::make_places(Lock & lock) {
     return true;
 }
 
-// Takes a place from the stream that was not asked for the longest time; it queues again when it is.
+// Takes a place from the stream that was not asked for the longest time, for one that is; it queues again when it is.
 bool Engine::evict_idle() {
+    const auto asking =
+        std::find_if(waiting_.begin(), waiting_.end(), [](const Participant * one) { return one->wants; });
     const auto now = Clock::now();
     Participant * found = nullptr;
     for (const Place & place : places_) {
         Participant * one = place.taken_by;
-        if (one != nullptr && !one->wants && !one->is_in_run && now - one->asked_at > long_away &&
-            (found == nullptr || one->asked_at < found->asked_at)) {
+        if (one != nullptr && !one->wants && !one->is_in_run && now - one->seen_at > long_away &&
+            (found == nullptr || one->seen_at < found->seen_at)) {
             found = one;
         }
     }
-    if (found == nullptr || !waiting_.front()->wants) {
+    if (found == nullptr || asking == waiting_.end()) {
         return false;
     }
+    Participant * first = *asking;
+    waiting_.erase(asking);
+    waiting_.push_front(first);
     free_place(*found);
     return true;
 }
@@ -506,7 +514,7 @@ void Engine::choose_run(Lock & /*lock*/) {
     }
     const auto now = Clock::now();
     is_shared_ = std::any_of(members_.begin(), members_.end(), [&](const Participant * one) {
-        return one->has_begun && !one->has_ended && (one->wants || now - one->asked_at < away);
+        return one->has_begun && !one->has_ended && (one->wants || now - one->seen_at < away);
     });
     is_prompt_ = tokens.empty() || (!prompts.empty() && !is_prompt_);
     std::vector<Participant *> & chosen = is_prompt_ ? prompts : tokens;

@@ -51,6 +51,7 @@ class Engine : public ModelPart {
     bool make_places(Lock & lock);
     bool evict_idle();
     void free_place(Participant & one);
+    void forget_waiting(Participant & one);
     void choose_run(Lock & lock);
     bool is_ready(const Participant & one) const;
     void compute(Participant & leader, const Interrupt::Poll & poll);

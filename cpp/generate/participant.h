@@ -41,7 +41,9 @@ struct Participant : std::enable_shared_from_this<Participant> {
     bool has_left = false;
     std::deque<Step> steps = {};  // that were not asked for yet
     std::exception_ptr error = {};
-    std::chrono::steady_clock::time_point asked_at = {};
+    std::chrono::steady_clock::time_point asked_at = {};  // for the latest step
+    std::chrono::steady_clock::time_point seen_at =
+        std::chrono::steady_clock::now();  // the latest time that it had one
     std::condition_variable changed = {};
 
     // Of the thread that leads; and guarded by the mutex where it changes.

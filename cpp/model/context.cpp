@@ -103,8 +103,8 @@ Context::~Context() {
 MemoryReport Context::memory() const {
     const Activity activity("reading a model's placement back");
     const ComputeScope scope(offload_min_batch_, products_.get());
-    MemoryReport report =
-        guarded([&] { return report_memory(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_, dry_run_); });
+    MemoryReport report = guarded(
+        [&] { return report_memory(*context_, std::min(n_ctx_ * n_sequences(), n_ubatch_), n_outputs_, dry_run_); });
     report.n_splits = n_splits_;
     return report;
 }
@@ -112,7 +112,8 @@ MemoryReport Context::memory() const {
 std::vector<MappedTensor> Context::mapped_weights() const {
     const Activity activity("looking for mapped weights");
     const ComputeScope scope(offload_min_batch_, products_.get());
-    return guarded([&] { return overspill::mapped_weights(*context_, std::min(n_ctx_, n_ubatch_), n_outputs_); });
+    return guarded(
+        [&] { return overspill::mapped_weights(*context_, std::min(n_ctx_ * n_sequences(), n_ubatch_), n_outputs_); });
 }
 
 void Context::record_experts(std::shared_ptr<ExpertRecorder> recorder) {

@@ -13,12 +13,13 @@ namespace overspill {
 
 namespace {
 
-// Calls `visit` with each node of the graph of a token and each tensor with memory that it reads.
+// Calls `visit` with each node of the graph of a token of each sequence and each tensor with memory that it reads.
 template <typename Visit>
 void visit_sources(llama_context & context, uint32_t n_tokens, uint32_t n_outputs, const Visit & visit) {
     // In the graph of a batch, copies stand in for weights that a GPU takes over. All of these were reserved before,
     // the batch's at last: nothing grows.
-    ggml_cgraph * graph = llama_graph_reserve(&context, 1, 1, 1);
+    const uint32_t n_sequences = llama_n_seq_max(&context);
+    ggml_cgraph * graph = llama_graph_reserve(&context, n_sequences, n_sequences, n_sequences);
     for (int i = 0; graph != nullptr && i < ggml_graph_n_nodes(graph); ++i) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
         for (const ggml_tensor * source : node->src) {
@@ -30,7 +31,7 @@ void visit_sources(llama_context & context, uint32_t n_tokens, uint32_t n_output
             }
         }
     }
-    if (graph == nullptr || llama_graph_reserve(&context, n_tokens, 1, n_outputs) == nullptr) {
+    if (graph == nullptr || llama_graph_reserve(&context, n_tokens, n_sequences, n_outputs) == nullptr) {
         throw Error("llama.cpp could not build the graph of the model once more");
     }
 }

@@ -207,6 +207,8 @@ class ModelOptions(_Native):
     n_ubatch: int
     n_threads: int
     adapt_threads: bool
+    n_parallel: int
+    max_pause_s: float
     type_k: CacheType
     type_v: CacheType
     flash_attention: Switch

@@ -204,9 +204,7 @@ def run(script: str, *arguments: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no timers that signal")
-@pytest.mark.parametrize(
-    "step", sweep(["eval", "stream", "waiting stream", "waiting eval"], always=[])
-)
+@pytest.mark.parametrize("step", sweep(["eval", "stream", "waiting stream", "waiting eval"], always=[]))
 def test_calls_in_a_signal_handler(tiny_gpt_oss_path: Path, step: str) -> None:
     """During a step, and while one waits for its turn: every call works or is refused in one line."""
     run(FROM_A_HANDLER, str(tiny_gpt_oss_path), step)

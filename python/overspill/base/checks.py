@@ -22,6 +22,7 @@ __all__ = [
     "as_mapping",
     "as_path",
     "as_real",
+    "as_real_within",
     "as_text",
     "check_choice",
     "check_keywords",
@@ -86,6 +87,14 @@ def as_real(name: str, value: float) -> float:
     except OverflowError:
         raise ValueError(f"{name} must be a number that a float can hold, not {shown(value)}") from None
     raise TypeError(f"{name} must be a number, not {shown(value)}")
+
+
+def as_real_within(name: str, value: float, low: float, high: float) -> float:
+    """Return a number from ``low`` to ``high``; another one is a ValueError that says so."""
+    number = as_real(name, value)
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be {low:g} to {high:g}, not {number:g}")
+    return number
 
 
 def as_flag(name: str, value: object) -> bool:

@@ -109,6 +109,10 @@ Effort = Annotated[
     ),
 ]
 Context = Annotated[int | None, typer.Option("--ctx", "--ctx-size", "-c", help="Tokens of prompt and reply together.")]
+Parallel = Annotated[
+    int | None,
+    typer.Option("--parallel", "-np", help="Streams that are decoded together, each with a KV cache of its own."),
+]
 ExpertsAt = Annotated[
     str | None,
     typer.Option(
@@ -203,6 +207,7 @@ class LoadOptions:
     experts: ExpertsAt = None
     memory: DeviceMemory = None
     n_ctx: Context = None
+    n_parallel: Parallel = None
     n_batch: Batch = None
     n_ubatch: UBatch = None
     n_threads: Threads = None

@@ -7,9 +7,9 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from overspill._core import CacheType as NativeCacheType
 from overspill._core import CpuKernels as NativeKernels
@@ -27,13 +27,12 @@ from overspill._core import (
 from overspill._core import LoadMode as NativeLoadMode
 from overspill._core import Placement as NativePlacement
 from overspill._core import Switch as NativeSwitch
-from overspill.base.checks import as_integer, check_choice
-from overspill.base.host import available_ram_bytes, physical_cores
-from overspill.base.units import format_bytes, parse_memory
-from overspill.base.values import CacheType, Experts, Kernels, LoadMode, MemoryUse, Progress, Switch
+from overspill.base.host import available_ram_bytes
+from overspill.base.units import format_bytes
+from overspill.base.values import MemoryUse, Progress
+from overspill.engine.load_settings import LoadSettings
 from overspill.header.info import ModelInfo, Tensor
 from overspill.header.kv_cache import layer_caches
-from overspill.header.overrides import MetadataValue
 from overspill.machine.devices import devices
 from overspill.machine.hardware import Hardware
 from overspill.placement.device_names import CPU
@@ -43,7 +42,6 @@ from overspill.planning.forecast import Estimate, Forecast
 from overspill.planning.graph.schedule import OFFLOAD_TOKENS
 from overspill.planning.offload import Offload, placement_for
 from overspill.planning.plan import Plan, before_loading
-from overspill.planning.settings import DEFAULT_UBATCH
 from overspill.planning.settings import Settings as PlanSettings
 from overspill.planning.workload import pinning_room_bytes
 
@@ -51,7 +49,6 @@ __all__ = [
     "LoadSettings",
     "Loaded",
     "check_ram_for_caches",
-    "checked_settings",
     "load",
     "memory_by_device",
     "wait_for_pinning",
@@ -59,124 +56,6 @@ __all__ = [
 
 logger = logging.getLogger("overspill")
 forecast_logger = logging.getLogger("overspill.forecast")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadSettings:
-    """The settings of a load, apart from the placement, by the core's names."""
-
-    n_ctx: int
-    """0 for the header's default."""
-    n_batch: int
-    n_ubatch: int
-    n_threads: int
-    adapt_threads: bool
-    """Whether fewer of them decode while other programs have their cores."""
-    type_k: CacheType
-    type_v: CacheType
-    flash_attention: Switch
-    repack: Switch
-    kernels: Kernels
-    load_mode: LoadMode
-    vocab_only: bool
-    check_tensors: bool
-    pin_weights: bool
-    """Whether mapped weights in RAM are registered with the driver of the GPU that copies them."""
-    offload_min_batch: int
-    """0 for the backend's own."""
-    experts: Experts
-    expert_cache: Mapping[str, int]
-    """Bytes by GPU, as given; empty: what the plan leaves."""
-    expert_insertions: int
-    """Of a token; 0: by time."""
-    prompt_tokens: int
-    reply_tokens: int
-    chosen: frozenset[str]
-    """Names of those above that the caller leaves to the plan."""
-    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
-    """What the header is to say, in place of what the file does."""
-
-    @property
-    def is_mapped(self) -> bool:
-        """Whether weights on the CPU are pages of the file."""
-        return self.load_mode.startswith("mmap")
-
-
-def checked_settings(
-    *,
-    n_ctx: int | None,
-    n_batch: int | None,
-    n_ubatch: int | None,
-    n_threads: int | None,
-    adapt_threads: bool,
-    type_k: CacheType,
-    type_v: CacheType,
-    flash_attention: Switch,
-    repack: Switch,
-    kernels: Kernels,
-    load_mode: LoadMode,
-    vocab_only: bool,
-    check_tensors: bool,
-    pin_weights: Switch,
-    offload_min_batch: int | None,
-    experts: Experts,
-    expert_cache: Mapping[str, int | str] | None,
-    expert_insertions: int | None,
-    prompt_tokens: int,
-    reply_tokens: int,
-) -> LoadSettings:
-    """Return the arguments of :class:`Model` as settings, or raise what names one and its range."""
-    for name, value, choices in (
-        ("type_k", type_k, CacheType),
-        ("type_v", type_v, CacheType),
-        ("flash_attention", flash_attention, Switch),
-        ("repack", repack, Switch),
-        ("kernels", kernels, Kernels),
-        ("load_mode", load_mode, LoadMode),
-        ("pin_weights", pin_weights, Switch),
-        ("experts", experts, Experts),
-    ):
-        check_choice(name, value, get_args(choices))
-    chosen = {"n_batch", "n_ubatch"} if n_batch is None and n_ubatch is None else set[str]()
-    if n_batch is not None:
-        n_batch = as_integer("n_batch", n_batch, 1, 65536)
-    if n_ubatch is not None:
-        n_ubatch = as_integer("n_ubatch", n_ubatch, 1, 65536 if n_batch is None else n_batch)
-    chosen |= {"pin_weights"} if pin_weights == "auto" else set()
-    chosen |= {"offload_min_batch"} if offload_min_batch is None else set()
-    return LoadSettings(
-        n_ctx=0 if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1),
-        n_batch=n_batch or n_ubatch or DEFAULT_UBATCH,
-        n_ubatch=n_ubatch or n_batch or DEFAULT_UBATCH,
-        n_threads=physical_cores() if n_threads is None else as_integer("n_threads", n_threads, 1, 512),
-        adapt_threads=adapt_threads,
-        type_k=type_k,
-        type_v=type_v,
-        flash_attention=flash_attention,
-        repack=repack,
-        kernels=kernels,
-        load_mode=load_mode,
-        vocab_only=vocab_only,
-        check_tensors=check_tensors,
-        pin_weights=pin_weights == "on",
-        offload_min_batch=0
-        if offload_min_batch is None
-        else as_integer("offload_min_batch", offload_min_batch, 1, 65536),
-        experts=experts,
-        expert_cache=_parsed_pools(experts, expert_cache),
-        expert_insertions=0
-        if expert_insertions is None
-        else as_integer("expert_insertions", expert_insertions, 1, 65536),
-        prompt_tokens=as_integer("prompt_tokens", prompt_tokens, 1, 2**31 - 1),
-        reply_tokens=as_integer("reply_tokens", reply_tokens, 1, 2**31 - 1),
-        chosen=frozenset(chosen),
-    )
-
-
-def _parsed_pools(experts: Experts, sizes: Mapping[str, int | str] | None) -> dict[str, int]:
-    if sizes is not None and experts != "cached":
-        raise ValueError(f'expert_cache is for experts="cached", not for experts="{experts}"')
-    return parse_memory(sizes, "expert_cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +154,7 @@ def _placement(
         gpus,
         hardware,
         n_ctx=settings.n_ctx or None,
+        n_parallel=settings.n_parallel or None,
         n_ubatch=None if "n_ubatch" in settings.chosen else settings.n_ubatch,
         type_k=settings.type_k,
         type_v=settings.type_v,
@@ -326,7 +206,8 @@ def _with_cache(
     if not pools and not (isinstance(wanted, Plan) and wanted.expert_cache):
         hardware = Hardware.here(info, memory=memory, n_threads=settings.n_threads, measure=False)
         n_ctx = settings.n_ctx or info.default_n_ctx
-        used = PlanSettings(n_ctx, n_ctx // 2, settings.n_ubatch, settings.type_k, settings.type_v)
+        caches = settings.type_k, settings.type_v
+        used = PlanSettings(n_ctx, n_ctx // 2, settings.n_ubatch, *caches, n_parallel=settings.n_parallel or 1)
         room = Estimate.of(info, wanted, hardware, used).room_for_experts()
         if not room:
             raise Error(f"there is no GPU with room for a cache of the experts of {info.name or info.architecture}")
@@ -378,7 +259,9 @@ def _can_pin(info: ModelInfo, settings: LoadSettings, wanted: Placement) -> bool
         return False
     available = available_ram_bytes()
     needed = _weights_in_ram_bytes(info, wanted)
-    needed += _kv_in_ram_bytes(info, settings, wanted, settings.n_ctx or info.default_n_ctx)
+    needed += _kv_in_ram_bytes(info, settings, wanted, settings.n_ctx or info.default_n_ctx) * max(
+        1, settings.n_parallel
+    )
     return available is not None and pinning_room_bytes(available, needed) >= 0
 
 
@@ -386,6 +269,8 @@ def _options(settings: LoadSettings, wanted: Placement | None, profile: ExpertPr
     """Return settings and placement as the core takes them."""
     options = ModelOptions()
     options.n_ctx = settings.n_ctx
+    options.n_parallel = settings.n_parallel
+    options.max_pause_s = settings.max_pause_s
     options.n_batch = settings.n_batch
     options.n_ubatch = settings.n_ubatch
     options.n_threads = settings.n_threads
@@ -511,11 +396,12 @@ def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Place
         taken = _dry_run(path, settings, wanted)[CPU]
         needed = taken.kv_bytes + taken.compute_bytes + (0 if settings.is_mapped else taken.weights_bytes)
     if needed > available:
+        times = f"{settings.n_parallel} times " if settings.n_parallel > 1 else ""
         what, less = ("", "") if settings.is_mapped else ("the weights and ", 'load_mode="mmap", ')
         raise _too_little_ram(
             available,
             needed,
-            f"{what}the KV cache of {n_ctx} tokens",
+            f"{what}the KV cache of {times}{n_ctx} tokens",
             f'{less}a smaller n_ctx, or type_k and type_v such as "q8_0"',
         )
     if settings.is_mapped and weights_bytes > 0:
@@ -568,7 +454,8 @@ def _use_of_ram(info: ModelInfo, settings: LoadSettings, wanted: Placement | Non
     if available is None or info.n_layers > len(info.tensors):
         return None
     n_ctx = settings.n_ctx or info.default_n_ctx
-    return available, _weights_in_ram_bytes(info, wanted), _kv_in_ram_bytes(info, settings, wanted, n_ctx)
+    kv_bytes = max(1, settings.n_parallel) * _kv_in_ram_bytes(info, settings, wanted, n_ctx)
+    return available, _weights_in_ram_bytes(info, wanted), kv_bytes
 
 
 def _tensors_in_ram(info: ModelInfo, placement: Placement | None) -> list[Tensor]:

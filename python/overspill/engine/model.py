@@ -52,7 +52,8 @@ from overspill.base.values import (
 from overspill.engine.arguments import chooser, constraint, n_logprobs, n_tokens_at_most, stop_strings, token_ids
 from overspill.engine.async_stream import AsyncChatStream, AsyncStream
 from overspill.engine.keywords import CHAT_KEYWORDS, STREAM_KEYWORDS, ChatKeywords, ReplyKeywords, StreamKeywords
-from overspill.engine.loading import check_ram_for_caches, checked_settings, load, memory_by_device
+from overspill.engine.load_settings import checked_settings
+from overspill.engine.loading import check_ram_for_caches, load, memory_by_device
 from overspill.engine.reply import ChatReply, ChatStream
 from overspill.engine.stream import CachedExperts, FullContext, ReadBytes, Replies, Stream, TracedExperts, stats_of
 from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice, checked_messages
@@ -83,8 +84,9 @@ def _close_models() -> None:
 class Model:
     """A language model from a GGUF file, loaded and ready to stream.
 
-    A model may be used from several threads. Each open stream has a context (a KV cache) of its own. The streams
-    take turns: one step of one stream at a time.
+    A model may be used from several threads. Streams that are open at the same time are decoded in one batch, which
+    reads the weights once for all of them; where that does not pay, in smaller groups or in turns. Each has a KV cache
+    of its own.
 
     Parameters
     ----------
@@ -109,6 +111,15 @@ class Model:
     n_ctx
         Tokens of prompt and reply together, at least 1. Default: the length that the model was trained for, at
         most 8192. The KV cache's memory grows with it.
+    n_parallel
+        Streams that are decoded together, 1 to 256; others wait for their place, in order. All have KV caches of
+        ``n_ctx`` tokens from the beginning, which are part of the plan. A stream that ends leaves its tokens there, for
+        prompts that begin with them, until the place is needed: the one used least recently goes first. Default: one
+        cache, and more, for up to 16 streams, as streams are opened together and memory is free; they are freed when
+        no stream is open.
+    max_pause_s
+        How long a prompt that is read may hold up the tokens of other streams, in seconds, 0.001 to 3600: it is read in
+        pieces of about that length. A single token may take longer.
     n_batch
         Tokens of a prompt in one batch, 1 to 65536; other streams have their turn between batches. Default:
         ``n_ubatch``, and 512 if neither is given nor planned.
@@ -197,6 +208,8 @@ class Model:
         offload: Offload = "auto",
         rpc: Sequence[str] = (),
         n_ctx: int | None = None,
+        n_parallel: int | None = None,
+        max_pause_s: float = 0.5,
         n_batch: int | None = None,
         n_ubatch: int | None = None,
         n_threads: int | None = None,
@@ -228,6 +241,7 @@ class Model:
         sizes = parse_memory(memory)
         given: dict[str, Any] = {
             "n_ctx": n_ctx,
+            "n_parallel": n_parallel,
             "n_batch": n_batch,
             "n_ubatch": n_ubatch,
             "n_threads": n_threads,
@@ -246,6 +260,7 @@ class Model:
         exchange: dict[str, Any] = {"prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens}
         switches: dict[str, Any] = {
             "adapt_threads": as_flag("adapt_threads", adapt_threads),
+            "max_pause_s": max_pause_s,
             "vocab_only": as_flag("vocab_only", vocab_only),
             "check_tensors": as_flag("check_tensors", check_tensors),
         }
@@ -379,8 +394,9 @@ class Model:
             Whether tokens have a :attr:`Token.logprob`; a number, 1 to 1000, gives :attr:`Token.top_logprobs` of so
             many tokens too.
         reuse
-            Whether to decode only the part of the prompt after its common beginning with the latest stream's prompt
-            and reply. Batches differ then, so that logits may differ in the last digits.
+            Whether to decode only the part of the prompt after its common beginning with the prompt and reply of an
+            earlier stream, if they are still in a KV cache. Batches differ then, so that logits may differ in the last
+            digits.
         special
             Whether special tokens that are written out in a text are recognised; False for text that you do not trust.
         form
@@ -488,7 +504,8 @@ class Model:
     ) -> ChatStream:
         """Return the stream of a reply to a conversation, in the model's own format.
 
-        The beginning that the conversation shares with the latest stream's prompt and reply is not decoded again.
+        The beginning that the conversation shares with the prompt and reply of an earlier stream is not decoded again,
+        if it is still in a KV cache.
 
         Parameters
         ----------

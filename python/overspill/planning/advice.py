@@ -159,7 +159,9 @@ def remedies_for(
 def _with_cache(work: Workload, n_ctx: int, type_k: str, type_v: str) -> int:
     """Return what a context saves on all devices together, against the settings'; masks are part of it."""
     settings = work.settings
-    smaller = sum(cache.n_bytes(n_ctx, settings.n_ubatch, type_k, type_v) for cache in work.caches)
+    smaller = settings.n_parallel * sum(
+        cache.n_bytes(n_ctx, settings.n_ubatch, type_k, type_v) for cache in work.caches
+    )
     return sum(work.kv_bytes) - smaller + 2 * settings.n_ubatch * (settings.n_ctx - n_ctx)
 
 

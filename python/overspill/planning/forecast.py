@@ -238,6 +238,7 @@ def forecast(
     hardware: Hardware,
     *,
     n_ctx: int | None = None,
+    n_parallel: int | None = None,
     depth: int | None = None,
     n_ubatch: int = DEFAULT_UBATCH,
     type_k: str = "f16",
@@ -257,6 +258,8 @@ def forecast(
         The model, the placement, and what it is to run on; the placement's devices must be among the hardware's.
     n_ctx
         Tokens of context. Default: what the model was trained for, at most 8192.
+    n_parallel
+        Streams, 1 to 256, which have a KV cache of ``n_ctx`` tokens each. Default: 1. Speeds are those of one.
     depth
         Tokens of context in use, 0 to ``n_ctx``. Default: half of it.
     n_ubatch
@@ -286,6 +289,7 @@ def forecast(
     settings = checked_settings(
         info,
         n_ctx=n_ctx,
+        n_parallel=n_parallel,
         depth=depth,
         n_ubatch=as_integer("n_ubatch", n_ubatch, 1, 65536),
         type_k=type_k,

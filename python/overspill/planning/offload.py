@@ -22,8 +22,8 @@ __all__ = ["Offload", "check_offload", "place_and_forecast", "placement_for", "t
 Offload: TypeAlias = Literal["auto", "cpu", "gpu", "tuned"] | int | Placement | Mapping[str, Any]
 
 # Those of plan() that Model has, too.
-_SETTINGS = ("n_ctx", "n_ubatch", "type_k", "type_v", "load_mode", "prompt_tokens", "reply_tokens", "offload_min_batch",
-             "experts")  # fmt: skip
+_SETTINGS = ("n_ctx", "n_parallel", "n_ubatch", "type_k", "type_v", "load_mode", "prompt_tokens", "reply_tokens",
+             "offload_min_batch", "experts")  # fmt: skip
 
 
 def check_offload(offload: object) -> None:

@@ -169,6 +169,7 @@ def plan(
     *,
     hardware: Hardware | None = None,
     n_ctx: int | None = None,
+    n_parallel: int | None = None,
     depth: int | None = None,
     n_ubatch: int | None = None,
     type_k: str = "f16",
@@ -193,7 +194,7 @@ def plan(
         The GGUF file (of a split model, its first), a name of :func:`overspill.hub.resolve`, or a header.
     hardware
         What there is, or what is supposed. Default: this machine, measured once.
-    n_ctx, depth, type_k, type_v, margin_bytes, load_mode, prompt_tokens, reply_tokens
+    n_ctx, n_parallel, depth, type_k, type_v, margin_bytes, load_mode, prompt_tokens, reply_tokens
         As for :func:`forecast`. What is given is kept to, not made smaller.
     n_ubatch
         Tokens of a prompt that are computed at once, 1 to 65536. Default: what is planned, of 256 to 8192.
@@ -236,6 +237,7 @@ def plan(
     settings = checked_settings(
         info,
         n_ctx=n_ctx,
+        n_parallel=n_parallel,
         depth=depth,
         type_k=type_k,
         type_v=type_v,

@@ -50,6 +50,8 @@ class Settings:
     """Whether mapped weights in RAM are registered with the driver of the GPU that copies them."""
     offload_min_batch: int = OFFLOAD_TOKENS
     """From so many tokens on, a GPU computes with weights in RAM; 0: whenever that is faster."""
+    n_parallel: int = 1
+    """KV caches of ``n_ctx`` tokens."""
 
 
 def prompt_length(settings: Settings) -> int:
@@ -86,4 +88,5 @@ def checked_settings(info: ModelInfo, **given: Any) -> Settings:
         as_integer("reply_tokens", given.get("reply_tokens", REPLY_TOKENS), 1, 2**31 - 1),
         given.get("pin_weights") is not None and as_flag("pin_weights", given["pin_weights"]),
         OFFLOAD_TOKENS if least is None else as_integer("offload_min_batch", least, 0, 65536),
+        1 if given.get("n_parallel") is None else as_integer("n_parallel", given["n_parallel"], 1, 256),
     )

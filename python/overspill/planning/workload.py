@@ -198,10 +198,11 @@ class Workload:
 
     @cached_property
     def kv_bytes(self) -> list[int]:
-        """Bytes of each layer's cache."""
+        """Bytes of each layer's caches."""
         settings = self.settings
         return [
-            cache.n_bytes(settings.n_ctx, settings.n_ubatch, settings.type_k, settings.type_v) for cache in self.caches
+            settings.n_parallel * cache.n_bytes(settings.n_ctx, settings.n_ubatch, settings.type_k, settings.type_v)
+            for cache in self.caches
         ]
 
     @cached_property
