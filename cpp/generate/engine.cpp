@@ -4,6 +4,7 @@
 #include "base/stopwatch.h"
 
 #include <algorithm>
+#include <chrono>
 #include <string>
 #include <thread>
 #include <utility>
@@ -86,6 +87,8 @@ Step Engine::step(Participant & one, const Interrupt::Poll & poll) {
         }
     } const done{*this, one, lock};
     one.asked_at = Clock::now();
+    one.asked_by = me;
+    arrived_.notify_all();
     bool is_stopped = false;
     while (true) {
         if (!one.steps.empty()) {
@@ -253,7 +256,8 @@ void Engine::lead(Lock & lock, Participant & leader, const Interrupt::Poll & pol
         }
         return;
     }
-    choose_run(lock);
+    wait_for_more(lock);
+    choose_run();
     if (run_.empty()) {
         return;
     }
@@ -281,7 +285,31 @@ void Engine::lead(Lock & lock, Participant & leader, const Interrupt::Poll & pol
         return;
     }
     lock.lock();
+    last_run_ = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(watch.seconds()));
     publish(watch.seconds());
+}
+
+// Waits a moment for streams that had a token just now, if they are more than those that are ready: a batch of few
+// takes nearly as long as one of many.
+void Engine::wait_for_more(Lock & lock) {
+    if (members_.size() == 1) {
+        return;
+    }
+    const auto now = Clock::now();
+    const auto is_coming = [&](const Participant * one) {
+        return one->seat && one->has_begun && !one->has_ended && !one->error && !one->wants &&
+               now - one->seen_at < 2 * last_run_ && !is_ready(*one) &&
+               std::find(inside_.begin(), inside_.end(), one->asked_by) == inside_.end();
+    };
+    const auto comes = [&] {
+        const auto n_coming = std::count_if(members_.begin(), members_.end(), is_coming);
+        const auto n_ready =
+            std::count_if(members_.begin(), members_.end(), [this](const auto * one) { return is_ready(*one); });
+        return n_ready > 0 && n_coming > n_ready;
+    };
+    if (comes()) {
+        arrived_.wait_until(lock, now + last_run_ / 4, [&] { return !comes(); });
+    }
 }
 
 // --- places ---------------------------------------------------------------------------------
@@ -495,7 +523,7 @@ bool Engine::is_ready(const Participant & one) const {
 }
 
 // Fills in run_ with what is decoded next.
-void Engine::choose_run(Lock & /*lock*/) {
+void Engine::choose_run() {
     std::vector<Participant *> tokens, prompts;
     const Participant * latest = nullptr;
     for (Participant * one : members_) {
@@ -516,7 +544,11 @@ void Engine::choose_run(Lock & /*lock*/) {
     is_shared_ = std::any_of(members_.begin(), members_.end(), [&](const Participant * one) {
         return one->has_begun && !one->has_ended && (one->wants || now - one->seen_at < away);
     });
-    is_prompt_ = tokens.empty() || (!prompts.empty() && !is_prompt_);
+    // Between two pieces of prompts, all have their next token.
+    is_prompt_ = tokens.empty() || (!prompts.empty() && std::all_of(tokens.begin(), tokens.end(), [&](auto * one) {
+                     return one->run_at > prompt_at_;
+                 }));
+    prompt_at_ = is_prompt_ ? n_runs_ + 1 : prompt_at_;
     std::vector<Participant *> & chosen = is_prompt_ ? prompts : tokens;
     if (!is_prompt_) {
         std::stable_sort(chosen.begin(), chosen.end(),

@@ -9,6 +9,8 @@
 #include "generate/participant.h"
 #include "model/model.h"
 
+#include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -52,7 +54,8 @@ class Engine : public ModelPart {
     bool evict_idle();
     void free_place(Participant & one);
     void forget_waiting(Participant & one);
-    void choose_run(Lock & lock);
+    void wait_for_more(Lock & lock);
+    void choose_run();
     bool is_ready(const Participant & one) const;
     void compute(Participant & leader, const Interrupt::Poll & poll);
     void choose_tokens(Participant & leader, const Interrupt::Poll & poll, const Breakdown & shared);
@@ -64,6 +67,7 @@ class Engine : public ModelPart {
     Model & model_;
     std::mutex mutex_;  // guards what follows; not held while something is computed
     bool is_led_ = false;
+    std::condition_variable arrived_;      // a stream that is asked for a token
     std::vector<std::thread::id> inside_;  // that wait for a step, or lead
     std::vector<Participant *> members_;   // in the order in which they came
     std::deque<Participant *> waiting_;    // for a place
@@ -77,6 +81,8 @@ class Engine : public ModelPart {
     bool is_prompt_ = false;  // the run reads prompts
     bool is_shared_ = false;  // others wait for their tokens meanwhile
     uint64_t n_runs_ = 0;
+    uint64_t prompt_at_ = 0;  // the latest run that read prompts
+    std::chrono::steady_clock::duration last_run_ = {};
     GroupSize group_size_;
     PieceSize piece_size_;
 };

@@ -14,6 +14,7 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -44,6 +45,7 @@ struct Participant : std::enable_shared_from_this<Participant> {
     std::chrono::steady_clock::time_point asked_at = {};  // for the latest step
     std::chrono::steady_clock::time_point seen_at =
         std::chrono::steady_clock::now();  // the latest time that it had one
+    std::thread::id asked_by = {};
     std::condition_variable changed = {};
 
     // Of the thread that leads; and guarded by the mutex where it changes.
