@@ -44,6 +44,7 @@ REFUSED = {
     "n_batch": "0",
     "n_ubatch": "70000",
     "n_threads": "0",
+    "n_parallel": "300",
     "type_k": "f17",
     "type_v": "f17",
     "flash_attention": "perhaps",

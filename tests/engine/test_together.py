@@ -226,13 +226,15 @@ def test_first_come_first_served(smollm2_path: Path) -> None:
             for _ in first:
                 started.set()
 
+        def answer(number: int) -> None:
+            next(model.stream(PROMPTS[number], max_tokens=1))
+            order.append(number)
+
         holder = threading.Thread(target=pull)
         holder.start()
         started.wait()
         for number in range(4):
-            thread = threading.Thread(
-                target=lambda number=number: (next(model.stream(PROMPTS[number], max_tokens=1)), order.append(number))
-            )
+            thread = threading.Thread(target=answer, args=(number,))
             thread.start()
             threads.append(thread)
             threading.Event().wait(0.05)

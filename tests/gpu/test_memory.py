@@ -77,16 +77,13 @@ def test_a_plan_retreats(gpu: str, tiny_gpt_oss_path: Path, scarce_memory: Scarc
 
 
 def test_no_room_for_a_second_stream(gpu: str, tiny_gpt_oss_path: Path, scarce_memory: Scarce) -> None:
-    """It is an error that names device and bytes; the first stream and the model go on."""
+    """It waits for the place of the first, whose caller does something else; the first and the model go on."""
     with Model(tiny_gpt_oss_path, offload="gpu", n_ctx=32768, n_threads=1) as model:
         expected = greedy(model)
         with model.stream("Once upon a time", temperature=0, max_tokens=12) as first:
             tokens = [next(first).id]
             with scarce_memory(SCRAPS):
-                with pytest.raises(OutOfMemoryError, match=gpu) as caught:
-                    next(model.stream("Rain in"))
-                assert caught.value.device == gpu
-                assert caught.value.needed_bytes > SCRAPS
+                assert next(model.stream("Rain in")).id >= 0
                 tokens += [next(first).id, next(first).id]
             tokens += [token.id for token in first]
         assert tokens == expected

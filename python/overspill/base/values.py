@@ -120,13 +120,13 @@ class Breakdown:
     tokens: int = 0
     """The number of tokens after the first, whose time this is."""
     wait_s: float = 0.0
-    """Waiting for the model's other streams to take their turn."""
+    """Waiting until the model's other streams had their batch."""
     decode_s: float = 0.0
     """``llama_decode``: the computation on a CPU, its launch on a GPU; with both, everything up to the last split."""
     sync_s: float = 0.0
     """Waiting for devices to finish."""
     logits_s: float = 0.0
-    """Finding the row of logits, which is not copied."""
+    """Finding the row of logits; copying it where Python looks at it while other streams are decoded."""
     sample_s: float = 0.0
     """The sampler and the native grammar."""
     python_s: float = 0.0

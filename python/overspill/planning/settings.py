@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from overspill.base.checks import as_flag, as_integer, check_choice
@@ -27,7 +27,7 @@ DEFAULT_UBATCH = 512
 """Tokens of a prompt that are computed at once where nothing is planned; llama.cpp's default, too."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Settings:
     """What a forecast depends on besides the model, the placement and the hardware."""
 
@@ -52,6 +52,11 @@ class Settings:
     """From so many tokens on, a GPU computes with weights in RAM; 0: whenever that is faster."""
     n_parallel: int = 1
     """KV caches of ``n_ctx`` tokens."""
+
+    def __repr__(self) -> str:
+        """Return the values that are no defaults, in a line."""
+        values = ((one.name, getattr(self, one.name), one.default) for one in fields(self))
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value, usual in values if value != usual)})"
 
 
 def prompt_length(settings: Settings) -> int:
