@@ -106,6 +106,11 @@ void PieceSize::took(uint32_t n, double seconds) {
     double & mean = seconds_[size_of(n)];
     // Slower ones count at once, so that the next are shorter.
     mean = mean == 0 || seconds > mean ? seconds : mean + (seconds - mean) / 4;
+    // What was slow once, from a cold disk say, may be as fast by now as this lets expect.
+    const size_t next = size_of(n) + 1;
+    if (next < n_batch_sizes && seconds_[next] > 2 * mean) {
+        seconds_[next] = std::max(2 * mean, 0.95 * seconds_[next]);
+    }
 }
 
 }  // namespace overspill

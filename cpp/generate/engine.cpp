@@ -49,6 +49,9 @@ std::shared_ptr<Engine> Engine::of(Model & model) {
 
 void Engine::join(Participant & one) {
     const Lock lock(mutex_);
+    if (one.has_left) {
+        return;  // the model was closed
+    }
     members_.push_back(&one);
     waiting_.push_back(&one);
     one.is_member = true;
@@ -57,7 +60,7 @@ void Engine::join(Participant & one) {
 Step Engine::step(Participant & one, const Interrupt::Poll & poll) {
     Lock lock(mutex_);
     const auto me = std::this_thread::get_id();
-    if (std::find(inside_.begin(), inside_.end(), me) != inside_.end()) {
+    if (model_.turns().held_here() || std::find(inside_.begin(), inside_.end(), me) != inside_.end()) {
         throw Error(
             "the model is in the middle of a step on this very thread: a signal handler or a callback that runs during "
             "a step cannot use it");
@@ -125,7 +128,8 @@ void Engine::pass_on() {
         return;
     }
     for (Participant * one : members_) {
-        if (one->wants && one->steps.empty() && !one->error && (one->seat || waiting_.front() == one)) {
+        if (one->wants && one->steps.empty() && !one->error &&
+            (one->seat || (!waiting_.empty() && waiting_.front() == one))) {
             one->changed.notify_all();
             return;
         }
@@ -241,8 +245,11 @@ class Engine::Leading {
 // One batch, if there is anything to decode.
 void Engine::lead(Lock & lock, Participant & leader, const Interrupt::Poll & poll) {
     const Leading leading(*this, lock);
+    run_interrupt_.emplace();
     try {
         seat_waiting(lock);
+    } catch (const CancelledError &) {
+        throw;  // the leader's thread was told to stop
     } catch (...) {
         // Whoever is first in the queue: there is no context for it.
         if (!lock.owns_lock()) {
@@ -254,6 +261,10 @@ void Engine::lead(Lock & lock, Participant & leader, const Interrupt::Poll & pol
             first.error = std::current_exception();
             first.changed.notify_all();
         }
+        return;
+    }
+    if (!run_.empty()) {
+        ++n_runs_;
         return;
     }
     wait_for_more(lock);
@@ -269,7 +280,8 @@ void Engine::lead(Lock & lock, Participant & leader, const Interrupt::Poll & pol
     } catch (const CancelledError &) {
         lock.lock();
         for (const auto & one : run_) {
-            one->n_in_batch = 0;
+            one->next.reset();
+            one->failure = nullptr;
         }
         if (!run_interrupt_->cancelled() && !(run_.size() == 1 && run_.front()->interrupt.cancelled())) {
             throw;  // the leader's thread was told to stop
@@ -285,7 +297,9 @@ void Engine::lead(Lock & lock, Participant & leader, const Interrupt::Poll & pol
         return;
     }
     lock.lock();
-    last_run_ = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(watch.seconds()));
+    last_run_ = is_prompt_
+                    ? last_run_
+                    : std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(watch.seconds()));
     publish(watch.seconds());
 }
 
@@ -325,6 +339,9 @@ void Engine::seat_waiting(Lock & lock) {
         if (place != nullptr) {
             waiting_.pop_front();
             seat_one(lock, first, *place);
+            if (!run_.empty()) {
+                return;
+            }
         } else if (!make_places(lock) && !evict_idle()) {
             return;
         }
@@ -366,12 +383,20 @@ void Engine::seat_one(Lock & lock, Participant & one, Place & place) {
     std::shared_ptr<Context> & context = place.seat.context;
     const uint32_t sequence = place.seat.sequence;
     lock.unlock();
-    if (context->n_sequences() == 1 && context.use_count() > 1) {
-        // Logits of the stream before are still looked at: this one would write over them.
-        context.reset();
-        context = model_.take_context();
-    }
-    {
+    // Then it stays in run_, which ends the round.
+    const auto give_up = [&] {
+        lock.lock();
+        free_place(one);
+        one.to_remember = 0;
+        const auto is_gone = [](const Place & which) { return !which.seat.context; };
+        places_.erase(std::remove_if(places_.begin(), places_.end(), is_gone), places_.end());
+    };
+    try {
+        if (context->n_sequences() == 1 && context.use_count() > 1) {
+            // Logits of the stream before are still looked at: this one would write over them.
+            context.reset();
+            context = model_.take_context();
+        }
         const Turn turn(model_.turns(), one.interrupt);
         const GenerationOptions & options = one.sequence.options();
         size_t n_kept = 0;
@@ -386,19 +411,27 @@ void Engine::seat_one(Lock & lock, Participant & one, Place & place) {
         const size_t n_prompt = one.sequence.n_prompt();
         const bool remembers = options.reuse && context->needs_to_remember() && n_prompt > n_kept + n_of_question;
         one.to_remember = remembers ? n_prompt - n_of_question : 0;
-    }
-    if (!context->can_drop()) {
-        one.sequence.options().form.droppable.clear();
+        if (!context->can_drop()) {
+            one.sequence.options().form.droppable.clear();
+        }
+    } catch (const CancelledError &) {
+        give_up();
+        if (one.interrupt.cancelled() || one.has_left) {
+            return;  // its own thread says so
+        }
+        waiting_.push_front(&one);
+        throw;
+    } catch (...) {
+        give_up();
+        one.error = std::current_exception();
+        one.changed.notify_all();
+        return;
     }
     lock.lock();
     one.seat = place.seat;
-    one.is_in_run = false;
-    run_.clear();
-    if (one.has_left) {
-        free_place(one);
-        lock.unlock();
-        one.sequence.release();
-        lock.lock();
+    if (!one.has_left) {
+        one.is_in_run = false;
+        run_.clear();
     }
 }
 
@@ -411,56 +444,90 @@ bool Engine::make_places(Lock & lock) {
         for (uint32_t i = 0; i < context->n_sequences(); ++i) {
             places_.push_back({{context, i}, nullptr});
         }
-        return place_for(*waiting_.front()) != nullptr;
+        return true;
     }
     if (model_.n_parallel() > 0) {
         return false;
     }
     // Streams that have decoded little move to the new places, which reads their tokens again; others stay.
-    std::vector<Participant *> moving;
-    uint32_t n_ctx = 0;
+    Run moving;
+    size_t n_staying = 0;
     for (const Place & place : places_) {
+        const Context & context = *place.seat.context;
         Participant * one = place.taken_by;
-        if (one != nullptr && one->sequence.tokens().size() <= place.seat.context->n_batch()) {
-            moving.push_back(one);
+        if (one == nullptr) {
+            continue;
+        }
+        // One that chooses its token just now is not looked at.
+        const bool can_move =
+            context.decoded(place.seat.sequence).size() <= context.n_batch() && (one->wants || !one->chooses_itself);
+        if (can_move) {
+            moving.push_back(one->shared_from_this());
+        } else {
+            ++n_staying;
         }
     }
     const auto n_eager = static_cast<size_t>(std::count_if(
         waiting_.begin(), waiting_.end(), [](Participant * one) { return one->sequence.options().eager; }));
-    const size_t n_wanted = std::min(moving.size() + waiting_.size(), std::max<size_t>(most_places, n_eager));
+    const size_t n_wanted = std::min(moving.size() + waiting_.size(),
+                                     std::max<size_t>(most_places - std::min<size_t>(most_places, n_staying), n_eager));
     uint32_t n = 1;
     while (n < n_wanted) {
         n *= 2;
     }
     n = std::min(n, uint32_t{256});
-    for (const auto * group : {&moving}) {
-        for (const Participant * one : *group) {
-            n_ctx = std::max(n_ctx, n_needed(*one));
-        }
+    uint32_t n_most = 0;
+    for (const auto & one : moving) {
+        n_most = std::max(n_most, n_needed(*one));
     }
     for (size_t i = 0; i < waiting_.size() && i < n; ++i) {
-        n_ctx = std::max(n_ctx, n_needed(*waiting_[i]));
+        n_most = std::max(n_most, n_needed(*waiting_[i]));
     }
+    // With some room, so that not each longer stream asks for new places.
+    uint32_t n_ctx = 256;
+    while (n_ctx < n_most) {
+        n_ctx *= 2;
+    }
+    n_ctx = std::min(n_ctx, model_.n_ctx());
     if (n <= moving.size() || (n_refused_ != 0 && n >= n_refused_)) {
         return false;
     }
     lock.unlock();
     std::shared_ptr<Context> context;
+    uint32_t n_tried = n;
     for (; n > moving.size() && !context; n /= 2) {
+        n_tried = n;
         try {
             context = model_.make_batch_context(n, n_ctx);
-        } catch (const OutOfMemoryError &) {
+        } catch (const ClosedError &) {
+            throw;
+        } catch (const UnusableError &) {
+            throw;
+        } catch (const CancelledError &) {
+            throw;
+        } catch (const Error &) {  // too little memory, in some words
         }
     }
     lock.lock();
     if (!context) {
-        n_refused_ = n == 0 ? 1 : n;
-        return false;
+        n_refused_ = n_tried;
+        const bool could_have_one =
+            waiting_.empty() || std::any_of(places_.begin(), places_.end(), [&](const Place & place) {
+                return place.seat.context->n_ctx() >= n_needed(*waiting_.front());
+            });
+        if (could_have_one) {
+            return false;
+        }
+        // The usual one, which all places that there are were made beside.
+        lock.unlock();
+        context = model_.take_context();
+        moving.clear();
+        lock.lock();
     }
     for (auto one = moving.rbegin(); one != moving.rend(); ++one) {
-        free_place(**one);
         if (!(*one)->has_left) {
-            waiting_.push_front(*one);
+            free_place(**one);
+            waiting_.push_front(one->get());
         }
     }
     std::vector<std::shared_ptr<Context>> unused;
@@ -481,6 +548,7 @@ bool Engine::make_places(Lock & lock) {
         places_.push_back({{context, i}, nullptr});
     }
     lock.unlock();
+    moving.clear();
     for (auto & one : unused) {
         model_.give_back(std::move(one));
     }
@@ -493,15 +561,21 @@ bool Engine::evict_idle() {
     const auto asking =
         std::find_if(waiting_.begin(), waiting_.end(), [](const Participant * one) { return one->wants; });
     const auto now = Clock::now();
+    if (asking == waiting_.end()) {
+        return false;
+    }
+    // Those of many prompts are not in each other's way: they are decoded to their ends, and then leave.
+    const bool is_eager = (*asking)->sequence.options().eager;
     Participant * found = nullptr;
     for (const Place & place : places_) {
         Participant * one = place.taken_by;
-        if (one != nullptr && !one->wants && !one->is_in_run && now - one->seen_at > long_away &&
-            (found == nullptr || one->seen_at < found->seen_at)) {
+        if (one != nullptr && place.seat.context->n_ctx() >= n_needed(**asking) &&
+            !(is_eager && one->sequence.options().eager) && !one->wants && !one->is_in_run &&
+            now - one->seen_at > long_away && (found == nullptr || one->seen_at < found->seen_at)) {
             found = one;
         }
     }
-    if (found == nullptr || asking == waiting_.end()) {
+    if (found == nullptr) {
         return false;
     }
     Participant * first = *asking;
@@ -517,26 +591,32 @@ bool Engine::is_ready(const Participant & one) const {
     if (!one.seat || one.has_left || one.has_ended || one.error || one.interrupt.cancelled()) {
         return false;
     }
-    const bool is_ahead = one.may_be_ahead && one.steps.size() < most_ahead && members_.size() > 1 &&
-                          (one.has_begun || const_cast<Participant &>(one).sequence.options().eager);
+    const bool is_eager = const_cast<Participant &>(one).sequence.options().eager;
+    const bool is_ahead =
+        one.may_be_ahead && members_.size() > 1 && (is_eager || (one.has_begun && one.steps.size() < most_ahead));
     return ((one.wants && one.steps.empty()) || is_ahead) && one.n_pending() > 0;
 }
 
 // Fills in run_ with what is decoded next.
 void Engine::choose_run() {
     std::vector<Participant *> tokens, prompts;
-    const Participant * latest = nullptr;
-    for (Participant * one : members_) {
-        if (is_ready(*one) && (latest == nullptr || one->run_at < latest->run_at)) {
-            latest = one;
+    // Of several contexts, the one that has waited longest.
+    const Place * longest = nullptr;
+    for (const Place & place : places_) {
+        if (place.taken_by != nullptr && is_ready(*place.taken_by) &&
+            (longest == nullptr || place.run_at < longest->run_at)) {
+            longest = &place;
         }
     }
-    if (latest == nullptr) {
+    if (longest == nullptr) {
         return;
     }
-    // Streams of other contexts have their turn when they have waited longest.
+    const Context & context = *longest->seat.context;
+    for (Place & place : places_) {
+        place.run_at = place.seat.context.get() == &context ? n_runs_ + 1 : place.run_at;
+    }
     for (Participant * one : members_) {
-        if (is_ready(*one) && one->seat->context == latest->seat->context) {
+        if (is_ready(*one) && one->seat->context.get() == &context) {
             (one->n_pending() == 1 ? tokens : prompts).push_back(one);
         }
     }
@@ -561,22 +641,21 @@ void Engine::choose_run() {
     } else {
         chosen.erase(std::remove_if(chosen.begin(), chosen.end(), is_alone), chosen.end());
     }
-    if (!is_prompt_) {
+    if (!is_prompt_ && chosen.size() > 1) {
         chosen.resize(group_size_.of(static_cast<uint32_t>(chosen.size())));
     }
-    const Context & context = *latest->seat->context;
     size_t room = context.n_batch();
     if (is_prompt_ && is_shared_) {
         room = piece_size_.within(model_.max_pause_s(), context.n_batch());
     }
-    run_interrupt_.emplace();
     for (Participant * one : chosen) {
         const size_t n_done = context.decoded(one->seat->sequence).size();
         // What a stream that lost its place has to decode again, is recorded already.
         const size_t end = n_done < one->n_recorded    ? one->n_recorded
                            : n_done < one->to_remember ? one->to_remember
                                                        : one->sequence.tokens().size();
-        const size_t n_left = end - n_done;
+        // At a full context, it makes room for the next token.
+        const size_t n_left = (n_done < model_.n_ctx() ? std::min<size_t>(end, model_.n_ctx()) : end) - n_done;
         one->n_in_batch = std::min(room, n_left);
         room -= one->n_in_batch;
         if (one->n_in_batch > 0) {
@@ -630,15 +709,19 @@ void Engine::compute(Participant & leader, const Interrupt::Poll & poll) {
         throw CancelledError("interrupted");
     }
     batch_.clear();
+    bool has_moved = false;
     for (const auto & one : run_) {
         const uint32_t sequence = one->seat->sequence;
         if (context->decoded(sequence).size() == model_.n_ctx()) {
             make_room(*one, *context);
+            has_moved = true;
         }
         const std::vector<int32_t> & tokens = one->sequence.tokens();
         const size_t n_done = context->decoded(sequence).size();
         if (n_done + one->n_in_batch > model_.n_ctx()) {
-            throw ContextFullError("the context of " + std::to_string(model_.n_ctx()) + " tokens is full");
+            one->failure = std::make_exception_ptr(
+                ContextFullError("the context of " + std::to_string(model_.n_ctx()) + " tokens is full"));
+            continue;
         }
         for (size_t at = n_done; at < n_done + one->n_in_batch; ++at) {
             batch_.push_back({tokens[at], sequence, at + 1 == tokens.size()});
@@ -646,11 +729,16 @@ void Engine::compute(Participant & leader, const Interrupt::Poll & poll) {
         one->place = batch_.size() - 1;
         one->n_rows->fetch_add(1, std::memory_order_relaxed);
     }
+    if (batch_.empty()) {
+        return;
+    }
     Participant & first = *run_.front();
     const bool records = context->decoded(first.seat->sequence).size() >= first.n_recorded;
     context->record_experts(records ? first.sequence.options().recorder : nullptr);
     const Stopwatch watch;
-    context->decode(batch_, interrupt, poll, shared);
+    // llama.cpp moves what is left of a stream that has made room, with the decode; half of that cannot be told.
+    Interrupt never;
+    context->decode(batch_, has_moved ? never : interrupt, has_moved ? Interrupt::Poll() : poll, shared);
     context->record_experts(nullptr);
     if (first.sequence.options().recorder) {
         first.n_recorded = std::max(first.n_recorded, context->decoded(first.seat->sequence).size());
@@ -670,7 +758,7 @@ void Engine::choose_tokens(Participant & leader, const Interrupt::Poll & poll, c
     const std::shared_ptr<Context> context = run_.front()->seat->context;
     const bool stays = context->n_sequences() == 1;  // until this stream's next step
     for (const auto & one : run_) {
-        if (one->n_pending() > 0) {
+        if (one->failure || one->n_pending() > 0) {
             continue;
         }
         Stopwatch finding;
@@ -699,7 +787,7 @@ void Engine::choose_tokens(Participant & leader, const Interrupt::Poll & poll, c
                     return one->interrupt.cancelled() || (one.get() == &leader && one->interrupt.should_stop(poll));
                 });
             } catch (...) {
-                one->error = std::current_exception();
+                one->failure = std::current_exception();
                 continue;
             }
         }
@@ -714,12 +802,19 @@ void Engine::choose_tokens(Participant & leader, const Interrupt::Poll & poll, c
 void Engine::publish(double seconds) {
     const auto now = Clock::now();
     for (const auto & one : run_) {
+        one->run_s += seconds;
         if (one->next) {
             Step & step = *one->next;
             const bool was_waited_for = one->wants && one->steps.empty();
-            step.seconds = was_waited_for ? std::max(seconds, seconds_of(now - one->asked_at)) : seconds;
+            const double run_s = std::exchange(one->run_s, 0);
+            step.seconds = was_waited_for ? std::max(run_s, seconds_of(now - one->asked_at)) : run_s;
+            step.times.wait_s += step.seconds - run_s;
             one->steps.push_back(std::move(step));
             one->next.reset();
+        }
+        one->error = one->failure ? std::exchange(one->failure, nullptr) : one->error;
+        if (one->has_ended) {
+            free_place(*one);
         }
         if (!one->steps.empty() || one->error) {
             one->changed.notify_all();

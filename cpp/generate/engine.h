@@ -43,6 +43,7 @@ class Engine : public ModelPart {
     struct Place {
         Seat seat;
         Participant * taken_by = nullptr;
+        uint64_t run_at = 0;  // when its context had a batch
     };
     class Leading;
 

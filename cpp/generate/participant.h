@@ -58,7 +58,9 @@ struct Participant : std::enable_shared_from_this<Participant> {
     size_t to_remember = 0;  // so many tokens in
     size_t place = 0;        // in the batch, of the token whose logits are wanted
     size_t n_in_batch = 0;
+    double run_s = 0;  // of batches since its last step
     std::optional<Step> next = {};
+    std::exception_ptr failure = {};
     uint64_t run_at = 0;                           // the number of the latest batch with tokens of it
     std::shared_ptr<std::vector<float>> row = {};  // kept for its memory
     const std::shared_ptr<std::atomic<uint64_t>> n_rows = std::make_shared<std::atomic<uint64_t>>(0);

@@ -273,6 +273,18 @@ void Context::add(const BatchToken & token) {
 // llama.cpp may have decoded a part of the batch, which is forgotten.
 void Context::restore_after_failure() noexcept {
     const llama_batch & batch = *batch_;
+    if (llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get())) {
+        // The states of other sequences may have been on their way to other cells.
+        for (uint32_t sequence = 0; sequence < n_sequences(); ++sequence) {
+            try {
+                clear(sequence);
+            } catch (...) {  // of a model that cannot be used any more
+                sequences_[sequence] = {};
+                sequences_[sequence].is_incomplete = true;
+            }
+        }
+        return;
+    }
     for (size_t i = 0; i < static_cast<size_t>(batch.n_tokens); ++i) {
         const auto sequence = static_cast<uint32_t>(batch.seq_id[i][0]);
         const auto n_before = static_cast<size_t>(batch.pos[i]);

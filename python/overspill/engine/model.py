@@ -753,7 +753,10 @@ class Model:
         for i, prompt in enumerate(tokens):
             self._check_prompt(i, prompt)
         n_ctx = self.n_ctx if limit < 0 else min(self.n_ctx, longest + limit)
-        check_ram_for_caches(self.info, self._settings, self._wanted, min(parallel, len(tokens)), n_ctx)
+        if self._settings.n_parallel:  # which have their caches
+            parallel = min(parallel, self._settings.n_parallel)
+        else:
+            check_ram_for_caches(self.info, self._settings, self._wanted, min(parallel, len(tokens)), n_ctx)
 
         def open_stream(prompt: list[int]) -> Generation:
             options = GenerationOptions()

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from overspill._core import Error, ExpertRecorder, Generation, GenerationStats, Model
+from overspill._core import ClosedError, Error, ExpertRecorder, Generation, GenerationStats, Model
 from overspill._core import StopReason as NativeStopReason
 from overspill.base.text import short_repr
 from overspill.base.values import (
@@ -271,7 +271,10 @@ class Replies:
                 stats = stream.stats()
                 if stats.stop_reason in _GIVEN_UP:
                     return
-                self._fill()
+                try:
+                    self._fill()
+                except ClosedError:
+                    return
                 yield i, tokens, stats
         finally:
             self.close()
