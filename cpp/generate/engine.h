@@ -77,6 +77,8 @@ class Engine : public ModelPart {
 
     // Of the thread that leads.
     Run run_;
+    std::vector<Participant *> ready_tokens_;  // kept for their memory
+    std::vector<Participant *> ready_prompts_;
     std::vector<BatchToken> batch_;
     std::optional<Interrupt> run_interrupt_;
     bool is_prompt_ = false;  // the run reads prompts

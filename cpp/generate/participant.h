@@ -10,7 +10,6 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -40,7 +39,8 @@ struct Participant : std::enable_shared_from_this<Participant> {
     bool wants = false;      // its thread waits for a step
     bool is_in_run = false;  // the batch that is computed has tokens of it
     bool has_left = false;
-    std::deque<Step> steps = {};  // that were not asked for yet
+    std::vector<Step> steps = {};  // of which those from n_taken on were not asked for yet
+    size_t n_taken = 0;
     std::exception_ptr error = {};
     std::chrono::steady_clock::time_point asked_at = {};  // for the latest step
     std::chrono::steady_clock::time_point seen_at =
@@ -65,6 +65,15 @@ struct Participant : std::enable_shared_from_this<Participant> {
     std::shared_ptr<std::vector<float>> row = {};  // kept for its memory
     const std::shared_ptr<std::atomic<uint64_t>> n_rows = std::make_shared<std::atomic<uint64_t>>(0);
 
+    size_t n_unread() const { return steps.size() - n_taken; }
+    Step take_step() {
+        Step step = std::move(steps[n_taken++]);
+        if (n_taken == steps.size()) {
+            steps.clear();
+            n_taken = 0;
+        }
+        return step;
+    }
     // Tokens that are not decoded yet; it needs a seat.
     size_t n_pending() const { return sequence.tokens().size() - seat->context->decoded(seat->sequence).size(); }
 };

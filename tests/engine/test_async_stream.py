@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import overspill
 from overspill import AsyncStream, Model, StopReason, Token
+from rounding import is_same
 from sweeps import sweep
 
 # A step that is to be ended takes long on a CPU, and not on a GPU.
@@ -134,7 +135,7 @@ def test_two_interleave(gemma: Model) -> None:
 
     async def pull(number: int) -> list[overspill.Token]:
         tokens = []
-        async for token in gemma.astream(prompts[number], temperature=0, max_tokens=24):
+        async for token in gemma.astream(prompts[number], temperature=0, max_tokens=24, logprobs=5):
             order.append(number)
             tokens.append(token)
         return tokens
@@ -142,7 +143,9 @@ def test_two_interleave(gemma: Model) -> None:
     async def main() -> list[list[overspill.Token]]:
         return list(await asyncio.gather(pull(0), pull(1)))
 
-    assert asyncio.run(main()) == [greedy(gemma, prompt).tokens for prompt in prompts]
+    for prompt, together in zip(prompts, asyncio.run(main()), strict=True):
+        # A batch rounds otherwise: where two tokens are about as likely, they may part.
+        is_same(gemma.generate(prompt, temperature=0, max_tokens=24, logprobs=5).tokens, together)
     assert order.index(1) < 24
     assert order.index(0) < 24
 

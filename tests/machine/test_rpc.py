@@ -235,7 +235,7 @@ else:
     calls = {
         "decode": lambda: list(stream),
         "look-ahead": lambda: (next(stream), time.sleep(0.1), list(stream)),
-        "context": lambda: model.stream("Another one, with a context of its own"),
+        "context": lambda: next(model.stream("Another one, with a place of its own")),
         "eval": lambda: model.eval([6]),
         "eval of more rows": lambda: model.eval([6, 7], logits="all"),
         "batch": lambda: list(model.generate_many(["a", "b"], max_tokens=4)),
