@@ -61,7 +61,8 @@ Chooser chooser_of(const py::object & callable) {
         auto tokens = view_of(view.tokens->data(), {static_cast<py::ssize_t>(view.tokens->size())}, view.tokens);
         // As its setflags(), which would be looked up and called for each token.
         py::detail::array_proxy(tokens.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-        const py::object answer = (*kept)(logits_view({view.owner, view.logits, 1, view.n_logits}, /*as_rows =*/false), tokens);
+        const py::object answer =
+            (*kept)(logits_view({view.owner, view.logits, 1, view.n_logits}, /*as_rows =*/false), tokens);
         if (answer.is_none()) {
             return std::nullopt;
         }
