@@ -7,7 +7,12 @@
 
 #include <pybind11/pybind11.h>
 
+#include <exception>
 #include <memory>
+
+#ifdef __GLIBCXX__
+#include <cxxabi.h>
+#endif
 
 namespace overspill {
 
@@ -53,14 +58,24 @@ auto without_gil(Work && work) {
             }
         }
     } const drain;
-    try {
+    std::exception_ptr error;
+    {
         const ReleasedGil released;
         const AssertionGuard guard;
-        return work();
-    } catch (...) {
-        raise_from_signals();
-        throw;
+        // The GIL is not taken while an error is on its way: where the interpreter ends, it ends this thread by another
+        // one, and two at once would end the process.
+        try {
+            return work();
+#ifdef __GLIBCXX__
+        } catch (const abi::__forced_unwind &) {
+            throw;
+#endif
+        } catch (...) {
+            error = std::current_exception();
+        }
     }
+    raise_from_signals();
+    std::rethrow_exception(error);
 }
 
 // The same for work that asks whether to go on.
