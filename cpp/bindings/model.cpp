@@ -112,6 +112,7 @@ void bind_model(py::module_ & m) {
                 }
             },
             "seed"_a)
+        .def("check_tokens", &Model::check_tokens, "argument"_a, "tokens"_a)
         .def("open_stream", &open_stream, "prompt"_a, "options"_a)
         .def_property_readonly("has_chat_template", &ChatTemplate::exists)
         .def(

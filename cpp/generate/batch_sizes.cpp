@@ -66,7 +66,7 @@ void GroupSize::took(uint32_t n, double seconds) {
         until_trial_s_ = pause_s_;
         return;
     }
-    if (size != std::min(at_, top_)) {
+    if (size != at_) {
         return;
     }
     until_trial_s_ -= seconds;

@@ -57,9 +57,7 @@ Step Engine::step(Participant & one, const Interrupt::Poll & poll) {
     Lock lock(mutex_);
     const auto me = std::this_thread::get_id();
     if (model_.turns().held_here() || std::find(inside_.begin(), inside_.end(), me) != inside_.end()) {
-        throw Error(
-            "the model is in the middle of a step on this very thread: a signal handler or a callback that runs during "
-            "a step cannot use it");
+        model_.turns().throw_in_a_step();
     }
     inside_.push_back(me);
     if (!one.is_member) {
@@ -257,10 +255,11 @@ void Engine::lead(Lock & lock, Participant & leader, const Interrupt::Poll & pol
         return;
     }
     lock.lock();
-    last_run_ = is_prompt_
-                    ? last_run_
-                    : std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(watch.seconds()));
-    publish(watch.seconds());
+    const double seconds = watch.seconds();
+    if (!is_prompt_) {
+        last_run_ = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+    }
+    publish(seconds);
 }
 
 // Waits a moment for streams that had a token just now, if they are more than those that are ready: a batch of few
@@ -290,7 +289,7 @@ bool Engine::is_ready(const Participant & one) const {
     if (!one.seat || one.has_left || one.has_ended || one.error || one.interrupt.cancelled()) {
         return false;
     }
-    const bool is_eager = const_cast<Participant &>(one).sequence.options().eager;
+    const bool is_eager = one.sequence.options().eager;
     const bool is_ahead =
         one.may_be_ahead && members_.size() > 1 && (is_eager || (one.has_begun && one.n_unread() < most_ahead));
     return ((one.wants && one.n_unread() == 0) || is_ahead) && one.n_pending() > 0;
@@ -428,7 +427,7 @@ void Engine::compute(Participant & leader, const Interrupt::Poll & poll) {
         for (size_t at = n_done; at < n_done + one->n_in_batch; ++at) {
             batch_.push_back({tokens[at], sequence, at + 1 == tokens.size()});
         }
-        one->place = batch_.size() - 1;
+        one->last_in_batch = batch_.size() - 1;
         one->n_rows->fetch_add(1, std::memory_order_relaxed);
     }
     if (batch_.empty()) {
@@ -471,8 +470,8 @@ void Engine::choose_tokens(Participant & leader, const Interrupt::Poll & poll, c
         Stopwatch finding;
         Step step;
         step.times = shared;
-        step.row.logits = context->logits_of(one->place);
-        step.row.threads = context->shared_threads();
+        step.row.logits = context->logits_of(one->last_in_batch);
+        step.row.threads = context->threads();
         step.is_full = context->decoded(one->seat->sequence).size() == model_.n_ctx() &&
                        one->sequence.options().form.droppable.empty();
         if (one->chooses_itself && stays) {

@@ -52,6 +52,8 @@ class Engine : public ModelPart {
     void seat_one(Lock & lock, Participant & one, Place & place);
     Place * place_for(const Participant & one);
     bool make_places(Lock & lock);
+    void add_places(const std::shared_ptr<Context> & context);
+    std::vector<std::shared_ptr<Context>> remove_unused_places();
     bool evict_idle();
     void free_place(Participant & one);
     void forget_waiting(Participant & one);

@@ -32,24 +32,16 @@ void Engine::free_place(Participant & one) {
 
 // If nobody needs them any more.
 std::vector<std::shared_ptr<Context>> Engine::take_contexts() {
-    std::vector<std::shared_ptr<Context>> contexts;
     if (!members_.empty() || is_led_) {
-        return contexts;
+        return {};
     }
-    for (const Place & place : places_) {
-        if (place.seat.sequence == 0) {
-            contexts.push_back(place.seat.context);
-        }
-    }
-    places_.clear();
-    return contexts;
+    return remove_unused_places();
 }
 
 uint32_t Engine::n_needed(const Participant & one) const {
-    Sequence & sequence = const_cast<Participant &>(one).sequence;
-    const int64_t n_most = sequence.options().max_tokens;
+    const int64_t n_most = one.sequence.options().max_tokens;
     const auto n_ctx = static_cast<int64_t>(model_.n_ctx());
-    const auto n_prompt = static_cast<int64_t>(sequence.n_prompt());
+    const auto n_prompt = static_cast<int64_t>(one.sequence.n_prompt());
     return static_cast<uint32_t>(n_most < 0 ? n_ctx : std::min(n_ctx, n_prompt + std::min(n_most, n_ctx)));
 }
 
@@ -75,8 +67,8 @@ void Engine::seat_waiting(Lock & lock) {
 
 // A free one: where the stream goes on with what was decoded there, or else what was used least recently.
 Engine::Place * Engine::place_for(const Participant & one) {
-    const auto & tokens = const_cast<Participant &>(one).sequence.tokens();
-    const bool reuse = const_cast<Participant &>(one).sequence.options().reuse || one.has_begun;
+    const std::vector<int32_t> & tokens = one.sequence.tokens();
+    const bool reuse = one.sequence.options().reuse || one.has_begun;
     Place * oldest = nullptr;
     Place * best = nullptr;
     size_t most = 0;
@@ -166,9 +158,7 @@ bool Engine::make_places(Lock & lock) {
         lock.unlock();
         const std::shared_ptr<Context> context = model_.take_context();
         lock.lock();
-        for (uint32_t i = 0; i < context->n_sequences(); ++i) {
-            places_.push_back({{context, i}, nullptr});
-        }
+        add_places(context);
         return true;
     }
     if (model_.n_parallel() > 0) {
@@ -255,6 +245,25 @@ bool Engine::make_places(Lock & lock) {
             waiting_.push_front(one->get());
         }
     }
+    std::vector<std::shared_ptr<Context>> unused = remove_unused_places();
+    add_places(context);
+    lock.unlock();
+    moving.clear();
+    for (auto & one : unused) {
+        model_.give_back(std::move(one));
+    }
+    lock.lock();
+    return true;
+}
+
+void Engine::add_places(const std::shared_ptr<Context> & context) {
+    for (uint32_t i = 0; i < context->n_sequences(); ++i) {
+        places_.push_back({{context, i}});
+    }
+}
+
+// Returns the contexts that no stream has a place in.
+std::vector<std::shared_ptr<Context>> Engine::remove_unused_places() {
     std::vector<std::shared_ptr<Context>> unused;
     const auto is_used = [this](const std::shared_ptr<Context> & which) {
         return std::any_of(places_.begin(), places_.end(), [&](const Place & place) {
@@ -265,20 +274,13 @@ bool Engine::make_places(Lock & lock) {
         if (is_used(place->seat.context)) {
             ++place;
         } else {
-            unused.push_back(place->seat.context);
+            if (place->seat.sequence == 0) {
+                unused.push_back(place->seat.context);
+            }
             place = places_.erase(place);
         }
     }
-    for (uint32_t i = 0; i < context->n_sequences(); ++i) {
-        places_.push_back({{context, i}, nullptr});
-    }
-    lock.unlock();
-    moving.clear();
-    for (auto & one : unused) {
-        model_.give_back(std::move(one));
-    }
-    lock.lock();
-    return true;
+    return unused;
 }
 
 // Takes a place from the stream that was not asked for the longest time, for one that is; it queues again when it is.

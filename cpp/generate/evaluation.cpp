@@ -27,9 +27,7 @@ LogitsView Evaluation::eval(const std::vector<int32_t> & tokens, bool all, const
     if (tokens.empty()) {
         throw std::invalid_argument("tokens must not be empty");
     }
-    for (size_t i = 0; i < tokens.size(); ++i) {
-        model_->check_token("tokens[" + std::to_string(i) + "]", tokens[i]);
-    }
+    model_->check_tokens("tokens", tokens);
     if (model_->closed()) {
         throw ClosedError("the model is closed");
     }

@@ -29,12 +29,7 @@ Sequence::Sequence(std::shared_ptr<Model> model, std::vector<int32_t> prompt, Ge
       options_(std::move(options)),
       stops_(all_stops(options_)),
       threads_(*model_) {
-    if (tokens_->empty()) {
-        throw std::invalid_argument("prompt must have at least one token");
-    }
-    for (size_t i = 0; i < tokens_->size(); ++i) {
-        model_->check_token("prompt[" + std::to_string(i) + "]", (*tokens_)[i]);
-    }
+    model_->check_tokens("prompt", *tokens_);
     if (options_.max_tokens == 0 || options_.max_tokens < -1) {
         throw std::invalid_argument("max_tokens must be at least 1, not " + std::to_string(options_.max_tokens));
     }

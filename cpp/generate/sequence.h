@@ -34,6 +34,7 @@ class Sequence {
     const std::vector<int32_t> & tokens() const { return *tokens_; }
     size_t n_prompt() const { return n_prompt_; }
     GenerationOptions & options() { return options_; }
+    const GenerationOptions & options() const { return options_; }
     // It never moves then, so that a chooser can look at it from Python.
     void reserve(size_t n) { tokens_->reserve(n); }
 

@@ -272,31 +272,27 @@ void Context::add(const BatchToken & token) {
 
 // llama.cpp may have decoded a part of the batch, which is forgotten.
 void Context::restore_after_failure() noexcept {
-    const llama_batch & batch = *batch_;
+    const auto try_to_go_back = [this](uint32_t sequence, size_t n) {
+        try {
+            go_back(sequence, n);
+        } catch (...) {  // of a model that cannot be used any more
+            sequences_[sequence] = {};
+            sequences_[sequence].is_incomplete = true;
+        }
+    };
     if (llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get())) {
         // The states of other sequences may have been on their way to other cells.
         for (uint32_t sequence = 0; sequence < n_sequences(); ++sequence) {
-            try {
-                clear(sequence);
-            } catch (...) {  // of a model that cannot be used any more
-                sequences_[sequence] = {};
-                sequences_[sequence].is_incomplete = true;
-            }
+            try_to_go_back(sequence, 0);
         }
         return;
     }
+    const llama_batch & batch = *batch_;
     for (size_t i = 0; i < static_cast<size_t>(batch.n_tokens); ++i) {
         const auto sequence = static_cast<uint32_t>(batch.seq_id[i][0]);
         const auto n_before = static_cast<size_t>(batch.pos[i]);
-        Decoded & decoded = sequences_[sequence];
-        if (n_before >= decoded.tokens.size()) {
-            continue;
-        }
-        try {
-            go_back(sequence, n_before);
-        } catch (...) {  // of a model that cannot be used any more
-            decoded.is_incomplete = true;
-            decoded.tokens.clear();
+        if (n_before < sequences_[sequence].tokens.size()) {
+            try_to_go_back(sequence, n_before);
         }
     }
 }

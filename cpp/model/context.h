@@ -98,10 +98,8 @@ class Context {
     // Pieces of the graph of one token, each on one device.
     int32_t n_graph_splits() const { return n_splits_; }
 
-    const llama_model & model() const { return *model_; }
     // Those of the CPU, for whoever has the model's turn.
-    const ThreadPool & threads() const { return *threads_; }
-    std::shared_ptr<const ThreadPool> shared_threads() const { return threads_; }
+    std::shared_ptr<const ThreadPool> threads() const { return threads_; }
     uint32_t n_ctx() const { return n_ctx_; }
     uint32_t n_batch() const { return n_batch_; }
     uint32_t n_outputs() const { return n_outputs_; }

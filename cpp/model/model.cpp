@@ -298,6 +298,17 @@ void Model::check_token(const std::string & argument, int32_t token) const {
     overspill::check_token(argument, token, n_vocab_);
 }
 
+void Model::check_tokens(const std::string & argument, const std::vector<int32_t> & tokens) const {
+    if (tokens.empty()) {
+        throw std::invalid_argument(argument + " must have at least one token");
+    }
+    const auto is_wrong = [this](int32_t token) { return token < 0 || token >= n_vocab_; };
+    const auto wrong = std::find_if(tokens.begin(), tokens.end(), is_wrong);
+    if (wrong != tokens.end()) {
+        check_token(argument + "[" + std::to_string(wrong - tokens.begin()) + "]", *wrong);
+    }
+}
+
 void Model::check_generates() const {
     origin_.check("the model");
     loaded();  // or it throws
@@ -330,9 +341,8 @@ std::shared_ptr<Context> Model::make_context(uint32_t n_outputs) {
 
 // Of the context that streams share.
 ContextOptions Model::stream_options(std::shared_ptr<const RpcServers> servers) const {
-    const uint32_t n_sequences = std::max(options_.n_parallel, uint32_t{1});
-    ContextOptions options = context_options(n_sequences, std::move(servers));
-    options.n_sequences = n_sequences;
+    ContextOptions options = context_options(usual_sequences(), std::move(servers));
+    options.n_sequences = usual_sequences();
     return options;
 }
 
@@ -340,8 +350,9 @@ std::shared_ptr<Context> Model::make_batch_context(uint32_t n_sequences, uint32_
     ContextOptions options = context_options(n_sequences, {});
     options.n_ctx = n_ctx;
     options.n_sequences = n_sequences;
+    // Of the caches of the usual one.
     const double share =
-        static_cast<double>(n_sequences) * n_ctx / (std::max(options_.n_parallel, uint32_t{1}) * options_.n_ctx);
+        static_cast<double>(n_sequences) * n_ctx / (static_cast<double>(usual_sequences()) * options_.n_ctx);
     for (const auto & [name, use] : memory_.devices) {
         const auto needed_bytes = static_cast<size_t>(share * static_cast<double>(use.kv_bytes));
         check_room(name, needed_bytes, "KV caches of " + std::to_string(n_sequences) + " streams: ");
@@ -376,7 +387,7 @@ void Model::give_back(std::shared_ptr<Context> context) {
     // Not if its logits are still looked at: the next stream would write over them. Nor if it was made for more streams
     // than usual.
     if (model_ && !idle_ && context.use_count() == 1 && context->n_ctx() == options_.n_ctx &&
-        context->n_sequences() == std::max(options_.n_parallel, uint32_t{1})) {
+        context->n_sequences() == usual_sequences()) {
         idle_ = std::move(context);
     }
     // Otherwise it goes here, with what it keeps alive.

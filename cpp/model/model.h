@@ -73,6 +73,8 @@ class Model {
 
     // Throws std::invalid_argument, naming `argument`.
     void check_token(const std::string & argument, int32_t token) const;
+    // The same of each, of which there must be one at least.
+    void check_tokens(const std::string & argument, const std::vector<int32_t> & tokens) const;
 
     // --- for those who decode -------------------------------------------------------------
 
@@ -99,6 +101,8 @@ class Model {
     void prepare_to_generate();
     void pin_weights();
     ContextOptions context_options(uint32_t n_outputs, std::shared_ptr<const RpcServers> servers) const;
+    // Of the context that is made first.
+    uint32_t usual_sequences() const { return options_.n_parallel == 0 ? 1 : options_.n_parallel; }
     ContextOptions stream_options(std::shared_ptr<const RpcServers> servers) const;
     std::shared_ptr<Context> make_context(const ContextOptions & options);
 

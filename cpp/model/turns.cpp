@@ -10,9 +10,7 @@ namespace overspill {
 void Turns::lock(const Interrupt * interrupt) {
     origin_.check(what_);
     if (held_here()) {
-        throw Error(std::string(what_) +
-                    " is in the middle of a step on this very thread: a signal handler or a callback that runs during "
-                    "a step cannot use it");
+        throw_in_a_step();
     }
     constexpr auto interval = std::chrono::milliseconds(20);  // in which a cancelled step gives up
     const auto me = std::this_thread::get_id();               // which waits once at a time
@@ -32,6 +30,12 @@ void Turns::lock(const Interrupt * interrupt) {
     waiting_.erase(waiting_.begin());
     taken_ = true;
     owner_.store(me, std::memory_order_relaxed);
+}
+
+void Turns::throw_in_a_step() const {
+    throw Error(std::string(what_) +
+                " is in the middle of a step on this very thread: a signal handler or a callback that runs during a "
+                "step cannot use it");
 }
 
 bool Turns::try_lock() {

@@ -28,6 +28,8 @@ class Turns {
     // Without waiting; false if a thread has the turn, or waits for it, or in a process that was forked since.
     bool try_lock();
     void unlock();
+    // What lock() throws then.
+    [[noreturn]] void throw_in_a_step() const;
     // Whether this thread has the turn, or is waiting for it.
     bool held_here() const;
     // Whether it has the turn.

@@ -49,7 +49,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "grammar": {"grammar": 'root ::= ("yes" | "no" | "maybe" | " ")+'},
     "penalties": {"repeat_penalty": 1.3, "frequency_penalty": 0.2},
     "reuse": {"reuse": True},
-    "experts alone": {"stop": ["\n\n"]},
+    "stop string": {"stop": ["\n\n"]},
 }
 
 

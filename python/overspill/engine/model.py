@@ -769,12 +769,7 @@ class Model:
         return self._completions(Replies(tokens, open_stream, parallel), context)
 
     def _check_prompt(self, i: int, prompt: list[int]) -> None:
-        if not prompt:
-            raise ValueError(f"prompts[{i}] must have at least one token")
-        for j in (j for j, token in enumerate(prompt) if not 0 <= token < self.n_vocab):
-            raise ValueError(
-                f"prompts[{i}][{j}]: token {prompt[j]} is not in the vocabulary, which has {self.n_vocab} tokens"
-            )
+        self._core.check_tokens(f"prompts[{i}]", prompt)
         if len(prompt) > self.n_ctx:
             raise ContextFullError(f"prompt {i} has {len(prompt)} tokens, but a context holds {self.n_ctx}")
 
