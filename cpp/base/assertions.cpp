@@ -1,12 +1,14 @@
 #include "base/assertions.h"
 
 #include "base/activity.h"
+#include "base/thread_start.h"
 #include "base/waiting.h"
 
 #include <assertions.h>  // in cmake/
 #include <ggml.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <exception>
 #include <new>
@@ -81,33 +83,43 @@ void on_abort(const char * message) {
     end_process_of(message);
 }
 
-struct Start {
+struct Member {
     void * (*run)(void *);
     void * data;
     std::shared_ptr<Team> team;
+    ThreadStart * start;
 };
 
 void * run_member(void * given) {
-    const std::unique_ptr<Start> start(static_cast<Start *>(given));
-    team = &start->team;
+    const std::unique_ptr<Member> member(static_cast<Member *>(given));
+    if (!member->start->take_memory()) {
+        return nullptr;
+    }
+    team = &member->team;
     is_member = true;
     try {
-        return start->run(start->data);
+        return member->run(member->data);
     } catch (const MemberEnds &) {
         return nullptr;
     }
 }
 
-int start_thread(pthread_t * thread, const pthread_attr_t * attributes, void * (*run)(void *), void * data) {
+int start_member(pthread_t * thread, const pthread_attr_t * attributes, void * (*run)(void *), void * data) {
     if (team == nullptr) {
         return pthread_create(thread, attributes, run, data);
     }
-    auto start = std::make_unique<Start>(Start{run, data, *team});
-    const int status = pthread_create(thread, attributes, run_member, start.get());
-    if (status == 0) {
-        start.release();  // the thread's now
+    ThreadStart start;
+    auto member = std::make_unique<Member>(Member{run, data, *team, &start});
+    const int status = pthread_create(thread, attributes, run_member, member.get());
+    if (status != 0) {
+        return status;
     }
-    return status;
+    member.release();  // the thread's now
+    if (start.wait()) {
+        return 0;
+    }
+    pthread_join(*thread, nullptr);
+    return EAGAIN;
 }
 
 #endif
@@ -154,6 +166,7 @@ void while_waiting() {
 
 AssertionGuard::AssertionGuard() noexcept {
     ++n_guards;
+    take_thread_memory();
 }
 
 AssertionGuard::~AssertionGuard() {
@@ -192,7 +205,7 @@ void catch_assertions(void (*last_words)(const char *)) {
 #ifdef _WIN32
     ggml_set_abort_callback(end_process_of);
 #else
-    overspill_set_assertion_hooks({while_waiting, start_thread});
+    overspill_set_assertion_hooks({while_waiting, start_member});
     ggml_set_abort_callback(on_abort);
 #endif
 }

@@ -5,11 +5,17 @@
 #include <ggml-threading.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <utility>
 
 #ifndef _WIN32
 #include <pthread.h>
+#endif
+#ifdef __linux__
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace overspill {
@@ -46,7 +52,27 @@ void after_fork_in_child() {
 }
 #endif
 
+#ifdef __linux__
+// Of 107 KiB is one frame of a product of matrices, and llama.cpp's are above it.
+constexpr size_t stack_bytes = 512 * 1024;
+
+// The first byte of the frame is as far as the stack grows; the pages between take no memory until they are used.
+__attribute__((noinline)) void use_stack() noexcept {
+    std::array<volatile char, stack_bytes> frame;  // NOLINT: nothing but its first byte is touched
+    frame[0] = 0;
+}
+#endif
+
 }  // namespace
+
+void reserve_main_stack() noexcept {
+#ifdef __linux__
+    rlimit limit{};
+    if (getpid() == syscall(SYS_gettid) && getrlimit(RLIMIT_STACK, &limit) == 0 && limit.rlim_cur / 4 >= stack_bytes) {
+        use_stack();
+    }
+#endif
+}
 
 void watch_forks([[maybe_unused]] std::vector<std::mutex *> locks) {
 #ifndef _WIN32

@@ -1,4 +1,5 @@
-// Forks: in the child, only the thread that forked runs, and what the others had locked stays locked.
+// What belongs to the whole process: the stack of its main thread, and its forks. In the child of one, only the thread
+// that forked runs, and what the others had locked stays locked.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,10 @@ void watch_forks(std::vector<std::mutex *> locks);
 
 // Throws Error in a process that was forked after overspill was imported; `what` begins its text: "the device X".
 void check_not_forked(const std::string & what);
+
+// On the main thread, lets its stack have the room that native work needs. It grows when it is used, and the system
+// ends a process whose stack cannot grow for want of memory; other threads' stacks have their room from the start.
+void reserve_main_stack() noexcept;
 
 // How often this process, or one that it comes from, was forked since.
 uint32_t n_forks() noexcept;

@@ -11,6 +11,7 @@
 PYBIND11_MODULE(_core, m) {
     m.doc() = "The native core of overspill. Use the package's own names instead.";
     m.attr("LLAMA_CPP_COMMIT") = OVERSPILL_LLAMA_CPP_COMMIT;
+    overspill::reserve_main_stack();
     overspill::watch_forks({&overspill::hooking_mutex(), &overspill::log_mutex()});
     overspill::hear_signals();
     overspill::bind_errors(m);

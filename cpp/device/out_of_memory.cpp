@@ -5,7 +5,6 @@
 #include <ggml-backend.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdlib>
 #include <fstream>
 #include <limits>
@@ -74,25 +73,17 @@ OutOfMemoryError ram_refused(const std::string & what) {
 }
 
 bool is_for_want_of_memory(const std::string & assertion) {
-    // Of ggml.c, ggml-alloc.c and ggml-backend.cpp: what was allocated is not null.
-    static constexpr std::array<const char *, 12> asserted{"ctx->mem_buffer",     "galloc",
-                                                           "galloc->bufts",       "galloc->buffers",
-                                                           "galloc->buf_tallocs", "galloc->hash_set.keys",
-                                                           "galloc->hash_values", "galloc->node_allocs",
-                                                           "galloc->leaf_allocs", "ctx->buffers",
-                                                           "talloc->chunks[i]",   "sched"};
-    return std::any_of(asserted.begin(), asserted.end(),
-                       [&](const char * pointer) {
-                           return assertion.find("GGML_ASSERT(" + std::string(pointer) + " != NULL) failed") !=
-                                  std::string::npos;
-                       }) ||
+    // Of ggml.c, and of cmake/allocations.h: what was allocated is not null.
+    return assertion.find("GGML_ASSERT(ctx->mem_buffer != NULL) failed") != std::string::npos ||
+           assertion.find("GGML_ASSERT(memory != NULL) failed") != std::string::npos ||
            // ggml_malloc() and ggml_calloc() say no more than that.
            (assertion.find("ggml.c:") != std::string::npos && assertion.find(": fatal error") != std::string::npos);
 }
 
 void throw_if_out_of_memory(const ErrorCapture & errors, const std::string & what) {
     for (const auto & line : errors.lines()) {
-        if (line.find("bad_alloc") != std::string::npos || line.find("insufficient memory") != std::string::npos) {
+        if (line.find("bad_alloc") != std::string::npos || line.find("insufficient memory") != std::string::npos ||
+            is_for_want_of_memory(line)) {
             throw ram_refused(what);
         }
     }

@@ -3,6 +3,7 @@
 #include "base/assertions.h"
 #include "base/error_capture.h"
 #include "base/log.h"
+#include "base/thread_start.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -122,7 +123,7 @@ void PinnedWeights::start(const std::vector<ggml_backend_dev_t> & devices, std::
     }
     state_.finished = false;
     try {
-        thread_ = std::thread([this] { work(); });
+        thread_ = start_thread([this] { work(); });
     } catch (const std::exception & error) {
         state_.finished = true;
         state_.reason = std::string("no thread could be started: ") + error.what();

@@ -1,6 +1,7 @@
 #include "generate/look_ahead.h"
 
 #include "base/assertions.h"
+#include "base/thread_start.h"
 
 #include <chrono>
 #include <system_error>
@@ -19,7 +20,7 @@ bool LookAhead::start() {
         return true;
     }
     try {
-        thread_ = std::thread([this] { work(); });
+        thread_ = start_thread([this] { work(); });
     } catch (const std::system_error &) {
         is_under_way_ = false;
     }
@@ -27,6 +28,7 @@ bool LookAhead::start() {
 }
 
 void LookAhead::work() {
+    const AssertionGuard guard;
     std::unique_lock lock(mutex_);
     while (true) {
         changed_.wait(lock, [this] { return state_ == State::wanted || state_ == State::over; });
@@ -37,7 +39,6 @@ void LookAhead::work() {
         Step done;
         std::exception_ptr error;
         try {
-            const AssertionGuard guard;
             done = take_step_();
         } catch (...) {
             error = std::current_exception();

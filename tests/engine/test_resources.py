@@ -196,7 +196,7 @@ print("flat")
     ("call", "factor"),
     [
         ("load", 12),
-        *(pytest.param(call, 1.7, marks=pytest.mark.slow) for call in ("load", "stream", "batch", "eval")),
+        *(pytest.param(call, 1.1, marks=pytest.mark.slow) for call in ("load", "stream", "batch", "eval")),
     ],
 )
 def test_little_memory(tiny_gpt_oss_path: Path, call: str, factor: float) -> None:
