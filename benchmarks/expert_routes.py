@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,3 +194,29 @@ def decode_beside_stand_in(tools: Path, path: Path, placed: Placed, routes: Rout
     # Others use the machine's memory as well, at one time more than at another.
     hardware = Hardware.here(placed.planned.info, n_threads=N_THREADS, refresh=True)
     return replace(row, predicted_with_hits=predicted_with_hits(placed.planned, hardware, row))
+
+
+def stream_together_beside_stand_in(
+    tools: Path, path: Path, planned: Plan, routes: Routes, *, n: int, n_parallel: int, n_tokens: int, n_passes: int
+) -> list[float]:
+    """Return the tokens per second of each pass, in which so many threads stream, each along a part of the routes."""
+    _add_stand_in(tools)
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
+    settings: dict[str, Any] = {"n_ctx": 2 * n_tokens, "n_threads": N_THREADS, "repack": "off"}
+    settings["pin_weights"] = "on" if planned.expert_cache else "off"
+    with Model(path, offload=planned, n_parallel=n_parallel, **settings) as model:
+        wait_for_pinning(model._core)
+
+        def stream(number: int) -> int:
+            first = number * len(routes) // n
+            order = itertools.islice(itertools.cycle(range(len(routes))), first + 1, None)
+            tokens = model.stream([first], max_tokens=n_tokens, sampler=lambda logits, tokens: next(order))
+            return sum(1 for _ in tokens)
+
+        speeds = []
+        for _ in range(n_passes):
+            start = time.perf_counter()
+            with ThreadPoolExecutor(n) as pool:
+                assert sum(pool.map(stream, range(n))) == n * n_tokens
+            speeds.append(n * n_tokens / (time.perf_counter() - start))
+        return speeds

@@ -7,13 +7,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
+from rich.console import Console
 
+from expert_routes import in_memory, placements_beside_stand_in, stream_together_beside_stand_in
+from header_files import gpt_oss
 from overspill import Model
+from quantities.measuring import in_own_process
 from quantities.stream import ends_of
 from reporting import show
+from routed_models import markov_routes
 
 N_TOKENS = 96
 ROUNDS = 3
@@ -110,3 +116,73 @@ def test_a_long_prompt_holds_nobody_up(
         ],
     )
     assert max(meanwhile) <= max_pause_s + alone
+
+
+def show_places(speeds: dict[int, float], n: int) -> float:
+    """Print the tokens per second with each number of places, and return those of all over the best of fewer."""
+    of_best = speeds[n] / max(speed for places, speed in speeds.items() if places < n)
+    names = ("one at a time" if places == 1 else f"{places} places" for places in speeds)
+    show(
+        ["streams", *(f"{name}, tok/s" for name in names), "all places over fewer"],
+        [str(n), *(f"{speed:.1f}" for speed in speeds.values()), f"{of_best:.2f}"],
+    )
+    return of_best
+
+
+def test_a_mixture_in_ram(benchmark: BenchmarkFixture, gpt_oss_20b_of_6_layers: Path) -> None:
+    """Eight threads on the CPU, with fewer places than streams, and with a place for each."""
+    n, n_tokens = 8, 48
+    prompts = [[1000 + 97 * number + 13 * i for i in range(8)] for number in range(n)]
+    speeds: dict[int, list[float]] = {1: [], 2: [], 4: [], n: []}
+
+    def measure() -> None:
+        for _ in range(ROUNDS):
+            for places, found in speeds.items():
+                with (
+                    Model(gpt_oss_20b_of_6_layers, n_ctx=256, n_parallel=places, offload="cpu") as model,
+                    ThreadPoolExecutor(n) as pool,
+                ):
+                    how: dict[str, Any] = {"max_tokens": n_tokens, "temperature": 1.0, "seed": 1}
+                    how["logit_bias"] = dict.fromkeys(ends_of(model), -100.0)
+                    model.generate(prompts[0], **how)  # the pages are mapped, and the threads have been counted
+                    began = time.perf_counter()
+                    done = list(pool.map(lambda prompt: model.generate(prompt, **how), prompts))  # noqa: B023
+                    assert all(len(reply.tokens) == n_tokens for reply in done)
+                    found.append(n * n_tokens / (time.perf_counter() - began))
+
+    benchmark.pedantic(measure, rounds=1)  # type: ignore[no-untyped-call]
+    benchmark.extra_info["tokens_per_s"] = speeds
+    assert show_places({places: statistics.median(found) for places, found in speeds.items()}, n) >= 0.95
+
+
+def test_an_expert_cache_that_answers_one_stream(
+    benchmark: BenchmarkFixture, upstream_tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four threads beside a stand-in GPU, as in ``test_expert_speed``: the cache is of no use to a batch."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    n, n_tokens, n_passes = 4, 48, 7
+    shape: dict[str, Any] = {"n_layers": 24, "n_experts": 32, "n_vocab": 4096, "n_heads": 2, "n_heads_kv": 1}
+    routes = markov_routes(256, shape["n_layers"], shape["n_experts"], 4)
+    speeds: dict[str, list[float]] = {}
+    with in_memory("routed gpt-oss", gpt_oss(**shape), Console(stderr=True), routes) as path:
+        placed = in_own_process(placements_beside_stand_in, upstream_tools, path, 0.31, 256)
+
+        def measure() -> None:
+            for one in placed:
+                for n_parallel in (1, n):
+                    name = f"{one.experts}, {n_parallel}"
+                    how: dict[str, Any] = {"n": n, "n_parallel": n_parallel, "n_tokens": n_tokens, "n_passes": n_passes}
+                    speeds[name] = in_own_process(
+                        stream_together_beside_stand_in, upstream_tools, path, one.planned, routes, **how
+                    )
+
+        benchmark.pedantic(measure, rounds=1)  # type: ignore[no-untyped-call]
+    benchmark.extra_info["tokens_per_s"] = speeds
+    # The first passes measure, and the cache fills.
+    found = {name: statistics.median(of_one[2:]) for name, of_one in speeds.items()}
+    of_best = found[f"cached, {n}"] / max(found.values())
+    show(
+        ["tok/s, streams", *(f"{name} in a batch" for name in found), "the last over the best"],
+        [str(n), *(f"{speed:.1f}" for speed in found.values()), f"{of_best:.2f}"],
+    )
+    assert of_best >= 0.9

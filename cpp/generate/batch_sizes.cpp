@@ -32,41 +32,40 @@ bool GroupSize::is_better(size_t one, size_t other) const {
 }
 
 uint32_t GroupSize::of(uint32_t n) {
-    const size_t top = size_of(n);
-    if (top != top_) {
-        // With other streams, all of them again, unless smaller groups were better before.
-        at_ = at_ < top_ ? std::min(at_, top) : top;
-        top_ = top;
-        n_trial_ = 0;
-        until_trial_s_ = pause_s_ = 0;
+    top_ = size_of(n);
+    if (top_ > largest_top_) {
+        largest_top_ = top_;
+        until_trial_s_ = 0;
     }
-    const size_t size = n_trial_ > 0 ? trying_ : at_;
-    return size >= top_ ? n : uint32_t{1} << size;
+    const size_t size = n_trial_ > 0 && trying_ <= top_ ? trying_ : std::min(limit_, top_);
+    return size == top_ ? n : uint32_t{1} << size;
 }
 
 void GroupSize::took(uint32_t n, double seconds) {
     const size_t size = size_of(n);
     Rate & rate = rates_[size];
-    const double now = n / std::max(seconds, 1e-9);
     ++rate.n_steps;
-    rate.tokens_per_s += (now - rate.tokens_per_s) / std::min<double>(rate.n_steps, window);
+    rate.tokens_per_s += (n / std::max(seconds, 1e-9) - rate.tokens_per_s) / std::min<double>(rate.n_steps, window);
     if (top_ == 0) {
         return;
     }
-    if (n_trial_ > 0) {
+    const size_t at = std::min(limit_, top_);
+    if (n_trial_ > 0 && size == trying_) {
         trial_s_ += seconds;
-        if (size != trying_ || --n_trial_ > 0) {
+        if (--n_trial_ > 0) {
             return;
         }
-        if (is_better(trying_, at_)) {
-            at_ = trying_;
+        if (is_better(trying_, at)) {
+            const bool is_largest = std::all_of(rates_.begin() + static_cast<ptrdiff_t>(trying_) + 1, rates_.end(),
+                                                [](const Rate & larger) { return larger.n_steps == 0; });
+            limit_ = is_largest ? n_batch_sizes : trying_;
             pause_s_ = 0;
         }
         pause_s_ = std::clamp(pause_growth * pause_s_, pause_per_trial * trial_s_, most_pause_per_trial * trial_s_);
         until_trial_s_ = pause_s_;
         return;
     }
-    if (size != at_) {
+    if (size != at) {
         return;
     }
     until_trial_s_ -= seconds;
@@ -74,8 +73,8 @@ void GroupSize::took(uint32_t n, double seconds) {
         return;
     }
     // Neighbours, and one stream at a time: between neighbours the difference may be too small to see.
-    const std::array<size_t, n_candidates> candidates{at_ > 0 ? at_ - 1 : at_ + 1, 0, at_ + 1, top_};
-    while (candidates[n_tried_ % n_candidates] == at_ || candidates[n_tried_ % n_candidates] > top_) {
+    const std::array<size_t, n_candidates> candidates{at > 0 ? at - 1 : at + 1, 0, at + 1, top_};
+    while (candidates[n_tried_ % n_candidates] == at || candidates[n_tried_ % n_candidates] > top_) {
         ++n_tried_;
     }
     trying_ = candidates[n_tried_++ % n_candidates];

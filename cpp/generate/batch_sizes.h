@@ -27,8 +27,9 @@ class GroupSize {
     bool is_better(size_t one, size_t other) const;
 
     std::array<Rate, n_batch_sizes> rates_{};  // of at least so many streams, and less than twice as many
-    size_t top_ = 0;                           // of the batches that could be
-    size_t at_ = 0;                            // of those that are
+    size_t top_ = 0;  // of the batch that could be now: how many are ready changes from step to step
+    size_t largest_top_ = 0;
+    size_t limit_ = n_batch_sizes;  // larger groups than of that size are slower
     size_t trying_ = 0;
     uint32_t n_trial_ = 0;  // steps of the trial that are to come
     double trial_s_ = 0;
