@@ -32,6 +32,16 @@ std::optional<size_t> number_in(const char * path) {
     size_t number = 0;
     return file >> number ? std::optional(number) : std::nullopt;
 }
+
+// Of files that were read, which the system gives up where others need the memory.
+size_t cached_in_group() {
+    std::ifstream file("/sys/fs/cgroup/memory.stat");
+    size_t n_bytes = 0, value = 0;
+    for (std::string name; file >> name >> value;) {
+        n_bytes += name == "active_file" || name == "inactive_file" ? value : 0;
+    }
+    return n_bytes;
+}
 #endif
 
 // That the process can have without swapping; no limit where the system does not tell.
@@ -47,7 +57,8 @@ size_t available_ram_bytes() {
     const auto limit = number_in("/sys/fs/cgroup/memory.max");
     const auto used = number_in("/sys/fs/cgroup/memory.current");
     if (limit && used) {
-        room = std::min(room, *limit - std::min(*limit, *used));
+        const size_t kept = *used - std::min(*used, cached_in_group());
+        room = std::min(room, *limit - std::min(*limit, kept));
     }
 #endif
     return room;

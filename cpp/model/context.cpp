@@ -10,11 +10,19 @@
 #include "device/out_of_memory.h"
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <string>
 #include <utility>
 
 namespace overspill {
+
+namespace {
+
+// Of all contexts: a model's sequences may be in several.
+std::atomic<uint64_t> n_decodes{0};
+
+}  // namespace
 
 // Work that does not compute: where an assertion fails, other contexts of the model go on.
 template <typename Work>
@@ -267,7 +275,7 @@ void Context::add(const BatchToken & token) {
     batch.seq_id[i][0] = static_cast<llama_seq_id>(token.sequence);
     batch.logits[i] = token.wants_logits ? 1 : 0;
     decoded.tokens.push_back(token.token);
-    decoded.used_at = n_decodes_ + 1;
+    decoded.used_at = n_decodes.load(std::memory_order_relaxed) + 1;
 }
 
 // llama.cpp may have decoded a part of the batch, which is forgotten.
@@ -303,7 +311,7 @@ void Context::decode_batch(Interrupt & interrupt, const Interrupt::Poll & poll, 
     const Asking asking(*this, interrupt, poll);
     const ComputeScope scope(offload_min_batch_, products_.get(), interrupt, poll);
     const ErrorCapture errors;
-    ++n_decodes_;
+    n_decodes.fetch_add(1, std::memory_order_relaxed);
     struct Restored {
         Context & context;
         bool is_well = false;

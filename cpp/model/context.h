@@ -106,7 +106,7 @@ class Context {
     uint32_t n_sequences() const { return static_cast<uint32_t>(sequences_.size()); }
     // What is in the KV cache of a sequence.
     const std::vector<int32_t> & decoded(uint32_t sequence) const { return sequences_[sequence].tokens; }
-    // When tokens of a sequence were decoded the last time, as the number of that decode; 0: never.
+    // When tokens of a sequence were decoded the last time, as the number of that decode in this process; 0: never.
     uint64_t used_at(uint32_t sequence) const { return sequences_[sequence].used_at; }
 
   private:
@@ -147,7 +147,6 @@ class Context {
     int32_t n_threads_;  // that compute what is decoded, as llama.cpp was last told
     bool partial_memory_;
     std::vector<Decoded> sequences_;
-    uint64_t n_decodes_ = 0;
     struct BatchDeleter {
         void operator()(llama_batch * batch) const {
             llama_batch_free(*batch);

@@ -1,12 +1,14 @@
 #include "model/memory_report.h"
 
 #include "base/error.h"
+#include "device/compute_hooks.h"
 #include "device/devices.h"
 
 #include <ggml-backend.h>
 #include <ggml.h>
 #include <llama-ext.h>
 
+#include <limits>
 #include <set>
 
 namespace overspill {
@@ -16,10 +18,14 @@ namespace {
 // Calls `visit` with each node of the graph of a token of each sequence and each tensor with memory that it reads.
 template <typename Visit>
 void visit_sources(llama_context & context, uint32_t n_tokens, uint32_t n_outputs, const Visit & visit) {
-    // In the graph of a batch, copies stand in for weights that a GPU takes over. All of these were reserved before,
-    // the batch's at last: nothing grows.
+    // In the graph of a batch, copies stand in for weights that a GPU takes over; here none does. All of these were
+    // reserved before, the batch's at last: nothing grows.
     const uint32_t n_sequences = llama_n_seq_max(&context);
-    ggml_cgraph * graph = llama_graph_reserve(&context, n_sequences, n_sequences, n_sequences);
+    ggml_cgraph * graph = nullptr;
+    {
+        const ComputeScope nothing_taken_over(std::numeric_limits<int32_t>::max(), nullptr);
+        graph = llama_graph_reserve(&context, n_sequences, n_sequences, n_sequences);
+    }
     for (int i = 0; graph != nullptr && i < ggml_graph_n_nodes(graph); ++i) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
         for (const ggml_tensor * source : node->src) {

@@ -350,9 +350,11 @@ std::shared_ptr<Context> Model::make_batch_context(uint32_t n_sequences, uint32_
     ContextOptions options = context_options(n_sequences, {});
     options.n_ctx = n_ctx;
     options.n_sequences = n_sequences;
-    // Of the caches of the usual one.
-    const double share =
-        static_cast<double>(n_sequences) * n_ctx / (static_cast<double>(usual_sequences()) * options_.n_ctx);
+    // Of the caches of the usual one; the states of recurrent layers are as large for few tokens.
+    const auto model = loaded();
+    const bool has_states = llama_model_is_recurrent(model.get()) || llama_model_is_hybrid(model.get());
+    const double share = static_cast<double>(n_sequences) / usual_sequences() *
+                         (has_states ? 1 : static_cast<double>(n_ctx) / options_.n_ctx);
     for (const auto & [name, use] : memory_.devices) {
         const auto needed_bytes = static_cast<size_t>(share * static_cast<double>(use.kv_bytes));
         check_room(name, needed_bytes, "KV caches of " + std::to_string(n_sequences) + " streams: ");

@@ -21,9 +21,10 @@ from upstream_tools import stand_in_counts, stand_in_gpu
 
 path, tools = sys.argv[1].encode(), Path(sys.argv[2])
 
-def load(offload_min_batch=0):
+def load(offload_min_batch=0, n_parallel=1, n_ctx=512):
     options = _core.ModelOptions()
-    options.n_ctx = 512
+    options.n_ctx = n_ctx
+    options.n_parallel = n_parallel
     options.offload_min_batch = offload_min_batch
     options.placement.devices = ["GPU0"]
     options.placement.n_gpu_layers = -1
@@ -126,3 +127,17 @@ def test_no_such_batch(tiny_gpt_oss_path: Path, n: int) -> None:
     options.offload_min_batch = n
     with pytest.raises(ValueError, match=f"offload_min_batch must be 0 to 65536, not {n}"):
         _core.Model(str(tiny_gpt_oss_path).encode(), options, None)
+
+
+REPORTED = """
+stand_in_gpu(tools, "GPU0", 1 << 30, offload_min_batch=32)
+models = [load(n_parallel=n, n_ctx=64) for n in (1, 40)]
+end([sorted((one.name, one.device, one.n_bytes) for one in model.memory().tensors) for model in models])
+"""
+
+
+def test_memory_of_many_places_names_no_copies(tiny_gpt_oss_path: Path, upstream_tools: Path) -> None:
+    """A step of forty streams is a batch that a GPU takes over: the weights that are reported are those in RAM."""
+    one, forty = in_process(BEGINNING + REPORTED, str(tiny_gpt_oss_path), str(upstream_tools))
+    assert {device for _, device, _ in one} == {"CPU", "GPU0"}
+    assert forty == one
