@@ -1,5 +1,5 @@
-// Included by force before ggml-alloc.c and ggml-backend.cpp of llama.cpp, which write into some of the memory that they
-// ask for without looking whether they have it. Here that is a failed assertion, as upstream's others, which
+// Included by force before ggml-alloc.c and ggml-backend.cpp of llama.cpp, which write into some of the memory that
+// they ask for without looking whether they have it. Here that is a failed assertion, as upstream's others, which
 // cpp/base/assertions.h makes an exception.
 #pragma once
 

@@ -39,7 +39,7 @@ std::shared_ptr<Generation> Generation::start(std::shared_ptr<Model> model, std:
 }
 
 Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt, GenerationOptions options)
-    : model_(std::move(model)), ahead_([this] { return step({}); }) {
+    : model_(std::move(model)), ahead_([this] { return step({}); }, [this] { engine_->cancel(*part_); }) {
     model_->check_generates();
     engine_ = Engine::of(*model_);
     part_ = std::make_shared<Participant>(model_, std::move(prompt), std::move(options));
@@ -56,7 +56,7 @@ Generation::Generation(std::shared_ptr<Model> model, std::vector<int32_t> prompt
 }
 
 Generation::~Generation() {
-    ahead_.stop(part_->interrupt);
+    ahead_.stop();
     engine_->leave(*part_);
 }
 
@@ -91,7 +91,7 @@ std::optional<Token> Generation::next(const Interrupt::Poll & poll) {
     const auto away = first_ ? std::chrono::steady_clock::duration{} : std::chrono::steady_clock::now() - returned_at_;
     const bool busy_caller = away > worth_it;
     try {
-        Token token = deliver(ahead_.is_under_way() ? ahead_.take(poll, part_->interrupt) : step(poll),
+        Token token = deliver(ahead_.is_under_way() ? ahead_.take(poll) : step(poll),
                               std::chrono::duration<double>(away).count());
         first_ = false;
         if (!has_ended_ && busy_caller && looks_ahead_) {
@@ -134,7 +134,7 @@ Token Generation::deliver(Step step, double caller_s) {
 }
 
 void Generation::finish(StopReason reason) {
-    ahead_.stop(part_->interrupt);
+    ahead_.stop();
     {
         const std::lock_guard lock(stats_mutex_);
         stats_.breakdown.n_major_page_faults = page_faults();

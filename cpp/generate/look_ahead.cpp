@@ -53,7 +53,7 @@ void LookAhead::work() {
     }
 }
 
-Step LookAhead::take(const Interrupt::Poll & poll, Interrupt & interrupt) {
+Step LookAhead::take(const Interrupt::Poll & poll) {
     constexpr auto interval = std::chrono::milliseconds(50);
     bool stopped = false;
     std::unique_lock lock(mutex_);
@@ -61,7 +61,7 @@ Step LookAhead::take(const Interrupt::Poll & poll, Interrupt & interrupt) {
         lock.unlock();  // the question may take the GIL
         if (!stopped && poll && poll()) {
             stopped = true;
-            interrupt.cancel();
+            cancel_();
         }
         lock.lock();
     }
@@ -76,11 +76,11 @@ Step LookAhead::take(const Interrupt::Poll & poll, Interrupt & interrupt) {
     return std::move(step_);
 }
 
-void LookAhead::stop(Interrupt & interrupt) {
+void LookAhead::stop() {
     if (!thread_.joinable()) {
         return;
     }
-    interrupt.cancel();  // what it works on will not be wanted
+    cancel_();  // what it works on will not be wanted
     {
         const std::lock_guard lock(mutex_);
         state_ = State::over;

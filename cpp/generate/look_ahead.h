@@ -9,12 +9,15 @@
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 namespace overspill {
 
 class LookAhead {
   public:
-    explicit LookAhead(std::function<Step()> take_step) : take_step_(std::move(take_step)) {}
+    // `cancel` ends a step that is being taken; from any thread.
+    LookAhead(std::function<Step()> take_step, std::function<void()> cancel)
+        : take_step_(std::move(take_step)), cancel_(std::move(cancel)) {}
     LookAhead(const LookAhead &) = delete;
     LookAhead & operator=(const LookAhead &) = delete;
 
@@ -23,15 +26,16 @@ class LookAhead {
     // Whether one was started and not taken.
     bool is_under_way() const { return is_under_way_; }
     // That step, when it is done. Where `poll` says stop, cancels it and throws CancelledError.
-    Step take(const Interrupt::Poll & poll, Interrupt & interrupt);
+    Step take(const Interrupt::Poll & poll);
     // Ends the thread, if there is one, and cancels what it works on. To be called before this goes.
-    void stop(Interrupt & interrupt);
+    void stop();
 
   private:
     enum class State { idle, wanted, done, over };
     void work();
 
     std::function<Step()> take_step_;
+    std::function<void()> cancel_;
     bool is_under_way_ = false;
     std::thread thread_;
     std::mutex mutex_;  // guards what follows
