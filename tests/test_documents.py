@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import overspill.hub
 from documents import ROOT, Block, Command, blocks, commands, documents, inline_commands, n_words
 from overspill import Model
 from overspill.cli.app import app
+from servers import serving
 
 COMMANDS = [command for document in documents() for command in commands(document)]
 WITH_PYTHON = [name for name in documents() if any(block.language == "python" for block in blocks(name))]
@@ -47,6 +50,8 @@ NOT_HERE = {
     "pip install . --no-index --no-build-isolation --no-deps": MINUTES,
     "overspill pull hf:OWNER/REPOSITORY": NO_NETWORK,
     "overspill serve-device --host 192.168.1.20": NO_MACHINE,
+    "pip install 'overspill[server]'": NO_NETWORK,
+    "overspill serve gpt-oss-20b.gguf": "it runs until it is told to end, in tests/server",
     'overspill run --rpc 192.168.1.20:50052 model.gguf "Why is the sky blue?"': NO_MACHINE,
     "pytest benchmarks --benchmark-json out.json -s": MINUTES,
     "pytest benchmarks/test_kernel_speed.py -s": MINUTES,
@@ -54,6 +59,8 @@ NOT_HERE = {
 """Commands that no test runs, and why."""
 MADE_UP = {"overspill list"}
 """Commands whose output is that of a disk which nobody has."""
+SERVER = "http://127.0.0.1:8080/v1"
+"""What documents call a server's address."""
 NAMES = ("model", "gemma", "a", "b", "mixture", "gpt-oss-20b", "gpt-oss-120b")
 """Models that documents speak of."""
 
@@ -153,8 +160,13 @@ def test_python_runs(
     assert gpu
     monkeypatch.chdir(stand_ins(tmp_path, document, ""))
     names: dict[str, Any] = {"overspill": overspill, "prompts": ["Once upon a time", "The sea is"]}
-    for block in blocks(document):
-        if block.language == "python":
+    with ExitStack() as opened:
+        for block in blocks(document):
+            if block.language != "python":
+                continue
+            if SERVER in block.text:
+                server = opened.enter_context(serving("gpt-oss-20b.gguf", "--offload", "cpu", "--ctx", 1024))
+                block = replace(block, text=block.text.replace(SERVER, server.api))
             run_python(block, names)
     for value in names.values():
         if isinstance(value, Model):

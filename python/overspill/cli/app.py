@@ -25,6 +25,7 @@ from overspill.cli.output import errors
 from overspill.cli.plan import plan
 from overspill.cli.pull import pull
 from overspill.cli.run import run
+from overspill.cli.serve import serve
 from overspill.cli.serve_device import serve_device
 from overspill.cli.tune import tune
 
@@ -53,6 +54,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     bench: "Measure how fast a model reads and decodes.",
     experts: "Show which experts a model uses.",
     doctor: "Find causes of slow decoding.",
+    serve: "Answer requests of OpenAI's API.",
     serve_device: "Offer this machine's devices to another one.",
 }
 for command, summary in COMMANDS.items():

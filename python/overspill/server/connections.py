@@ -1,0 +1,194 @@
+"""The client's side of a request: events that are sent as they come, and work that ends when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from overspill.engine.async_stream import AsyncStream
+from overspill.server.errors import api_error_of
+
+__all__ = ["ClientGoneError", "Closing", "Events", "Guard", "merged", "unless_gone"]
+
+T = TypeVar("T")
+
+
+class ClientGoneError(Exception):
+    """The client has closed the connection."""
+
+
+class Closing:
+    """Tells all requests that the server ends."""
+
+    def __init__(self) -> None:
+        """Go on for now."""
+        self.has_begun = False
+        self._events: set[asyncio.Event] = set()
+
+    def begin(self) -> None:
+        """End all streams; on the event loop's thread."""
+        self.has_begun = True
+        for event in self._events:
+            event.set()
+
+    async def wait(self) -> None:
+        """Return when the server ends."""
+        event = asyncio.Event()
+        self._events.add(event)
+        try:
+            if not self.has_begun:
+                await event.wait()
+        finally:
+            self._events.discard(event)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first(work: Coroutine[Any, Any, T], *ends: Coroutine[Any, Any, None]) -> tuple[T | None, int | None]:
+    """Return what work returns, or the number of the first other that ended before it; then work is cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in (work, *ends)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return tasks[0].result(), None
+        return None, next(i for i, task in enumerate(tasks[1:]) if task.done())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive, closing: Closing) -> T:
+    """Return what work returns. Where the client goes away before, or the server ends, work is cancelled.
+
+    Raises
+    ------
+    ClientGoneError
+        The client has gone.
+    HTTPException
+        The server ends.
+    """
+    result, ended = await _first(work, _until_gone(receive), closing.wait())
+    match ended:
+        case None:
+            return result  # type: ignore[return-value]
+        case 0:
+            raise ClientGoneError
+        case _:
+            raise HTTPException(503, "the server is shutting down")
+
+
+async def merged(streams: Sequence[AsyncStream[T]]) -> AsyncIterator[tuple[int, T | None]]:
+    """Yield the tokens of all streams as they come, with the number of the stream; None at the end of each."""
+    if len(streams) == 1:
+        async for only in streams[0]:
+            yield 0, only
+        yield 0, None
+        return
+    queue: asyncio.Queue[tuple[int, T | None, BaseException | None]] = asyncio.Queue(1)
+
+    async def pull(i: int, stream: AsyncStream[T]) -> None:
+        error = None
+        try:
+            async for token in stream:
+                await queue.put((i, token, None))
+        except Exception as caught:
+            error = caught
+        await queue.put((i, None, error))
+
+    tasks = [asyncio.create_task(pull(i, stream)) for i, stream in enumerate(streams)]
+    try:
+        n_open = len(streams)
+        while n_open:
+            i, token, error = await queue.get()
+            if error is not None:
+                raise error
+            n_open -= token is None
+            yield i, token
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Events(Response):
+    """An answer of server-sent events, and what is to be closed after it, whatever ends it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncIterator[Mapping[str, Any]], opened: AsyncExitStack, closing: Closing, *, done: bool = True
+    ) -> None:
+        """Take the objects to send; ``done`` says whether OpenAI's ``[DONE]`` ends them."""
+        self.status_code, self.background = 200, None
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._events, self._opened, self._closing, self._done = events, opened, closing, done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events; the client's going away ends them."""
+        async with self._opened:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            _, ended = await _first(self._send_all(send), _until_gone(receive), self._closing.wait())
+            if ended == 1:
+                error = api_error_of(HTTPException(503, "the server is shutting down"))
+                await self._send_one(send, error.body)
+            if ended != 0:
+                await send({"type": "http.response.body", "body": b"data: [DONE]\n\n" if self._done else b""})
+
+    async def _send_all(self, send: Send) -> None:
+        try:
+            async for event in self._events:
+                await self._send_one(send, event)
+        except Exception as error:
+            await self._send_one(send, api_error_of(error).body)
+
+    @staticmethod
+    async def _send_one(send: Send, event: Mapping[str, Any]) -> None:
+        data = json.dumps(event, separators=(",", ":")).encode("ascii")
+        await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+
+
+class Guard:
+    """Refuses bodies that are too large before they are in memory, and tells of each answer's status."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        most_bytes: int,
+        refusal: Callable[[Scope], Response | None],
+        on_status: Callable[[Scope, int], None],
+    ) -> None:
+        """Wrap an application; ``refusal`` returns the answer to a request that the application does not get."""
+        self._app, self._most_bytes, self._refusal, self._on_status = app, most_bytes, refusal, on_status
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count what comes and goes."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        n_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self._most_bytes:
+                raise HTTPException(413, f"the request has more than {self._most_bytes:,} bytes")
+            return message
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._on_status(scope, message["status"])
+            await send(message)
+
+        await (self._refusal(scope) or self._app)(scope, counted, noted)

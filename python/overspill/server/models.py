@@ -1,0 +1,157 @@
+"""The models of a server: loaded when the first request names one, closed where another one needs the memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from overspill._core import Error, ModelLoadError
+from overspill.base.units import parse_memory
+from overspill.engine.model import Model
+from overspill.header.info import ModelInfo
+from overspill.machine.devices import add_rpc_servers, by_device, devices, devices_for_layers
+from overspill.machine.hardware import Hardware
+from overspill.placement.placement import Placement
+from overspill.planning.forecast import Forecast
+from overspill.planning.offload import place_and_forecast
+from overspill.server.errors import ApiError
+
+__all__ = ["Models", "Served"]
+
+logger = logging.getLogger("overspill")
+
+
+@dataclass(eq=False, slots=True)
+class Served:
+    """A model that requests can name."""
+
+    name: str
+    file: Path
+    model: Model | None = None
+    n_users: int = 0
+    """Requests that use it now."""
+    used_at: float = 0.0
+    """When the last of them ended."""
+
+
+class Models:
+    """Models by name. One is loaded at a time; the others answer meanwhile.
+
+    Parameters
+    ----------
+    files
+        The file of each name.
+    read
+        Returns the header of a file, with the values that replace its own.
+    options
+        Keywords of :class:`Model`, for all of them.
+    """
+
+    def __init__(
+        self, files: Mapping[str, Path], read: Callable[[Path], ModelInfo], options: Mapping[str, Any]
+    ) -> None:
+        """Load nothing yet."""
+        now = time.time()
+        self.created = int(now)
+        self.served = {name: Served(name, file) for name, file in files.items()}
+        self._read, self._options = read, dict(options)
+        self._loading = asyncio.Lock()
+        self._released = asyncio.Event()
+
+    def named(self, name: str) -> Served:
+        """Return a model; without a name the only one, or the one that is loaded. An :class:`ApiError` if none is."""
+        if name in self.served:
+            return self.served[name]
+        if not name:
+            loaded = [one for one in self.served.values() if one.model is not None]
+            found = loaded or [*self.served.values()]
+            if len(found) == 1:
+                return found[0]
+        known = ", ".join([*self.served][:5])
+        raise ApiError(
+            404, f"there is no model {name!r:.100} here; /v1/models lists them: {known}", param="model",
+            code="model_not_found",
+        )  # fmt: skip
+
+    @asynccontextmanager
+    async def using(self, name: str) -> AsyncIterator[Model]:
+        """Yield a model, which is loaded first if it is not; it stays until the block is left."""
+        one = self.named(name)
+        one.n_users += 1
+        try:
+            if one.model is None or one.model.closed:
+                async with self._loading:
+                    if one.model is None or one.model.closed:
+                        one.model = await self._load(one)
+            yield one.model
+        finally:
+            one.n_users -= 1
+            one.used_at = time.monotonic()
+            self._released.set()
+
+    async def _load(self, one: Served) -> Model:
+        info = await asyncio.to_thread(self._read, one.file)
+        while True:
+            self._released.clear()
+            _, forecast = await asyncio.to_thread(self._planned, info)
+            others = [other for other in self.served.values() if other.model is not None and other is not one]
+            if forecast.verdict != "does not fit" or not others:
+                break
+            idle = [other for other in others if other.n_users == 0]
+            if not idle:
+                await self._released.wait()  # the request's own time limit ends this
+                continue
+            oldest = min(idle, key=lambda other: other.used_at)
+            logger.info("closing %s, which leaves its memory to %s", oldest.name, one.name)
+            model, oldest.model = oldest.model, None
+            if model is not None:
+                await asyncio.to_thread(model.close)
+        try:
+            return await asyncio.to_thread(lambda: Model(info, **self._options))
+        except ModelLoadError as error:
+            raise ApiError(503, str(error), param="model") from None
+
+    def _planned(self, info: ModelInfo) -> tuple[Placement, Forecast]:
+        """Return the placement and the forecast of a model beside those that are loaded."""
+        add_rpc_servers(self._options.get("rpc") or ())
+        sizes = parse_memory(self._options.get("memory"))
+        memory = by_device("memory", sizes, devices_for_layers(devices())) if sizes else {}
+        hardware = Hardware.here(info, memory=memory, n_threads=self._options.get("n_threads"), measure=False)
+        is_mapped = self._options.get("load_mode", "mmap") in ("mmap", "mmap+mlock")
+        taken: Counter[str] = Counter()
+        for one in self.served.values():
+            for name, use in one.model.memory.items() if one.model is not None else ():
+                if name in memory:
+                    taken[name] += use.total_bytes
+                elif name == hardware.cpu.name and is_mapped:
+                    # The system calls memory with mapped files available, since it could read them again.
+                    taken[name] += use.weights_bytes
+        return place_and_forecast(info, hardware.without(taken), self._options)
+
+    async def plan(self, name: str) -> dict[str, Any]:
+        """Return what is expected of a model that is not loaded, or where the weights of a loaded one are."""
+        one = self.named(name)
+        info = await asyncio.to_thread(self._read, one.file)
+        if one.model is not None:
+            memory = {device: asdict(use) for device, use in one.model.memory.items()}
+            placed = one.model.placement.to_dict()
+            return {"model": one.name, "loaded": True, "placement": placed, "memory": memory}
+        placement, forecast = await asyncio.to_thread(self._planned, info)
+        return {"model": one.name, "loaded": False, "placement": placement.to_dict(), "forecast": forecast.to_dict()}
+
+    async def close(self) -> None:
+        """Close all that are loaded."""
+        for one in self.served.values():
+            model, one.model = one.model, None
+            if model is not None:
+                try:
+                    await asyncio.to_thread(model.close)
+                except Error as error:
+                    logger.warning("%s could not be closed: %s", one.name, error)

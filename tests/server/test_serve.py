@@ -1,0 +1,242 @@
+"""``overspill serve`` from outside: keys, limits, malformed requests, clients that go away, and its end."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from commands import overspill
+from servers import Server, serving
+
+CHAT = "/v1/chat/completions"
+PATHS = (CHAT, "/v1/completions")
+
+
+def asked(text: str = "Hello", **options: object) -> dict[str, object]:
+    """Return a request."""
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 4, **options}
+
+
+@pytest.fixture(scope="module")
+def server(smollm2_path: Path) -> Iterator[Server]:
+    """Serve SmolLM2 behind a key, with a limit of everything."""
+    limits = ("--most-requests", 2, "--body", 1, "--timeout", 30)
+    options = ("--ctx", 512, "--parallel", 2, "--offload", "cpu", "--api-key", "one", "--api-key", "two")
+    with serving(smollm2_path, *options, *limits, key="two") as started:
+        yield started
+
+
+def is_error(response: httpx.Response) -> bool:
+    """Return whether an answer has OpenAI's form of errors."""
+    error = response.json()["error"]
+    return set(error) == {"message", "type", "param", "code"} and bool(error["message"])
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer three", "two", "Basic two", "Bearer one two"])
+def test_a_wrong_key(server: Server, header: str) -> None:
+    """Nothing but the health is told."""
+    headers = {"Authorization": header}
+    for path in ("/v1/models", "/metrics", "/overspill/plan", "/openapi.json"):
+        response = httpx.get(server.url + path, headers=headers)
+        assert response.status_code == 401
+        assert is_error(response)
+    assert httpx.get(f"{server.url}/health", headers=headers).json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("key", ["one", "two"])
+def test_each_key_is_good(server: Server, key: str) -> None:
+    """The server has two."""
+    assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+
+
+def test_another_address_needs_a_key(smollm2_path: Path) -> None:
+    """The command says what to do, and loads nothing."""
+    done = overspill("serve", smollm2_path, "--host", "0.0.0.0")
+    assert done.returncode == 2
+    assert "--api-key" in done.stderr
+    assert "--no-auth" in done.stderr
+
+
+def test_a_taken_port(server: Server, smollm2_path: Path) -> None:
+    """The command says so in one line."""
+    done = overspill("serve", smollm2_path, "--port", server.url.rpartition(":")[2])
+    assert done.returncode == 1
+    assert "give another --port" in done.stderr.splitlines()[-1]
+
+
+def test_a_large_body(server: Server) -> None:
+    """It is refused, whether its size is told or not."""
+    large = json.dumps(asked("x" * (1 << 20))).encode()
+    assert server.post(CHAT, large).status_code == 413
+    headers = {"Authorization": f"Bearer {server.key}"}
+    chunked = httpx.post(server.url + CHAT, content=iter([large[:700_000], large[700_000:]]), headers=headers)
+    assert chunked.status_code == 413
+    assert is_error(chunked)
+
+
+def streamed(server: Server, seen: threading.Event, n_lines: int, lines: list[str]) -> None:
+    """Stream a long reply, and leave it after so many lines."""
+    headers = {"Authorization": f"Bearer {server.key}"}
+    request = asked(stream=True, max_tokens=400, logit_bias={"2": -100})
+    with httpx.stream("POST", server.url + CHAT, json=request, headers=headers, timeout=60) as response:
+        for line in response.iter_lines():
+            lines.extend([line] if line else [])
+            if len(lines) >= 3:
+                seen.set()
+            if len(lines) >= n_lines:
+                return
+
+
+def wait_until_free(server: Server) -> None:
+    """Wait until no request runs."""
+    deadline = time.monotonic() + 20
+    while server.n_active():
+        assert time.monotonic() < deadline, "a stream goes on without its client"
+        time.sleep(0.02)
+
+
+def test_too_many_requests(server: Server) -> None:
+    """Two run; the third is told to come again. When their clients have gone, it is answered."""
+    wait_until_free(server)
+    seen = [threading.Event(), threading.Event()]
+    leave = 10**6
+    lines: list[list[str]] = [[], []]
+    threads = [
+        threading.Thread(target=streamed, args=(server, seen[i], leave, lines[i]), daemon=True) for i in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for event in seen:
+        assert event.wait(20)
+    response = server.post(CHAT, asked())
+    if response.status_code != 200:  # unless both had ended
+        assert response.status_code == 429
+        assert response.headers["Retry-After"] == "1"
+        assert is_error(response)
+    for thread in threads:
+        thread.join(60)
+    wait_until_free(server)
+    assert server.post(CHAT, asked()).status_code == 200
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_a_client_that_goes_away_ends_its_stream(server: Server, is_streamed: bool) -> None:
+    """Its place is free at once."""
+    wait_until_free(server)
+    headers = {"Authorization": f"Bearer {server.key}"}
+    request = asked("Tell a story", max_tokens=480, stream=is_streamed, logit_bias={"2": -100})
+    if is_streamed:
+        lines: list[str] = []
+        streamed(server, threading.Event(), 5, lines)
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(server.url + CHAT, json=request, headers=headers, timeout=httpx.Timeout(20, read=0.2))
+    wait_until_free(server)
+    assert server.post(CHAT, asked()).status_code == 200
+
+
+def malformed(seed: int) -> tuple[str, bytes]:
+    """Return a request that is damaged in some way, and its path."""
+    chance = random.Random(seed)
+    values: list[object] = [None, True, -1, 0, 1e308, 10**400, "x", "\ud800", "", [], {}, [[]], [None], {"a": {}}]
+    names = "model messages prompt stream n stop temperature top_p top_k seed max_tokens logit_bias tools tool_choice"
+    names += " response_format logprobs top_logprobs stream_options reasoning_effort echo suffix frequency_penalty"
+    request: dict[str, object] = asked()
+    for _ in range(chance.randint(1, 4)):
+        request[chance.choice(names.split())] = chance.choice(values)
+    if chance.random() < 0.3:
+        request["messages"] = [{"role": chance.choice(["user", "tool", "x", None]), "content": chance.choice(values)}]
+    request.setdefault("max_tokens", 4)
+    data = bytearray(json.dumps(request).encode())
+    kind = chance.random()
+    if kind < 0.2:
+        for _ in range(chance.randint(1, 8)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+    elif kind < 0.3:
+        data = data[: chance.randrange(len(data))]
+    elif kind < 0.4:
+        data = bytearray(chance.randbytes(chance.randrange(100)))
+    elif kind < 0.45:
+        data = bytearray(b"[" * 100_000)
+    return chance.choice(PATHS), bytes(data)
+
+
+def check_malformed(server: Server, seeds: range) -> None:
+    """Send damaged requests; each gets an answer, or an error in OpenAI's form that is none of the server's own."""
+    with httpx.Client(headers={"Authorization": f"Bearer {server.key}"}, timeout=60) as client:
+        for seed in seeds:
+            path, data = malformed(seed)
+            response = client.post(server.url + path, content=data, headers={"Content-Type": "application/json"})
+            assert response.status_code < 500, (seed, data[:300], response.text)
+            assert response.status_code == 200 or is_error(response), seed
+    assert server.process.poll() is None
+
+
+def test_malformed_requests(server: Server) -> None:
+    """Hundreds here; thousands in the slow test."""
+    check_malformed(server, range(300))
+
+
+@pytest.mark.slow
+def test_thousands_of_malformed_requests(server: Server) -> None:
+    """As the quick test."""
+    check_malformed(server, range(300, 5300))
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
+def test_other_methods_and_paths(server: Server, method: str) -> None:
+    """They are errors in the same form."""
+    headers = {"Authorization": f"Bearer {server.key}"}
+    for path in (*PATHS, "/v1/nothing", "/", "/v1/models/x/../y"):
+        response = httpx.request(method, server.url + path, headers=headers)
+        assert response.status_code in (404, 405)
+        assert is_error(response)
+
+
+def test_the_end(smollm2_path: Path) -> None:
+    """SIGTERM in the middle of ten streams: each is told why it ends, and the process goes."""
+    with serving(smollm2_path, "--ctx", 512, "--parallel", 4, "--offload", "cpu") as server:
+        lines: list[list[str]] = [[] for _ in range(10)]
+        seen = [threading.Event() for _ in lines]
+        threads = [
+            threading.Thread(target=streamed, args=(server, seen[i], 10**6, lines[i])) for i in range(len(lines))
+        ]
+        for thread in threads:
+            thread.start()
+        assert any(event.wait(20) for event in seen)
+        deadline = time.monotonic() + 20
+        while server.n_active() < len(lines):
+            assert time.monotonic() < deadline
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(20)
+        server.process.wait(20)
+        for of_one in lines:
+            assert of_one[-1] == "data: [DONE]"
+            assert "shutting down" in of_one[-2] or "finish_reason" in of_one[-2]
+
+
+def test_models_that_do_not_fit_together(smollm2_path: Path, tiny_gpt_oss_path: Path) -> None:
+    """The one that was used least recently is closed, and loaded again when it is asked for."""
+    options = ("--ctx", 512, "--offload", "cpu", "--memory", "cpu=180MiB")
+    with serving(smollm2_path, tiny_gpt_oss_path, *options) as server:
+
+        def loaded() -> list[str]:
+            names = [smollm2_path.stem, tiny_gpt_oss_path.stem]
+            plans = {name: httpx.get(f"{server.url}/overspill/plan", params={"model": name}).json() for name in names}
+            assert all("forecast" in plan or plan["loaded"] for plan in plans.values())
+            return [name for name, plan in plans.items() if plan["loaded"]]
+
+        assert loaded() == []
+        for path in (smollm2_path, tiny_gpt_oss_path, smollm2_path):
+            response = server.post("/v1/completions", {"model": path.stem, "prompt": "Hello", "max_tokens": 2})
+            assert response.status_code == 200, response.text
+            assert path.stem in loaded()
