@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -240,3 +241,16 @@ def test_models_that_do_not_fit_together(smollm2_path: Path, tiny_gpt_oss_path: 
             response = server.post("/v1/completions", {"model": path.stem, "prompt": "Hello", "max_tokens": 2})
             assert response.status_code == 200, response.text
             assert path.stem in loaded()
+
+
+def test_first_requests_share_a_load(smollm2_path: Path) -> None:
+    """A client that goes away meanwhile does not end it for the others."""
+    with serving(smollm2_path, "--ctx", 512, "--offload", "cpu", "--load-mode", "read") as server:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(server.url + CHAT, json=asked(), timeout=httpx.Timeout(20, read=0.01))
+        with ThreadPoolExecutor(4) as pool:
+            responses = list(pool.map(lambda i: server.post(CHAT, asked(f"Say {i}")), range(4)))
+        assert [response.status_code for response in responses] == [200] * 4
+        server.process.terminate()
+        assert server.process.stderr is not None
+        assert server.process.stderr.read().count(f"loading {smollm2_path.stem}") == 1

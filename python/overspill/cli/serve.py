@@ -72,7 +72,7 @@ def serve(
                 "or --no-auth, and everybody who reaches it may use the models"
             )
         files = _files(models)
-        served = Models(files, loading.model, loading.given())
+        served = Models(files, loading.model, loading.given(), lambda line: errors.print(line, soft_wrap=True))
         limits = Limits(most_requests=most_requests, timeout_s=timeout_s, body_bytes=body_mib << 20)
         closing = Closing()
         app = make_app(served, limits=limits, api_keys=keys, origins=origin or (), closing=closing)

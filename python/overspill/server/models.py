@@ -35,6 +35,7 @@ class Served:
     name: str
     file: Path
     model: Model | None = None
+    loading: asyncio.Task[None] | None = None
     n_users: int = 0
     """Requests that use it now."""
     used_at: float = 0.0
@@ -52,18 +53,24 @@ class Models:
         Returns the header of a file, with the values that replace its own.
     options
         Keywords of :class:`Model`, for all of them.
+    tell
+        Called with a line when a model is loaded or closed.
     """
 
     def __init__(
-        self, files: Mapping[str, Path], read: Callable[[Path], ModelInfo], options: Mapping[str, Any]
+        self,
+        files: Mapping[str, Path],
+        read: Callable[[Path], ModelInfo],
+        options: Mapping[str, Any],
+        tell: Callable[[str], None] = logger.info,
     ) -> None:
         """Load nothing yet."""
-        now = time.time()
-        self.created = int(now)
+        self.created = int(time.time())
         self.served = {name: Served(name, file) for name, file in files.items()}
-        self._read, self._options = read, dict(options)
-        self._loading = asyncio.Lock()
+        self._read, self._options, self._tell = read, dict(options), tell
+        self._one_at_a_time = asyncio.Lock()
         self._released = asyncio.Event()
+        self._ends = False
 
     def named(self, name: str) -> Served:
         """Return a model; without a name the only one, or the one that is loaded. An :class:`ApiError` if none is."""
@@ -86,37 +93,50 @@ class Models:
         one = self.named(name)
         one.n_users += 1
         try:
-            if one.model is None or one.model.closed:
-                async with self._loading:
-                    if one.model is None or one.model.closed:
-                        one.model = await self._load(one)
+            if one.model is None:
+                if one.loading is None or one.loading.done():
+                    one.loading = asyncio.create_task(self._load(one))
+                    one.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may wait
+                await asyncio.shield(one.loading)  # others may wait for it
+            assert one.model is not None
             yield one.model
         finally:
             one.n_users -= 1
             one.used_at = time.monotonic()
             self._released.set()
 
-    async def _load(self, one: Served) -> Model:
+    async def _load(self, one: Served) -> None:
         info = await asyncio.to_thread(self._read, one.file)
+        async with self._one_at_a_time:
+            while not await self._has_room(info, one):
+                await self._released.wait()
+                if one.n_users == 0:
+                    raise ApiError(503, f"nobody waits for {one.name} any more")
+            self._tell(f"loading {one.name}")
+            start = time.perf_counter()
+            options = {**self._options, "progress": lambda share: not self._ends}
+            try:
+                one.model = await asyncio.to_thread(lambda: Model(info, **options))
+            except ModelLoadError as error:
+                raise ApiError(503, str(error), param="model") from None
+            self._tell(f"loaded {one.name} in {time.perf_counter() - start:.1f} s")
+
+    async def _has_room(self, info: ModelInfo, one: Served) -> bool:
+        """Close models that nobody uses until there is room for one more; False if those that are used take it."""
         while True:
             self._released.clear()
             _, forecast = await asyncio.to_thread(self._planned, info)
             others = [other for other in self.served.values() if other.model is not None and other is not one]
             if forecast.verdict != "does not fit" or not others:
-                break
+                return True
             idle = [other for other in others if other.n_users == 0]
             if not idle:
-                await self._released.wait()  # the request's own time limit ends this
-                continue
+                return False
             oldest = min(idle, key=lambda other: other.used_at)
-            logger.info("closing %s, which leaves its memory to %s", oldest.name, one.name)
+            self._tell(f"closing {oldest.name}, which leaves its memory to {one.name}")
             model, oldest.model = oldest.model, None
             if model is not None:
                 await asyncio.to_thread(model.close)
-        try:
-            return await asyncio.to_thread(lambda: Model(info, **self._options))
-        except ModelLoadError as error:
-            raise ApiError(503, str(error), param="model") from None
 
     def _planned(self, info: ModelInfo) -> tuple[Placement, Forecast]:
         """Return the placement and the forecast of a model beside those that are loaded."""
@@ -147,8 +167,11 @@ class Models:
         return {"model": one.name, "loaded": False, "placement": placement.to_dict(), "forecast": forecast.to_dict()}
 
     async def close(self) -> None:
-        """Close all that are loaded."""
+        """Close all that are loaded, and load no more."""
+        self._ends = True
         for one in self.served.values():
+            if one.loading is not None:
+                await asyncio.gather(one.loading, return_exceptions=True)
             model, one.model = one.model, None
             if model is not None:
                 try:
