@@ -66,6 +66,15 @@ def test_another_address_needs_a_key(smollm2_path: Path) -> None:
     assert "--no-auth" in done.stderr
 
 
+def test_a_model_that_is_none(tmp_path: Path) -> None:
+    """A file that is missing or no model is told before the server listens."""
+    (tmp_path / "no.gguf").write_bytes(b"GGUF")
+    for name in ("missing.gguf", "no.gguf"):
+        done = overspill("serve", tmp_path / name)
+        assert done.returncode == 1
+        assert name in done.stderr.splitlines()[-1]
+
+
 def test_a_taken_port(server: Server, smollm2_path: Path) -> None:
     """The command says so in one line."""
     done = overspill("serve", smollm2_path, "--port", server.url.rpartition(":")[2])

@@ -72,6 +72,8 @@ def serve(
                 "or --no-auth, and everybody who reaches it may use the models"
             )
         files = _files(models)
+        for file in files.values() if models else ():
+            loading.model(file)  # a file that is none is told now, and not to whoever asks
         served = Models(files, loading.model, loading.given(), lambda line: errors.print(line, soft_wrap=True))
         limits = Limits(most_requests=most_requests, timeout_s=timeout_s, body_bytes=body_mib << 20)
         closing = Closing()
