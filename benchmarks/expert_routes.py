@@ -26,6 +26,7 @@ from quantities.measuring import N_THREADS
 from upstream_tools import stand_in_gpu
 
 N_CTX, STAND_IN_BYTES = 4096, 16 << 30
+SHAPE: dict[str, Any] = {"n_layers": 24, "n_experts": 32, "n_vocab": 4096, "n_heads": 2, "n_heads_kv": 1}
 
 
 @dataclass(frozen=True)

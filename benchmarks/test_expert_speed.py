@@ -18,20 +18,18 @@ import os
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from rich.console import Console
 
-from expert_routes import Row, decode_beside_stand_in, in_memory, placements_beside_stand_in, print_rows
+from expert_routes import SHAPE, Row, decode_beside_stand_in, in_memory, placements_beside_stand_in, print_rows
 from header_files import Routes, gpt_oss
 from overspill.base.values import Experts
 from quantities.measuring import in_own_process
 from routed_models import markov_routes
 
-SHAPE: dict[str, Any] = {"n_layers": 24, "n_experts": 32, "n_vocab": 4096, "n_heads": 2, "n_heads_kv": 1}
 N_TOKENS = 256
 N_ROUNDS, N_PASSES = 2, 3
 # By the share of experts that are resident: so much faster than static placements the cache is to be.

@@ -13,7 +13,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from rich.console import Console
 
-from expert_routes import in_memory, placements_beside_stand_in, stream_together_beside_stand_in
+from expert_routes import SHAPE, in_memory, placements_beside_stand_in, stream_together_beside_stand_in
 from header_files import gpt_oss
 from overspill import Model
 from quantities.measuring import in_own_process
@@ -161,10 +161,9 @@ def test_an_expert_cache_that_answers_one_stream(
     """Four threads beside a stand-in GPU, as in ``test_expert_speed``: the cache is of no use to a batch."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     n, n_tokens, n_passes = 4, 48, 7
-    shape: dict[str, Any] = {"n_layers": 24, "n_experts": 32, "n_vocab": 4096, "n_heads": 2, "n_heads_kv": 1}
-    routes = markov_routes(256, shape["n_layers"], shape["n_experts"], 4)
+    routes = markov_routes(256, SHAPE["n_layers"], SHAPE["n_experts"], 4)
     speeds: dict[str, list[float]] = {}
-    with in_memory("routed gpt-oss", gpt_oss(**shape), Console(stderr=True), routes) as path:
+    with in_memory("routed gpt-oss", gpt_oss(**SHAPE), Console(stderr=True), routes) as path:
         placed = in_own_process(placements_beside_stand_in, upstream_tools, path, 0.31, 256)
 
         def measure() -> None:

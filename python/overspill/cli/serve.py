@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import secrets
@@ -60,7 +61,6 @@ def serve(
     with guarded_command(verbose=verbose):
         try:
             from overspill.server.app import Limits, make_app
-            from overspill.server.connections import Closing
             from overspill.server.models import Models
             from overspill.server.run import run
         except ModuleNotFoundError as error:
@@ -76,8 +76,8 @@ def serve(
             loading.model(file)  # a file that is none is told now, and not to whoever asks
         served = Models(files, loading.model, loading.given(), lambda line: errors.print(line, soft_wrap=True))
         limits = Limits(most_requests=most_requests, timeout_s=timeout_s, body_bytes=body_mib << 20)
-        closing = Closing()
-        app = make_app(served, limits=limits, api_keys=keys, origins=origin or (), closing=closing)
+        closing = asyncio.Event()
+        app = make_app(served, limits=limits, closing=closing, api_keys=keys, origins=origin or ())
         shown = f"[{host}]" if ":" in host else host
         errors.print(f"serving {', '.join(files)} at http://{shown}:{port}/v1", soft_wrap=True)
         run(app, closing, host, port, verbose=verbose)

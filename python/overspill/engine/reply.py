@@ -19,7 +19,7 @@ from overspill.base.text import short_repr
 from overspill.base.values import Stats, StopReason
 from overspill.engine.stream import Stream, until_left
 
-__all__ = ["Channel", "ChatReply", "ChatStream", "ChatToken", "ToolCall"]
+__all__ = ["Channel", "ChatReply", "ChatStream", "ChatToken", "ToolCall", "call_in_message"]
 
 logger = logging.getLogger("overspill")
 
@@ -219,14 +219,7 @@ class ChatStream:
         if self._reasoning:
             message["reasoning_content"] = self._reasoning
         if self.tool_calls:
-            message["tool_calls"] = [
-                {
-                    "type": "function",
-                    "id": call.id,
-                    "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
-                }
-                for call in self.tool_calls
-            ]
+            message["tool_calls"] = [call_in_message(call) for call in self.tool_calls]
         return message
 
     def __repr__(self) -> str:
@@ -280,6 +273,12 @@ class ChatStream:
             self._on_text(self.raw, self._ids[:-1] if is_silent else self._ids)
         if self.on_end is not None:
             self.on_end(self)
+
+
+def call_in_message(call: ToolCall) -> dict[str, Any]:
+    """Return a call as messages have it."""
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": arguments}}
 
 
 def _arguments_of(text: str) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from starlette.types import Scope
 from overspill._core import Error
 from overspill.engine.async_stream import AsyncStream
 from overspill.engine.model import Model
-from overspill.server.connections import ClientGoneError, Closing, Events, Guard, merged, unless_gone
+from overspill.server.connections import ClientGoneError, Events, Guard, merged, unless_gone
 from overspill.server.errors import ApiError, ApiResponse, api_error_of, from_validation
 from overspill.server.metrics import Metrics
 from overspill.server.models import Models
@@ -52,7 +52,7 @@ class Limits:
 class _Service:
     """What the routes have in common."""
 
-    def __init__(self, models: Models, limits: Limits, closing: Closing) -> None:
+    def __init__(self, models: Models, limits: Limits, closing: asyncio.Event) -> None:
         self.models, self.limits, self.closing, self.metrics = models, limits, closing, Metrics()
         self._n_active = 0
 
@@ -146,10 +146,10 @@ class _Service:
 def make_app(
     models: Models,
     *,
-    limits: Limits = Limits(),  # it is frozen
+    limits: Limits,
+    closing: asyncio.Event,
     api_keys: Sequence[str] = (),
     origins: Sequence[str] = (),
-    closing: Closing | None = None,
 ) -> FastAPI:
     """Return the application, for uvicorn or another ASGI server.
 
@@ -159,14 +159,14 @@ def make_app(
         What requests can name.
     limits
         What is refused.
+    closing
+        Set when the server ends, which ends all streams.
     api_keys
         One of them has to be in a request's ``Authorization: Bearer``. None: everybody is answered.
     origins
         Origins whose pages may use the server from a browser. Default: none.
-    closing
-        Ends all streams when the server ends.
     """
-    service = _Service(models, limits, closing or Closing())
+    service = _Service(models, limits, closing)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -177,7 +177,6 @@ def make_app(
         title="Overspill", version=version("overspill"), lifespan=lifespan, docs_url=None, redoc_url=None,
         default_response_class=ApiResponse,
     )  # fmt: skip
-    app.state.service = service
     _add_errors(app)
     refusal = _refusal_without([key.encode() for key in api_keys])
     app.add_middleware(Guard, most_bytes=limits.body_bytes, refusal=refusal, on_status=service.metrics.count_answer)

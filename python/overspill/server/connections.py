@@ -13,9 +13,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overspill.engine.async_stream import AsyncStream
-from overspill.server.errors import api_error_of
+from overspill.server.errors import ApiError, api_error_of
 
-__all__ = ["ClientGoneError", "Closing", "Events", "Guard", "merged", "unless_gone"]
+__all__ = ["ClientGoneError", "Events", "Guard", "merged", "unless_gone"]
 
 T = TypeVar("T")
 
@@ -24,58 +24,37 @@ class ClientGoneError(Exception):
     """The client has closed the connection."""
 
 
-class Closing:
-    """Tells all requests that the server ends."""
-
-    def __init__(self) -> None:
-        """Go on for now."""
-        self.has_begun = False
-        self._events: set[asyncio.Event] = set()
-
-    def begin(self) -> None:
-        """End all streams; on the event loop's thread."""
-        self.has_begun = True
-        for event in self._events:
-            event.set()
-
-    async def wait(self) -> None:
-        """Return when the server ends."""
-        event = asyncio.Event()
-        self._events.add(event)
-        try:
-            if not self.has_begun:
-                await event.wait()
-        finally:
-            self._events.discard(event)
-
-
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _first(work: Coroutine[Any, Any, T], *ends: Coroutine[Any, Any, None]) -> tuple[T | None, int | None]:
+async def _first(work: Coroutine[Any, Any, T], *ends: Coroutine[Any, Any, object]) -> tuple[T | None, int | None]:
     """Return what work returns, or the number of the first other that ended before it; then work is cancelled."""
-    tasks = [asyncio.ensure_future(one) for one in (work, *ends)]
+    task, others = asyncio.ensure_future(work), [asyncio.ensure_future(one) for one in ends]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[0].done():
-            return tasks[0].result(), None
-        return None, next(i for i, task in enumerate(tasks[1:]) if task.done())
+        await asyncio.wait([task, *others], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result(), None
+        return None, next(i for i, other in enumerate(others) if other.done())
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in (task, *others):
+            one.cancel()
+        await asyncio.gather(task, *others, return_exceptions=True)
 
 
-async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive, closing: Closing) -> T:
+def _ending() -> ApiError:
+    return ApiError(503, "the server is shutting down")
+
+
+async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive, closing: asyncio.Event) -> T:
     """Return what work returns. Where the client goes away before, or the server ends, work is cancelled.
 
     Raises
     ------
     ClientGoneError
         The client has gone.
-    HTTPException
+    ApiError
         The server ends.
     """
     result, ended = await _first(work, _until_gone(receive), closing.wait())
@@ -85,7 +64,7 @@ async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive, closing: C
         case 0:
             raise ClientGoneError
         case _:
-            raise HTTPException(503, "the server is shutting down")
+            raise _ending()
 
 
 async def merged(streams: Sequence[AsyncStream[T]]) -> AsyncIterator[tuple[int, T | None]]:
@@ -127,12 +106,12 @@ class Events(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[Mapping[str, Any]], opened: AsyncExitStack, closing: Closing, *, done: bool = True
+        self, events: AsyncIterator[Mapping[str, Any]], opened: AsyncExitStack, closing: asyncio.Event
     ) -> None:
-        """Take the objects to send; ``done`` says whether OpenAI's ``[DONE]`` ends them."""
+        """Take the objects to send, which OpenAI's ``[DONE]`` ends."""
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._events, self._opened, self._closing, self._done = events, opened, closing, done
+        self._events, self._opened, self._closing = events, opened, closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; the client's going away ends them."""
@@ -140,10 +119,9 @@ class Events(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             _, ended = await _first(self._send_all(send), _until_gone(receive), self._closing.wait())
             if ended == 1:
-                error = api_error_of(HTTPException(503, "the server is shutting down"))
-                await self._send_one(send, error.body)
+                await self._send_one(send, _ending().body)
             if ended != 0:
-                await send({"type": "http.response.body", "body": b"data: [DONE]\n\n" if self._done else b""})
+                await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def _send_all(self, send: Send) -> None:
         try:

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from overspill.base.values import Stats, StopReason, Token
 from overspill.engine.model import Model
-from overspill.engine.reply import Channel, ChatToken, ToolCall
+from overspill.engine.reply import Channel, ChatToken, call_in_message
 
 __all__ = ["ChatReplies", "Replies", "TextReplies"]
-
-
-class _Measured(Protocol):
-    """A token with its probabilities."""
-
-    @property
-    def id(self) -> int: ...
-
-    @property
-    def logprob(self) -> float | None: ...
-
-    @property
-    def top_logprobs(self) -> Sequence[tuple[int, float]]: ...
 
 
 class Replies:
@@ -94,7 +80,8 @@ class ChatReplies(Replies):
         self._tokens[choice].append(token)
         delta: dict[str, Any] = {}
         if token.tool_call is not None:
-            call = _call(token.tool_call)
+            call = call_in_message(token.tool_call)
+            call["id"] = call["id"] or f"call_{uuid.uuid4().hex[:24]}"  # some models give none
             self._calls[choice].append(call)
             delta["tool_calls"] = [{"index": len(self._calls[choice]) - 1, **call}]
         elif token.text and token.channel is Channel.REASONING:
@@ -130,11 +117,8 @@ class ChatReplies(Replies):
 
     def usage(self, stats: Sequence[Stats], n_reasoning: int = 0) -> dict[str, Any]:
         """Return the numbers of tokens of all replies."""
-        reasoned = {
-            (i, at) for i, tokens in enumerate(self._tokens) for at, token in enumerate(tokens)
-            if token.channel is Channel.REASONING
-        }  # fmt: skip
-        return super().usage(stats, len(reasoned))
+        n_reasoning = sum(token.channel is Channel.REASONING for tokens in self._tokens for token in tokens)
+        return super().usage(stats, n_reasoning)
 
     def _finish_reason(self, choice: int, stats: Stats) -> str:
         return "tool_calls" if self._calls[choice] else _finish_reason(stats)
@@ -142,7 +126,7 @@ class ChatReplies(Replies):
     def _logprobs(self, tokens: Sequence[ChatToken]) -> dict[str, Any]:
         return {"content": [self._measured(token) for token in tokens], "refusal": None}
 
-    def _measured(self, token: _Measured) -> dict[str, Any]:
+    def _measured(self, token: ChatToken) -> dict[str, Any]:
         return {
             **self._one(token.id, token.logprob or 0.0),
             "top_logprobs": [self._one(*other) for other in token.top_logprobs],
@@ -151,12 +135,6 @@ class ChatReplies(Replies):
     def _one(self, token: int, logprob: float) -> dict[str, Any]:
         data = self._bytes(token)
         return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": [*data]}
-
-
-def _call(call: ToolCall) -> dict[str, Any]:
-    arguments = json.dumps(call.arguments, ensure_ascii=False)
-    identity = call.id or f"call_{uuid.uuid4().hex[:24]}"
-    return {"id": identity, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
 class TextReplies(Replies):
@@ -169,6 +147,7 @@ class TextReplies(Replies):
         super().__init__(model_name, model, n_choices)
         self._echoes = echoes
         self._tokens: list[list[Token]] = [[] for _ in echoes]
+        self._n_characters = [len(echo) for echo in echoes]
 
     def beginning(self, choice: int) -> dict[str, Any] | None:
         """Return the first choice of a streamed reply, if there is something to say."""
@@ -179,9 +158,10 @@ class TextReplies(Replies):
     def add(self, choice: int, token: Token) -> dict[str, Any] | None:
         """Take a token, and return the choice of the chunk that it makes; None if it makes none."""
         self._tokens[choice].append(token)
+        offset = self._n_characters[choice]
+        self._n_characters[choice] += len(token.text)
         if not token.text and token.logprob is None:
             return None
-        offset = len(self._echoes[choice]) + sum(len(one.text) for one in self._tokens[choice][:-1])
         logprobs = self._logprobs([token], offset) if token.logprob is not None else None
         return {"index": choice, "text": token.text, "logprobs": logprobs, "finish_reason": None}
 

@@ -10,7 +10,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from overspill._core import Error
-from overspill.server.connections import Closing
 
 __all__ = ["run"]
 
@@ -20,7 +19,7 @@ _SECONDS_TO_END = 1
 class _Server(uvicorn.Server):
     """Ends the streams when it is told to end; uvicorn would wait for them."""
 
-    def __init__(self, config: uvicorn.Config, closing: Closing) -> None:
+    def __init__(self, config: uvicorn.Config, closing: asyncio.Event) -> None:
         super().__init__(config)
         self._closing = closing
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -31,11 +30,11 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._closing.begin)
+            self._loop.call_soon_threadsafe(self._closing.set)
         super().handle_exit(sig, frame)
 
 
-def run(app: FastAPI, closing: Closing, host: str, port: int, *, verbose: bool = False) -> None:
+def run(app: FastAPI, closing: asyncio.Event, host: str, port: int, *, verbose: bool = False) -> None:
     """Listen until SIGINT or SIGTERM.
 
     Raises
