@@ -110,6 +110,28 @@ bool replace_marks(std::string & grammar) {
     return found;
 }
 
+// Drops the text that llama.cpp lets go before a required call, without an end. Reasoning is in brackets, and stays.
+void drop_text_before_calls(std::string & grammar) {
+    constexpr std::string_view begin = "root ::= ", text = " until-";
+    size_t at = grammar.find(begin);
+    int depth = 0;
+    for (bool in_literal = false; at < grammar.size() && grammar[at] != '\n'; at++) {
+        const char c = grammar[at];
+        if (c == '\\') {
+            at++;
+        } else if (c == '"') {
+            in_literal = !in_literal;
+        } else if (!in_literal && (c == '(' || c == ')')) {
+            depth += c == '(' ? 1 : -1;
+        } else if (!in_literal && depth == 0 && grammar.compare(at, text.size(), text) == 0) {
+            size_t end = grammar.find_first_not_of("0123456789", at + text.size());
+            end += end < grammar.size() && grammar[end] == '?';
+            grammar.erase(at, end - at);
+            return;
+        }
+    }
+}
+
 // Whether a format has arguments as one JSON object, whose schema its parser knows.
 bool has_json_arguments(const common_chat_params & chat) {
     return chat.parser.find(R"("type":"schema")") != std::string::npos;
@@ -229,6 +251,9 @@ ReplyForm ChatTemplate::form(const ChatOptions & options) const {
     }
     common_chat_params chat = made ? std::move(*made) : common_chat_params();
     const bool found = replace_marks(chat.grammar);
+    if (has_tools && inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED) {
+        drop_text_before_calls(chat.grammar);
+    }
     if (options.has_schema && !found) {
         chat.grammar = "root ::= fits\n";  // the template's replies have no form for it
         chat.grammar_lazy = false;

@@ -141,6 +141,31 @@ def test_a_role_that_the_template_does_not_know(tiny_gpt_oss: Model, role: str) 
         assert knows.render([message]) == "<critic>Hello!"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MiMo-VL",
+        "Qwen-Qwen2.5-7B-Instruct",
+        "Qwen-Qwen3-0.6B",
+        "ibm-granite-granite-4.0",
+        "meta-llama-Llama-3.1-8B-Instruct",
+    ],
+)
+def test_a_required_call_comes_at_once(model: Model, name: str) -> None:
+    """A small model that would talk first, and hardly come to an end, calls before it says anything."""
+    parameters = {"type": "object", "properties": {"colour": {"enum": ["red", "green"]}}, "required": ["colour"]}
+    paint = {"name": "paint", "description": "Paint.", "parameters": {**parameters, "additionalProperties": False}}
+    model.chat_template = ChatTemplate(model, template(name))
+    stream = model.chat("What is gravity?", tools=[paint], tool_choice="required", temperature=0, max_tokens=120)
+    for token in stream:
+        if token.tool_call is not None:
+            assert token.tool_call.arguments["colour"] in ("red", "green")
+            break
+        assert token.channel != Channel.FINAL or not token.text.strip()
+    else:
+        raise AssertionError("there is no call")
+
+
 def test_tools_a_model_calls(model: Model) -> None:
     """With a template that knows tools, one that is required is called with arguments that fit."""
     model.chat_template = ChatTemplate(model, template(HERMES))
