@@ -4,4 +4,4 @@ import gpu_visibility
 
 gpu_visibility.enter_world()
 
-pytest_plugins = ["gpu_worlds", "gpu_memory", "interrupts", "model_fixtures"]
+pytest_plugins = ["browsers", "gpu_worlds", "gpu_memory", "interrupts", "model_fixtures"]

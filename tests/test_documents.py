@@ -16,6 +16,7 @@ import pytest
 import typer.main
 
 import overspill
+import overspill.compat
 import overspill.guidance
 import overspill.hub
 from documents import ROOT, Block, Command, blocks, commands, documents, inline_commands, n_words
@@ -51,6 +52,7 @@ NOT_HERE = {
     "overspill pull hf:OWNER/REPOSITORY": NO_NETWORK,
     "overspill serve-device --host 192.168.1.20": NO_MACHINE,
     "pip install 'overspill[server]'": NO_NETWORK,
+    "overspill serve cascade:gpt-oss-20b.gguf,gpt-oss-120b.gguf": "it runs until it is told to end, in tests/server",
     "overspill serve gpt-oss-20b.gguf": "it runs until it is told to end, in tests/server",
     'overspill run --rpc 192.168.1.20:50052 model.gguf "Why is the sky blue?"': NO_MACHINE,
     "pytest benchmarks --benchmark-json out.json -s": MINUTES,
@@ -212,7 +214,7 @@ def test_the_reference_has_every_name_once() -> None:
     """What ``import overspill`` exports, and the two modules beside it."""
     pages = [(ROOT / name).read_text(encoding="utf-8") for name in documents() if name.startswith("docs/api/")]
     listed = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]
-    modules = (overspill, overspill.hub, overspill.guidance)
+    modules = (overspill, overspill.hub, overspill.guidance, overspill.compat)
     assert sorted(listed) == sorted(f"{module.__name__}.{name}" for module in modules for name in module.__all__)
 
 

@@ -160,6 +160,7 @@ def test_tools(client: openai.OpenAI, tool_user: Path, choice: Any, streamed: bo
         assert reply.choices[0].finish_reason == "tool_calls"
         message = reply.choices[0].message
     assert message.tool_calls
+    assert choice == "required" or len(message.tool_calls) == 1
     call = message.tool_calls[0]
     assert call.type == "function"
     arguments = json.loads(call.function.arguments)
@@ -172,6 +173,19 @@ def test_tools(client: openai.OpenAI, tool_user: Path, choice: Any, streamed: bo
     result: Any = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
     answer = client.chat.completions.create(messages=[*said, result], tool_choice="none", **options)
     assert answer.choices[0].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_one_call_at_most(client: openai.OpenAI, tool_user: Path, streamed: bool) -> None:
+    """A model that would call again and again is ended after the first call."""
+    options: dict[str, Any] = {"model": tool_user.stem, "tools": [WEATHER], "tool_choice": "required"}
+    options |= {"max_tokens": 200, "temperature": 0, "parallel_tool_calls": False}
+    with client.chat.completions.stream(messages=QUESTION, **options) as stream:
+        choice = stream.get_final_completion().choices[0]
+    if not streamed:
+        choice = client.chat.completions.create(messages=QUESTION, **options).choices[0]  # type: ignore[assignment]
+    assert len(choice.message.tool_calls or ()) == 1
+    assert choice.finish_reason == "tool_calls"
 
 
 class Colour(BaseModel):

@@ -84,6 +84,14 @@ def written_once(name: str, write: Callable[[Path], object], *writers: str) -> P
     return file
 
 
+def with_template(model: Path, file: Path, name: str) -> Path:
+    """Write a model with one of the chat templates in llama.cpp's folder; return its file."""
+    template = (llama_cpp_folder() / "models" / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", template, model, file]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return file
+
+
 def skip_without_holes() -> None:
     """Skip where a file takes up its whole size, whatever is in it."""
     if sys.platform == "win32":
@@ -157,13 +165,16 @@ def vocabularies() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tool_model_path(tmp_path_factory: pytest.TempPathFactory, smollm2_path: Path, vocabularies: Path) -> Path:
+def tool_model_path(tmp_path_factory: pytest.TempPathFactory, smollm2_path: Path) -> Path:
     """Return SmolLM2 with a template that knows tools, which its own does not."""
-    file = tmp_path_factory.mktemp("tools") / "tools.gguf"
-    template = (vocabularies / "templates/Qwen-Qwen2.5-7B-Instruct.jinja").read_text(encoding="utf-8")
-    change = ["-m", "gguf.scripts.gguf_new_metadata", "--chat-template", template]
-    subprocess.run([sys.executable, *change, smollm2_path, file], check=True, capture_output=True, timeout=120)
-    return file
+    return with_template(smollm2_path, tmp_path_factory.mktemp("tools") / "tools.gguf", "Qwen-Qwen2.5-7B-Instruct")
+
+
+@pytest.fixture(scope="session")
+def tool_user(tmp_path_factory: pytest.TempPathFactory, smollm2_path: Path) -> Path:
+    """Return SmolLM2 with a chat template by which a call of a tool comes before any text, if there has to be one."""
+    file = tmp_path_factory.mktemp("models") / "tool-user.gguf"
+    return with_template(smollm2_path, file, "meetkai-functionary-medium-v3.2")
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ INTERNAL = {
     *("ChatStream.on_end", "ChatTemplate.prepare", "Model.stream.form"),
     *("Plan.estimate", "Plan.pins"),
 }
-PUBLIC_MODULES = ("overspill", "overspill.guidance", "overspill.hub")
+PUBLIC_MODULES = ("overspill", "overspill.compat", "overspill.guidance", "overspill.hub")
 # Of special methods those that say what an object can be used for.
 PROTOCOLS = {
     *("__aenter__", "__aexit__", "__aiter__", "__anext__", "__call__", "__contains__", "__enter__", "__eq__"),

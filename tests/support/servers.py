@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import openai
@@ -45,6 +46,19 @@ class Server:
         (line,) = (line for line in text.splitlines() if line.startswith("overspill_active_requests "))
         return int(float(line.split()[1]))
 
+    def wait_until_free(self) -> None:
+        """Wait until no request runs."""
+        deadline = time.monotonic() + 20
+        while self.n_active():
+            assert time.monotonic() < deadline, "a stream goes on without its client"
+            time.sleep(0.02)
+
+
+def is_error(response: httpx.Response) -> bool:
+    """Return whether an answer has OpenAI's form of errors."""
+    error = response.json()["error"]
+    return set(error) == {"message", "type", "param", "code"} and bool(error["message"])
+
 
 def free_port() -> int:
     """Return a port that nobody listens at."""
@@ -54,25 +68,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(*arguments: object, key: str = "") -> Iterator[Server]:
-    """Start ``overspill serve`` with more arguments, wait until it listens, and end it after the block."""
-    port = free_port()
-    command = [sys.executable, "-m", "overspill", "serve", *map(str, arguments), "--port", str(port)]
+def listening(command: Sequence[str | Path], url: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a server, wait until it says that it is healthy, and end it after the block."""
     environment = {name: value for name, value in os.environ.items() if name != "OVERSPILL_API_KEY"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
-        url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60
-        while True:
+        while not _is_healthy(url):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
                 raise AssertionError(f"no server: {process.communicate()[1]}")
-            try:
-                httpx.get(f"{url}/health")
-                break
-            except httpx.TransportError:
-                time.sleep(0.05)
-        yield Server(url, process, key or "no key")
+            time.sleep(0.05)
+        yield process
     finally:
         if process.poll() is None:
             process.terminate()
@@ -83,3 +90,20 @@ def serving(*arguments: object, key: str = "") -> Iterator[Server]:
                 process.wait()
         if process.stderr is not None:
             process.stderr.close()
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def serving(*arguments: object, key: str = "") -> Iterator[Server]:
+    """Start ``overspill serve`` with more arguments, wait until it listens, and end it after the block."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "overspill", "serve", *map(str, arguments), "--port", str(port)]
+    with listening(command, url) as process:
+        yield Server(url, process, key or "no key")

@@ -28,7 +28,10 @@ from overspill.hub import resolve
 from overspill.machine.devices import add_rpc_servers, by_device, devices, devices_for_layers
 from overspill.machine.hardware import Hardware
 
-__all__ = ["Cascade"]
+__all__ = ["CASCADE", "Cascade"]
+
+CASCADE = "cascade:"
+"""What the name of a pair of models begins with."""
 
 _BOTH: tuple[Which, Which] = ("small", "large")
 

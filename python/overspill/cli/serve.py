@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import secrets
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from overspill.cascade.cascade import CASCADE
 from overspill.catalogue.disk import models_on_disk, without_repetition
 from overspill.cli.exits import guarded_command
 from overspill.cli.options import LoadOptions, Verbose, complete_model, loads_a_model
 from overspill.cli.output import errors
+from overspill.engine.model import Model
 from overspill.hub import resolve
 
 __all__ = ["serve"]
@@ -28,7 +31,8 @@ def serve(
         list[str] | None,
         typer.Argument(
             metavar="[MODELS]",
-            help="GGUF files, or names that overspill list shows. Default: all models on this disk.",
+            help="GGUF files, or names that overspill list shows, or cascade:SMALL,LARGE with two of them. "
+            "Default: all models on this disk.",
             show_default=False,
             autocompletion=complete_model,
         ),
@@ -60,48 +64,60 @@ def serve(
     """
     with guarded_command(verbose=verbose):
         try:
+            from overspill.server.access import is_loopback
             from overspill.server.app import Limits, make_app
             from overspill.server.models import Models
             from overspill.server.run import run
         except ModuleNotFoundError as error:
             raise ValueError(f"the server needs {error.name}: pip install 'overspill[server]'") from None
         keys = api_key or [key for key in [os.environ.get(_KEY)] if key]
-        if not (keys or no_auth or _is_loopback(host)):
+        if not (keys or no_auth or is_loopback(host)):
             raise ValueError(
                 f"--host {host} lets others in: give them --api-key, such as {secrets.token_urlsafe(24)}, "
                 "or --no-auth, and everybody who reaches it may use the models"
             )
-        files = _files(models)
-        for file in files.values() if models else ():
-            loading.model(file)  # a file that is none is told now, and not to whoever asks
-        served = Models(files, loading.model, loading.given(), lambda line: errors.print(line, soft_wrap=True))
+        files, cascades = _files(models)
+        _check(loading, [*files.values()][: None if models else 1])
+        served = Models(files, cascades, loading.model, loading.given(), partial(errors.print, soft_wrap=True))
         limits = Limits(most_requests=most_requests, timeout_s=timeout_s, body_bytes=body_mib << 20)
         closing = asyncio.Event()
-        app = make_app(served, limits=limits, closing=closing, api_keys=keys, origins=origin or ())
+        app = make_app(
+            served, limits=limits, closing=closing, api_keys=keys, origins=origin or (), is_local=is_loopback(host)
+        )
         shown = f"[{host}]" if ":" in host else host
-        errors.print(f"serving {', '.join(files)} at http://{shown}:{port}/v1", soft_wrap=True)
+        errors.print(f"serving {', '.join([*files, *cascades])} at http://{shown}:{port}/v1", soft_wrap=True)
         run(app, closing, host, port, verbose=verbose)
 
 
-def _files(names: list[str] | None) -> dict[str, Path]:
-    """Return the file of each model by the name that requests have."""
+def _files(names: list[str] | None) -> tuple[dict[str, Path], list[str]]:
+    """Return the file of each model by the name that requests have, and the names of cascades."""
     if not names:
         found = {model.name: model.file for model in without_repetition(models_on_disk())}
         if not found:
             raise ValueError("there are no models on this disk: give a GGUF file, or see `overspill pull`")
-        return found
+        return found, []
     files: dict[str, Path] = {}
-    for name in names:
+    cascades = []
+
+    def add(name: str) -> str:
         file = resolve(name)
         short = file.stem if file.suffix == ".gguf" and Path(name).name == file.name else name
-        if short in files:
+        if files.setdefault(short, file) != file:
             raise ValueError(f"two models would have the name {short}")
-        files[short] = file
-    return files
+        return short
+
+    for name in names:
+        if name.startswith(CASCADE):
+            pair = name.removeprefix(CASCADE).split(",")
+            if len(pair) != 2:
+                raise ValueError(f"a cascade is {CASCADE}SMALL,LARGE with two models, not {name}")
+            cascades.append(CASCADE + ",".join(map(add, pair)))
+        else:
+            add(name)
+    return files, cascades
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _check(loading: LoadOptions, files: Sequence[Path]) -> None:
+    """Raise what is wrong with the files or the options now, rather than when somebody asks."""
+    infos = [loading.model(file) for file in files]
+    Model(infos[0], vocab_only=True, **loading.given()).close()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,21 +12,23 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
-from starlette.types import Scope
+from starlette.responses import PlainTextResponse, Response
 
 from overspill._core import Error
-from overspill.engine.async_stream import AsyncStream
 from overspill.engine.model import Model
+from overspill.engine.reply import ChatStream
+from overspill.server.access import refusing
+from overspill.server.answers import Answer, CascadeAnswer, Options, Start
 from overspill.server.connections import ClientGoneError, Events, Guard, merged, unless_gone
-from overspill.server.errors import ApiError, ApiResponse, api_error_of, from_validation
+from overspill.server.errors import ApiError, ApiResponse, ErrorReply, api_error_of, from_validation
 from overspill.server.metrics import Metrics
 from overspill.server.models import Models
-from overspill.server.replies import ChatReplies, TextReplies
+from overspill.server.page import add_page
+from overspill.server.replies import ChatReplies, Event, Replies, TextReplies, TokenBytes
 from overspill.server.requests import ChatRequest, CompletionRequest, SamplingRequest
+from overspill.server.responses import ResponseReplies, ResponsesRequest
 
 __all__ = ["Limits", "make_app"]
 
@@ -47,6 +48,25 @@ class Limits:
     """Seconds for one request, its waiting included."""
     body_bytes: int = 16 << 20
     """Bytes of a request's body; larger ones get the status 413."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks a model for."""
+
+    texts: Sequence[tuple[Start, Options]]
+    """For each text that is to be made."""
+    replies: Callable[[str, TokenBytes, Model], Replies]
+    """Returns what makes answers of tokens, for a model of that name."""
+    ends_with_call: bool = False
+    """Whether the first call of a tool ends an answer."""
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorReply, "description": "The request cannot be answered"},
+    "5XX": {"model": ErrorReply, "description": "The server cannot answer it"},
+}
+_STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
 class _Service:
@@ -74,39 +94,42 @@ class _Service:
             self._n_active -= 1
             self.metrics.active.set(self._n_active)
 
-    async def answer(
-        self,
-        http: Request,
-        request: SamplingRequest,
-        open_streams: Callable[[Model, str], tuple[Any, Sequence[AsyncStream[Any]]]],
-    ) -> Response:
-        """Return the answer to a request, whole or streamed.
-
-        ``open_streams`` returns the object that makes answers of tokens, and a stream for each choice.
-        """
+    async def answer(self, http: Request, request: SamplingRequest, asked: Asked) -> Response:
+        """Return the answer to a request, whole or streamed."""
         async with AsyncExitStack() as opened:
             await opened.enter_async_context(self.admitted())
             deadline = asyncio.get_running_loop().time() + self.limits.timeout_s
-            name = self.models.named(request.model).name
-
-            async def start() -> tuple[Any, Sequence[AsyncStream[Any]]]:
-                model = await opened.enter_async_context(self.models.using(name))
-                replies, streams = open_streams(model, name)
-                for stream in streams:
-                    await opened.enter_async_context(stream)
-                    opened.callback(self._count, name, stream)
-                return replies, streams
-
-            replies, streams = await self._limited(unless_gone(start(), http.receive, self.closing), deadline)
+            start = unless_gone(self._start(request.model, asked, opened), http.receive, self.closing)
+            replies, answers = await self._limited(start, deadline)
             if request.stream:
-                events = self._chunks(replies, streams, request.includes_usage, deadline)
-                return Events(events, opened.pop_all(), self.closing)
-            whole = self._whole(replies, streams)
-            return ApiResponse(await self._limited(unless_gone(whole, http.receive, self.closing), deadline))
+                events = self._events(replies, answers, deadline)
+                return Events(events, replies.failed, opened.pop_all(), self.closing)
+            whole = unless_gone(self._whole(replies, answers), http.receive, self.closing)
+            return ApiResponse(await self._limited(whole, deadline))
         raise AssertionError("the block returns or raises")
 
-    def _count(self, name: str, stream: AsyncStream[Any]) -> None:
-        self.metrics.add(name, stream.stats)
+    async def _start(self, name: str, asked: Asked, opened: AsyncExitStack) -> tuple[Replies, Sequence[Answer]]:
+        """Open a stream for each of a request's texts; all is left with ``opened``, the streams before the models."""
+        using = await opened.enter_async_context(AsyncExitStack())
+        pair = self.models.pair(name)
+        first = pair["small"] if pair else self.models.named(name).name
+        model = await using.enter_async_context(self.models.using(first))
+        call = {"ends_with_call": asked.ends_with_call}
+        if pair:
+            if len(asked.texts) > 1:
+                raise ValueError("n: a cascade gives one answer to one prompt")
+            ((start, options),) = asked.texts
+            answers: list[Answer] = [CascadeAnswer(self.models, pair, using, model, start, options, **call)]
+        else:
+            answers = [Answer(first, model, start, options, **call) for start, options in asked.texts]
+        for answer in answers:
+            await opened.enter_async_context(answer)
+            opened.callback(self._count, answer)
+        return asked.replies(name or first, answers[0].token_bytes, model), answers
+
+    def _count(self, answer: Answer) -> None:
+        for model, stats in answer.stats_by_model.items():
+            self.metrics.add(model, stats)
 
     async def _limited(self, work: Awaitable[T], deadline: float) -> T:
         try:
@@ -116,31 +139,28 @@ class _Service:
             raise ApiError(504, f"the request took more than {self.limits.timeout_s:g} s", code="timeout") from None
 
     @staticmethod
-    async def _whole(replies: Any, streams: Sequence[AsyncStream[Any]]) -> Mapping[str, Any]:
-        async for choice, token in merged(streams):
+    async def _whole(replies: Replies, answers: Sequence[Answer]) -> Event:
+        async for choice, token in merged(answers):
             if token is not None:
                 replies.add(choice, token)
-        stats = [stream.stats for stream in streams]
-        choices = [replies.choice(i, one) for i, one in enumerate(stats)]
-        return replies.whole(choices, replies.usage(stats))  # type: ignore[no-any-return]
+            else:
+                replies.end(choice, answers[choice].outcome)
+        return replies.whole([answer.outcome for answer in answers])
 
-    async def _chunks(
-        self, replies: Any, streams: Sequence[AsyncStream[Any]], includes_usage: bool, deadline: float
-    ) -> AsyncIterator[Mapping[str, Any]]:
-        for i in range(len(streams)):
-            if (first := replies.beginning(i)) is not None:
-                yield replies.chunk([first])
-        tokens = merged(streams)
+    async def _events(self, replies: Replies, answers: Sequence[Answer], deadline: float) -> AsyncIterator[Event]:
+        for event in replies.begin():
+            yield event
+        tokens = merged(answers)
         while True:
             try:
                 choice, token = await self._limited(anext(tokens), deadline)
             except StopAsyncIteration:
                 break
-            made = replies.add(choice, token) if token is not None else replies.end(choice, streams[choice].stats)
-            if made is not None:
-                yield replies.chunk([made])
-        if includes_usage:
-            yield replies.chunk([], replies.usage([stream.stats for stream in streams]))
+            made = replies.add(choice, token) if token is not None else replies.end(choice, answers[choice].outcome)
+            for event in made:
+                yield event
+        for event in replies.finish([answer.outcome for answer in answers]):
+            yield event
 
 
 def make_app(
@@ -150,6 +170,7 @@ def make_app(
     closing: asyncio.Event,
     api_keys: Sequence[str] = (),
     origins: Sequence[str] = (),
+    is_local: bool = False,
 ) -> FastAPI:
     """Return the application, for uvicorn or another ASGI server.
 
@@ -164,7 +185,9 @@ def make_app(
     api_keys
         One of them has to be in a request's ``Authorization: Bearer``. None: everybody is answered.
     origins
-        Origins whose pages may use the server from a browser. Default: none.
+        Origins whose pages may use the server from a browser. Default: its own page alone.
+    is_local
+        Whether it listens at loopback alone, and answers to no other name.
     """
     service = _Service(models, limits, closing)
 
@@ -175,15 +198,16 @@ def make_app(
 
     app = FastAPI(
         title="Overspill", version=version("overspill"), lifespan=lifespan, docs_url=None, redoc_url=None,
-        default_response_class=ApiResponse,
+        default_response_class=ApiResponse, responses=_ERRORS,
     )  # fmt: skip
     _add_errors(app)
-    refusal = _refusal_without([key.encode() for key in api_keys])
+    refusal = refusing(api_keys, origins, is_local=is_local)
     app.add_middleware(Guard, most_bytes=limits.body_bytes, refusal=refusal, on_status=service.metrics.count_answer)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=[*origins], allow_methods=["*"], allow_headers=["*"])
     _add_information(app, service)
     _add_texts(app, service)
+    add_page(app)
     return app
 
 
@@ -196,26 +220,18 @@ def _add_errors(app: FastAPI) -> None:
             logger.error("a request failed", exc_info=error)
         return found.response
 
-    kinds = (ApiError, ClientGoneError, HTTPException, RequestValidationError, Error, ValueError, TypeError)
+    kinds = (
+        ApiError,
+        ClientGoneError,
+        HTTPException,
+        RequestValidationError,
+        Error,
+        ValueError,
+        TypeError,
+        RecursionError,
+    )
     for kind in kinds:
         app.add_exception_handler(kind, on_error)
-
-
-def _refusal_without(keys: Sequence[bytes]) -> Callable[[Scope], Response | None]:
-    """Return a function that refuses requests which have none of the keys."""
-    open_paths = {"/health"}
-
-    def refusal(scope: Scope) -> Response | None:
-        if not keys or scope["path"] in open_paths:
-            return None
-        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        # All of them, so that the time tells nothing.
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in keys]
-        if scheme.lower() == "bearer" and any(matches):
-            return None
-        return ApiError(401, "the API key is missing or wrong", code="invalid_api_key").response
-
-    return refusal
 
 
 def _add_information(app: FastAPI, service: _Service) -> None:
@@ -228,17 +244,17 @@ def _add_information(app: FastAPI, service: _Service) -> None:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [described(name) for name in models.served]}
+        return {"object": "list", "data": [described(name) for name in (*models.served, *models.cascades)]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
-        return described(models.named(name).name)
+        return described(name if models.pair(name) else models.named(name).name)
 
     @app.get("/overspill/plan")
     async def plan(model: str = "") -> dict[str, Any]:
@@ -246,25 +262,40 @@ def _add_information(app: FastAPI, service: _Service) -> None:
 
 
 def _add_texts(app: FastAPI, service: _Service) -> None:
-    @app.post("/v1/chat/completions")
-    async def chat(request: ChatRequest, http: Request) -> Response:
+    def conversation(request: ChatRequest) -> Sequence[tuple[Start, Options]]:
         messages = [message.for_model() for message in request.messages]
-        options = [request.options(i) for i in range(request.n_choices)]
 
-        def open_streams(model: Model, name: str) -> tuple[ChatReplies, Sequence[AsyncStream[Any]]]:
-            return ChatReplies(name, model, len(options)), [model.achat(messages, **one) for one in options]
+        def start(model: Model, options: Options) -> ChatStream:
+            return model.chat(messages, **options)
 
-        return await service.answer(http, request, open_streams)
+        return [(start, request.options(i)) for i in range(request.n_choices)]
 
-    @app.post("/v1/completions")
+    @app.post("/v1/chat/completions", responses=_STREAMED)
+    async def chat(request: ChatRequest, http: Request) -> Response:
+        def replies(name: str, token_bytes: TokenBytes, _: Model) -> ChatReplies:
+            return ChatReplies(name, token_bytes, request.n_choices, includes_usage=request.includes_usage)
+
+        return await service.answer(http, request, Asked(conversation(request), replies, request.takes_one_call))
+
+    @app.post("/v1/responses", responses=_STREAMED)
+    async def respond(request: ResponsesRequest, http: Request) -> Response:
+        def replies(name: str, token_bytes: TokenBytes, _: Model) -> ResponseReplies:
+            return ResponseReplies(name, token_bytes, request)
+
+        chat = request.for_chat()
+        return await service.answer(http, request, Asked(conversation(chat), replies, chat.takes_one_call))
+
+    @app.post("/v1/completions", responses=_STREAMED)
     async def complete(request: CompletionRequest, http: Request) -> Response:
         prompts = [prompt for prompt in request.prompts for _ in range(request.n_choices)]
-        options = [request.options(i) for i in range(len(prompts))]
 
-        def open_streams(model: Model, name: str) -> tuple[TextReplies, Sequence[AsyncStream[Any]]]:
+        def starting(prompt: str | Sequence[int]) -> Start:
+            return lambda model, options: model.stream(prompt, **options)
+
+        def replies(name: str, token_bytes: TokenBytes, model: Model) -> TextReplies:
             texts = [prompt if isinstance(prompt, str) else model.detokenize(prompt) for prompt in prompts]
             echoes = texts if request.echo else [""] * len(texts)
-            streams = [model.astream(prompt, **one) for prompt, one in zip(prompts, options, strict=True)]
-            return TextReplies(name, model, request.n_choices, echoes), streams
+            return TextReplies(name, token_bytes, request.n_choices, echoes, includes_usage=request.includes_usage)
 
-        return await service.answer(http, request, open_streams)
+        texts = [(starting(prompt), request.options(i)) for i, prompt in enumerate(prompts)]
+        return await service.answer(http, request, Asked(texts, replies))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
@@ -14,10 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overspill.engine.async_stream import AsyncStream
 from overspill.server.errors import ApiError, api_error_of
+from overspill.server.replies import Event
 
 __all__ = ["ClientGoneError", "Events", "Guard", "merged", "unless_gone"]
 
 T = TypeVar("T")
+logger = logging.getLogger("overspill")
 
 
 class ClientGoneError(Exception):
@@ -106,34 +109,43 @@ class Events(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[Mapping[str, Any]], opened: AsyncExitStack, closing: asyncio.Event
+        self,
+        events: AsyncIterator[Event],
+        failed: Callable[[ApiError], Event],
+        opened: AsyncExitStack,
+        closing: asyncio.Event,
     ) -> None:
-        """Take the objects to send, which OpenAI's ``[DONE]`` ends."""
+        """Take the objects to send, which OpenAI's ``[DONE]`` ends, and what makes one of an error."""
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._events, self._opened, self._closing = events, opened, closing
+        self._events, self._failed, self._opened, self._closing = events, failed, opened, closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; the client's going away ends them."""
-        async with self._opened:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            _, ended = await _first(self._send_all(send), _until_gone(receive), self._closing.wait())
-            if ended == 1:
-                await self._send_one(send, _ending().body)
-            if ended != 0:
-                await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+        ended = None
+        try:
+            async with self._opened:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                _, ended = await _first(self._send_all(send), _until_gone(receive), self._closing.wait())
+                if ended == 1:  # before the streams are closed, which takes a step
+                    await self._send_one(send, self._failed(_ending()))
+        except Exception as error:
+            await self._send_one(send, self._failed(api_error_of(error)))
+        if ended != 0:
+            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def _send_all(self, send: Send) -> None:
-        try:
-            async for event in self._events:
-                await self._send_one(send, event)
-        except Exception as error:
-            await self._send_one(send, api_error_of(error).body)
+        async for event in self._events:
+            await self._send_one(send, event)
 
     @staticmethod
-    async def _send_one(send: Send, event: Mapping[str, Any]) -> None:
-        data = json.dumps(event, separators=(",", ":")).encode("ascii")
-        await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+    async def _send_one(send: Send, event: Event) -> None:
+        """Send an event; those that have a type are named by it."""
+        named = f"event: {event['type']}\n" if "type" in event else ""
+        data = json.dumps(event, allow_nan=False, separators=(",", ":"))
+        await send(
+            {"type": "http.response.body", "body": f"{named}data: {data}\n\n".encode("ascii"), "more_body": True}
+        )
 
 
 class Guard:
@@ -155,6 +167,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         n_bytes = 0
+        has_begun = False
 
         async def counted() -> Message:
             nonlocal n_bytes
@@ -165,8 +178,15 @@ class Guard:
             return message
 
         async def noted(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 self._on_status(scope, message["status"])
             await send(message)
 
-        await (self._refusal(scope) or self._app)(scope, counted, noted)
+        try:
+            await (self._refusal(scope) or self._app)(scope, counted, noted)
+        except Exception as error:
+            logger.exception("a request failed")
+            if not has_begun:
+                await api_error_of(error).response(scope, counted, noted)

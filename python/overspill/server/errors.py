@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from overspill._core import ClosedError, ContextFullError, Error, OutOfMemoryError, UnusableError
 
-__all__ = ["ApiError", "ApiResponse", "api_error_of", "from_validation"]
+__all__ = ["ApiError", "ApiResponse", "ErrorReply", "api_error_of", "from_validation"]
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -22,6 +23,21 @@ class ApiResponse(JSONResponse):
     def render(self, content: Any) -> bytes:
         """Return the content as bytes."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong with a request, or with the server."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """An answer that is an error, as OpenAI's API has it."""
+
+    error: ErrorDetail
 
 
 class ApiError(Exception):
@@ -80,6 +96,8 @@ def api_error_of(error: Exception) -> ApiError:
             return ApiError(400, str(error), param="messages", code="context_length_exceeded")
         case ValueError() | TypeError():
             return ApiError(400, str(error))
+        case RecursionError():
+            return ApiError(400, "the request has lists or objects in each other, too many levels deep")
         case OutOfMemoryError() | ClosedError() | UnusableError():
             return ApiError(503, str(error), retry_after_s=5)
         case Error():  # no chat template, or a template that computes for too long
@@ -91,6 +109,8 @@ def api_error_of(error: Exception) -> ApiError:
 def from_validation(error: RequestValidationError) -> ApiError:
     """Return the first thing that is wrong with a request's fields."""
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is no JSON: {first['ctx']['error']}, at character {first['loc'][-1]}")
     where = ".".join(str(part) for part in first["loc"] if part != "body")
     message = str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{where}: {message}" if where else message, param=where or None)

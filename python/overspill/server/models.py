@@ -6,14 +6,16 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from overspill._core import Error, ModelLoadError
+from overspill._core import Error, ModelLoadError, UnusableError
 from overspill.base.units import parse_memory
+from overspill.cascade.cascade import CASCADE
+from overspill.cascade.stream import Which
 from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
 from overspill.machine.devices import add_rpc_servers, by_device, devices, devices_for_layers
@@ -49,6 +51,8 @@ class Models:
     ----------
     files
         The file of each name.
+    cascades
+        Names of pairs, as :meth:`pair` takes them, that are listed beside the models. Others can be asked as well.
     read
         Returns the header of a file, with the values that replace its own.
     options
@@ -60,6 +64,7 @@ class Models:
     def __init__(
         self,
         files: Mapping[str, Path],
+        cascades: Sequence[str],
         read: Callable[[Path], ModelInfo],
         options: Mapping[str, Any],
         tell: Callable[[str], None] = logger.info,
@@ -67,6 +72,7 @@ class Models:
         """Load nothing yet."""
         self.created = int(time.time())
         self.served = {name: Served(name, file) for name, file in files.items()}
+        self.cascades = cascades
         self._read, self._options, self._tell = read, dict(options), tell
         self._one_at_a_time = asyncio.Lock()
         self._released = asyncio.Event()
@@ -87,6 +93,22 @@ class Models:
             code="model_not_found",
         )  # fmt: skip
 
+    def pair(self, name: str) -> dict[Which, str] | None:
+        """Return the models of a ``cascade:SMALL,LARGE``; None for another name. An :class:`ApiError` if none is."""
+        if not name.startswith(CASCADE):
+            return None
+        parts = name.removeprefix(CASCADE).split(",")
+        pairs = [(",".join(parts[:i]), ",".join(parts[i:])) for i in range(1, len(parts))]  # names may have commas
+        if not all(parts) or not pairs:
+            raise ApiError(
+                404,
+                f"cascades are named {CASCADE}SMALL,LARGE, not {name!r:.100}",
+                param="model",
+                code="model_not_found",
+            )
+        small, large = next((pair for pair in pairs if {*pair} <= self.served.keys()), pairs[0])
+        return {"small": self.named(small).name, "large": self.named(large).name}
+
     @asynccontextmanager
     async def using(self, name: str) -> AsyncIterator[Model]:
         """Yield a model, which is loaded first if it is not; it stays until the block is left."""
@@ -99,7 +121,15 @@ class Models:
                     one.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may wait
                 await asyncio.shield(one.loading)  # others may wait for it
             assert one.model is not None
-            yield one.model
+            model = one.model
+            try:
+                yield model
+            except UnusableError as error:
+                if one.model is model:
+                    one.model = None
+                    self._tell(f"closing {one.name}, which the next request loads again: {error}")
+                    await asyncio.to_thread(model.close)
+                raise
         finally:
             one.n_users -= 1
             one.used_at = time.monotonic()
@@ -156,8 +186,18 @@ class Models:
         return place_and_forecast(info, hardware.without(taken), self._options)
 
     async def plan(self, name: str) -> dict[str, Any]:
-        """Return what is expected of a model that is not loaded, or where the weights of a loaded one are."""
-        one = self.named(name)
+        """Return what is expected of a model that is not loaded, or where the weights of a loaded one are.
+
+        A cascade has that of both its models.
+        """
+        if pair := self.pair(name):
+            return {
+                "model": name,
+                "cascade": {which: await self._plan(self.served[one]) for which, one in pair.items()},
+            }
+        return await self._plan(self.named(name))
+
+    async def _plan(self, one: Served) -> dict[str, Any]:
         info = await asyncio.to_thread(self._read, one.file)
         if one.model is not None:
             memory = {device: asdict(use) for device, use in one.model.memory.items()}

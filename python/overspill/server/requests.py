@@ -7,7 +7,19 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["ChatRequest", "CompletionRequest", "Message", "SamplingRequest"]
+__all__ = [
+    "Call",
+    "ChatRequest",
+    "CompletionRequest",
+    "Fields",
+    "Function",
+    "JsonSchema",
+    "Message",
+    "NamedTool",
+    "Part",
+    "ResponseFormat",
+    "SamplingRequest",
+]
 
 _SEEDS = 2**32 - 1
 MOST_CHOICES = 16
@@ -15,18 +27,20 @@ MOST_CHOICES = 16
 Choices: TypeAlias = Annotated[int, Field(ge=1, le=MOST_CHOICES)]
 
 
-class _Request(BaseModel):
+class Fields(BaseModel):
+    """Fields of a request, of which unknown ones are ignored."""
+
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
-class Function(_Request):
+class Function(Fields):
     """The name and arguments of a call, or the name alone of a tool that is to be called."""
 
     name: str
     arguments: str = "{}"
 
 
-class Call(_Request):
+class Call(Fields):
     """A call of a tool in a message."""
 
     id: str | None = None
@@ -34,7 +48,7 @@ class Call(_Request):
     function: Function
 
 
-class Part(_Request):
+class Part(Fields):
     """A part of a message."""
 
     type: str
@@ -42,7 +56,7 @@ class Part(_Request):
     refusal: str | None = None
 
 
-class Message(_Request):
+class Message(Fields):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -72,13 +86,13 @@ def _text_part(part: Part) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
-class StreamOptions(_Request):
+class StreamOptions(Fields):
     """Options of a streamed answer."""
 
     include_usage: bool = False
 
 
-class SamplingRequest(_Request):
+class SamplingRequest(Fields):
     """What all requests for a text have."""
 
     model: str = ""
@@ -125,14 +139,14 @@ class SamplingRequest(_Request):
         return options
 
 
-class JsonSchema(_Request):
+class JsonSchema(Fields):
     """A schema that the answer has to fit."""
 
     name: str = ""
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
 
-class ResponseFormat(_Request):
+class ResponseFormat(Fields):
     """The form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -148,7 +162,7 @@ class ResponseFormat(_Request):
         return {"type": "object"} if self.type == "json_object" else None
 
 
-class NamedTool(_Request):
+class NamedTool(Fields):
     """The one tool that is to be called."""
 
     type: Literal["function"]
@@ -165,7 +179,13 @@ class ChatRequest(SamplingRequest):
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "required", "none"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+
+    @property
+    def takes_one_call(self) -> bool:
+        """Whether a reply calls one tool at most."""
+        return self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedTool)
 
     def options(self, choice: int) -> dict[str, Any]:
         """Return the options of one of the replies, as :meth:`overspill.Model.chat` takes them."""

@@ -40,6 +40,8 @@ def render_markdown(text: str) -> Markup:
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + 3)}"  # below those of the page
+        if token.type in ("th_open", "td_open") and "style" in token.attrs:  # which a strict policy forbids
+            token.attrs = {"align": str(token.attrs["style"]).removeprefix("text-align:")}
         for child in token.children or []:
             if child.type == "link_open":
                 child.attrSet("rel", "noopener noreferrer nofollow")
