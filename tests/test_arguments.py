@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 import overspill
+from compat_calls import compat_calls
 from overspill import AsyncStream, Cascade, Chat, ChatTemplate, Error, Hardware, Model, ModelInfo, Placement, Sampler
+from overspill.compat import Llama
 from overspill.engine.reply import ToolCall
 from overspill.guidance import Guidance
 from public_api import HANDED_OUT, INTERNAL, PUBLIC_MODULES
@@ -244,6 +246,8 @@ class World:
         self.file, self.folder = file, folder
         self.model = Model(file, n_ctx=64, n_threads=1, offload="cpu")
         self.model.chat_template = ChatTemplate(self.model, "{% for m in messages %}{{ m.content }}{% endfor %}")
+        self.llm = Llama(file, n_ctx=64, n_threads=1)
+        self.llm.model.chat_template = ChatTemplate(self.llm.model, self.model.chat_template.source)
         self.info = ModelInfo.from_file(file)
         self.hardware = Hardware.given(ram="8GiB", vram="1GiB", n_threads=1)
 
@@ -418,7 +422,7 @@ class World:
         found["Chat.load"] = Chat.load, {"path": chat_file, "model": model}
         for kind, (make, calls) in methods.items():
             found |= {f"{kind}.{name}": (self.on(make, name), given) for name, given in calls.items()}
-        return found
+        return found | compat_calls(self.llm, self.folder)
 
 
 def use(result: object) -> None:
@@ -433,7 +437,7 @@ def use(result: object) -> None:
         asyncio.run(begin())
     elif inspect.iscoroutine(result):
         asyncio.run(result)
-    elif isinstance(result, Model | Cascade):
+    elif isinstance(result, Model | Cascade | Llama):
         result.close()
     elif isinstance(result, overspill.Stream | overspill.ChatStream | overspill.CascadeStream):
         with result:
@@ -452,6 +456,7 @@ def world(tiny_gpt_oss_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         made = World(tiny_gpt_oss_path, folder)
         yield made.calls()
         made.model.close()
+        made.llm.close()
 
 
 def problem(call: Callable[..., Any], given: dict[str, Any], name: str, value: object, annotation: str) -> str:
@@ -476,7 +481,10 @@ def problem(call: Callable[..., Any], given: dict[str, Any], name: str, value: o
     return "too long" if len(said) > 1000 and not isinstance(value, str) else ""
 
 
-NAMES = sorted(set(public_callables()) - {"Bench.plot"})  # of a measurement, which would take long
+# Not what would take long, a measurement and a download, and no lists.
+NAMES = sorted(
+    set(public_callables()) - {"Bench.plot", "Llama.from_pretrained", "LogitsProcessorList", "StoppingCriteriaList"}
+)
 # Of a value of each kind, the one that most code does not expect.
 QUICK_VALUES: tuple[str, ...] = (
     "None",
@@ -489,7 +497,7 @@ QUICK_VALUES: tuple[str, ...] = (
     "dict of numbers",
 )
 QUICK_VALUES += ("hostile object", "array of integers", "numpy text", "text")
-LOADS = {"Cascade", "Hardware.here", "Model", "add_rpc_server", "plan", "ubatch_trade"}
+LOADS = {"Cascade", "Hardware.here", "Llama", "Model", "add_rpc_server", "plan", "ubatch_trade"}
 
 Calls = dict[str, tuple[Callable[..., Any], dict[str, Any]]]
 
@@ -553,6 +561,8 @@ def options_of() -> dict[str, Set[str]]:
         **dict.fromkeys(("Model.astream", "Model.generate"), stream),
         **dict.fromkeys(("Model.generate_many", "Model.stream", "Sampler"), sampling),
         **dict.fromkeys(("Placement.server_flags", "Plan.server_flags"), frozenset(flags.split())),
+        "Llama": keywords_of("Model"),
+        "Llama.create_chat_completion_openai_v1": kinds_of("Llama.create_chat_completion").keys() - {"messages"},
         "compare": stream & chat,
         "trace_experts": sampling,
         "ubatch_trade": keywords_of("plan") - {"n_ubatch"},
