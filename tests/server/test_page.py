@@ -26,7 +26,7 @@ from speaking_models import write_speaking_model
 LINE = "All work and *no play* makes 太郎 a dull boy.\n\n"
 THOUGHT = "The user asks, so <b>I</b> think of 日本."
 ANSWER = "**Hello**, 世界! 🙂\n\n| a | b |\n|:--|--:|\n| 1 | 2 |\n"
-SECONDS = 4_000  # of a browser's patience, in milliseconds
+SECONDS = 30_000  # of a browser's patience, in milliseconds
 
 expect.set_options(timeout=SECONDS)
 
