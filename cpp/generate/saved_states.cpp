@@ -17,8 +17,11 @@ namespace {
 // So few tokens are read again rather than restored.
 constexpr size_t few_tokens = 16;
 
-size_t n_common(const std::vector<int32_t> & one, const std::vector<int32_t> & other) {
-    return static_cast<size_t>(std::mismatch(one.begin(), one.end(), other.begin(), other.end()).first - one.begin());
+// With a sequence that is hardly another's: its tokens are half of it.
+size_t n_shared(const std::vector<int32_t> & one, const std::vector<int32_t> & tokens) {
+    const auto end = std::mismatch(one.begin(), one.end(), tokens.begin(), tokens.end()).first;
+    const auto n = static_cast<size_t>(end - one.begin());
+    return 2 * n >= one.size() ? n : 0;
 }
 
 }  // namespace
@@ -84,14 +87,14 @@ std::shared_ptr<const SequenceState> Engine::save(const std::vector<int32_t> & t
             const std::vector<int32_t> & decoded = context.decoded(place.seat.sequence);
             const uint64_t worth = decoded.empty()  ? 0
                                    : tokens.empty() ? context.used_at(place.seat.sequence)
-                                                    : n_common(decoded, tokens);
+                                                    : n_shared(decoded, tokens);
             if (worth > most) {
                 most = worth;
                 best = &place;
             }
         }
         if (!tokens.empty()) {
-            saved = prompt_cache_.best([&](const SequenceState & one) { return n_common(one.tokens, tokens); }, most);
+            saved = prompt_cache_.best([&](const SequenceState & one) { return n_shared(one.tokens, tokens); }, most);
         }
         if (!saved && best != nullptr) {
             saved = best->seat.context->save(best->seat.sequence);
@@ -104,11 +107,10 @@ void Engine::restore(const SequenceState & saved) {
     model_.check_generates();
     alone([&] {
         Place * oldest = nullptr;
-        bool is_taken = false;
         for (Place & place : places_) {
             const auto used_at = [](const Place & which) { return which.seat.context->used_at(which.seat.sequence); };
-            is_taken = is_taken || place.taken_by != nullptr;
-            if (place.taken_by == nullptr && (oldest == nullptr || used_at(place) < used_at(*oldest))) {
+            const bool is_free = place.taken_by == nullptr && place.seat.context->n_ctx() >= saved.tokens.size();
+            if (is_free && (oldest == nullptr || used_at(place) < used_at(*oldest))) {
                 oldest = &place;
             }
         }

@@ -385,8 +385,8 @@ class ChatTemplate:
             for one in tuple(self._known)
             if one[0].mark in ("", rendered.mark) and rendered.marked.startswith(one[0].marked)
         ]
-        if known and not self._added[1]:
-            begun, tokens = max(known, key=lambda one: len(one[0].marked))
+        known.sort(key=lambda one: len(one[0].marked), reverse=True)
+        for begun, tokens in [] if self._added[1] else known[:_MOST_BEGUN]:
             rest = self._tokens_of(rendered.marked[len(begun.marked) :], rendered.mark)
             # Only before a control token can a text be cut in two and give the same tokens.
             if not rest or self._model.token_bytes(rest[0], False) == b"":
