@@ -105,30 +105,29 @@ def test_a_saved_stream_goes_on(path_of: Callable[[str], Path], tmp_path: Path, 
     """The next 64 tokens are those of a stream that did not stop: here, among other places, and in a new process."""
     file, session = path_of(kind), tmp_path / "session"
     settings: dict[str, Any] = {"n_ctx": 512, "n_threads": N_THREADS, "offload": "cpu"}
+    if kind in ("tiny_gpt_oss", "gemma2"):
+        # A window is restored to other cells; in half precision, sums over these would round otherwise.
+        settings |= {"type_k": "f32", "type_v": "f32", "flash_attention": "off"}
     with Model(file, **settings) as model:
         prompt = [int(token) for token in np.random.default_rng(3).integers(3, 500, 300)]
         begun = ids(model, prompt, 16, session=session)
     with Model(file, **settings) as model:
-        unbroken = model.generate(prompt, max_tokens=80, reuse=True, logprobs=5, **GREEDY)  # in the same batches
-    whole = [token.id for token in unbroken.tokens]
+        whole = ids(model, prompt, 80, reuse=True)  # which reads in the same batches
     assert whole[:16] == begun
     longer = prompt + begun
     kept = session.read_bytes()
     for n_parallel in (None, 3):
         session.write_bytes(kept)
         with Model(file, n_parallel=n_parallel, **settings) as model:
-            reply = model.generate(longer, max_tokens=64, session=session, logprobs=5, **GREEDY)
-            # A window that is restored is in other cells, whose sum rounds otherwise.
-            same = is_same(reply.tokens, unbroken.tokens[16:])
-            assert same or kind in ("tiny_gpt_oss", "gemma2")
+            reply = model.generate(longer, max_tokens=64, session=session, **GREEDY)
+            assert [token.id for token in reply.tokens] == whole[16:]
             assert reply.stats.cached_tokens == len(longer) - 1
     # What the model with other places has written is read in a process that has one.
-    last = longer + [token.id for token in reply.tokens]
+    last = longer + whole[16:]
     assert in_process(IN_ANOTHER_PROCESS, str(file), str(session), json.dumps(settings), json.dumps(last))[1] == 379
     session.write_bytes(kept)
     answer = in_process(IN_ANOTHER_PROCESS, str(file), str(session), json.dumps(settings), json.dumps(longer))
-    assert answer[1] == len(longer) - 1
-    assert answer[0] == whole[16:] or kind in ("tiny_gpt_oss", "gemma2")
+    assert answer == [whole[16:], len(longer) - 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from overspill._core import LLAMA_CPP_COMMIT, ContextFullError, Error, Model, SequenceState
 from overspill.base.cached import cached_property
-from overspill.base.checks import as_path, shown
+from overspill.base.checks import as_flag, as_integer, as_path, shown
 from overspill.base.files import open_regular, replacing
 from overspill.base.host import available_ram_bytes
 from overspill.base.units import format_bytes
@@ -35,6 +36,29 @@ _BLOCK_BYTES = 16 << 20  # which a thread hashes
 _N_SAMPLES, _SAMPLE_BYTES = 32, 4096  # of the weights
 
 _Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The parts of a state, as :class:`SequenceState` has them."""
+
+    n_tokens: int
+    state_bytes: int
+    remembered_bytes: int
+    n_remembered: int
+    n_streams: int
+    is_long: bool
+
+    @classmethod
+    def checked(cls, data: dict[str, Any]) -> _Form:
+        """Return what a file says, or raise what names the wrong part."""
+        *counts, last = (field.name for field in fields(cls))
+        return cls(*(as_integer(name, data[name], 0, 2**50) for name in counts), as_flag(last, data[last]))
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of tokens and both states."""
+        return 4 * self.n_tokens + self.state_bytes + self.remembered_bytes
 
 
 def identity(info: ModelInfo) -> dict[str, str]:
@@ -63,18 +87,9 @@ class SavedStates:
     def write(self, file: Path, state: SequenceState) -> None:
         """Replace a file as a whole; an Error if it cannot be written, and then the old one stays."""
         parts = [part.view(np.uint8) for part in state.parts()]
-        n_tokens, state_bytes, remembered_bytes = parts[0].size // 4, parts[1].size, parts[2].size
-        header = {
-            "llama_cpp": LLAMA_CPP_COMMIT,
-            "model": self._model,
-            **self._types,
-            "n_tokens": n_tokens,
-            "state_bytes": state_bytes,
-            "remembered_bytes": remembered_bytes,
-            "n_remembered": state.n_remembered,
-            "n_streams": state.n_streams,
-            "is_long": state.is_long,
-        }
+        sizes = parts[0].size // 4, parts[1].size, parts[2].size
+        form = _Form(*sizes, state.n_remembered, state.n_streams, state.is_long)
+        header = {"llama_cpp": LLAMA_CPP_COMMIT, "model": self._model, **self._types, "state": asdict(form)}
         text = json.dumps(header).encode()
         head = _HEAD.pack(_MAGIC, _FORMAT, len(text)) + text
         checksum = _checksum(parts)
@@ -91,24 +106,18 @@ class SavedStates:
         """Return the state in a file; an Error that says why it cannot be used here."""
         try:
             with open_regular(file) as source:
-                header = self._checked_header(file, source)
-                return self._read_state(file, source, header)
+                header = _read_header(file, source)
+                self._check_that_it_fits(file, header)
+                return self._read_state(file, source, _Form.checked(header["state"]))
         except OSError as error:
             raise Error(f"{file}: {error.strerror or error}") from None
+        except (KeyError, TypeError, ValueError) as error:  # its checksum says otherwise
+            raise Error(f"{file}: is damaged: {shown(error)}") from None
 
-    def _checked_header(self, file: Path, source: io.FileIO) -> dict[str, Any]:
-        head = source.read(_HEAD.size)
-        if len(head) < _HEAD.size or not head.startswith(_MAGIC):
-            raise Error(f"{file}: is damaged, or no saved state: give another file")
-        _, version, n_bytes = _HEAD.unpack(head)
-        rest = source.read(min(n_bytes, _MOST_HEADER_BYTES) + _DIGEST_BYTES)
-        text, digest = rest[:-_DIGEST_BYTES], rest[-_DIGEST_BYTES:]
-        if digest != _digest(head + text):
-            raise Error(f"{file}: is damaged: the checksum of its head is wrong. Delete it, or give another file")
-        header: dict[str, Any] = json.loads(text)
-        if version != _FORMAT or header["llama_cpp"] != LLAMA_CPP_COMMIT:
+    def _check_that_it_fits(self, file: Path, header: dict[str, Any]) -> None:
+        if header["llama_cpp"] != LLAMA_CPP_COMMIT:
             raise Error(
-                f"{file}: was saved with another version, with llama.cpp {header.get('llama_cpp')}, and this one has "
+                f"{file}: was saved with another version of llama.cpp, {shown(header['llama_cpp'])}, and this is "
                 f"{LLAMA_CPP_COMMIT}. Delete it, or give another file"
             )
         if header["model"] != self._model:
@@ -120,24 +129,20 @@ class SavedStates:
                     f'{file}: was saved with {name}="{header[name]}", and the model is loaded with {name}="{kind}". '
                     "Load it with the former, or give another file"
                 )
-        return header
 
-    def _read_state(self, file: Path, source: io.FileIO, header: dict[str, Any]) -> SequenceState:
-        sizes = header["n_tokens"] * 4, header["state_bytes"], header["remembered_bytes"]
-        left = os.fstat(source.fileno()).st_size - source.tell()
-        if left != sum(sizes) + _DIGEST_BYTES:
-            raise Error(f"{file}: is damaged: {left} bytes behind its head, not {sum(sizes) + _DIGEST_BYTES}")
-        if header["n_tokens"] > self._native.n_ctx:
+    def _read_state(self, file: Path, source: io.FileIO, form: _Form) -> SequenceState:
+        left = os.fstat(source.fileno()).st_size - source.tell() - _DIGEST_BYTES
+        if left != form.n_bytes:
+            raise Error(f"{file}: is damaged: it has {left} bytes of state, not {form.n_bytes}")
+        if form.n_tokens > self._native.n_ctx:
             raise ContextFullError(
-                f"{file}: has {header['n_tokens']} tokens, and the context holds {self._native.n_ctx}: load the model "
-                "with a larger n_ctx, or give another file"
+                f"{file}: has {form.n_tokens} tokens, and the context holds {self._native.n_ctx}: load the model with "
+                "a larger n_ctx, or give another file"
             )
         available = available_ram_bytes()
         if available is not None and left > available:
             raise Error(f"{file}: takes {format_bytes(left)} of RAM, of which {format_bytes(available)} are free")
-        state = SequenceState(
-            header["n_tokens"], *sizes[1:], header["n_remembered"], header["n_streams"], header["is_long"]
-        )
+        state = SequenceState(*astuple(form))
         parts = [part.view(np.uint8) for part in state.parts()]
         for block in _blocks(parts):
             _fill(source, block)
@@ -165,6 +170,21 @@ class Session:
     def keep(self, state: SequenceState) -> None:
         """Write a state to the file; an Error if that fails, and then the old one stays."""
         self._states.write(self._file, state)
+
+
+def _read_header(file: Path, source: io.FileIO) -> dict[str, Any]:
+    head = source.read(_HEAD.size)
+    if len(head) < _HEAD.size or not head.startswith(_MAGIC):
+        raise Error(f"{file}: is damaged, or no saved state: give another file")
+    _, version, n_bytes = _HEAD.unpack(head)
+    rest = source.read(min(n_bytes, _MOST_HEADER_BYTES) + _DIGEST_BYTES)
+    text, digest = rest[:-_DIGEST_BYTES], rest[-_DIGEST_BYTES:]
+    if digest != _digest(head + text):
+        raise Error(f"{file}: is damaged: the checksum of its head is wrong. Delete it, or give another file")
+    if version != _FORMAT:
+        raise Error(f"{file}: was saved by another version of overspill. Delete it, or give another file")
+    header: dict[str, Any] = json.loads(text)
+    return header
 
 
 def _digest(data: bytes | memoryview) -> bytes:
