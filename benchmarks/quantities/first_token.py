@@ -76,6 +76,6 @@ def resumed(path: Path, session: Path, *, n_prompt: int) -> Iterator[Round]:
                 stats = stream.stats
             session.write_bytes(kept)
             assert (stats.cached_tokens >= n_prompt - 16) == bool(options), stats
-            return Timed(seconds, (stats,))
+            return Timed([seconds], stats=[stats])
 
         yield in_turn(lambda: turn(session=session), turn)

@@ -1,6 +1,7 @@
 #include "generate/prompt_cache.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace overspill {
@@ -13,10 +14,15 @@ bool begins_with(const std::vector<int32_t> & tokens, const std::vector<int32_t>
 
 }  // namespace
 
-bool PromptCache::has(const std::vector<int32_t> & tokens) const {
+bool PromptCache::has(const std::vector<int32_t> & tokens) {
     const std::lock_guard lock(mutex_);
-    return std::any_of(states_.begin(), states_.end(),
-                       [&](const State & one) { return begins_with(one->tokens, tokens); });
+    const auto found = std::find_if(states_.begin(), states_.end(),
+                                    [&](const State & one) { return begins_with(one->tokens, tokens); });
+    if (found == states_.end()) {
+        return false;
+    }
+    states_.splice(states_.end(), states_, found);
+    return true;
 }
 
 bool PromptCache::make_room(size_t n_bytes) {

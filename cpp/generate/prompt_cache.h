@@ -22,8 +22,8 @@ class PromptCache {
     explicit PromptCache(size_t most_bytes) : most_bytes_(most_bytes) {}
 
     bool is_on() const { return most_bytes_ > 0; }
-    // Whether it has a sequence that begins with these tokens.
-    bool has(const std::vector<int32_t> & tokens) const;
+    // Whether it has a sequence that begins with these tokens, which counts as used then.
+    bool has(const std::vector<int32_t> & tokens);
     // Whether there is room for so many bytes, after the sequences used least recently have gone.
     bool make_room(size_t n_bytes);
     // Keeps a sequence that there is room for, in place of those that it begins with.

@@ -147,10 +147,7 @@ def _placement(
             no_host=settings.repack == "on",
             kernels=settings.kernels,
         )
-        *gpus, cpu = found.devices
-        return replace(
-            found, devices=(*gpus, replace(cpu, memory_bytes=max(0, cpu.memory_bytes - settings.prompt_cache)))
-        )
+        return found.without({CPU: settings.prompt_cache}) if settings.prompt_cache else found
 
     placement = placement_for(
         info,

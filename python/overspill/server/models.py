@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from overspill._core import Error, ModelLoadError
-from overspill.base.units import parse_memory
+from overspill.base.units import parse_bytes, parse_memory
 from overspill.engine.model import Model
 from overspill.header.info import ModelInfo
 from overspill.machine.devices import add_rpc_servers, by_device, devices, devices_for_layers
@@ -145,7 +145,7 @@ class Models:
         memory = by_device("memory", sizes, devices_for_layers(devices())) if sizes else {}
         hardware = Hardware.here(info, memory=memory, n_threads=self._options.get("n_threads"), measure=False)
         is_mapped = self._options.get("load_mode", "mmap") in ("mmap", "mmap+mlock")
-        taken: Counter[str] = Counter()
+        taken = Counter({hardware.cpu.name: parse_bytes("prompt_cache", self._options.get("prompt_cache", 0))})
         for one in self.served.values():
             for name, use in one.model.memory.items() if one.model is not None else ():
                 if name in memory:
