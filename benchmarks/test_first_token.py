@@ -1,4 +1,4 @@
-"""Measure the time to the first token: next to a minimal loop's prefill, and of a second turn that reuses the first."""
+"""Measure the time to the first token: next to a minimal loop's prefill, of a second turn, and of a saved prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from quantities.first_token import first_token, second_turn
+from quantities.first_token import first_token, resumed, second_turn
 from reporting import format_seconds, measured, show
 
 
@@ -35,3 +35,16 @@ def test_second_turn(benchmark: BenchmarkFixture, request: pytest.FixtureRequest
     cells = [name, format_seconds(found.ours), format_seconds(found.rival), f"{found.ratio:.1%}"]
     show(["4 new tokens of 604", "with reuse", "without", "ratio"], cells)
     assert found.ratio <= 0.2
+
+
+@pytest.mark.parametrize("name", ["gemma", "smollm2"])
+def test_a_saved_prompt(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:
+    """A prompt that was read once is loaded from a file, with its checksum."""
+    path: Path = request.getfixturevalue(f"{name}_path")
+    session = tmp_path / "session"
+    found = measured(benchmark, partial(resumed, path, session, n_prompt=8000), rounds=2).best
+    benchmark.extra_info["ratio"] = found.ratio
+    size = f"{session.stat().st_size / 1e6:.0f} MB"
+    cells = [name, size, format_seconds(found.ours), format_seconds(found.rival), f"{found.ratio:.1%}"]
+    show(["first token after 8,000", "file", "resumed", "read", "ratio"], cells)
+    assert found.ratio <= 0.1

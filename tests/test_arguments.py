@@ -132,7 +132,7 @@ ALSO = {
     "device": ("pattern",),
     "messages": ("prompt",),
     "name": ("device",),
-    "path": ("no placement", "no .npz file"),
+    "path": ("no placement", "no JSON", "no .npz file"),
 }
 COLLECTIONS = {"Sequence", "Iterable", "Mapping", "NDArray", "list", "dict", "tuple", "frozenset", "Message"}
 
@@ -339,6 +339,9 @@ class World:
             "tune": (overspill.tune, {"path": missing}),
             "ubatch_trade": (overspill.ubatch_trade, {"model": self.info, "hardware": self.hardware}),
         }
+        state_file = self.folder / "saved.state"
+        model.generate([1, 2, 3], max_tokens=1)
+        model.save_state(state_file)
         methods: dict[str, tuple[Callable[[], Any], dict[str, dict[str, Any]]]] = {
             "Cascade": (
                 lambda: Cascade(model, model),
@@ -370,6 +373,8 @@ class World:
                     "generate": {"prompt": "Hello", **options},
                     "generate_many": {"prompts": ["Hello"], **options},
                     "is_end_of_generation": {"token": 1},
+                    "load_state": {"path": state_file},
+                    "save_state": {"path": self.folder / "saved again.state"},
                     "stream": {"prompt": "Hello", **options},
                     "token_bytes": {"token": 1},
                     "tokenize": {"text": "Hello"},

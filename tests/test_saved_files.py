@@ -123,6 +123,7 @@ SETTINGS_BESIDE: dict[str, Any] = {
     **{
         "n_batch": None,
         "n_parallel": None,
+        "prompt_cache": 0,
         "max_pause_s": 0.5,
         "adapt_threads": True,
         "vocab_only": False,

@@ -1,10 +1,12 @@
-"""The time to the first token: next to a minimal loop's, and of a second turn that reuses the first."""
+"""The time to the first token: next to a minimal loop's, of a second turn, and of a prompt that a file has."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import overspill
 from quantities import rivals
@@ -55,3 +57,25 @@ def second_turn(path: Path, *, n_first: int, n_new: int) -> Iterator[Round]:
             return turn(True)
 
         yield in_turn(with_reuse, lambda: turn(False))
+
+
+@contextmanager
+def resumed(path: Path, session: Path, *, n_prompt: int) -> Iterator[Round]:
+    """Yield rounds of opening a stream and its first token, with its prompt in a file; the rival reads the prompt."""
+    with overspill.Model(path, n_ctx=n_prompt + 64, n_threads=N_THREADS) as model:
+        prompt = tokens_of_text(model, n_prompt)
+        model.generate(prompt, max_tokens=2, session=session, **GREEDY)
+        kept = session.read_bytes()
+
+        def turn(**options: Any) -> Timed:
+            model.generate(prompt[:1], max_tokens=1)  # in place of what there is
+            begun = time.perf_counter()
+            with model.stream([*prompt, prompt[0]], max_tokens=2, **options, **GREEDY) as stream:
+                next(stream)
+                seconds = time.perf_counter() - begun
+                stats = stream.stats
+            session.write_bytes(kept)
+            assert (stats.cached_tokens >= n_prompt - 16) == bool(options), stats
+            return Timed([seconds], stats=[stats])
+
+        yield in_turn(lambda: turn(session=session), turn)

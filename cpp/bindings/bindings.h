@@ -14,6 +14,7 @@ void bind_measurement(pybind11::module_ & m);
 void bind_sampler(pybind11::module_ & m);
 void bind_chat(pybind11::module_ & m);
 void bind_stats(pybind11::module_ & m);
+void bind_states(pybind11::module_ & m);
 void bind_stream(pybind11::module_ & m);
 void bind_memory(pybind11::module_ & m);
 void bind_model_options(pybind11::module_ & m);

@@ -114,6 +114,20 @@ void bind_model(py::module_ & m) {
             "seed"_a)
         .def("check_tokens", &Model::check_tokens, "argument"_a, "tokens"_a)
         .def("open_stream", &open_stream, "prompt"_a, "options"_a)
+        .def(
+            "save_state",
+            [](Model & model, const std::vector<int32_t> & tokens) {
+                return std::const_pointer_cast<SequenceState>(
+                    without_gil([&] { return Engine::of(model)->save(tokens); }));
+            },
+            "tokens"_a)
+        .def(
+            "restore_state",
+            [](Model & model, const std::shared_ptr<SequenceState> & saved) {
+                without_gil([&] { Engine::of(model)->restore(*saved); });
+            },
+            "saved"_a)
+        .def("prompt_cache_bytes", [](Model & model) { return Engine::of(model)->prompt_cache_bytes(); })
         .def_property_readonly("has_chat_template", &ChatTemplate::exists)
         .def(
             "chat_template_source",

@@ -74,6 +74,7 @@ void bind_model_options(py::module_ & m) {
         .def_readwrite("placement", &ModelOptions::placement)
         .def_readwrite("n_ctx", &ModelOptions::n_ctx)
         .def_readwrite("n_parallel", &ModelOptions::n_parallel)
+        .def_readwrite("prompt_cache_bytes", &ModelOptions::prompt_cache_bytes)
         .def_readwrite("max_pause_s", &ModelOptions::max_pause_s)
         .def_readwrite("n_batch", &ModelOptions::n_batch)
         .def_readwrite("n_ubatch", &ModelOptions::n_ubatch)

@@ -28,6 +28,7 @@ PYBIND11_MODULE(_core, m) {
     overspill::bind_chat(m);
     overspill::bind_stats(m);
     overspill::bind_experts(m);
+    overspill::bind_states(m);
     overspill::bind_stream(m);
     overspill::bind_evaluation(m);
 }

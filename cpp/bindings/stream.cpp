@@ -73,6 +73,10 @@ void bind_stream(py::module_ & m) {
         .def_readwrite("keep_logits", &GenerationOptions::keep_logits)
         .def_readwrite("look_ahead", &GenerationOptions::look_ahead)
         .def_readwrite("reuse", &GenerationOptions::reuse)
+        .def_property(
+            "saved", nullptr,
+            [](GenerationOptions & options, std::shared_ptr<SequenceState> saved) { options.saved = std::move(saved); })
+        .def_readwrite("keeps_state", &GenerationOptions::keeps_state)
         .def_readwrite("eager", &GenerationOptions::eager)
         .def_readwrite("recorder", &GenerationOptions::recorder)
         .def_readwrite("form", &GenerationOptions::form);
@@ -121,6 +125,10 @@ void bind_stream(py::module_ & m) {
         .def(
             "close", [](Generation & generation, StopReason reason) { without_gil([&] { generation.close(reason); }); },
             "reason"_a)
+        .def("take_state",
+             [](Generation & generation) {
+                 return std::const_pointer_cast<SequenceState>(without_gil([&] { return generation.take_state(); }));
+             })
         .def("stats", &Generation::stats);
 }
 

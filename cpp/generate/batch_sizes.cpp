@@ -112,4 +112,13 @@ void PieceSize::took(uint32_t n, double seconds) {
     }
 }
 
+double PieceSize::seconds_per_token() const {
+    double least = 0;
+    for (size_t size = 0; size < n_batch_sizes; ++size) {
+        const double mean = seconds_[size] / static_cast<double>(uint32_t{1} << size);
+        least = mean > 0 && (least == 0 || mean < least) ? mean : least;
+    }
+    return least;
+}
+
 }  // namespace overspill

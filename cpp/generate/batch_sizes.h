@@ -44,6 +44,8 @@ class PieceSize {
     // At most n_most, at least 1.
     uint32_t within(double limit_s, uint32_t n_most) const;
     void took(uint32_t n, double seconds);
+    // Of the fastest size; 0: not known.
+    double seconds_per_token() const;
 
   private:
     std::array<double, n_batch_sizes> seconds_{};  // of pieces of about that size, lately; 0: not known

@@ -101,7 +101,7 @@ Step Engine::step(Participant & one, const Interrupt::Poll & poll) {
             waiting_.push_back(&one);
         }
         const uint64_t n_before = n_runs_;
-        if (!is_led_) {
+        if (!is_led_ && n_visitors_ == 0) {
             lead(lock, one, poll);
             if (one.n_unread() > 0 || one.error || n_runs_ != n_before) {
                 continue;
@@ -156,49 +156,43 @@ void Engine::leave(Participant & one) {
         one.sequence.release();
     }
     for (auto & context : contexts) {
-        model_.give_back(std::move(context));
+        give_back(std::move(context));
     }
 }
 
-// While it exists, this thread leads. At the end it does what was left to it.
-class Engine::Leading {
-  public:
-    Leading(Engine & engine, Lock & lock) : engine_(engine), lock_(lock) { engine.is_led_ = true; }
-    ~Leading() {
-        if (!lock_.owns_lock()) {
-            lock_.lock();
-        }
-        std::vector<std::shared_ptr<Participant>> gone;
-        for (auto & one : engine_.run_) {
-            one->is_in_run = false;
-            if (one->has_left) {
-                engine_.free_place(*one);
-                gone.push_back(std::move(one));
-            }
-        }
-        engine_.run_.clear();
-        engine_.is_led_ = false;
-        std::vector<std::shared_ptr<Context>> contexts = engine_.take_contexts();
-        if (gone.empty() && contexts.empty()) {
-            return;
-        }
-        lock_.unlock();
-        for (const auto & one : gone) {
-            one->sequence.release();
-        }
-        gone.clear();
-        for (auto & context : contexts) {
-            engine_.model_.give_back(std::move(context));
-        }
+Engine::Leading::Leading(Engine & engine, Lock & lock) : engine_(engine), lock_(lock) {
+    engine.is_led_ = true;
+}
+
+Engine::Leading::~Leading() {
+    if (!lock_.owns_lock()) {
         lock_.lock();
     }
-    Leading(const Leading &) = delete;
-    Leading & operator=(const Leading &) = delete;
-
-  private:
-    Engine & engine_;
-    Lock & lock_;
-};
+    std::vector<std::shared_ptr<Participant>> gone;
+    for (auto & one : engine_.run_) {
+        one->is_in_run = false;
+        if (one->has_left) {
+            engine_.free_place(*one);
+            gone.push_back(std::move(one));
+        }
+    }
+    engine_.run_.clear();
+    engine_.is_led_ = false;
+    engine_.ended_.notify_all();
+    std::vector<std::shared_ptr<Context>> contexts = engine_.take_contexts();
+    if (gone.empty() && contexts.empty()) {
+        return;
+    }
+    lock_.unlock();
+    for (const auto & one : gone) {
+        one->sequence.release();
+    }
+    gone.clear();
+    for (auto & context : contexts) {
+        engine_.give_back(std::move(context));
+    }
+    lock_.lock();
+}
 
 // One batch, if there is anything to decode.
 void Engine::lead(Lock & lock, Participant & leader, const Interrupt::Poll & poll) {
@@ -519,7 +513,7 @@ void Engine::publish(double seconds) {
             one->next.reset();
         }
         one->error = one->failure ? std::exchange(one->failure, nullptr) : one->error;
-        if (one->has_ended) {
+        if (one->has_ended && !one->sequence.options().keeps_state) {
             free_place(*one);
         }
         if (one->n_unread() > 0 || one->error) {

@@ -7,6 +7,7 @@
 #include "base/interrupt.h"
 #include "generate/batch_sizes.h"
 #include "generate/participant.h"
+#include "generate/prompt_cache.h"
 #include "model/model.h"
 
 #include <chrono>
@@ -14,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -24,7 +26,7 @@ namespace overspill {
 
 class Engine : public ModelPart {
   public:
-    explicit Engine(Model & model) : model_(model) {}
+    explicit Engine(Model & model) : model_(model), prompt_cache_(model.prompt_cache_bytes()) {}
     // The one of the model.
     static std::shared_ptr<Engine> of(Model & model);
 
@@ -37,6 +39,16 @@ class Engine : public ModelPart {
     // Ends its step, if one runs. From any thread.
     void cancel(Participant & one);
 
+    // Puts what a KV cache has of a stream that has not left yet into `saved`, if it has a place. Throws CancelledError
+    // if this thread was told to stop while others decoded, or Error; so do the next ones.
+    void save(Participant & one);
+    // The sequence that has most in common with the tokens, or of none, which was decoded last; null if there is none.
+    std::shared_ptr<const SequenceState> save(const std::vector<int32_t> & tokens);
+    // Puts a sequence into a free place.
+    void restore(const SequenceState & saved);
+    size_t prompt_cache_bytes() const { return prompt_cache_.n_bytes(); }
+    void end_with_model() override { prompt_cache_.clear(); }
+
   private:
     using Lock = std::unique_lock<std::mutex>;
     using Run = std::vector<std::shared_ptr<Participant>>;
@@ -45,7 +57,18 @@ class Engine : public ModelPart {
         Participant * taken_by = nullptr;
         uint64_t run_at = 0;  // when its context had a batch
     };
-    class Leading;
+    // While it exists, this thread leads. At the end it does what was left to it.
+    class Leading {
+      public:
+        Leading(Engine & engine, Lock & lock);
+        ~Leading();
+        Leading(const Leading &) = delete;
+        Leading & operator=(const Leading &) = delete;
+
+      private:
+        Engine & engine_;
+        Lock & lock_;
+    };
 
     void lead(Lock & lock, Participant & leader, const Interrupt::Poll & poll);
     void seat_waiting(Lock & lock);
@@ -66,11 +89,18 @@ class Engine : public ModelPart {
     void pass_on();
     std::vector<std::shared_ptr<Context>> take_contexts();
     uint32_t n_needed(const Participant & one) const;
+    void alone(const std::function<void()> & work);
+    size_t take_over(Context & context, uint32_t sequence, Participant & one);
+    std::shared_ptr<const SequenceState> saved_for(const Context & context, uint32_t sequence, Participant & one);
+    void put_away(Context & context, uint32_t sequence);
+    void give_back(std::shared_ptr<Context> context) noexcept;
 
     Model & model_;
     std::mutex mutex_;  // guards what follows; not held while something is computed
     bool is_led_ = false;
     std::condition_variable arrived_;      // a stream that is asked for a token
+    std::condition_variable ended_;        // a round
+    size_t n_visitors_ = 0;                // that wait for the end of a round, and go before the next
     std::vector<std::thread::id> inside_;  // that wait for a step, or lead
     std::vector<Participant *> members_;   // in the order in which they came
     std::deque<Participant *> waiting_;    // for a place
@@ -90,6 +120,9 @@ class Engine : public ModelPart {
     std::chrono::steady_clock::duration last_run_ = {};
     GroupSize group_size_;
     PieceSize piece_size_;
+    double restored_bytes_per_s_ = 2e9;  // at first, a guess
+
+    PromptCache prompt_cache_;
 };
 
 }  // namespace overspill

@@ -116,12 +116,7 @@ void Engine::seat_one(Lock & lock, Participant & one, Place & place) {
         }
         const Turn turn(model_.turns(), one.interrupt);
         const GenerationOptions & options = one.sequence.options();
-        size_t n_kept = 0;
-        if (options.reuse || one.has_begun) {
-            n_kept = context->keep(sequence, one.sequence.tokens());
-        } else {
-            context->clear(sequence);
-        }
+        const size_t n_kept = take_over(*context, sequence, one);
         one.n_cached = one.has_begun ? one.n_cached : n_kept;
         // The next prompt may differ in its last tokens from this one, which ask for the reply.
         constexpr size_t n_of_question = 16;
@@ -250,7 +245,7 @@ bool Engine::make_places(Lock & lock) {
     lock.unlock();
     moving.clear();
     for (auto & one : unused) {
-        model_.give_back(std::move(one));
+        give_back(std::move(one));
     }
     lock.lock();
     return true;

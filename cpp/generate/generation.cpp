@@ -141,7 +141,23 @@ void Generation::finish(StopReason reason) {
         stats_.stop_reason = reason;
     }
     has_ended_ = true;
+    if (part_->sequence.options().keeps_state && reason != StopReason::error) {
+        try {
+            engine_->save(*part_);
+        } catch (...) {
+            not_saved_ = std::current_exception();
+        }
+    }
     engine_->leave(*part_);
+}
+
+std::shared_ptr<const SequenceState> Generation::take_state() {
+    const std::lock_guard lock(step_);
+    if (not_saved_) {
+        std::rethrow_exception(std::exchange(not_saved_, nullptr));
+    }
+    // A prompt that was not read to its end is worth less than what there is.
+    return has_ended_ && stats().n_tokens > 0 ? std::exchange(part_->saved, nullptr) : nullptr;
 }
 
 void Generation::close(StopReason reason) {

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -39,6 +40,10 @@ class Generation : public ModelUser {
     void close(StopReason reason);
     void end_with_model() override { close(StopReason::closed); }
 
+    // What the KV cache had of prompt and reply when it ended, if it was to be kept; null if it was not, after an
+    // error, and the second time. Throws what saving it threw.
+    std::shared_ptr<const SequenceState> take_state();
+
     GenerationStats stats() const;
 
   private:
@@ -62,6 +67,7 @@ class Generation : public ModelUser {
     mutable std::mutex stats_mutex_;
     GenerationStats stats_;
     int64_t n_page_faults_before_ = 0;  // the first token
+    std::exception_ptr not_saved_;
 
     LookAhead ahead_;
 };

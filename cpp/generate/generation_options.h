@@ -1,6 +1,7 @@
 // What a reply is to be like, and how it is come by.
 #pragma once
 
+#include "model/sequence_state.h"
 #include "product/expert_recorder.h"
 #include "sample/constraint.h"
 #include "sample/sampler.h"
@@ -38,7 +39,9 @@ struct GenerationOptions {
     bool keep_logits = false;  // fill in Token::logits
     bool look_ahead = true;    // work on the next token while the caller is busy with this one
     bool reuse = false;        // do not decode again what an earlier stream has in common with the prompt
-    bool eager = false;        // its prompt is read while others are decoded, before it is asked for a token
+    std::shared_ptr<const SequenceState> saved = {};  // with `reuse`: a sequence that the prompt may begin with
+    bool keeps_state = false;                         // Generation::take_state() has the sequence once it has ended
+    bool eager = false;  // its prompt is read while others are decoded, before it is asked for a token
     std::shared_ptr<ExpertRecorder> recorder = {};  // for the experts of prompt and reply
     ReplyForm form = {};                            // what a chat template wants of the reply
 };

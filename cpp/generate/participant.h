@@ -61,8 +61,9 @@ struct Participant : std::enable_shared_from_this<Participant> {
     double run_s = 0;          // of batches since its last step
     std::optional<Step> next = {};
     std::exception_ptr failure = {};
-    uint64_t run_at = 0;                           // the number of the latest batch with tokens of it
-    std::shared_ptr<std::vector<float>> row = {};  // kept for its memory
+    std::shared_ptr<const SequenceState> saved = {};  // at its end, if it is to be kept
+    uint64_t run_at = 0;                              // the number of the latest batch with tokens of it
+    std::shared_ptr<std::vector<float>> row = {};     // kept for its memory
     const std::shared_ptr<std::atomic<uint64_t>> n_rows = std::make_shared<std::atomic<uint64_t>>(0);
 
     size_t n_unread() const { return steps.size() - n_taken; }

@@ -21,6 +21,14 @@ namespace {
 
 // Of all contexts: a model's sequences may be in several.
 std::atomic<uint64_t> n_decodes{0};
+// Of the cells of a sequence.
+constexpr uint32_t block = 256;
+
+// Less than all of the prompt: its last token has to be decoded.
+size_t n_common(const std::vector<int32_t> & decoded, const std::vector<int32_t> & prompt) {
+    const auto [end, unused] = std::mismatch(decoded.begin(), decoded.end(), prompt.begin(), prompt.end());
+    return std::min(static_cast<size_t>(end - decoded.begin()), prompt.empty() ? 0 : prompt.size() - 1);
+}
 
 }  // namespace
 
@@ -47,14 +55,18 @@ Context::Context(std::shared_ptr<llama_model> model, std::shared_ptr<ThreadPool>
       offload_min_batch_(options.offload_min_batch),
       can_be_freed_half_done_(options.can_be_freed_half_done),
       n_threads_(options.n_threads),
-      partial_memory_(llama_model_n_swa(model_.get()) > 0 || llama_model_is_recurrent(model_.get()) ||
-                      llama_model_is_hybrid(model_.get())),
+      form_{options.type_k,
+            options.type_v,
+            llama_model_is_recurrent(model_.get()),
+            llama_model_is_hybrid(model_.get()),
+            llama_model_n_swa(model_.get()) > 0,
+            options.long_from > 0 && (options.n_ctx + block - 1) / block * block > options.long_from},
+      partial_memory_(form_.has_windows || form_.is_recurrent || form_.is_hybrid),
       sequences_(options.n_sequences) {
     const Activity activity("creating a context");
     llama_context_params params = llama_context_default_params();
     // Each sequence has cells of its own, in whole blocks: in one pool, attention looks at the others' as well, which
     // took 3.3 times as long with 64 of 50 tokens on two cores, 1.6 times with 16 of 300.
-    constexpr uint32_t block = 256;
     params.n_ctx =
         options.n_sequences == 1 ? options.n_ctx : (options.n_ctx + block - 1) / block * block * options.n_sequences;
     params.kv_unified = false;
@@ -148,10 +160,17 @@ void Context::clear(uint32_t sequence) {
 
 size_t Context::keep(uint32_t sequence, const std::vector<int32_t> & tokens) {
     const Activity activity("going back to the beginning that two prompts share");
-    const std::vector<int32_t> & decoded = sequences_[sequence].tokens;
-    const auto [end, unused] = std::mismatch(decoded.begin(), decoded.end(), tokens.begin(), tokens.end());
-    const auto n = static_cast<size_t>(end - decoded.begin());
-    return go_back(sequence, std::min(n, tokens.empty() ? 0 : tokens.size() - 1));
+    const size_t n = go_back(sequence, n_common(sequences_[sequence].tokens, tokens));
+    sequences_[sequence].may_come_back = true;
+    return n;
+}
+
+// Of a sliding window, only what the next tokens look at has to be there still.
+bool Context::has_before(uint32_t sequence, size_t n) const {
+    const auto window = static_cast<llama_pos>(llama_model_n_swa(model_.get()));
+    return !partial_memory_ ||
+           llama_memory_seq_pos_min(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence)) <=
+               std::max(0, static_cast<llama_pos>(n) - window);
 }
 
 // To its first n tokens, or as many as its memory allows.
@@ -167,12 +186,7 @@ size_t Context::go_back(uint32_t sequence, size_t n) {
     const bool is_back = guarded([&] {
         llama_memory_t memory = llama_get_memory(context_.get());
         const auto id = static_cast<llama_seq_id>(sequence);
-        // Of a sliding window, only what the next tokens look at has to be there still.
-        const auto window = static_cast<llama_pos>(llama_model_n_swa(model_.get()));
-        const auto position = static_cast<llama_pos>(n);
-        const bool is_there =
-            !partial_memory_ || llama_memory_seq_pos_min(memory, id) <= std::max(0, position - window);
-        if (is_there && llama_memory_seq_rm(memory, id, position, -1)) {
+        if (has_before(sequence, n) && llama_memory_seq_rm(memory, id, static_cast<llama_pos>(n), -1)) {
             return true;
         }
         const std::vector<uint8_t> & state = decoded.remembered;
@@ -207,6 +221,119 @@ void Context::remember(uint32_t sequence) {
                                                   LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
     });
     decoded.n_remembered = decoded.tokens.size();
+}
+
+std::shared_ptr<SequenceState> Context::save(uint32_t sequence) const {
+    const Activity activity("saving the state of a context");
+    const Decoded & decoded = sequences_[sequence];
+    auto saved = std::make_shared<SequenceState>();
+    saved->n_streams = n_sequences();
+    saved->is_long = form_.is_long;
+    saved->tokens = decoded.tokens;
+    const ErrorCapture errors;
+    const size_t n = guarded([&] {
+        const auto id = static_cast<llama_seq_id>(sequence);
+        saved->state.resize(llama_state_seq_get_size(context_.get(), id));
+        return llama_state_seq_get_data(context_.get(), saved->state.data(), saved->state.size(), id);
+    });
+    if (servers_) {
+        servers_->check("saving the state of a stream");
+    }
+    if (n == 0 || n != saved->state.size()) {
+        throw Error("the KV cache cannot be saved: " + errors.reason("llama.cpp gives no state of this model"));
+    }
+    if (!decoded.remembered.empty()) {
+        saved->n_remembered = decoded.n_remembered;
+        saved->remembered = decoded.remembered;
+    }
+    if (saved->n_streams > 1) {
+        auto state = with_streams(saved->state, 1, form_, /*partial =*/false);
+        auto remembered = saved->remembered.empty() ? std::vector<uint8_t>()
+                                                    : with_streams(saved->remembered, 1, form_, /*partial =*/true);
+        if (state && remembered) {
+            saved->state = std::move(*state);
+            saved->remembered = std::move(*remembered);
+            saved->n_streams = 1;
+        }
+    }
+    return saved;
+}
+
+void Context::restore(uint32_t sequence, const SequenceState & saved) {
+    const Activity activity("restoring the state of a context");
+    if (saved.tokens.size() > n_ctx_) {
+        throw ContextFullError("the saved state has " + std::to_string(saved.tokens.size()) +
+                               " tokens, but the context holds " + std::to_string(n_ctx_) +
+                               "; load the model with a larger n_ctx");
+    }
+    const std::string what = "the saved state cannot be restored here: ";
+    if (saved.is_long != form_.is_long) {
+        throw Error(what +
+                    "this model rotates keys otherwise in longer contexts; it needs the n_ctx that it was saved with");
+    }
+    std::optional<std::vector<uint8_t>> state;
+    std::optional<std::vector<uint8_t>> remembered = saved.remembered;
+    if (saved.n_streams != n_sequences()) {
+        if (saved.n_streams == 1) {
+            state = with_streams(saved.state, n_sequences(), form_, /*partial =*/false);
+            remembered = saved.remembered.empty()
+                             ? saved.remembered
+                             : with_streams(saved.remembered, n_sequences(), form_, /*partial =*/true);
+        }
+        if (!state || !remembered) {
+            throw Error(what + "it was saved with n_parallel=" + std::to_string(saved.n_streams) +
+                        ", and caches of this architecture need the same");
+        }
+    }
+    clear(sequence);
+    const std::vector<uint8_t> & bytes = state ? *state : saved.state;
+    const ErrorCapture errors;
+    try {
+        const bool is_restored = guarded([&] {
+            const auto id = static_cast<llama_seq_id>(sequence);
+            return llama_state_seq_set_data(context_.get(), bytes.data(), bytes.size(), id) == bytes.size() &&
+                   llama_memory_seq_pos_max(llama_get_memory(context_.get()), id) + 1 ==
+                       static_cast<llama_pos>(saved.tokens.size());
+        });
+        if (servers_) {
+            servers_->check("restoring the state of a stream");
+        }
+        if (!is_restored) {
+            throw Error(what + errors.reason("llama.cpp does not accept it") +
+                        "; it needs the flash_attention, type_k and type_v that it was saved with");
+        }
+    } catch (...) {
+        sequences_[sequence].is_incomplete = true;  // what llama.cpp took of it goes before the next use
+        throw;
+    }
+    Decoded & decoded = sequences_[sequence];
+    decoded.tokens = saved.tokens;
+    decoded.n_remembered = saved.n_remembered;
+    decoded.remembered = std::move(*remembered);
+    decoded.used_at = n_decodes.fetch_add(1, std::memory_order_relaxed) + 1;
+    decoded.may_come_back = true;
+}
+
+size_t Context::state_bytes(uint32_t sequence) const {
+    const size_t n =
+        guarded([&] { return llama_state_seq_get_size(context_.get(), static_cast<llama_seq_id>(sequence)); });
+    return n + sequences_[sequence].tokens.size() * sizeof(int32_t) + sequences_[sequence].remembered.size();
+}
+
+size_t Context::n_kept_of(const SequenceState & saved, const std::vector<int32_t> & prompt) const {
+    return saved.n_kept(n_common(saved.tokens, prompt), form_,
+                        static_cast<size_t>(std::max(0, llama_model_n_swa(model_.get()))));
+}
+
+size_t Context::n_kept_of(uint32_t sequence, const std::vector<int32_t> & prompt) const {
+    const Decoded & decoded = sequences_[sequence];
+    const size_t n = n_common(decoded.tokens, prompt);
+    const bool can_go_back =
+        !form_.is_recurrent && !form_.is_hybrid && guarded([&] { return has_before(sequence, n); });
+    if (decoded.is_incomplete || n == 0 || n == decoded.tokens.size() || can_go_back) {
+        return decoded.is_incomplete ? 0 : n;
+    }
+    return !decoded.remembered.empty() && decoded.n_remembered <= n ? decoded.n_remembered : 0;
 }
 
 bool Context::can_drop() const {

@@ -8,6 +8,7 @@
 #include "device/thread_pool.h"
 #include "model/breakdown.h"
 #include "model/memory_report.h"
+#include "model/sequence_state.h"
 #include "product/expert_recorder.h"
 #include "product/product_graphs.h"
 
@@ -35,6 +36,7 @@ struct ContextOptions {
     const ProductSet * products = nullptr;           // null: the CPU computes llama.cpp's
     bool can_be_freed_half_done = true;              // after an assertion has failed in it
     std::shared_ptr<ExpertCache> experts = {};       // the model's, if it has one
+    uint32_t long_from = 0;                          // keys are rotated otherwise in contexts of more tokens; 0: never
     // Asked before and after nodes of the graph: a synchronisation per piece of it, for diagnosis alone.
     ggml_backend_sched_eval_callback on_node = nullptr;
     void * on_node_data = nullptr;
@@ -68,6 +70,19 @@ class Context {
     void remember(uint32_t sequence);
     // Whether it has such a memory.
     bool needs_to_remember() const { return partial_memory_; }
+
+    // What it knows of a sequence; nothing that is decoded later changes that. Throws Error.
+    std::shared_ptr<SequenceState> save(uint32_t sequence) const;
+    // In place of what is there. Throws ContextFullError, or Error where the cache is of another form; then the
+    // sequence is empty.
+    void restore(uint32_t sequence, const SequenceState & saved);
+    // How many of the tokens of a saved sequence, or of one that is there, can be kept for a prompt.
+    size_t n_kept_of(const SequenceState & saved, const std::vector<int32_t> & prompt) const;
+    size_t n_kept_of(uint32_t sequence, const std::vector<int32_t> & prompt) const;
+    // Bytes that saving it takes.
+    size_t state_bytes(uint32_t sequence) const;
+    // Whether a prompt may begin with it: it was kept or restored for one.
+    bool may_come_back(uint32_t sequence) const { return sequences_[sequence].may_come_back; }
 
     // Forgets the tokens in [from, to) and moves the later ones up; false if the memory cannot do that.
     bool can_drop() const;
@@ -116,11 +131,13 @@ class Context {
         size_t n_remembered = 0;               // tokens that had been decoded then
         std::vector<uint8_t> remembered = {};  // the state of windows and recurrent layers
         uint64_t used_at = 0;
+        bool may_come_back = false;
     };
     class Asking;
     template <typename Work>
     auto guarded(Work && work) const;
     size_t go_back(uint32_t sequence, size_t n);
+    bool has_before(uint32_t sequence, size_t n) const;
     void add(const BatchToken & token);
     void restore_after_failure() noexcept;
     void decode_batch(Interrupt & interrupt, const Interrupt::Poll & poll, Breakdown * times);
@@ -145,6 +162,7 @@ class Context {
     bool can_be_freed_half_done_;
     int32_t n_splits_ = 0;
     int32_t n_threads_;  // that compute what is decoded, as llama.cpp was last told
+    CacheForm form_;
     bool partial_memory_;
     std::vector<Decoded> sequences_;
     struct BatchDeleter {

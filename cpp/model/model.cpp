@@ -48,6 +48,17 @@ void return_freed_memory() {
 #endif
 }
 
+// Where the file has other factors of rotation for long contexts, the length from which llama.cpp takes these.
+uint32_t long_from(const GgufHeader & header) {
+    if (gguf_find_tensor(&header.context(), "rope_factors_long.weight") < 0) {
+        return 0;
+    }
+    const int64_t key = gguf_find_key(&header.context(), "general.architecture");
+    const std::string prefix = std::get<std::string>(header.value(key)) + ".";
+    const uint64_t trained = header.count(prefix + "context_length", 0);
+    return static_cast<uint32_t>(header.count(prefix + "rope.scaling.original_context_length", trained));
+}
+
 }  // namespace
 
 Model::Model(const std::string & path, ModelOptions options)
@@ -61,6 +72,7 @@ Model::Model(const std::string & path, ModelOptions options)
             header.replace(options_.metadata);
             check_figures(header);
         }
+        long_from_ = long_from(header);
         return PlacementParams(header, options_.placement);
     }();
 
@@ -194,7 +206,9 @@ ContextOptions Model::context_options(uint32_t n_outputs, std::shared_ptr<const 
             std::all_of(options_.placement.devices.begin(), options_.placement.devices.end(),
                         [](const std::string & name) { return can_be_freed_half_done(device_named(name)); }) &&
                 std::all_of(options_.experts.pools.begin(), options_.experts.pools.end(),
-                            [](const ExpertPool & pool) { return can_be_freed_half_done(device_named(pool.device)); })};
+                            [](const ExpertPool & pool) { return can_be_freed_half_done(device_named(pool.device)); }),
+            /*experts =*/{},
+            long_from_};
 }
 
 Model::~Model() {
@@ -217,8 +231,10 @@ void Model::close() {
     std::shared_ptr<Context> idle;
     std::shared_ptr<ExpertCache> experts;
     std::shared_ptr<const RpcServers> servers;
+    std::shared_ptr<ModelPart> engine;
     {
         const auto lock = origin_.lock(mutex_);
+        engine = engine_;
         users.swap(users_);
         model.swap(model_);
         threads.swap(threads_);
@@ -238,6 +254,9 @@ void Model::close() {
     }
     if (interrupted) {
         std::rethrow_exception(interrupted);
+    }
+    if (engine) {
+        engine->end_with_model();
     }
     // Whoever is in the middle of making a context goes first.
     const std::lock_guard turn(turns_);
@@ -384,7 +403,7 @@ std::shared_ptr<Context> Model::make_context(const ContextOptions & options) {
     return left_alone_by_forks(std::make_unique<Context>(model, threads, with_servers));
 }
 
-void Model::give_back(std::shared_ptr<Context> context) {
+std::shared_ptr<Context> Model::give_back(std::shared_ptr<Context> context) {
     const auto lock = origin_.lock(mutex_);
     // Not if its logits are still looked at: the next stream would write over them. Nor if it was made for more streams
     // than usual.
@@ -392,7 +411,7 @@ void Model::give_back(std::shared_ptr<Context> context) {
         context->n_sequences() == usual_sequences()) {
         idle_ = std::move(context);
     }
-    // Otherwise it goes here, with what it keeps alive.
+    return context;
 }
 
 void Model::add(const std::shared_ptr<ModelUser> & user) {

@@ -32,6 +32,8 @@ class ModelUser {
 class ModelPart {
   public:
     virtual ~ModelPart() = default;
+    // Frees its memory when the model is closed, after the streams have ended.
+    virtual void end_with_model() = 0;
 };
 
 class Model {
@@ -59,6 +61,8 @@ class Model {
     uint32_t n_parallel() const { return options_.n_parallel; }
     // How long a prompt that is read may hold up other streams.
     double max_pause_s() const { return options_.max_pause_s; }
+    // For sequences that lose their places.
+    size_t prompt_cache_bytes() const { return options_.prompt_cache_bytes; }
     int32_t n_threads() const { return options_.n_threads; }
     // Of the context that is kept for streams; empty if it cannot generate.
     const MemoryReport & memory() const { return memory_; }
@@ -93,7 +97,8 @@ class Model {
     std::shared_ptr<Context> make_batch_context(uint32_t n_sequences, uint32_t n_ctx);
     // One whose nodes are asked after; see ContextOptions.
     std::shared_ptr<Context> make_timed_context(ggml_backend_sched_eval_callback on_node, void * data);
-    void give_back(std::shared_ptr<Context> context);
+    // Keeps it for the next stream, or returns it.
+    std::shared_ptr<Context> give_back(std::shared_ptr<Context> context);
     // To be ended when the model is closed. Throws ClosedError.
     void add(const std::shared_ptr<ModelUser> & user);
 
@@ -109,6 +114,7 @@ class Model {
     std::string name_;
     ModelOptions options_;
     int32_t n_vocab_ = 0;
+    uint32_t long_from_ = 0;       // as in ContextOptions
     std::string cannot_generate_;  // why not; empty if it can
     MemoryReport memory_;
     const std::shared_ptr<PinnedWeights> pinned_;  // undone by the model's deleter

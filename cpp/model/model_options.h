@@ -9,6 +9,7 @@
 #include <ggml.h>
 #include <llama.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -26,6 +27,7 @@ struct ModelOptions {
     // Streams that are decoded together, up to 256, each with a KV cache of n_ctx tokens; 0: a cache for one of them,
     // and others as streams come, where memory is free.
     uint32_t n_parallel = 0;
+    size_t prompt_cache_bytes = 0;      // of RAM, for sequences that lose their places
     double max_pause_s = 0.5;           // for which a prompt that is read may hold up other streams; over 0
     uint32_t n_batch = 512;             // 1 to 65536
     uint32_t n_ubatch = 0;              // tokens that are computed at once, 1 to n_batch; 0: n_batch

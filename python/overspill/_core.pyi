@@ -208,6 +208,7 @@ class ModelOptions(_Native):
     n_threads: int
     adapt_threads: bool
     n_parallel: int
+    prompt_cache_bytes: int
     max_pause_s: float
     type_k: CacheType
     type_v: CacheType
@@ -288,6 +289,28 @@ class PinnedMemory(_Native):
         """Why less is registered than was wanted; empty if nothing was refused."""
 
 @final
+class SequenceState(_Native):
+    """What a KV cache knows of a sequence of tokens."""
+
+    def __init__(
+        self,
+        n_tokens: int,
+        state_bytes: int,
+        remembered_bytes: int,
+        n_remembered: int,
+        n_streams: int,
+        is_long: bool,
+    ) -> None: ...
+    def parts(self) -> list[NDArray[Any]]:
+        """Return views on its memory: tokens (int32), state and remembered state (uint8)."""
+    @property
+    def n_remembered(self) -> int: ...
+    @property
+    def n_streams(self) -> int: ...
+    @property
+    def is_long(self) -> bool: ...
+
+@final
 class GenerationOptions(_Native):
     """What a reply is to be like, and how it is come by."""
 
@@ -301,6 +324,8 @@ class GenerationOptions(_Native):
     keep_logits: bool
     look_ahead: bool
     reuse: bool
+    saved: SequenceState | None
+    keeps_state: bool
     eager: bool
     recorder: ExpertRecorder | None
     form: ReplyForm
@@ -317,6 +342,10 @@ class Model(_Native):
         """Have other experts in the cache from the next token on, for tests."""
     def check_tokens(self, argument: str, tokens: Sequence[int]) -> None: ...
     def open_stream(self, prompt: Sequence[int], options: GenerationOptions) -> Generation: ...
+    def save_state(self, tokens: Sequence[int]) -> SequenceState | None:
+        """Return what has most in common with the tokens; of none, what was decoded last."""
+    def restore_state(self, saved: SequenceState) -> None: ...
+    def prompt_cache_bytes(self) -> int: ...
     @property
     def has_chat_template(self) -> bool: ...
     def chat_template_source(self, with_tools: bool) -> str: ...
@@ -344,6 +373,8 @@ class Generation(_Native):
     def __iter__(self) -> Generation: ...
     def __next__(self) -> Token: ...
     def close(self, reason: StopReason) -> None: ...
+    def take_state(self) -> SequenceState | None:
+        """Return, once, what was kept at its end; None if nothing was."""
     def stats(self) -> GenerationStats: ...
 
 class ToolChoice(_NativeEnum, Enum):

@@ -45,6 +45,7 @@ REFUSED = {
     "n_ubatch": "70000",
     "n_threads": "0",
     "n_parallel": "300",
+    "prompt_cache": "much",
     "type_k": "f17",
     "type_v": "f17",
     "flash_attention": "perhaps",
@@ -118,7 +119,7 @@ def test_an_error_names_the_option(tiny_gpt_oss_path: Path, parameter: str) -> N
 def test_no_loading_option_is_left_out_of_the_sweep() -> None:
     """Each has a value that it refuses."""
     of_replies = {"temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "max_tokens", "system"}
-    of_run = {"raw", "json_schema", "grammar", "stop", "verbose"}
+    of_run = {"raw", "json_schema", "grammar", "stop", "session", "verbose"}
     assert set(options_of("run")) - of_replies - of_run == set(REFUSED)
 
 

@@ -87,3 +87,21 @@ def test_ctrl_c_in_a_long_prompt(gpu: str, tiny_gpt_oss_path: Path) -> None:
         assert stream.stats.stop_reason == StopReason.INTERRUPTED
         assert stream.stats.tokens == 0
         assert model.generate(PROMPT, temperature=0, max_tokens=8).tokens == before
+
+
+def test_states_of_other_placements(model: Model, tiny_gpt_oss_path: Path, tmp_path: Path) -> None:
+    """What a GPU has decoded goes on in RAM, and the other way: nothing is read again."""
+    session = tmp_path / "session"
+    tokens = list(range(10, 200))
+    reply = model.generate(tokens, max_tokens=8, temperature=0, session=session)
+    tokens += [token.id for token in reply.tokens]
+    with Model(tiny_gpt_oss_path, offload="cpu", n_ctx=1024, n_threads=1) as other:
+        for one in (other, model):
+            reply = one.generate(tokens, max_tokens=8, temperature=0, session=session)
+            assert reply.stats.cached_tokens == len(tokens) - 1
+            tokens += [token.id for token in reply.tokens]
+    with Model(tiny_gpt_oss_path, offload="gpu", n_ctx=1024, n_threads=1, n_parallel=1, prompt_cache="64MiB") as cached:
+        for _ in range(2):
+            for prompt in (tokens, tokens[50:]):
+                reply = cached.generate(prompt, max_tokens=4, temperature=0, reuse=True)
+        assert reply.stats.cached_tokens >= len(prompt) - 17

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from overspill._core import Error
 
-__all__ = ["cache_folder", "expanded", "finite", "read_json", "replace_json", "user_folder", "without_repetition"]
+__all__ = [
+    "cache_folder",
+    "expanded",
+    "finite",
+    "open_regular",
+    "read_json",
+    "replace_json",
+    "replacing",
+    "user_folder",
+    "without_repetition",
+]
 
 
 def user_folder(variable: str, unix: str, mac: str) -> Path:
@@ -53,16 +66,32 @@ def replace_json(file: Path, data: object) -> None:
     """Write ``data`` to a file as JSON; readers see the old content or the new, never a part."""
     text = json.dumps(data, indent=1, allow_nan=False)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=file.parent, prefix=f"{file.stem:.40}-", delete=False
-    ) as draft:
-        try:
-            draft.write(text)
-            draft.close()
-            Path(draft.name).replace(file)
-        except BaseException:
-            Path(draft.name).unlink()
-            raise
+    with replacing(file) as draft:
+        draft.write(text.encode())
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[io.BufferedWriter]:
+    """Open a draft that takes the place of a file once it is whole and on the disk; until then the old one stays."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f"{file.stem:.40}-")
+    try:
+        with open(handle, "wb") as draft:  # noqa: PTH123  # it is open already
+            yield draft
+            draft.flush()
+            os.fsync(draft.fileno())
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink()
+        raise
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
+    """Open a file to be read without a buffer; an Error if it is no regular file, OSError if it cannot be opened."""
+    file = Path(path)
+    # A pipe would be waited for.
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise Error(f"{path}: is {'a folder' if file.is_dir() else 'no regular file'}")
+    return io.FileIO(file)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -75,12 +104,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     ValueError
         It is no JSON in UTF-8, has a key twice, a number that is not finite, or text that UTF-8 cannot hold.
     """
-    file = Path(path)
     try:
-        # A pipe would be waited for.
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise Error(f"{path}: is {'a folder' if file.is_dir() else 'no regular file'}")
-        content = file.read_bytes()
+        with open_regular(path) as file:
+            content = file.readall()
     except OSError as error:
         raise Error(f"{path}: {error.strerror or error}") from None
     try:

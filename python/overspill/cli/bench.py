@@ -17,7 +17,7 @@ from overspill.studies.bench.plot import check_plotting
 __all__ = ["bench"]
 
 
-@loads_a_model(without=["n_ctx"])
+@loads_a_model(without=["n_ctx", "prompt_cache"])
 def bench(
     model: ModelFile,
     n_prompt: Annotated[int, typer.Option("--n-prompt", "-p", help="Tokens of the prompt; 0 leaves it out.")] = 512,

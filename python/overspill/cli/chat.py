@@ -23,6 +23,7 @@ from overspill.cli.options import (
     TopK,
     TopP,
     Verbose,
+    check_writable,
     complete_model,
     loads_a_model,
     only_given,
@@ -48,6 +49,14 @@ def chat(
     ] = None,
     system: System = None,
     load: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save wrote.")] = None,
+    session: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Go on with the conversation in FILE, if there is one, and keep it there, with the state of the model "
+            "in FILE.state.",
+        ),
+    ] = None,
     reasoning: Annotated[str, typer.Option(help="How the model's reasoning is shown: dim or hide.")] = "dim",
     reasoning_effort: Effort = None,
     max_tokens: MaxTokens = 0,
@@ -77,6 +86,11 @@ def chat(
         options = sampling | only_given(reasoning_effort=reasoning_effort, max_tokens=max_tokens or None)
         overspill.SamplingOptions(**sampling)  # mistakes are told before the model is loaded
         check_choice("--reasoning", reasoning, get_args(Reasoning))
+        if session is not None:
+            if load is not None:
+                raise ValueError("give either --session, which keeps the conversation in its file, or --load")
+            check_writable(session)
+            load = session if session.exists() else None
         message = None if sys.stdin.isatty() else sys.stdin.read()
         if message is not None and not message.strip():
             raise ValueError("standard input is empty, and would be the message")
@@ -87,7 +101,16 @@ def chat(
             if message is None:
                 # A person would rather lose the oldest turns than be stopped by a full context.
                 talk.options["on_full"] = "shift"
-                ChatTerminal(talk, errors, reasoning=cast(Reasoning, reasoning), file=load, verbose=verbose).run()
+                ChatTerminal(
+                    talk,
+                    errors,
+                    reasoning=cast(Reasoning, reasoning),
+                    file=load,
+                    session=session,
+                    verbose=verbose,
+                ).run()
                 return
             code = print_stream(talk.send(message))
+            if session is not None:
+                talk.save(session, state=True)
     raise typer.Exit(code)

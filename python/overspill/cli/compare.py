@@ -37,7 +37,7 @@ from overspill.studies.compare.view import Columns, Sections
 __all__ = ["compare"]
 
 
-@loads_a_model(without=["offload", "override"])
+@loads_a_model(without=["offload", "override", "prompt_cache"])
 def compare(
     arguments: Annotated[
         list[str],

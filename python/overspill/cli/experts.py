@@ -36,7 +36,7 @@ __all__ = ["experts"]
 
 
 # All experts are in RAM, and --experts is a number here.
-@loads_a_model(without=["offload", "experts", "memory", "rpc"])
+@loads_a_model(without=["offload", "experts", "memory", "rpc", "prompt_cache"])
 def experts(
     model: Annotated[
         str | None,

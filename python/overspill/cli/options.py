@@ -113,6 +113,14 @@ Parallel = Annotated[
     int | None,
     typer.Option("--parallel", "-np", help="Streams that are decoded together, each with a KV cache of its own."),
 ]
+PromptCache = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="RAM for what prompts have in common with those that lost their place, as in 2GiB.",
+        show_default="none",
+    ),
+]
 ExpertsAt = Annotated[
     str | None,
     typer.Option(
@@ -208,6 +216,7 @@ class LoadOptions:
     memory: DeviceMemory = None
     n_ctx: Context = None
     n_parallel: Parallel = None
+    prompt_cache: PromptCache = None
     n_batch: Batch = None
     n_ubatch: UBatch = None
     n_threads: Threads = None

@@ -35,7 +35,7 @@ __all__ = ["plan"]
 
 
 # A plan decides the others.
-@loads_a_model(without=["offload", "memory", "n_batch", "n_threads", "flash_attention", "load_mode"])
+@loads_a_model(without=["offload", "memory", "n_batch", "n_threads", "flash_attention", "load_mode", "prompt_cache"])
 def plan(
     model: ModelFile,
     vram: Vram = None,

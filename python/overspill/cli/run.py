@@ -59,6 +59,13 @@ def run(
     ] = None,
     grammar: Annotated[Path | None, typer.Option(help="A file with a grammar in GBNF that the reply fits.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the reply; may be repeated.")] = None,
+    session: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep what was read and answered in FILE, and read only what is new of a prompt that begins with it.",
+        ),
+    ] = None,
     *,
     loading: LoadOptions,
     verbose: Verbose = False,
@@ -84,6 +91,7 @@ def run(
             "stop": stop or (),
             "json_schema": _text_or_file(json_schema),
             "grammar": None if grammar is None else grammar.read_text(encoding="utf-8"),
+            **only_given(session=session),
             **sampling,
         }
         if raw and system is not None:

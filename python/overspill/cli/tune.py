@@ -26,7 +26,7 @@ __all__ = ["tune"]
 _TRIED = ["offload", "experts", "n_batch", "n_ubatch", "n_threads", "type_k", "type_v", "flash_attention", "load_mode"]
 
 
-@loads_a_model(without=_TRIED)
+@loads_a_model(without=[*_TRIED, "prompt_cache"])
 def tune(
     model: ModelFile,
     kv_type: Annotated[

@@ -98,3 +98,5 @@ def check_for_any_model(options: Mapping[str, Any]) -> None:
         raise TypeError("sampler must be a function here, or sampling options: a Sampler's state is one model's")
     if not isinstance(options.get("grammar"), str | None):
         raise TypeError("grammar must be GBNF here: a mask is one model's, and used up by it")
+    if options.get("session") is not None:
+        raise TypeError("session cannot be given here: a file of a session is one model's")

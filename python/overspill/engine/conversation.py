@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Unpack
 
 from overspill._core import Error
-from overspill.base.checks import as_instance, as_json, as_path, as_text, check_keywords, naming, shown
+from overspill.base.checks import as_flag, as_instance, as_json, as_path, as_text, check_keywords, naming, shown
 from overspill.base.files import read_json, replace_json
 from overspill.base.text import short_repr
 from overspill.base.units import format_count
@@ -18,9 +19,12 @@ from overspill.base.values import StopReason
 from overspill.engine.keywords import CHAT_KEYWORDS, ChatKeywords
 from overspill.engine.model import Model
 from overspill.engine.reply import ChatReply, ChatStream, ToolCall
+from overspill.engine.session import identity
 from overspill.engine.template import Message, checked_messages
 
 __all__ = ["Chat"]
+
+_OF_PROMPTS = ("tools", "tool_choice", "reasoning_effort", "thinking", "json_schema", "on_full")
 
 
 class Chat:
@@ -174,32 +178,50 @@ class Chat:
 
     # --- on disk
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, state: bool = False) -> None:
         """Write the conversation to a JSON file, with a checksum and the model's identity.
 
         An earlier file is replaced as a whole: an interruption leaves the old one.
 
+        Parameters
+        ----------
+        path
+            The file.
+        state
+            Whether to write what the KV cache has of the conversation too, to a file beside it with ``.state`` added
+            to its name. :meth:`load` loads it from there, and the conversation is not read again. No such file is
+            written if the KV cache has nothing of it any more. :meth:`Model.save_state` says which models it fits.
+
         Raises
         ------
         Error
-            The file cannot be written.
+            A file cannot be written.
         """
         file = as_path("path", path)
+        state = as_flag("state", state)
         as_json("messages", self.messages)
-        content = {"format": self._FORMAT, "model": _identity(self.model), "messages": self.messages}
+        content = {"format": self._FORMAT, "model": identity(self.model.info), "messages": self.messages}
         try:
             replace_json(file, {**content, "sha256": _checksum(content)})
         except OSError as error:
             raise Error(f"{file}: {error.strerror or error}") from None
+        if state and self.messages:
+            asked: dict[str, Any] = {key: value for key, value in self.options.items() if key in _OF_PROMPTS}
+            saved = self.model._core.save_state(self.model.chat_template.prepare(self.messages, **asked).tokens)
+            if saved is not None:
+                self.model._states.write(_state_file(file), saved)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model, **options: Unpack[ChatKeywords]) -> Chat:
         """Return the conversation that :meth:`save` wrote to a file; ``options`` are those of :meth:`Model.chat`.
 
+        If its state is in the file beside it, that is loaded too, as by :meth:`Model.load_state`.
+
         Raises
         ------
         Error
-            The file is missing, damaged, or no saved conversation; or it is one with another model.
+            The file is missing, damaged, or no saved conversation; or it is one with another model. Or the state is
+            damaged, or does not fit: without its file, the conversation is loaded alone.
         """
         file = as_path("path", path)
         as_instance("model", model, Model)
@@ -218,12 +240,14 @@ class Chat:
             messages = [dict(message) for message in checked_messages(messages)] if messages != [] else []
         except (KeyError, TypeError, ValueError) as error:
             raise Error(f"{path}: is damaged: {shown(error)}") from None
-        if data["model"] != _identity(model):
+        if data["model"] != identity(model.info):
             raise Error(
                 f"{path}: was saved with another model, {shown(name)}, and not with {model.path.name}; load that one"
             )
         chat = cls(model, **options)
         chat.messages = messages
+        if os.path.lexists(_state_file(file)):
+            model.load_state(_state_file(file))
         return chat
 
 
@@ -232,7 +256,5 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _identity(model: Model) -> dict[str, str]:
-    info = model.info
-    header = repr((info.architecture, info.name, sorted(info.tensors), sorted(info.metadata.items(), key=repr)))
-    return {"name": info.name or model.path.name, "header": hashlib.sha256(header.encode()).hexdigest()}
+def _state_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.state")

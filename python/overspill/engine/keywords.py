@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ class ReplyKeywords(SamplingKeywords, total=False):
     grammar: str | TokenMask | None
     logits: bool
     logprobs: bool | int
+    session: str | os.PathLike[str] | None
 
 
 class StreamKeywords(ReplyKeywords, total=False):

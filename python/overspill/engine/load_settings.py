@@ -8,7 +8,7 @@ from typing import get_args
 
 from overspill.base.checks import as_integer, as_real_within, check_choice
 from overspill.base.host import physical_cores
-from overspill.base.units import parse_memory
+from overspill.base.units import Size, parse_bytes, parse_memory
 from overspill.base.values import CacheType, Experts, Kernels, LoadMode, Switch
 from overspill.header.overrides import MetadataValue
 from overspill.planning.settings import DEFAULT_UBATCH
@@ -24,6 +24,8 @@ class LoadSettings:
     """0 for the header's default."""
     n_parallel: int
     """Streams that are decoded together; 0: as they come."""
+    prompt_cache: int
+    """Bytes of RAM for the tokens of streams that lose their place."""
     max_pause_s: float
     n_batch: int
     n_ubatch: int
@@ -64,6 +66,7 @@ def checked_settings(
     *,
     n_ctx: int | None,
     n_parallel: int | None,
+    prompt_cache: Size,
     max_pause_s: float,
     n_batch: int | None,
     n_ubatch: int | None,
@@ -107,6 +110,7 @@ def checked_settings(
     return LoadSettings(
         n_ctx=0 if n_ctx is None else as_integer("n_ctx", n_ctx, 1, 2**31 - 1),
         n_parallel=0 if n_parallel is None else as_integer("n_parallel", n_parallel, 1, 256),
+        prompt_cache=parse_bytes("prompt_cache", prompt_cache),
         max_pause_s=as_real_within("max_pause_s", max_pause_s, 0.001, 3600),
         n_batch=n_batch or n_ubatch or DEFAULT_UBATCH,
         n_ubatch=n_ubatch or n_batch or DEFAULT_UBATCH,

@@ -139,7 +139,7 @@ def _placement(
     gpus = [] if offload == "cpu" else [device for device in devices() if device.is_gpu]
 
     def hardware() -> Hardware:
-        return Hardware.here(
+        found = Hardware.here(
             info,
             memory=memory,
             n_threads=settings.n_threads,
@@ -147,6 +147,7 @@ def _placement(
             no_host=settings.repack == "on",
             kernels=settings.kernels,
         )
+        return found.without({CPU: settings.prompt_cache}) if settings.prompt_cache else found
 
     placement = placement_for(
         info,
@@ -259,6 +260,7 @@ def _can_pin(info: ModelInfo, settings: LoadSettings, wanted: Placement) -> bool
         return False
     available = available_ram_bytes()
     needed = _weights_in_ram_bytes(info, wanted)
+    needed += settings.prompt_cache
     needed += _kv_in_ram_bytes(info, settings, wanted, settings.n_ctx or info.default_n_ctx) * max(
         1, settings.n_parallel
     )
@@ -270,6 +272,7 @@ def _options(settings: LoadSettings, wanted: Placement | None, profile: ExpertPr
     options = ModelOptions()
     options.n_ctx = settings.n_ctx
     options.n_parallel = settings.n_parallel
+    options.prompt_cache_bytes = settings.prompt_cache
     options.max_pause_s = settings.max_pause_s
     options.n_batch = settings.n_batch
     options.n_ubatch = settings.n_ubatch
@@ -394,15 +397,21 @@ def _mind_ram(path: Path, info: ModelInfo, settings: LoadSettings, wanted: Place
     if available < needed < 4 * available:
         # For an unknown architecture, the bytes from the header are an upper bound; llama.cpp knows them.
         taken = _dry_run(path, settings, wanted)[CPU]
-        needed = taken.kv_bytes + taken.compute_bytes + (0 if settings.is_mapped else taken.weights_bytes)
+        needed = (
+            settings.prompt_cache
+            + taken.kv_bytes
+            + taken.compute_bytes
+            + (0 if settings.is_mapped else taken.weights_bytes)
+        )
     if needed > available:
         times = f"{settings.n_parallel} times " if settings.n_parallel > 1 else ""
         what, less = ("", "") if settings.is_mapped else ("the weights and ", 'load_mode="mmap", ')
+        beside, smaller = (" and the prompt cache", "a smaller prompt_cache, ") if settings.prompt_cache else ("", "")
         raise _too_little_ram(
             available,
             needed,
-            f"{what}the KV cache of {times}{n_ctx} tokens",
-            f'{less}a smaller n_ctx, or type_k and type_v such as "q8_0"',
+            f"{what}the KV cache of {times}{n_ctx} tokens{beside}",
+            f'{less}{smaller}a smaller n_ctx, or type_k and type_v such as "q8_0"',
         )
     if settings.is_mapped and weights_bytes > 0:
         _warn_of_reading(info, wanted, weights_bytes, available - needed)
@@ -446,7 +455,7 @@ def check_ram_for_caches(
 
 
 def _use_of_ram(info: ModelInfo, settings: LoadSettings, wanted: Placement | None) -> tuple[int, int, int] | None:
-    """Return the bytes that are free, and those of weights and KV cache there; None if free ones are not known.
+    """Return the bytes that are free, and those of weights and caches there; None if free ones are not known.
 
     None stands for a damaged header, too: llama.cpp's error says how.
     """
@@ -454,7 +463,7 @@ def _use_of_ram(info: ModelInfo, settings: LoadSettings, wanted: Placement | Non
     if available is None or info.n_layers > len(info.tensors):
         return None
     n_ctx = settings.n_ctx or info.default_n_ctx
-    kv_bytes = max(1, settings.n_parallel) * _kv_in_ram_bytes(info, settings, wanted, n_ctx)
+    kv_bytes = max(1, settings.n_parallel) * _kv_in_ram_bytes(info, settings, wanted, n_ctx) + settings.prompt_cache
     return available, _weights_in_ram_bytes(info, wanted), kv_bytes
 
 

@@ -6,6 +6,7 @@ import atexit
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,16 @@ from typing import Any, Literal, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from overspill._core import ClosedError, ContextFullError, Error, Evaluation, Generation, GenerationOptions, ReplyForm
+from overspill._core import (
+    ClosedError,
+    ContextFullError,
+    Error,
+    Evaluation,
+    Generation,
+    GenerationOptions,
+    ReplyForm,
+    SequenceState,
+)
 from overspill.base.cached import absent_on_error, cached_property
 from overspill.base.checks import (
     as_flag,
@@ -22,6 +32,7 @@ from overspill.base.checks import (
     as_instance,
     as_integer,
     as_list,
+    as_path,
     as_text,
     check_choice,
     check_keywords,
@@ -30,7 +41,7 @@ from overspill.base.checks import (
     shown,
 )
 from overspill.base.text import short_repr
-from overspill.base.units import parse_memory
+from overspill.base.units import Size, parse_memory
 from overspill.base.values import (
     DEFAULT_CACHE_TYPE,
     DEFAULT_KERNELS,
@@ -55,6 +66,7 @@ from overspill.engine.keywords import CHAT_KEYWORDS, STREAM_KEYWORDS, ChatKeywor
 from overspill.engine.load_settings import checked_settings
 from overspill.engine.loading import check_ram_for_caches, load, memory_by_device
 from overspill.engine.reply import ChatReply, ChatStream
+from overspill.engine.session import SavedStates, Session
 from overspill.engine.stream import CachedExperts, FullContext, ReadBytes, Replies, Stream, TracedExperts, stats_of
 from overspill.engine.template import ChatTemplate, Message, OnFull, ToolChoice, checked_messages
 from overspill.engine.tools import Tool
@@ -117,6 +129,11 @@ class Model:
         prompts that begin with them, until the place is needed: the one used least recently goes first. Default: one
         cache, and more, for up to 16 streams, as streams are opened together and memory is free; they are freed when
         no stream is open.
+    prompt_cache
+        RAM for the tokens of streams that lose their place, in bytes or as in ``"2GiB"``. With it, what a prompt has in
+        common with one that is no longer in a KV cache is copied back, where that is faster than reading it again.
+        Those that were used least recently go first. It is for streams with ``reuse=True``, such as those of
+        :meth:`chat`, and counts as memory of the model. Default: none.
     max_pause_s
         How long a prompt that is read may hold up the tokens of other streams, in seconds, 0.001 to 3600: it is read in
         pieces of about that length. A single token may take longer.
@@ -209,6 +226,7 @@ class Model:
         rpc: Sequence[str] = (),
         n_ctx: int | None = None,
         n_parallel: int | None = None,
+        prompt_cache: Size = 0,
         max_pause_s: float = 0.5,
         n_batch: int | None = None,
         n_ubatch: int | None = None,
@@ -260,6 +278,7 @@ class Model:
         exchange: dict[str, Any] = {"prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens}
         switches: dict[str, Any] = {
             "adapt_threads": as_flag("adapt_threads", adapt_threads),
+            "prompt_cache": prompt_cache,
             "max_pause_s": max_pause_s,
             "vocab_only": as_flag("vocab_only", vocab_only),
             "check_tensors": as_flag("check_tensors", check_tensors),
@@ -352,6 +371,7 @@ class Model:
         json_schema: str | Mapping[str, Any] | bool | None = None,
         logits: bool = False,
         logprobs: bool | int = False,
+        session: str | os.PathLike[str] | None = None,
         reuse: bool = False,
         special: bool = True,
         form: ReplyForm | None = None,
@@ -393,6 +413,11 @@ class Model:
         logprobs
             Whether tokens have a :attr:`Token.logprob`; a number, 1 to 1000, gives :attr:`Token.top_logprobs` of so
             many tokens too.
+        session
+            A file for what the KV cache has of prompt and reply. What it has in common with the prompt is loaded and
+            not read again; without the file, the stream begins with nothing. It is written as a whole when the stream
+            has ended, or is closed after its first token. Before that, after an error, and where the stream has lost
+            its place to others, the old file stays. :meth:`save_state` says which models it fits.
         reuse
             Whether to decode only the part of the prompt after its common beginning with the prompt and reply of an
             earlier stream, if they are still in a KV cache. Batches differ then, so that logits may differ in the last
@@ -416,7 +441,8 @@ class Model:
             llama.cpp has failed in the middle of a computation of this model, maybe in a step of this stream: close
             the model and load it anew.
         Error
-            The model cannot generate text: it is an encoder or a vocabulary alone; or ``experts``, and it has none.
+            The model cannot generate text: it is an encoder or a vocabulary alone; ``experts``, and it has none; or
+            ``session`` cannot be used, or written at the end.
         ValueError, TypeError
             An argument is out of the range given above, or a grammar or schema cannot be compiled.
         """
@@ -432,7 +458,7 @@ class Model:
         options.grammar, options.mask = constraint(grammar, json_schema)
         options.n_logprobs = n_logprobs(logprobs)
         options.keep_logits = as_flag("logits", logits)
-        options.reuse = as_flag("reuse", reuse)
+        options.reuse = as_flag("reuse", reuse) or session is not None
         if form is not None:
             options.form = as_instance("form", form, ReplyForm)
         if isinstance(sampler, Sampler):
@@ -449,8 +475,69 @@ class Model:
             options.recorder = traced.recorder
         tokens = self._prompt("prompt", prompt, special)
         context = self._full_context if max_tokens is None else None
+        keep = None
+        if session is not None:
+            opened = self._session(session)
+            options.saved, options.keeps_state, keep = opened.state, True, opened.keep
         generation = self._core.open_stream(tokens, options)
-        return Stream(generation, self._read_bytes, traced, CachedExperts(self._core), context)
+        return Stream(generation, self._read_bytes, traced, CachedExperts(self._core), context, keep)
+
+    def _session(self, path: str | os.PathLike[str]) -> Session:
+        if isinstance(path, Session):
+            return path
+        self._check_that_it_generates()
+        return Session(path, self._states)
+
+    @cached_property
+    def _states(self) -> SavedStates:
+        return SavedStates(self._core, self.info, self._settings.type_k, self._settings.type_v)
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write what the KV cache has of the stream that decoded last, with its tokens, to a file.
+
+        It fits the same model with the same ``type_k``, ``type_v`` and flash attention, in the same version of
+        llama.cpp, whichever devices the layers are on, and with any ``n_ctx`` that holds its tokens. A checksum tells
+        damage. An earlier file is replaced as a whole: an interruption leaves the old one.
+
+        Raises
+        ------
+        Error
+            Nothing was decoded yet, or the file cannot be written.
+        ClosedError, UnusableError, ValueError, TypeError
+            As for :meth:`stream`.
+        """
+        file = as_path("path", path)
+        self._check_that_it_generates()
+        state = self._core.save_state([])
+        if state is None:
+            raise Error("there is no state to save yet: stream something first")
+        self._states.write(file, state)
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Load the state in a file, for later streams with ``reuse=True``, such as those of :meth:`chat`.
+
+        It takes the place in a KV cache that was used least recently, and stays until the place is needed.
+
+        Raises
+        ------
+        Error
+            The file is missing or damaged, or does not fit (see :meth:`save_state`); or open streams have all places.
+        ContextFullError
+            It has more tokens than ``n_ctx``.
+        ClosedError, UnusableError, ValueError, TypeError
+            As for :meth:`stream`.
+        """
+        file = as_path("path", path)
+        self._check_that_it_generates()
+        state = self._states.read(file)
+        self._core.restore_state(state)
+        self._remember(state)
+
+    def _remember(self, state: SequenceState | None) -> None:
+        """Have the prompts of chats written in the tokens of a state, where they begin with its text."""
+        if state is not None and self.has_chat_template:
+            with suppress(Error):  # of a template that has mistakes
+                self.chat_template._remember(state.parts()[0].tolist())
 
     def _prompt(self, name: str, prompt: str | Sequence[int], special: bool) -> list[int]:
         special = as_flag("special", special)
@@ -552,6 +639,9 @@ class Model:
             A message or a tool is not of that form, or the template refuses it; or as for :meth:`stream`.
         """
         check_keywords(options, CHAT_KEYWORDS)
+        if (path := options.get("session")) is not None:
+            options["session"] = opened = self._session(path)
+            self._remember(opened.state)
         prompt = self.chat_template.prepare(
             messages,
             tools=tools,

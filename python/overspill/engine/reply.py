@@ -168,13 +168,17 @@ class ChatStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the stream."""
-        self._stream.__exit__(kind, error, traceback)
-        self.close()
+        try:
+            self._stream.__exit__(kind, error, traceback)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """End the stream; a step that runs in another thread is cancelled. Idempotent."""
-        self._stream.close()
-        self._end()
+        try:
+            self._stream.close()
+        finally:
+            self._end()
 
     def finish(self) -> ChatReply:
         """Take the rest of the reply, and return the whole."""

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from overspill._core import ClosedError, Error, ExpertRecorder, Generation, GenerationStats, Model
+from overspill._core import ClosedError, Error, ExpertRecorder, Generation, GenerationStats, Model, SequenceState
 from overspill._core import StopReason as NativeStopReason
 from overspill.base.text import short_repr
 from overspill.base.values import (
@@ -163,9 +163,13 @@ class Stream:
         experts: TracedExperts | None = None,
         cache: CachedExperts | None = None,
         context: FullContext | None = None,
+        keep: Callable[[SequenceState], None] | None = None,
     ) -> None:
-        """Wrap a native generation; use :meth:`Model.stream`. ``context`` is for a reply without ``max_tokens``."""
-        self._context = context
+        """Wrap a native generation; use :meth:`Model.stream`.
+
+        ``context`` is for a reply without ``max_tokens``, ``keep`` for what the KV cache has of the stream at its end.
+        """
+        self._context, self._keep = context, keep
         self._cache = cache
         self._generation = generation
         self._read_bytes = read_bytes
@@ -177,12 +181,27 @@ class Stream:
             # Not `yield from`: that would hand `close()` through without our reason.
             for token in self._generation:  # noqa: UP028
                 yield token
+        except GeneratorExit:
+            close_left(self)
+            raise
         finally:
             self.close()
 
     def __next__(self) -> Token:
         """Return the next token, or raise ``StopIteration`` at the end."""
-        return next(self._generation)
+        if self._keep is None:
+            return next(self._generation)
+        try:
+            return next(self._generation)
+        except StopIteration:
+            self._save()
+            raise
+
+    def _save(self) -> None:
+        """Keep what the KV cache had at the end, once."""
+        state = None if self._keep is None else self._generation.take_state()
+        if state is not None and self._keep is not None:
+            self._keep(state)
 
     def __enter__(self) -> Stream:
         """Return the stream itself; it is closed when the block is left."""
@@ -194,10 +213,12 @@ class Stream:
         """Close the stream."""
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         self._generation.close(NativeStopReason.interrupted if interrupted else NativeStopReason.closed)
+        self._save()
 
     def close(self) -> None:
         """End the stream; a step that runs in another thread is cancelled. Idempotent."""
         self._generation.close(NativeStopReason.closed)
+        self._save()
 
     def read_experts(self) -> NDArray[np.uint16]:
         """Return which experts each layer used for the tokens that were decoded since the last call.
@@ -301,6 +322,14 @@ class Closable(Protocol[_Item]):
         """End the iterator."""
 
 
+def close_left(stream: Closable[_Item]) -> None:
+    """Close a stream whose loop was left: whoever leaves it hears of an error by the log alone."""
+    try:
+        stream.close()
+    except Error as error:
+        logger.warning("%s", error)
+
+
 def until_left(stream: Closable[_Item]) -> Iterator[_Item]:
     """Yield the stream's items, and close it when the loop is left."""
     try:
@@ -310,5 +339,8 @@ def until_left(stream: Closable[_Item]) -> Iterator[_Item]:
             except StopIteration:
                 return
             yield item
+    except GeneratorExit:
+        close_left(stream)
+        raise
     finally:
         stream.close()

@@ -7,6 +7,7 @@ import re
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -42,7 +43,8 @@ ToolChoice: TypeAlias = Literal["auto", "required", "none"]
 OnFull: TypeAlias = Literal["error", "shift"]
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_MOST_KNOWN = 4  # prompts and replies whose tokens are remembered
+_MOST_KNOWN = 64  # prompts and replies whose tokens are remembered
+_MOST_BEGUN = 8  # of them, from one saved conversation
 _MOST_DROPPED = 16  # turns that are forgotten in the middle of one reply
 
 
@@ -145,6 +147,17 @@ class ChatTemplate:
         if model.closed:
             raise ClosedError("the model of the chat template is closed")
         return model
+
+    def _remember(self, tokens: Sequence[int]) -> None:
+        """Keep tokens that a KV cache has, for prompts that begin with their text, or with some turns of it."""
+        native, before = self._model, self._added[0]
+        if list(tokens[: len(before)]) != before:
+            return
+        controls = [i for i in range(len(before), len(tokens)) if native.token_bytes(tokens[i], False) == b""]
+        for end in [*controls[-_MOST_BEGUN:], len(tokens)]:
+            text = b"".join(native.token_bytes(token, True) for token in tokens[len(before) : end])
+            with suppress(UnicodeDecodeError):  # it ends within a character
+                self._known.append((_Rendered(text.decode(), ""), list(tokens[:end])))
 
     @property
     def source(self) -> str:
@@ -372,8 +385,8 @@ class ChatTemplate:
             for one in tuple(self._known)
             if one[0].mark in ("", rendered.mark) and rendered.marked.startswith(one[0].marked)
         ]
-        if known and not self._added[1]:
-            begun, tokens = max(known, key=lambda one: len(one[0].marked))
+        known.sort(key=lambda one: len(one[0].marked), reverse=True)
+        for begun, tokens in [] if self._added[1] else known[:_MOST_BEGUN]:
             rest = self._tokens_of(rendered.marked[len(begun.marked) :], rendered.mark)
             # Only before a control token can a text be cut in two and give the same tokens.
             if not rest or self._model.token_bytes(rest[0], False) == b"":

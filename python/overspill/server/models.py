@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from overspill._core import Error, ModelLoadError, UnusableError
-from overspill.base.units import parse_memory
+from overspill.base.units import parse_bytes, parse_memory
 from overspill.cascade.cascade import CASCADE
 from overspill.cascade.stream import Which
 from overspill.engine.model import Model
@@ -175,7 +175,7 @@ class Models:
         memory = by_device("memory", sizes, devices_for_layers(devices())) if sizes else {}
         hardware = Hardware.here(info, memory=memory, n_threads=self._options.get("n_threads"), measure=False)
         is_mapped = self._options.get("load_mode", "mmap") in ("mmap", "mmap+mlock")
-        taken: Counter[str] = Counter()
+        taken = Counter({hardware.cpu.name: parse_bytes("prompt_cache", self._options.get("prompt_cache", 0))})
         for one in self.served.values():
             for name, use in one.model.memory.items() if one.model is not None else ():
                 if name in memory:

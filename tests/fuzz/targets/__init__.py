@@ -12,7 +12,7 @@ from fuzz.targets.gguf_files import GgufFiles
 from fuzz.targets.languages import Grammars, JsonSchemas
 from fuzz.targets.prompts import Prompts
 from fuzz.targets.sampling import Sampling
-from fuzz.targets.saved import Chats, HardwareFiles, Placements, TunedFiles
+from fuzz.targets.saved import Chats, HardwareFiles, Placements, States, TunedFiles
 
 __all__ = ["QUICK", "TARGETS"]
 
@@ -27,6 +27,7 @@ TARGETS: dict[str, Callable[[Path], Target[Any]]] = {
     "placements": Placements,
     "hardware": HardwareFiles,
     "tuned": TunedFiles,
+    "states": States,
     "sampling": Sampling,
 }
 # Inputs that take a few seconds.
@@ -41,5 +42,6 @@ QUICK = {
     "placements": 300,
     "hardware": 100,
     "tuned": 100,
+    "states": 200,
     "sampling": 1000,
 }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from random import Random
 from typing import Any
+
+import numpy as np
 
 import overspill
 from fuzz.gguf_models import qwen3_moe
@@ -14,8 +17,10 @@ from fuzz.targets.gguf_files import check_message
 from fuzz.targets.languages import small_model
 from overspill import Chat, Error, Hardware, ModelInfo, Placement
 from overspill.engine.conversation import _checksum
+from overspill.engine.session import _checksum as _checksum_of
+from overspill.engine.session import _digest
 
-__all__ = ["Chats", "HardwareFiles", "Placements", "TunedFiles"]
+__all__ = ["Chats", "HardwareFiles", "Placements", "States", "TunedFiles"]
 
 
 class Chats:
@@ -152,6 +157,49 @@ class Placements:
                 placement.server_flags()
             except (Error, ValueError) as error:
                 check_message(error)
+
+
+class States:
+    """Saved states, half of them with checksums that go with the change, as only a forger makes them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Save a state."""
+        self._model = small_model(folder)
+        self._file = folder / "state"
+        self._model.generate([1, 2, 3, 4, 5], max_tokens=6, session=self._file)
+        self._saved = self._file.read_bytes()
+        (n,) = struct.unpack_from("<I", self._saved, 20)
+        self._parts = self._saved[:24], self._saved[24 : 24 + n], self._saved[24 + n + 32 : -32]
+
+    def make(self, random: Random) -> bytes:
+        """Return the bytes of a changed file."""
+        if random.random() < 0.5:
+            return mutated_bytes(random, self._saved)
+        begin, header, rest = self._parts
+        if random.random() < 0.3:
+            changed: dict[str, Any] = json.loads(header)
+            form = changed["state"]
+            name = random.choice([*form])
+            form[name] = random.choice([0, 1, 2, -1, 3, 2**31, 2**64, None, "a", 1.5, form[name] * 2])
+            header = json.dumps(changed).encode()
+            begin = begin[:20] + struct.pack("<I", len(header))
+        else:
+            rest = mutated_bytes(random, rest)
+            changed = json.loads(header)
+            form = changed["state"]
+            form["state_bytes"] = len(rest) - 4 * form["n_tokens"] - form["remembered_bytes"]
+            header = json.dumps(changed).encode()
+            begin = begin[:20] + struct.pack("<I", len(header))
+        return begin + header + _digest(begin + header) + rest + _checksum_of([np.frombuffer(rest, np.uint8)])
+
+    def check(self, case: bytes) -> None:
+        """Load the state, and go on from it."""
+        self._file.write_bytes(case)
+        try:
+            self._model.load_state(self._file)
+        except Error as error:
+            check_message(error)
+        self._model.generate([1, 2, 3, 4, 5, 6], max_tokens=2, reuse=True)
 
 
 class HardwareFiles:

@@ -44,11 +44,15 @@ class ChatTerminal:
         *,
         reasoning: Reasoning = "dim",
         file: Path | None = None,
+        session: Path | None = None,
         verbose: bool = False,
     ) -> None:
-        """Continue ``chat``, loaded from ``file`` if that is given; all but replies is printed on ``notices``."""
+        """Continue ``chat``, loaded from ``file`` if that is given; all but replies is printed on ``notices``.
+
+        ``session`` is the file that it is written to, with its state, at the end or before another one begins.
+        """
         self._chat, self._notices, self._reasoning, self._file = chat, notices, reasoning, file
-        self._verbose = verbose
+        self._session, self._verbose = session, verbose
         self._output = Output()
         self._latest: ChatStream | None = None
         self._draft = ""  # the text that the next input begins with
@@ -68,6 +72,12 @@ class ChatTerminal:
 
     def run(self) -> None:
         """Ask and answer until /exit or Ctrl-D."""
+        try:
+            self._talk()
+        finally:
+            self._keep()
+
+    def _talk(self) -> None:
         session = prompt_session(self._notices)
         info = self._chat.model.info
         name = info.name or self._chat.model.path.name
@@ -177,9 +187,16 @@ class ChatTerminal:
     def _retry(self, _: str) -> None:
         self._answer(self._chat.retry, "")
 
+    def _keep(self) -> None:
+        """Write the conversation to the session's file, if it is that one's."""
+        if self._session is not None and self._chat.messages:
+            self._chat.save(self._session, state=True)
+            self._notice(f"{format_count(len(self._chat.messages), 'message')} kept in {self._session}")
+
     def _new(self, _: str) -> None:
+        self._keep()
         chat = Chat(self._chat.model, system=self._chat.system, **self._chat.options)
-        self._chat, self._file, self._latest = chat, None, None
+        self._chat, self._file, self._latest, self._session = chat, None, None, None
         self._notice("a new conversation")
 
     def _path(self, command: str, text: str) -> Path:
@@ -198,8 +215,9 @@ class ChatTerminal:
 
     def _load(self, text: str) -> None:
         path = self._path("load", text)
+        self._keep()  # before another takes its place
         chat = Chat.load(path, self._chat.model, **self._chat.options)
-        self._chat, self._file, self._latest = chat, path, None
+        self._chat, self._file, self._latest, self._session = chat, path, None, None
         self._show_latest()
 
     def _show_latest(self) -> None:
