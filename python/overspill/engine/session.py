@@ -52,8 +52,8 @@ class _Form:
     @classmethod
     def checked(cls, data: dict[str, Any]) -> _Form:
         """Return what a file says, or raise what names the wrong part."""
-        *counts, last = (field.name for field in fields(cls))
-        return cls(*(as_integer(name, data[name], 0, 2**50) for name in counts), as_flag(last, data[last]))
+        counts = {one.name: as_integer(one.name, data[one.name], 0, 2**50) for one in fields(cls)[:-1]}
+        return cls(**counts, is_long=as_flag("is_long", data["is_long"]))
 
     @property
     def n_bytes(self) -> int:
