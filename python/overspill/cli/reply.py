@@ -76,7 +76,7 @@ def print_stream(stream: overspill.Stream | overspill.ChatStream) -> int:
     write_reply("\n")
     if not said and stream.stats.stop_reason is overspill.StopReason.EOS:
         errors.print("the model ended its reply without a text; another prompt may help")
-    errors.print(str(stream.stats), style="dim")
+    errors.print(str(stream.stats), style="dim", soft_wrap=True)
     return code
 
 

@@ -52,9 +52,9 @@ _ABSENT = {
     "create_embedding": "Overspill makes no embeddings",
     "ctx": "the context is not at hand; llm.model is the overspill.Model",
     "embed": "Overspill makes no embeddings",
-    "load_state": "states are not saved; prompts that begin as earlier ones did are read from there on by themselves",
+    "load_state": "a state is read from a file: llm.model.load_state(path)",
     "pooling_type": "Overspill makes no embeddings",
-    "save_state": "states are not saved; prompts that begin as earlier ones did are read from there on by themselves",
+    "save_state": "a state is saved to a file: llm.model.save_state(path)",
     "tokenizer": "tokenize() and detokenize() are the tokenizer",
 }
 
