@@ -183,7 +183,7 @@ def test_one_call_at_most(client: openai.OpenAI, tool_user: Path, streamed: bool
     with client.chat.completions.stream(messages=QUESTION, **options) as stream:
         choice = stream.get_final_completion().choices[0]
     if not streamed:
-        choice = client.chat.completions.create(messages=QUESTION, **options).choices[0]  # type: ignore[assignment]
+        choice = client.chat.completions.create(messages=QUESTION, **options).choices[0]
     assert len(choice.message.tool_calls or ()) == 1
     assert choice.finish_reason == "tool_calls"
 

@@ -87,7 +87,8 @@ def written_once(name: str, write: Callable[[Path], object], *writers: str) -> P
 def with_template(model: Path, file: Path, name: str) -> Path:
     """Write a model with one of the chat templates in llama.cpp's folder; return its file."""
     template = (llama_cpp_folder() / "models" / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
-    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", template, model, file]
+    command: list[str | Path] = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", model, file]
+    command += ["--chat-template", template]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     return file
 

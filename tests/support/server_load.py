@@ -95,16 +95,18 @@ def _take(answered: Answered, chunk: Mapping[str, Any], began: float) -> None:
         answered.tokens += pieces
 
 
-def load(url: str, asked: Sequence[Asked], *, n_clients: int = N_CLIENTS, **options: Any) -> list[Answered]:
+def load(
+    url: str, asked: Sequence[Asked], *, n_clients: int = N_CLIENTS, keeps: bool = True, **options: Any
+) -> list[Answered]:
     """Return the answers to all questions; each client asks the next one when it has its answer.
 
-    ``options`` are more fields of each request.
+    ``keeps`` is whether connections are used again, and ``options`` are more fields of each request.
     """
 
     async def clients() -> list[Answered]:
         answers: list[Answered] = []
         waiting: Iterator[Asked] = iter(asked)
-        limits = httpx.Limits(max_connections=n_clients, max_keepalive_connections=n_clients)
+        limits = httpx.Limits(max_connections=n_clients, max_keepalive_connections=n_clients if keeps else 0)
         async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client, asyncio.TaskGroup() as group:
 
             async def one() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import httpx
 import openai
@@ -54,7 +55,14 @@ class Server:
             time.sleep(0.02)
 
 
-def is_error(response: httpx.Response) -> bool:
+class HasJson(Protocol):
+    """An answer of whichever client."""
+
+    def json(self) -> Any:
+        """Return its content."""
+
+
+def is_error(response: HasJson) -> bool:
     """Return whether an answer has OpenAI's form of errors."""
     error = response.json()["error"]
     return set(error) == {"message", "type", "param", "code"} and bool(error["message"])
