@@ -152,6 +152,9 @@ void Generation::finish(StopReason reason) {
 }
 
 std::shared_ptr<const SequenceState> Generation::take_state() {
+    if (step_.held_here()) {
+        return nullptr;  // it was closed by a sampler, and ends with the step
+    }
     const std::lock_guard lock(step_);
     if (not_saved_) {
         std::rethrow_exception(std::exchange(not_saved_, nullptr));

@@ -14,10 +14,11 @@ bool begins_with(const std::vector<int32_t> & tokens, const std::vector<int32_t>
 
 }  // namespace
 
-bool PromptCache::has(const std::vector<int32_t> & tokens) {
+bool PromptCache::has(const std::vector<int32_t> & tokens, const GoesBack & goes_back) {
     const std::lock_guard lock(mutex_);
-    const auto found = std::find_if(states_.begin(), states_.end(),
-                                    [&](const State & one) { return begins_with(one->tokens, tokens); });
+    const auto found = std::find_if(states_.begin(), states_.end(), [&](const State & one) {
+        return begins_with(one->tokens, tokens) && goes_back(*one, tokens.size());
+    });
     if (found == states_.end()) {
         return false;
     }
@@ -36,11 +37,12 @@ bool PromptCache::make_room(size_t n_bytes) {
     return true;
 }
 
-void PromptCache::add(State saved) {
+void PromptCache::add(State saved, const GoesBack & goes_back) {
     const std::lock_guard lock(mutex_);
     for (auto one = states_.begin(); one != states_.end();) {
         const auto next = std::next(one);
-        if (begins_with(saved->tokens, (*one)->tokens)) {
+        const std::vector<int32_t> & shorter = (*one)->tokens;
+        if (begins_with(saved->tokens, shorter) && goes_back(*saved, shorter.size())) {
             erase(one);
         }
         one = next;

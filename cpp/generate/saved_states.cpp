@@ -70,7 +70,8 @@ void Engine::save(Participant & one) {
         }
     }
     alone([&] {
-        if (one.seat) {  // still
+        // Still; and after a step that was cancelled, a context may have lost what it had.
+        if (one.seat && one.seat->context->decoded(one.seat->sequence).size() + 1 >= one.sequence.tokens().size()) {
             one.saved = one.seat->context->save(one.seat->sequence);
         }
     });
@@ -183,12 +184,13 @@ std::shared_ptr<const SequenceState> Engine::saved_for(const Context & context, 
 // Keeps a sequence that is about to be lost, if there is a budget for that.
 void Engine::put_away(Context & context, uint32_t sequence) {
     const std::vector<int32_t> & tokens = context.decoded(sequence);
+    const auto goes_back = [&](const SequenceState & saved, size_t n) { return context.goes_back(saved, n); };
     if (!prompt_cache_.is_on() || !context.may_come_back(sequence) || tokens.size() <= few_tokens ||
-        prompt_cache_.has(tokens) || !prompt_cache_.make_room(context.state_bytes(sequence))) {
+        prompt_cache_.has(tokens, goes_back) || !prompt_cache_.make_room(context.state_bytes(sequence))) {
         return;
     }
     try {
-        prompt_cache_.add(context.save(sequence));
+        prompt_cache_.add(context.save(sequence), goes_back);
     } catch (const std::bad_alloc &) {  // of RAM there is less than the budget
     }
 }

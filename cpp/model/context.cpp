@@ -320,9 +320,12 @@ size_t Context::state_bytes(uint32_t sequence) const {
     return n + sequences_[sequence].tokens.size() * sizeof(int32_t) + sequences_[sequence].remembered.size();
 }
 
+size_t Context::window() const {
+    return static_cast<size_t>(std::max(0, llama_model_n_swa(model_.get())));
+}
+
 size_t Context::n_kept_of(const SequenceState & saved, const std::vector<int32_t> & prompt) const {
-    return saved.n_kept(n_common(saved.tokens, prompt), form_,
-                        static_cast<size_t>(std::max(0, llama_model_n_swa(model_.get()))));
+    return saved.n_kept(n_common(saved.tokens, prompt), form_, window());
 }
 
 size_t Context::n_kept_of(uint32_t sequence, const std::vector<int32_t> & prompt) const {

@@ -79,6 +79,8 @@ class Context {
     // How many of the tokens of a saved sequence, or of one that is there, can be kept for a prompt.
     size_t n_kept_of(const SequenceState & saved, const std::vector<int32_t> & prompt) const;
     size_t n_kept_of(uint32_t sequence, const std::vector<int32_t> & prompt) const;
+    // Whether a saved sequence that is restored here can go back to its first n tokens.
+    bool goes_back(const SequenceState & saved, size_t n) const { return saved.n_kept(n, form_, window()) == n; }
     // Bytes that saving it takes.
     size_t state_bytes(uint32_t sequence) const;
     // Whether a prompt may begin with it: it was kept or restored for one.
@@ -137,6 +139,7 @@ class Context {
     template <typename Work>
     auto guarded(Work && work) const;
     size_t go_back(uint32_t sequence, size_t n);
+    size_t window() const;
     bool has_before(uint32_t sequence, size_t n) const;
     void add(const BatchToken & token);
     void restore_after_failure() noexcept;

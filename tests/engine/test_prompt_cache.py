@@ -45,7 +45,7 @@ def test_nothing_in_the_budget_is_read_again(request: pytest.FixtureRequest, nam
             # All but the last token, which was not decoded, and the one that was added.
             assert [turn(model, tokens) for tokens in talks] == [length - 2 for length in lengths]
         n_kept = N - (n_parallel or 1)
-        one = model._core.prompt_cache_bytes() / n_kept
+        one = model.prompt_cache_bytes / n_kept
         assert one > 4 * LENGTH
 
 
@@ -55,20 +55,20 @@ def test_the_budget_holds_and_the_oldest_goes(smollm2_path: Path) -> None:
         talks = conversations()
         turn(model, talks[0])
         turn(model, talks[1])
-        size = model._core.prompt_cache_bytes()
+        size = model.prompt_cache_bytes
     budget = size * 15 // 2
     with Model(smollm2_path, n_ctx=512, n_parallel=1, n_threads=N_THREADS, prompt_cache=budget) as model:
         talks = conversations()
         for tokens in talks:
             turn(model, tokens)
-            assert model._core.prompt_cache_bytes() <= budget
+            assert model.prompt_cache_bytes <= budget
         # The last has its place still, and the seven before it are kept.
         found = {i: turn(model, list(talks[i])) for i in (13, 19, 12)}
         assert found[13] > LENGTH
         assert found[19] > LENGTH
         assert found[12] > LENGTH or found[12] == 0
         assert turn(model, list(talks[2])) == 0
-        assert model._core.prompt_cache_bytes() <= budget
+        assert model.prompt_cache_bytes <= budget
 
 
 def test_without_a_budget_nothing_is_kept(smollm2_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_without_a_budget_nothing_is_kept(smollm2_path: Path) -> None:
         with Model(smollm2_path, n_ctx=512, n_parallel=1, n_threads=N_THREADS, prompt_cache=budget) as model:
             for tokens in conversations()[:3]:
                 model.generate(tokens, max_tokens=2, **GREEDY | options)
-            assert model._core.prompt_cache_bytes() == 0
+            assert model.prompt_cache_bytes == 0
             assert model.generate(conversations()[0], max_tokens=2, **GREEDY).stats.cached_tokens == 0
 
 
@@ -99,7 +99,7 @@ def test_places_that_go_with_their_context(smollm2_path: Path) -> None:
             list(threads.map(lambda tokens: turn(model, tokens), talks))
         assert [turn(model, tokens) >= LENGTH for tokens in talks] == [True] * 6
         model.close()
-        assert model._core.prompt_cache_bytes() == 0
+        assert model.prompt_cache_bytes == 0
 
 
 def test_the_budget_counts_as_memory(smollm2_path: Path) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
 
 import overspill.engine.session
 from architectures import N_VOCAB, WIDTH, tiny
 from commands import overspill as command
 from header_files import Header, write_random_model
 from model_fixtures import N_THREADS
-from overspill import Chat, ContextFullError, Error, Model, StopReason
+from overspill import Chat, ContextFullError, Error, Model, StopReason, Stream
 from programs import in_process
 from rounding import is_same
 
@@ -471,3 +472,37 @@ def test_on_the_command_line(smollm2_path: Path, tmp_path: Path) -> None:
     refused = command("chat", smollm2_path, *options, talk, "--load", talk, stdin="Hi")
     assert refused.returncode == 2
     assert "either --session" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", ["smollm2", "mamba", "lfm2moe"])
+def test_a_stream_that_is_closed_in_a_step_loses_nothing(
+    path_of: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    """Recurrent layers forget all where a step is cancelled; the file then stays as it was."""
+    session = tmp_path / "session"
+    prompt = [int(token) for token in np.random.default_rng(3).integers(3, 500, 300)]
+    settings: dict[str, Any] = {"n_ctx": 1024, "n_threads": 1, "offload": "cpu"}
+    with Model(path_of(kind), **settings) as model:
+        model.generate(prompt, max_tokens=2, session=session, **GREEDY)
+    for delay_s in (0.0, 0.002, 0.01, 0.03):
+        with Model(path_of(kind), **settings) as model:
+            stream = model.stream(prompt, session=session, **GREEDY)
+            next(stream)
+            threading.Timer(delay_s, stream.close).start()
+            for _ in stream:
+                pass
+        head = session.read_bytes()[24:]
+        assert json.JSONDecoder().raw_decode(head.decode("latin-1"))[0]["state"]["n_tokens"] >= len(prompt)
+
+
+def test_a_sampler_may_close_a_stream_with_a_session(model: Model, tmp_path: Path) -> None:
+    """It ends with the step, and is saved then."""
+    session, streams = tmp_path / "session", list[Stream]()
+
+    def close(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> None:
+        if len(tokens) == 5:
+            streams[0].close()
+
+    streams.append(model.stream([1, 2, 3], session=session, sampler=close, **GREEDY))
+    assert 1 <= len(list(streams[0])) <= 3
+    assert session.exists()

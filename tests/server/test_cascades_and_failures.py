@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,8 @@ import httpx
 import pytest
 
 from model_fixtures import with_template
-from overspill import Model, ModelInfo, mean_logprob
+from overspill import ChatStream, Model, ModelInfo, mean_logprob
+from overspill.server.answers import CascadeAnswer
 from overspill.server.app import Limits, make_app
 from overspill.server.models import Models
 from programs import WITHOUT_GPU, python_environment
@@ -89,6 +95,7 @@ def test_a_cascade_answers_by_its_signal(
     assert answer == text
     assert end["overspill"]["answered_by"] == (small if is_enough else large)
     assert "mean log-probability" in end["overspill"]["reason"]
+    assert end["logprobs"] is None  # nobody asked for those that judge the small model
     assert end["overspill"]["tokens_per_s"] > 0
 
 
@@ -117,6 +124,80 @@ def test_mistakes(server: Server, names: tuple[str, str], changed: dict[str, Any
     response = server.post(CHAT, request)
     assert response.status_code == status
     assert part in response.json()["error"]["message"]
+
+
+def test_token_ids_are_for_one_model(server: Server, names: tuple[str, str]) -> None:
+    """A cascade has two, which may number their tokens differently."""
+    response = server.post("/v1/completions", {"model": "cascade:" + ",".join(names), "prompt": [1, 2, 3]})
+    assert response.status_code == 400
+    assert "prompt" in response.json()["error"]["message"]
+
+
+def test_a_cascade_that_is_left_takes_no_model(smollm2_path: Path, random: Path) -> None:
+    """Where its client goes away while the small model is judged, the large one is not in use afterwards."""
+    files = {"small": smollm2_path, "large": random}
+    models = Models(files, [], ModelInfo.from_file, {"n_ctx": 128, "offload": "cpu"})
+
+    async def leave() -> None:
+        using = AsyncExitStack()
+        small = await using.enter_async_context(models.using("small"))
+
+        def start(model: Model, options: Any) -> ChatStream:
+            return model.chat("Hello", **options)
+
+        answer = CascadeAnswer(models, {"small": "small", "large": "large"}, using, small, start, {"max_tokens": 2})
+        async with answer:
+            pass
+        await using.aclose()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.to_thread(answer._lend, "large", answer._cascade)
+        assert [one.n_users for one in models.served.values()] == [0, 0]
+        await models.close()
+
+    asyncio.run(leave())
+
+
+def test_a_model_that_waits_for_memory_gets_it(smollm2_path: Path, random: Path) -> None:
+    """Requests for the loaded one, which come before the last has ended, do not keep the other out for ever."""
+    with serving(smollm2_path, random, "--ctx", 512, "--offload", "cpu", "--memory", "cpu=130MiB") as server:
+        enough = threading.Event()
+
+        def ask_again_and_again() -> None:
+            while not enough.is_set():
+                assert server.post(CHAT, asked(smollm2_path.stem)).status_code == 200
+
+        with ThreadPoolExecutor(3) as pool:
+            busy = [pool.submit(ask_again_and_again) for _ in range(3)]
+            try:
+                response = server.post(CHAT, asked(random.stem))
+            finally:
+                enough.set()
+            assert response.status_code == 200, response.text
+            for one in busy:
+                one.result()
+
+
+def test_a_client_that_does_not_read_is_left(random: Path) -> None:
+    """Its time is limited too: after that, its place and its model are free."""
+    with serving(random, "--ctx", 8192, "--offload", "cpu", "--timeout", 6) as server:
+        body = {
+            "prompt": [1, 2, 3],
+            "max_tokens": 8000,
+            "logprobs": 5,
+            "stream": True,
+            "n": 16,
+            "logit_bias": {"2": -100},
+        }
+        data = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n"
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + data)
+            deadline = time.monotonic() + 20
+            while not server.n_active():
+                assert time.monotonic() < deadline
+            server.wait_until_free()
 
 
 def test_a_large_model_takes_the_small_ones_place(smollm2_path: Path, random: Path) -> None:

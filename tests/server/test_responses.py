@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from model_fixtures import with_template
 from overspill import Model
+from overspill.server.responses import ResponsesRequest
 from servers import Server, serving
 
 QUESTION = "Name three colours of the rainbow."
@@ -191,8 +192,36 @@ def test_reasoning(client: openai.OpenAI, thinker: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ("user reasoning assistant user", ["user", "assistant thinks", "user"]),
+        ("user reasoning user", ["user", "user"]),
+        ("user reasoning call output", ["user", "assistant thinks calls", "tool"]),
+        ("user assistant call output", ["user", "assistant calls", "tool"]),
+        ("user assistant reasoning call output user", ["user", "assistant", "assistant thinks calls", "tool", "user"]),
+    ],
+)
+def test_items_become_messages(kinds: str, expected: list[str]) -> None:
+    """Reasoning belongs to the assistant's next message or call, and to nothing else."""
+    items: dict[str, dict[str, Any]] = {
+        "user": {"role": "user", "content": "x"},
+        "assistant": {"role": "assistant", "content": "y"},
+        "reasoning": {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "z"}]},
+        "call": {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+        "output": {"type": "function_call_output", "call_id": "1", "output": "w"},
+    }
+    request = ResponsesRequest.model_validate({"input": [items[kind] for kind in kinds.split()]})
+    described = [
+        message.role + " thinks" * bool(message.reasoning_content) + " calls" * bool(message.tool_calls)
+        for message in request.for_chat().messages
+    ]
+    assert described == expected
+
+
+@pytest.mark.parametrize(
     ("changed", "part"),
     [
+        ({"input": [{"type": "reasoning"}]}, "no message"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "web_search"),

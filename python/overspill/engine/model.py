@@ -330,6 +330,12 @@ class Model:
         return memory_by_device(self._core.memory(), pools, self._core.pinned())
 
     @property
+    @absent_on_error
+    def prompt_cache_bytes(self) -> int:
+        """The bytes of RAM that sequences without a place take now, at most ``prompt_cache``."""
+        return self._core.prompt_cache_bytes()
+
+    @property
     def path(self) -> Path:
         """The file that was loaded."""
         return self._path

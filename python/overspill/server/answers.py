@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, TypeAlias
@@ -94,12 +93,12 @@ class CascadeAnswer(Answer):
         super().__init__(names["small"], small, start, options, ends_with_call=ends_with_call)
         self._models, self._names, self._using = models, names, using
         self._loop = asyncio.get_running_loop()
-        self._loading: Future[Model] | None = None
+        self._changing: asyncio.Task[Any] | None = None
         self._cascade: CascadeStream | None = None
 
         def begin() -> _Steps:
             self._cascade = CascadeStream(self._lend, [mean_logprob()], start, options, show_draft=False)
-            return _Steps(self._cascade)
+            return _Steps(self._cascade, keeps_logprobs=bool(options.get("logprobs")))
 
         self._start = begin
 
@@ -122,18 +121,20 @@ class CascadeAnswer(Answer):
 
     async def aclose(self) -> None:
         """End the answer, and the waiting for a model."""
-        if self._loading is not None:
-            self._loading.cancel()
+        if self._changing is not None:
+            self._changing.cancel()
         await super().aclose()
 
     def _lend(self, which: Which, _: CascadeStream) -> tuple[Model, bool]:
         """Return a model; called in the stream's thread."""
         if which == "large":
-            self._loading = asyncio.run_coroutine_threadsafe(self._change(), self._loop)
-            self._model = self._loading.result()
+            self._model = asyncio.run_coroutine_threadsafe(self._change(), self._loop).result()
         return self._model, False
 
     async def _change(self) -> Model:
+        if self._ended:
+            raise asyncio.CancelledError  # nobody would give the large one back
+        self._changing = asyncio.current_task()
         await self._using.aclose()
         return await self._using.enter_async_context(self._models.using(self._names["large"]))
 
@@ -141,11 +142,13 @@ class CascadeAnswer(Answer):
 class _Steps:
     """A cascade's stream with the tokens and the stats of the model that answers."""
 
-    def __init__(self, stream: CascadeStream) -> None:
-        self._stream = stream
+    def __init__(self, stream: CascadeStream, *, keeps_logprobs: bool) -> None:
+        self._stream, self._keeps_logprobs = stream, keeps_logprobs
 
     def __next__(self) -> Token | ChatToken:
-        return next(self._stream).token
+        one = next(self._stream)
+        # Those that judge the small model are not for the client.
+        return one.token if self._keeps_logprobs else ChatToken(one.id, one.text, one.channel, tool_call=one.tool_call)
 
     def close(self) -> None:
         self._stream.close()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -58,6 +59,8 @@ class Asked:
     """For each text that is to be made."""
     replies: Callable[[str, TokenBytes, Model], Replies]
     """Returns what makes answers of tokens, for a model of that name."""
+    ids_in: str = ""
+    """The field with token ids, if there is one."""
     ends_with_call: bool = False
     """Whether the first call of a tool ends an answer."""
 
@@ -102,8 +105,8 @@ class _Service:
             start = unless_gone(self._start(request.model, asked, opened), http.receive, self.closing)
             replies, answers = await self._limited(start, deadline)
             if request.stream:
-                events = self._events(replies, answers, deadline)
-                return Events(events, replies.failed, opened.pop_all(), self.closing)
+                limited = partial(self._limited, deadline=deadline)
+                return Events(self._events(replies, answers), replies.failed, limited, opened.pop_all(), self.closing)
             whole = unless_gone(self._whole(replies, answers), http.receive, self.closing)
             return ApiResponse(await self._limited(whole, deadline))
         raise AssertionError("the block returns or raises")
@@ -112,12 +115,14 @@ class _Service:
         """Open a stream for each of a request's texts; all is left with ``opened``, the streams before the models."""
         using = await opened.enter_async_context(AsyncExitStack())
         pair = self.models.pair(name)
+        if pair and len(asked.texts) > 1:
+            raise ValueError("n: a cascade gives one answer to one prompt")
+        if pair and asked.ids_in:
+            raise ValueError(f"{asked.ids_in}: token ids are one model's own, and a cascade has two models")
         first = pair["small"] if pair else self.models.named(name).name
         model = await using.enter_async_context(self.models.using(first))
         call = {"ends_with_call": asked.ends_with_call}
         if pair:
-            if len(asked.texts) > 1:
-                raise ValueError("n: a cascade gives one answer to one prompt")
             ((start, options),) = asked.texts
             answers: list[Answer] = [CascadeAnswer(self.models, pair, using, model, start, options, **call)]
         else:
@@ -147,15 +152,11 @@ class _Service:
                 replies.end(choice, answers[choice].outcome)
         return replies.whole([answer.outcome for answer in answers])
 
-    async def _events(self, replies: Replies, answers: Sequence[Answer], deadline: float) -> AsyncIterator[Event]:
+    @staticmethod
+    async def _events(replies: Replies, answers: Sequence[Answer]) -> AsyncIterator[Event]:
         for event in replies.begin():
             yield event
-        tokens = merged(answers)
-        while True:
-            try:
-                choice, token = await self._limited(anext(tokens), deadline)
-            except StopAsyncIteration:
-                break
+        async for choice, token in merged(answers):
             made = replies.add(choice, token) if token is not None else replies.end(choice, answers[choice].outcome)
             for event in made:
                 yield event
@@ -275,7 +276,9 @@ def _add_texts(app: FastAPI, service: _Service) -> None:
         def replies(name: str, token_bytes: TokenBytes, _: Model) -> ChatReplies:
             return ChatReplies(name, token_bytes, request.n_choices, includes_usage=request.includes_usage)
 
-        return await service.answer(http, request, Asked(conversation(request), replies, request.takes_one_call))
+        return await service.answer(
+            http, request, Asked(conversation(request), replies, request.ids_in, request.takes_one_call)
+        )
 
     @app.post("/v1/responses", responses=_STREAMED)
     async def respond(request: ResponsesRequest, http: Request) -> Response:
@@ -283,7 +286,7 @@ def _add_texts(app: FastAPI, service: _Service) -> None:
             return ResponseReplies(name, token_bytes, request)
 
         chat = request.for_chat()
-        return await service.answer(http, request, Asked(conversation(chat), replies, chat.takes_one_call))
+        return await service.answer(http, request, Asked(conversation(chat), replies, chat.ids_in, chat.takes_one_call))
 
     @app.post("/v1/completions", responses=_STREAMED)
     async def complete(request: CompletionRequest, http: Request) -> Response:
@@ -298,4 +301,4 @@ def _add_texts(app: FastAPI, service: _Service) -> None:
             return TextReplies(name, token_bytes, request.n_choices, echoes, includes_usage=request.includes_usage)
 
         texts = [(starting(prompt), request.options(i)) for i, prompt in enumerate(prompts)]
-        return await service.answer(http, request, Asked(texts, replies))
+        return await service.answer(http, request, Asked(texts, replies, request.ids_in))

@@ -112,13 +112,20 @@ class Events(Response):
         self,
         events: AsyncIterator[Event],
         failed: Callable[[ApiError], Event],
+        limited: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]],
         opened: AsyncExitStack,
         closing: asyncio.Event,
     ) -> None:
-        """Take the objects to send, which OpenAI's ``[DONE]`` ends, and what makes one of an error."""
+        """Take the objects to send, which OpenAI's ``[DONE]`` ends, what makes one of an error, and a limit of time."""
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._events, self._failed, self._opened, self._closing = events, failed, opened, closing
+        self._events, self._failed, self._limited, self._opened, self._closing = (
+            events,
+            failed,
+            limited,
+            opened,
+            closing,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; the client's going away ends them."""
@@ -126,7 +133,7 @@ class Events(Response):
         try:
             async with self._opened:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                _, ended = await _first(self._send_all(send), _until_gone(receive), self._closing.wait())
+                _, ended = await _first(self._limited(self._send_all(send)), _until_gone(receive), self._closing.wait())
                 if ended == 1:  # before the streams are closed, which takes a step
                     await self._send_one(send, self._failed(_ending()))
         except Exception as error:

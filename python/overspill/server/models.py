@@ -76,6 +76,9 @@ class Models:
         self._read, self._options, self._tell = read, dict(options), tell
         self._one_at_a_time = asyncio.Lock()
         self._released = asyncio.Event()
+        self._may_begin = asyncio.Event()
+        """Unset while a model waits for the memory of others: what begins with these waits for it."""
+        self._may_begin.set()
         self._ends = False
 
     def named(self, name: str) -> Served:
@@ -113,15 +116,15 @@ class Models:
     async def using(self, name: str) -> AsyncIterator[Model]:
         """Yield a model, which is loaded first if it is not; it stays until the block is left."""
         one = self.named(name)
+        if one.model is not None:
+            await self._may_begin.wait()
         one.n_users += 1
         try:
-            if one.model is None:
+            while (model := one.model) is None:
                 if one.loading is None or one.loading.done():
                     one.loading = asyncio.create_task(self._load(one))
                     one.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may wait
                 await asyncio.shield(one.loading)  # others may wait for it
-            assert one.model is not None
-            model = one.model
             try:
                 yield model
             except UnusableError as error:
@@ -138,10 +141,14 @@ class Models:
     async def _load(self, one: Served) -> None:
         info = await asyncio.to_thread(self._read, one.file)
         async with self._one_at_a_time:
-            while not await self._has_room(info, one):
-                await self._released.wait()
-                if one.n_users == 0:
-                    raise ApiError(503, f"nobody waits for {one.name} any more")
+            try:
+                while not await self._has_room(info, one):
+                    self._may_begin.clear()  # or those that are in use would stay so for ever
+                    await self._released.wait()
+                    if one.n_users == 0:
+                        raise ApiError(503, f"nobody waits for {one.name} any more")
+            finally:
+                self._may_begin.set()
             self._tell(f"loading {one.name}")
             start = time.perf_counter()
             options = {**self._options, "progress": lambda share: not self._ends}
@@ -175,9 +182,12 @@ class Models:
         memory = by_device("memory", sizes, devices_for_layers(devices())) if sizes else {}
         hardware = Hardware.here(info, memory=memory, n_threads=self._options.get("n_threads"), measure=False)
         is_mapped = self._options.get("load_mode", "mmap") in ("mmap", "mmap+mlock")
-        taken = Counter({hardware.cpu.name: parse_bytes("prompt_cache", self._options.get("prompt_cache", 0))})
-        for one in self.served.values():
-            for name, use in one.model.memory.items() if one.model is not None else ():
+        cache_bytes = parse_bytes("prompt_cache", self._options.get("prompt_cache", 0))
+        taken = Counter({hardware.cpu.name: cache_bytes})
+        loaded = [model for one in self.served.values() if (model := one.model) is not None]
+        for model in loaded:
+            taken[hardware.cpu.name] += cache_bytes - model.prompt_cache_bytes  # which it may fill yet
+            for name, use in model.memory.items():
                 if name in memory:
                     taken[name] += use.total_bytes
                 elif name == hardware.cpu.name and is_mapped:
@@ -198,11 +208,10 @@ class Models:
         return await self._plan(self.named(name))
 
     async def _plan(self, one: Served) -> dict[str, Any]:
+        if (model := one.model) is not None:
+            memory = {device: asdict(use) for device, use in model.memory.items()}
+            return {"model": one.name, "loaded": True, "placement": model.placement.to_dict(), "memory": memory}
         info = await asyncio.to_thread(self._read, one.file)
-        if one.model is not None:
-            memory = {device: asdict(use) for device, use in one.model.memory.items()}
-            placed = one.model.placement.to_dict()
-            return {"model": one.name, "loaded": True, "placement": placed, "memory": memory}
         placement, forecast = await asyncio.to_thread(self._planned, info)
         return {"model": one.name, "loaded": False, "placement": placement.to_dict(), "forecast": forecast.to_dict()}
 

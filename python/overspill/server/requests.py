@@ -82,7 +82,7 @@ class Message(Fields):
 def _text_part(part: Part) -> dict[str, str]:
     text = part.text if part.type in ("text", "input_text", "output_text") else part.refusal
     if text is None:
-        raise ValueError(f"messages: parts of a content must be of the type text, not {part.type!r:.40}")
+        raise ValueError(f"the content of a message must be text, not {part.type!r:.40}")
     return {"type": "text", "text": text}
 
 
@@ -121,6 +121,11 @@ class SamplingRequest(Fields):
         """Whether a streamed answer ends with the numbers of its tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def ids_in(self) -> str:
+        """The field with token ids, which are one model's own; empty if there is none."""
+        return "logit_bias" if self.logit_bias else ""
+
     def sampling(self, choice: int) -> dict[str, Any]:
         """Return the options of one of the answers, as :meth:`overspill.Model.stream` takes them."""
         names = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
@@ -157,7 +162,7 @@ class ResponseFormat(Fields):
         """The JSON schema of the answer; None for any text."""
         if self.type == "json_schema":
             if self.json_schema is None or self.json_schema.schema_ is None:
-                raise ValueError("response_format.json_schema.schema is missing")
+                raise ValueError("the form of the answer has no JSON schema: its field schema is missing")
             return self.json_schema.schema_
         return {"type": "object"} if self.type == "json_object" else None
 
@@ -221,6 +226,11 @@ class CompletionRequest(SamplingRequest):
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool | None = None
     suffix: str | None = None
+
+    @property
+    def ids_in(self) -> str:
+        """The field with token ids, which are one model's own; empty if there is none."""
+        return super().ids_in or ("" if all(isinstance(prompt, str) for prompt in self.prompts) else "prompt")
 
     @property
     def prompts(self) -> list[str | list[int]]:

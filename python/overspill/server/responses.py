@@ -128,11 +128,12 @@ class ResponsesRequest(SamplingRequest):
                 case "reasoning":
                     reasoning = item.reasoning or None
                 case "message" if item.role is not None:
-                    made.append(Message(role=item.role, content=item.content, reasoning_content=reasoning))
+                    reasoned = reasoning if item.role == "assistant" else None
+                    made.append(Message(role=item.role, content=item.content, reasoning_content=reasoned))
                     reasoning = None
                 case "function_call" if item.name is not None:
                     call = Call(id=item.call_id, function=Function(name=item.name, arguments=item.arguments))
-                    if not made or made[-1].role != "assistant":
+                    if not made or made[-1].role != "assistant" or reasoning is not None:
                         made.append(Message(role="assistant", reasoning_content=reasoning, tool_calls=[]))
                         reasoning = None
                     made[-1].tool_calls = [*(made[-1].tool_calls or ()), call]
@@ -142,6 +143,8 @@ class ResponsesRequest(SamplingRequest):
                     raise ValueError(f"input.{i}: {'role' if item.type == 'message' else 'name'} is missing")
                 case _:
                     raise ValueError(f"input.{i}: items of the type {item.type!r:.40} are not known here")
+        if not made:
+            raise ValueError("input: there is no message")
         return made
 
     def repeated(self) -> dict[str, Any]:
