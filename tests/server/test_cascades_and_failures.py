@@ -150,6 +150,7 @@ def test_a_cascade_that_is_left_takes_no_model(smollm2_path: Path, random: Path)
             pass
         await using.aclose()
         with pytest.raises(asyncio.CancelledError):
+            assert answer._cascade is not None
             await asyncio.to_thread(answer._lend, "large", answer._cascade)
         assert [one.n_users for one in models.served.values()] == [0, 0]
         await models.close()
