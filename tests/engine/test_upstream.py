@@ -26,7 +26,7 @@ PROMPTS = {
 def test_greedy_text_is_upstreams(request: pytest.FixtureRequest, upstream_tools: Path, name: str, prompt: str) -> None:
     """64 greedy tokens are those of ``llama-completion --temp 0``, with the same products."""
     path: Path = request.getfixturevalue(f"{name}_path")
-    with Model(path, n_ctx=1024, n_threads=N_THREADS, kernels="llama.cpp") as model:
+    with Model(path, n_ctx=1024, n_threads=N_THREADS, adapt_threads=False, kernels="llama.cpp") as model:
         reply = model.generate(prompt, temperature=0, max_tokens=64)
     assert reply.text == completion(upstream_tools, path, prompt, 64)
 
