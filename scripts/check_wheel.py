@@ -37,9 +37,8 @@ NVIDIA = r"lib(cudart|cublas)\.so\.\d+"
 
 def expected_files(dist_info: str) -> list[str]:
     """Return the name, or a pattern for it, of each file that has to be there."""
-    python = [
-        file for file in (ROOT / "python/overspill").rglob("*") if file.suffix in (".py", ".pyi", ".typed", ".jinja", ".html")
-    ]
+    kinds = (".py", ".pyi", ".typed", ".jinja", ".html")
+    python = [file for file in (ROOT / "python/overspill").rglob("*") if file.suffix in kinds]
     licences = [file.name for file in (ROOT / "vendor/llama.cpp/licenses").iterdir()]
     return [
         *REQUIRED,
