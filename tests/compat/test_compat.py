@@ -16,6 +16,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from client_tasks import WEATHER
 from model_fixtures import N_THREADS
 from overspill import Error, Model
 from overspill.compat import Llama, LlamaGrammar, LogitsProcessorList, StoppingCriteriaList
@@ -23,16 +24,6 @@ from rounding import NATS
 
 QUESTION: list[Any] = [{"role": "user", "content": "Name three colours of the rainbow."}]
 COUNT = LlamaGrammar.from_string('root ::= "one two three four five"')
-WEATHER: Any = {
-    "name": "get_weather",
-    "description": "Tell the weather in a city.",
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "maximum": 9}},
-        "required": ["city", "days"],
-        "additionalProperties": False,
-    },
-}
 
 
 @pytest.fixture(scope="module")

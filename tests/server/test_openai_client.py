@@ -4,45 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import openai
 import pytest
-from pydantic import BaseModel
 
-from chats import template
+from client_tasks import WEATHER, Colour
 from overspill import Model
 from rounding import NATS
 from servers import Server, serving
 
 QUESTION: list[Any] = [{"role": "user", "content": "Name three colours of the rainbow."}]
-WEATHER: Any = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Tell the weather in a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "maximum": 9}},
-            "required": ["city", "days"],
-            "additionalProperties": False,
-        },
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def tool_user(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return SmolLM2 with a chat template by which a call of a tool comes before any text, if there has to be one."""
-    path = tmp_path_factory.mktemp("models") / "tool-user.gguf"
-    command: list[str | Path] = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", smollm2_path, path, "--force"]
-    command += ["--chat-template", template("meetkai-functionary-medium-v3.2")]
-    subprocess.run(command, check=True, capture_output=True)
-    return path
+TOOL: Any = {"type": "function", "function": WEATHER}
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +124,7 @@ def test_completions(client: openai.OpenAI, name: str) -> None:
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_tools(client: openai.OpenAI, tool_user: Path, choice: Any, streamed: bool) -> None:
     """The call's arguments fit the schema, and a conversation with its result goes on."""
-    options: dict[str, Any] = {"model": tool_user.stem, "tools": [WEATHER], "max_tokens": 400, "seed": 1}
+    options: dict[str, Any] = {"model": tool_user.stem, "tools": [TOOL], "max_tokens": 400, "seed": 1}
     message: Any
     question: Any = {"role": "user", "content": "What will the weather be in Rome, for 2 days?"}
     if streamed:
@@ -178,7 +153,7 @@ def test_tools(client: openai.OpenAI, tool_user: Path, choice: Any, streamed: bo
 @pytest.mark.parametrize("streamed", [False, True])
 def test_one_call_at_most(client: openai.OpenAI, tool_user: Path, streamed: bool) -> None:
     """A model that would call again and again is ended after the first call."""
-    options: dict[str, Any] = {"model": tool_user.stem, "tools": [WEATHER], "tool_choice": "required"}
+    options: dict[str, Any] = {"model": tool_user.stem, "tools": [TOOL], "tool_choice": "required"}
     options |= {"max_tokens": 200, "temperature": 0, "parallel_tool_calls": False}
     with client.chat.completions.stream(messages=QUESTION, **options) as stream:
         choice = stream.get_final_completion().choices[0]
@@ -186,13 +161,6 @@ def test_one_call_at_most(client: openai.OpenAI, tool_user: Path, streamed: bool
         choice = client.chat.completions.create(messages=QUESTION, **options).choices[0]
     assert len(choice.message.tool_calls or ()) == 1
     assert choice.finish_reason == "tool_calls"
-
-
-class Colour(BaseModel):
-    """What the model is to fill in."""
-
-    name: Literal["red", "green", "blue"]
-    is_warm: bool
 
 
 def test_structured_outputs(client: openai.OpenAI, name: str) -> None:
@@ -245,7 +213,7 @@ def test_many_clients_at_once(server: Server, name: str) -> None:
         ({"logit_bias": {"x": 1}}, openai.BadRequestError, "logit_bias"),
         ({"logit_bias": {"99999999": 1}}, openai.BadRequestError, "logit_bias"),
         ({"tools": [{"type": "function"}]}, openai.BadRequestError, "tools"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}},
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}},
          openai.BadRequestError, "tool_choice"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "none"}}}},
          openai.BadRequestError, "schema"),

@@ -5,30 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import openai
 import pytest
-from pydantic import BaseModel
 
+from client_tasks import WEATHER, Colour
 from model_fixtures import with_template
 from overspill import Model
 from overspill.server.responses import ResponsesRequest
 from servers import Server, serving
 
 QUESTION = "Name three colours of the rainbow."
-WEATHER: Any = {
-    "type": "function",
-    "name": "get_weather",
-    "description": "Tell the weather in a city.",
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "maximum": 9}},
-        "required": ["city", "days"],
-        "additionalProperties": False,
-    },
-    "strict": True,
-}
+TOOL: Any = {"type": "function", **WEATHER, "strict": True}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +126,7 @@ def test_logprobs(client: openai.OpenAI, name: str) -> None:
 def test_tools(client: openai.OpenAI, tool_user: Path, choice: Any) -> None:
     """A call's arguments fit the schema, streamed or not, and a conversation with its result goes on."""
     question: Any = {"role": "user", "content": "What will the weather be in Rome, for 2 days?"}
-    options: dict[str, Any] = {"model": tool_user.stem, "tools": [WEATHER], "max_output_tokens": 400}
+    options: dict[str, Any] = {"model": tool_user.stem, "tools": [TOOL], "max_output_tokens": 400}
     options |= {"temperature": 0.3, "extra_body": {"seed": 1}}
     response = client.responses.create(input=[question], tool_choice=choice, **options)
     (call, *_) = (item for item in response.output if item.type == "function_call")
@@ -156,13 +145,6 @@ def test_tools(client: openai.OpenAI, tool_user: Path, choice: Any) -> None:
     items: list[Any] = [question, *(item.model_dump() for item in response.output), result]
     answer = client.responses.create(input=items, tool_choice="none", **{**options, "max_output_tokens": 10})
     assert answer.output[0].type == "message"
-
-
-class Colour(BaseModel):
-    """What the model is to fill in."""
-
-    name: Literal["red", "green", "blue"]
-    is_warm: bool
 
 
 def test_structured_outputs(client: openai.OpenAI, name: str) -> None:
@@ -225,7 +207,7 @@ def test_items_become_messages(kinds: str, expected: list[str]) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "web_search"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "item_reference"),
         ({"input": [{"type": "message", "content": "x"}]}, "role"),
         ({"input": [{"type": "function_call", "call_id": "x"}]}, "name"),

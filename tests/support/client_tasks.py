@@ -3,7 +3,7 @@
 Clients evaluate the annotations, so they are none of the future.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -15,6 +15,17 @@ class Colour(BaseModel):
     is_warm: bool
 
 
+WEATHER: dict[str, Any] = {
+    "name": "get_weather",
+    "description": "Tell the weather in a city.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "maximum": 9}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+}
+"""A function whose arguments cannot become long."""
 QUESTION = "What is gravity?"
 """The first eight tokens of SmolLM2's greedy answer are likelier than all others by more than rounding moves them."""
 LIKE_THIS = 'Write this: {"name": "red", "is_warm": true}'

@@ -392,7 +392,8 @@ repeat_penalty, tfs_z, mirostat_mode, mirostat_tau, mirostat_eta, model, logits_
         check_only_defaults(given)
         name = self.model_path if model is None else as_text("model", model)
         is_streamed = as_flag("stream", stream)
-        options = stream_options(given, Criteria(None), self._last_n, self._seeds.next(seed))
+        criteria = Criteria(None)
+        options = stream_options(given, criteria, self._last_n, self._seeds.next(seed))
         n_others = 0 if top_logprobs is None else as_integer("top_logprobs", top_logprobs, 0, 1000)
         if logprobs is not None and as_flag("logprobs", logprobs):
             options["logprobs"] = n_others or True
@@ -403,7 +404,7 @@ repeat_penalty, tfs_z, mirostat_mode, mirostat_tau, mirostat_eta, model, logits_
         except ContextFullError as error:
             raise ValueError(f"messages exceed context window, which Llama(n_ctx=...) makes larger: {error}") from None
         amend = _add_nothing if functions is None else _add_function_call
-        return _answer(replies, opened, Criteria(None), name, is_streamed, amend)
+        return _answer(replies, opened, criteria, name, is_streamed, amend)
 
     def create_chat_completion_openai_v1(self, messages: Sequence[Message], **options: Any) -> Any:
         """Return what :meth:`create_chat_completion` does as objects of the package openai.
